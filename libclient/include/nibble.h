@@ -1,0 +1,279 @@
+/* libnibble: models that a machine holds once, for any process. The one public header; C and C++.
+ *
+ * A connection, and all that was made from it, belongs to one thread at a time; different connections are independent.
+ * The library prints nothing, never exits, starts no threads, installs no signal handlers, and blocks only in calls
+ * that say so. Functions return 0 or more on success, a negative errno or a negative NIBBLE_E code on failure;
+ * nibble_error() has the sentence that goes with the last failure. Outputs named ret_ are untouched on failure.
+ * Strings are UTF-8.
+ */
+#ifndef NIBBLE_H
+#define NIBBLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define NIBBLE_API __attribute__((visibility("default")))
+#else
+#define NIBBLE_API
+#endif
+
+/* What a user can act on. Below any errno. */
+enum {
+    NIBBLE_E_NO_DAEMON = -5001,   /* nothing listens on the socket */
+    NIBBLE_E_VERSION = -5002,     /* library and daemon do not speak a common version */
+    NIBBLE_E_DENIED = -5003,      /* not allowed on this socket, or for this user */
+    NIBBLE_E_NO_MODEL = -5004,    /* no model of that name is loaded */
+    NIBBLE_E_EXISTS = -5005,      /* a model of that name is loaded already */
+    NIBBLE_E_FORMAT = -5006,      /* the file is no valid model */
+    NIBBLE_E_UNSUPPORTED = -5007, /* valid, but an architecture, type or template that Nibble does not serve */
+    NIBBLE_E_TOO_LARGE = -5008,   /* larger than the machine's or the device's memory */
+    NIBBLE_E_CONTEXT = -5009,     /* the tokens do not fit into the model's context */
+    NIBBLE_E_QUOTA = -5010,       /* over a limit of this user or this connection */
+    NIBBLE_E_BUSY = -5011,        /* the session runs a job already; the model has sessions */
+    NIBBLE_E_CANCELLED = -5012,   /* the job was cancelled */
+    NIBBLE_E_LOST = -5013,        /* the serving worker is gone and none takes its place */
+    NIBBLE_E_POISON = -5014,      /* the job killed its worker again when run alone */
+    NIBBLE_E_PROTOCOL = -5015,    /* the peer broke the protocol */
+    NIBBLE_E_CLOSED = -5016       /* the daemon closed the connection */
+};
+
+typedef struct nibble nibble;
+typedef struct nibble_session nibble_session;
+typedef struct nibble_job nibble_job;
+
+/* ---- Connection ------------------------------------------------------------------------------------------------ */
+
+/* Connects and shakes hands. `path` NULL: $NIBBLE_SOCKET, else /run/nibble/nibble.sock. Blocks, 10 s at most. */
+NIBBLE_API int nibble_connect(const char *path, nibble **ret_connection);
+/* The same to the admin socket, the sibling `admin.sock` of `path`: for nibble_load and nibble_unload. */
+NIBBLE_API int nibble_connect_admin(const char *path, nibble **ret_connection);
+/* Ends every session and job of the connection and frees it. NULL is fine. Does not block. */
+NIBBLE_API void nibble_close(nibble *connection);
+
+/* The sentence for the connection's last failure; valid until the next call on it. Never NULL. */
+NIBBLE_API const char *nibble_error(const nibble *connection);
+/* A short name for a code of either kind. Static. */
+NIBBLE_API const char *nibble_strerror(int code);
+NIBBLE_API const char *nibble_version(void);
+
+/* For the caller's own event loop: the fd is readable (level-triggered) when nibble_dispatch has work. It stays the
+ * same for the connection's life and belongs to it. */
+NIBBLE_API int nibble_get_fd(const nibble *connection);
+/* Handles what has come in and runs callbacks. Waits up to timeout_ms (0: not at all, -1: for ever) for something to
+ * happen. Returns the number of events handled, 0 at the timeout, or a failure of the connection. Callbacks may call
+ * anything but nibble_close. */
+NIBBLE_API int nibble_dispatch(nibble *connection, int timeout_ms);
+
+/* ---- What the daemon has (blocking, short) ---------------------------------------------------------------------- */
+
+struct nibble_model {
+    char name[64];
+    char architecture[32];
+    char type[16];      /* the type of most of its weights, "Q4_1" */
+    char device[32];
+    char precision[16]; /* "fast", "balanced", "exact" */
+    char state[16];     /* "loading", "ready", "restarting", "lost" */
+    uint64_t packed_bytes; /* the one copy of the weights in shared memory */
+    uint64_t kv_bytes;     /* memory set aside for KV blocks */
+    uint64_t parameters;
+    uint32_t vocab, context, layers, embedding;
+    uint32_t sessions;
+    uint32_t worker_restarts;
+};
+
+struct nibble_device {
+    char name[32];
+    char description[128];
+    char isa[32]; /* ISA level or shader tier */
+    char state[16];
+    uint64_t memory_bytes, used_bytes;
+    uint32_t threads;
+    uint32_t models;
+};
+
+/* Who holds what: one row for each process of the service and each client. */
+struct nibble_holder {
+    char role[16]; /* "broker", "worker", "client" */
+    char model[64];
+    uint32_t pid;  /* for display alone */
+    uint32_t uid;
+    uint32_t sessions, jobs;
+    uint64_t shared_bytes;  /* weights mapped, or the channel's memory */
+    uint64_t private_bytes; /* charged to it: KV of a worker, channel memory of a client */
+    uint64_t tokens;        /* generated and computed for it so far */
+};
+
+struct nibble_status {
+    char version[32];
+    char numerics[16];
+    uint64_t uptime_ms;
+    uint64_t weights_bytes, kv_bytes, kv_used_bytes, channel_bytes;
+    uint32_t models, clients, sessions, jobs, worker_restarts;
+    uint64_t steps, mixed_steps; /* steps run; those with prefill and decode rows of different sessions */
+    uint64_t prefill_tokens, decode_tokens;
+};
+
+/* Up to `max` rows to ret_rows; returns how many there are in all. */
+NIBBLE_API int nibble_models(nibble *connection, struct nibble_model *ret_rows, size_t max);
+NIBBLE_API int nibble_devices(nibble *connection, struct nibble_device *ret_rows, size_t max);
+NIBBLE_API int nibble_holders(nibble *connection, struct nibble_holder *ret_rows, size_t max);
+NIBBLE_API int nibble_get_status(nibble *connection, struct nibble_status *ret_status);
+
+/* ---- Administration (admin connection; blocking) ------------------------------------------------------------------ */
+
+struct nibble_load_options {
+    const char *name;      /* required: 1 to 63 of [A-Za-z0-9._-] */
+    const char *device;    /* NULL: the CPU */
+    const char *precision; /* NULL: "balanced" */
+    uint32_t context;      /* 0: the model's own */
+    uint64_t kv_bytes;     /* 0: the daemon's default */
+    /* Called as the file is read; a return other than 0 cancels the load. May be NULL. */
+    int (*progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+};
+
+/* Loads the model file behind `fd` (borrowed; opened for reading). Returns when the model is ready. */
+NIBBLE_API int nibble_load(nibble *admin, int fd, const struct nibble_load_options *options);
+/* Unloads. Without `force`, fails with NIBBLE_E_BUSY while sessions use the model; with it, their jobs end with
+ * NIBBLE_E_NO_MODEL. */
+NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
+
+/* ---- Sessions ----------------------------------------------------------------------------------------------------- */
+
+struct nibble_session_options {
+    uint64_t arena_bytes; /* shared memory for this connection's texts and results with the model; 0: 4 MiB; the first
+                             session of a connection on a model decides */
+};
+
+/* A session is one sequence of tokens on a model. It keeps its KV cache between jobs, as far as memory allows, and
+ * rebuilds it when not. Blocks for the handshake. options may be NULL. */
+NIBBLE_API int nibble_session_open(nibble *connection, const char *model,
+                                   const struct nibble_session_options *options, nibble_session **ret_session);
+NIBBLE_API void nibble_session_close(nibble_session *session); /* cancels its job; NULL is fine */
+/* What the model is; valid for the session's life. */
+NIBBLE_API const struct nibble_model *nibble_session_model(const nibble_session *session);
+/* The session's token log: every token it was given and has generated. Valid until the next call on the session. */
+NIBBLE_API size_t nibble_session_tokens(const nibble_session *session, const int32_t **ret_tokens);
+
+enum {
+    NIBBLE_TOKENIZE_SPECIAL = 1, /* special tokens written in the text count as such; never for a user's text */
+    NIBBLE_TOKENIZE_BOS = 2      /* begin as the model wants a text to begin (BOS, where it uses one) */
+};
+/* Text of any bytes to token ids. Writes up to `max`; returns how many there are. Blocks. */
+NIBBLE_API int nibble_tokenize(nibble_session *session, const char *text, size_t len, unsigned flags,
+                               int32_t *ret_tokens, size_t max);
+/* Token ids to bytes, special tokens written out. Writes up to `max`; returns how many there are. Blocks. */
+NIBBLE_API int nibble_detokenize(nibble_session *session, const int32_t *tokens, size_t n, char *ret_text, size_t max);
+
+/* ---- Generation --------------------------------------------------------------------------------------------------- */
+
+struct nibble_message {
+    const char *role; /* "system", "user", "assistant" */
+    const char *content;
+};
+
+/* What to go on from: exactly one of text, messages, tokens is set. Copied during the call.
+ * messages: the whole conversation, rendered by the model's chat template, ready for the assistant's turn; tokens that the
+ *   session's log already begins with are not computed again.
+ * text, tokens: replace the log in the same way, or, with `append`, are added at its end. */
+struct nibble_prompt {
+    const char *text;
+    size_t text_len;
+    const struct nibble_message *messages;
+    size_t n_messages;
+    const int32_t *tokens;
+    size_t n_tokens;
+    int append;
+};
+
+struct nibble_sampling {
+    float temperature; /* 0: greedy */
+    uint32_t top_k;    /* 0: off */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    float repeat_penalty; /* 1: off */
+    uint32_t repeat_window;
+    uint64_t seed;
+};
+
+struct nibble_generate_options {
+    struct nibble_sampling sampling;
+    uint32_t max_tokens;      /* 0: to the end of the context */
+    const char *const *stop;  /* strings that end the text; not part of it; 16 at most, of 128 bytes at most */
+    size_t n_stop;
+    int ignore_eos;
+    int logprobs;             /* tell each token's log-probability */
+};
+/* Temperature 0, no filters, to the end of the context. */
+NIBBLE_API void nibble_generate_options_init(struct nibble_generate_options *ret_options);
+
+enum nibble_event_type {
+    NIBBLE_EVENT_TOKEN,   /* a token; `text` is what became whole UTF-8 with it, perhaps nothing */
+    NIBBLE_EVENT_PREFILL, /* progress of the prompt: `done` of `total` tokens computed */
+    NIBBLE_EVENT_MOVED,   /* the worker died; another one continues the job; nothing is lost */
+    NIBBLE_EVENT_DONE     /* the last event */
+};
+enum nibble_finish {
+    NIBBLE_FINISH_NONE,
+    NIBBLE_FINISH_EOS,     /* the model ended its text */
+    NIBBLE_FINISH_STOP,    /* a stop string */
+    NIBBLE_FINISH_LENGTH,  /* max_tokens */
+    NIBBLE_FINISH_CONTEXT, /* the context is full */
+    NIBBLE_FINISH_ERROR    /* `error` says why; NIBBLE_E_CANCELLED after a cancel */
+};
+
+struct nibble_timings {
+    uint32_t prompt_tokens, cached_tokens, generated_tokens;
+    uint64_t queue_ns, prefill_ns, decode_ns;
+};
+
+struct nibble_event {
+    enum nibble_event_type type;
+    int32_t token;
+    float logprob; /* NaN when not asked for */
+    const char *text; /* whole UTF-8, not NUL-terminated; valid during the callback, or to the next nibble_job_next */
+    size_t text_len;
+    uint32_t done, total;
+    enum nibble_finish finish;
+    int error;
+    struct nibble_timings timings; /* with DONE */
+};
+
+/* Runs inside nibble_dispatch and the blocking calls. */
+typedef void (*nibble_callback)(nibble_job *job, const struct nibble_event *event, void *user);
+
+/* Starts a job; does not wait for it (a text is tokenized by the worker first, in order). With a callback, events come
+ * by it; without, fetch them with nibble_job_next. A session runs one job at a time. */
+NIBBLE_API int nibble_generate(nibble_session *session, const struct nibble_prompt *prompt,
+                               const struct nibble_generate_options *options, nibble_callback callback, void *user,
+                               nibble_job **ret_job);
+/* The next event of a job without a callback: 1 with an event, 0 at the timeout, negative on failure of the
+ * connection. After DONE: 0. Blocks up to timeout_ms (-1: for ever). */
+NIBBLE_API int nibble_job_next(nibble_job *job, struct nibble_event *ret_event, int timeout_ms);
+/* Dispatches until the job is done; returns 0 or the job's error. Blocks. */
+NIBBLE_API int nibble_job_wait(nibble_job *job);
+/* Asks for the end; DONE with NIBBLE_E_CANCELLED follows. */
+NIBBLE_API void nibble_job_cancel(nibble_job *job);
+/* Frees; a running job is cancelled and its events are dropped. NULL is fine. */
+NIBBLE_API void nibble_job_free(nibble_job *job);
+
+/* ---- Scoring ------------------------------------------------------------------------------------------------------ */
+
+/* Sets the session's log to the tokens and computes, for each position p in [first, n - 1), the log-probability of
+ * token p + 1 given all before it: ret_logprobs[p - first]. Blocks. */
+NIBBLE_API int nibble_score(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
+                            float *ret_logprobs);
+/* The same with the whole distribution: calls `row` for each position p in [first, n) in order with vocab logits that
+ * are valid during the call. A return other than 0 stops and is returned. Blocks. */
+NIBBLE_API int nibble_logits(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
+                             int (*row)(void *user, size_t position, const float *logits, size_t vocab), void *user);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,141 @@
+// The channel's shared memory: what a client and a serving worker exchange without the kernel. One sealed memfd
+// (SHRINK|GROW|SEAL): header page, submission ring, completion ring, arena. The other side is hostile: the worker keeps the
+// geometry it got from the broker, copies a submission and its descriptor once, and validates the copies; the client
+// does the same with completions. docs/protocol.md describes it for other implementations.
+#pragma once
+
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define NB_RING_VERSION     1
+#define NB_SQ_ENTRIES       256u  // powers of two
+#define NB_CQ_ENTRIES       4096u
+#define NB_JOBS_MAX         64u   // unretired jobs of a channel
+#define NB_SESSIONS_MAX     64u   // session ids of a channel: 0 .. 63, chosen by the client
+#define NB_JOB_SLOTS        48u   // completions a job may have to post at one step; reserved for each (64 * 48 < CQ)
+#define NB_STOP_MAX         16u
+#define NB_STOP_LEN_MAX     128u
+#define NB_ARENA_MIN        (64u << 10)
+#define NB_ARENA_DEFAULT    (4u << 20)
+#define NB_ARENA_MAX        (256u << 20)
+
+// Indices count up for ever; entry = index & (entries - 1). tail is written by the producer, head by the consumer.
+// A sleeper sets its flag, looks at the ring once more, then sleeps on its socket; a producer that finds the
+// flag set clears it and sends one byte (MSG_DONTWAIT | MSG_NOSIGNAL).
+struct nb_ring_indices {
+    alignas(64) _Atomic uint32_t sq_tail;
+    alignas(64) _Atomic uint32_t sq_head;
+    alignas(64) _Atomic uint32_t cq_tail;
+    alignas(64) _Atomic uint32_t cq_head;
+    alignas(64) _Atomic uint32_t worker_sleeps;
+    alignas(64) _Atomic uint32_t client_sleeps;
+};
+
+#define NB_CHANNEL_SQ_OFFSET    4096u
+#define NB_CHANNEL_CQ_OFFSET    (NB_CHANNEL_SQ_OFFSET + NB_SQ_ENTRIES * 64u)
+#define NB_CHANNEL_ARENA_OFFSET (NB_CHANNEL_CQ_OFFSET + NB_CQ_ENTRIES * 64u) // page-aligned
+#define NB_CHANNEL_BYTES(arena) (NB_CHANNEL_ARENA_OFFSET + (uint64_t)(arena))
+
+enum nb_op {
+    NB_OP_NOP,
+    NB_OP_TOKENIZE,      // nb_desc_tokenize
+    NB_OP_DETOKENIZE,    // nb_desc_detokenize
+    NB_OP_GENERATE,      // nb_desc_generate
+    NB_OP_SCORE,         // nb_desc_score
+    NB_OP_CANCEL,        // target = user_data of the job to end; answered by that job's own completion, or by
+                         // this one's with -ENOENT
+    NB_OP_SESSION_CLOSE, // forgets the session's log and KV
+    NB_OP_COUNT,
+};
+
+struct nb_submission {
+    uint32_t op;
+    uint32_t flags;      // 0
+    uint64_t user_data;  // names the job in completions; unique among the channel's unretired jobs; not 0
+    uint32_t session;
+    uint32_t region;     // 0: the arena; later, registered memory
+    uint64_t desc;       // offset in the arena, 8-byte aligned
+    uint32_t desc_len;   // exactly the descriptor's size
+    uint32_t pad;
+    uint64_t target;
+    uint64_t reserved[2]; // 0
+};
+_Static_assert(sizeof(struct nb_submission) == 64, "a cache line");
+
+// All offsets are in the arena; 4-byte aligned for tokens and floats.
+#define NB_TEXT_SPECIAL 1u  // parse special tokens
+#define NB_TEXT_BOS     2u  // add BOS as the model wants
+#define NB_TEXT_CHAT    4u  // text is a list of messages: u32 role_len, u32 content_len, role, content (no padding);
+                            // rendered by the model's template, ready for the assistant's turn
+struct nb_desc_tokenize {
+    uint64_t text, text_len;
+    uint64_t out;      // int32[out_max]
+    uint32_t out_max;
+    uint32_t flags;
+}; // completion DONE: a = number of tokens (perhaps more than out_max: nothing written past it)
+
+struct nb_desc_detokenize {
+    uint64_t tokens;
+    uint32_t n_tokens;
+    uint32_t flags;
+    uint64_t out, out_max;
+}; // completion DONE: a = number of bytes
+
+#define NB_GENERATE_IGNORE_EOS 1u
+#define NB_GENERATE_LOGPROBS   2u
+// Sets the session's log to its first `base` tokens plus the given ones, computes what is not in the KV cache, then
+// generates. After REBIND the client submits it again with base 0, the whole log, `n_replay` (how many of the log's
+// last tokens this job had generated) and `text_skip` (how many bytes of text it had received).
+struct nb_desc_generate {
+    uint32_t base, n_tokens;
+    uint64_t tokens;     // int32[n_tokens]
+    uint32_t n_replay;
+    uint32_t max_tokens; // of the whole job, replayed ones included; 0: to the end of the context
+    uint64_t text_skip;
+    uint64_t seed;
+    float temperature, top_p, min_p, repeat_penalty;
+    uint32_t top_k, repeat_window;
+    uint32_t flags;
+    uint32_t n_stop;
+    uint64_t stop;       // n_stop times: u32 len, bytes (no padding)
+    uint64_t stop_len;   // bytes of all that
+};
+
+#define NB_SCORE_LOGPROBS 0u // float[n - 1 - first]: row p gives log P(token p + 1), p counted in the log
+#define NB_SCORE_LOGITS   1u // float[n - first][vocab]
+struct nb_desc_score {
+    uint32_t base, n_tokens;
+    uint64_t tokens;
+    uint32_t first;      // of the log; >= base
+    uint32_t what;
+    uint64_t out, out_len;
+};
+
+enum nb_completion_kind {
+    NB_COMPLETION_TOKEN,   // token, logprob, text; more text follows in TEXT
+    NB_COMPLETION_TEXT,    // text alone
+    NB_COMPLETION_PREFILL, // a of b tokens computed
+    NB_COMPLETION_DONE,    // the job is retired: status, finish, timings
+};
+
+struct nb_done {
+    uint32_t finish; // enum nibble_finish
+    uint32_t cached_tokens;
+    uint64_t queue_ns, prefill_ns, decode_ns;
+};
+
+struct nb_completion {
+    uint64_t user_data;
+    uint16_t kind;
+    uint16_t text_len; // at most 32
+    int32_t status;    // 0, negative errno or NIBBLE_E
+    int32_t token;
+    float logprob;
+    uint32_t a, b;     // DONE of a generation: a = prompt tokens, b = generated tokens
+    union {
+        char text[32];
+        struct nb_done done;
+    };
+};
+_Static_assert(sizeof(struct nb_completion) == 64, "a cache line");

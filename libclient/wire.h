@@ -1,0 +1,133 @@
+// The control protocol between a client and the broker, over SOCK_SEQPACKET: fixed structs, one a packet, host byte
+// order (it never leaves the machine). docs/protocol.md is the page to implement it from.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define NB_WIRE_MAGIC   0x3142424eu // "NBB1"
+#define NB_WIRE_VERSION 1
+#define NB_WIRE_MAX     4096 // bytes of a packet
+#define NB_WIRE_FDS_MAX 4
+#define NB_NAME_MAX     64   // with the NUL
+
+enum nb_wire_type {
+    // Requests, and their replies (type | NB_WIRE_REPLY) with the request's serial.
+    NB_WIRE_HELLO = 1,
+    NB_WIRE_STATUS,
+    NB_WIRE_LIST,          // models, devices, holders: by cursor
+    NB_WIRE_OPEN_CHANNEL,
+    NB_WIRE_CLOSE_CHANNEL,
+    NB_WIRE_LOAD,          // admin; one fd
+    NB_WIRE_UNLOAD,        // admin
+    NB_WIRE_CANCEL_LOAD,   // admin; no reply of its own: the LOAD's reply is -ECANCELED
+    NB_WIRE_REPLY = 0x100,
+    // Events, serial 0 but for PROGRESS.
+    NB_WIRE_PROGRESS = 0x200, // of the LOAD with that serial
+    NB_WIRE_REBIND,           // two fds: a channel has a new worker and new memory
+    NB_WIRE_CHANNEL_LOST,     // a channel is gone: model unloaded, worker not to be restarted
+};
+
+struct nb_wire_header {
+    uint32_t type;
+    uint32_t size;   // of the whole packet
+    uint32_t serial; // chosen by the client, echoed
+    int32_t status;  // replies and CHANNEL_LOST: 0, negative errno or NIBBLE_E
+};
+
+// A failed request's reply is this, whatever its type.
+struct nb_wire_error {
+    struct nb_wire_header header;
+    char text[240]; // one sentence, NUL-terminated
+};
+
+struct nb_wire_hello {
+    struct nb_wire_header header;
+    uint32_t magic;
+    uint16_t version_min, version_max; // the client's range; in the reply both are the chosen one
+    uint64_t features;
+    char version_text[32];
+};
+
+struct nb_wire_empty { // STATUS request; CLOSE_CHANNEL, LOAD and UNLOAD replies
+    struct nb_wire_header header;
+};
+
+struct nb_wire_status_reply {
+    struct nb_wire_header header;
+    char version[32], numerics[16];
+    uint64_t uptime_ms, weights_bytes, kv_bytes, kv_used_bytes, channel_bytes;
+    uint64_t steps, mixed_steps, prefill_tokens, decode_tokens;
+    uint32_t models, clients, sessions, jobs, worker_restarts, pad;
+};
+
+enum nb_wire_list { NB_LIST_MODELS, NB_LIST_DEVICES, NB_LIST_HOLDERS };
+struct nb_wire_list_request {
+    struct nb_wire_header header;
+    uint32_t what;
+    uint32_t cursor; // 0 first, then next_cursor of the reply
+};
+// Followed by n rows: struct nibble_model, nibble_device or nibble_holder of <nibble.h>.
+struct nb_wire_list_reply {
+    struct nb_wire_header header;
+    uint32_t n, total;
+    uint32_t next_cursor; // 0: that was all
+    uint32_t row_size;
+};
+
+struct nb_wire_open_channel {
+    struct nb_wire_header header;
+    char model[NB_NAME_MAX];
+    uint64_t arena_bytes;
+};
+// Also REBIND (type, serial 0). fds: the channel's memfd, the socket to the worker.
+struct nb_wire_channel {
+    struct nb_wire_header header;
+    uint32_t channel;     // valid on this connection alone
+    uint32_t incarnation; // of the worker
+    uint64_t arena_bytes;
+};
+
+struct nb_wire_channel_ref { // CLOSE_CHANNEL request; CHANNEL_LOST event
+    struct nb_wire_header header;
+    uint32_t channel, pad;
+    char text[240];
+};
+
+struct nb_wire_load {
+    struct nb_wire_header header;
+    char name[NB_NAME_MAX];
+    char device[32];    // "": the CPU
+    char precision[16]; // "": balanced
+    uint32_t context, pad;
+    uint64_t kv_bytes;
+};
+
+struct nb_wire_unload {
+    struct nb_wire_header header;
+    char name[NB_NAME_MAX];
+    uint32_t force, pad;
+};
+
+struct nb_wire_progress {
+    struct nb_wire_header header;
+    uint64_t done, total;
+};
+
+// Which role may send a request, its exact size and number of fds: the one table that both sides and the fuzzer use.
+enum nb_wire_role { NB_ROLE_APP = 1, NB_ROLE_ADMIN = 2 };
+struct nb_wire_message {
+    uint32_t type;
+    const char *name;
+    uint32_t roles; // who may send it
+    uint32_t size, reply_size; // reply_size: the least
+    uint32_t fds, reply_fds;
+};
+const struct nb_wire_message *nb_wire_message(uint32_t type); // NULL: no such request
+
+// One packet out, with fds (borrowed). -EAGAIN when the socket is full, -EPIPE when the peer is gone.
+int nb_wire_send(int sock, const void *packet, size_t size, const int *fds, size_t n_fds);
+// One packet in, to buf of NB_WIRE_MAX bytes; its fds (O_CLOEXEC) to ret_fds[NB_WIRE_FDS_MAX], to be closed by the
+// caller. Returns its size (>= a header, and equal to the header's), 0 at the end, -EAGAIN, or -EPROTO for a truncated,
+// short or misdescribed packet or too many fds, every fd closed.
+int nb_wire_recv(int sock, void *buf, int *ret_fds, size_t *ret_n_fds);
