@@ -1,0 +1,91 @@
+// Between the broker and its workers: packets of wire.h's shape over a SOCK_SEQPACKET pair (fd 3 of a worker), and one
+// page of shared memory (fd 4 of a serving worker) in which the worker counts and names what it is running, so that the broker
+// can tell without asking, and still after the worker's death. The worker may be compromised: the broker checks
+// what comes from it as it checks a client.
+#pragma once
+
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "libclient/include/nibble.h"
+#include "libclient/wire.h"
+
+#define NB_LINK_FD  3
+#define NB_PAGE_FD  4 // serve
+#define NB_FILE_FD  4 // load: the model file, to read
+#define NB_IMAGE_FD 5 // load: the empty memfd (or cache file) to pack into
+
+#define NB_WORKER_MODELS   32
+#define NB_WORKER_CHANNELS 256
+
+enum nb_link_type {
+    // broker to worker
+    NB_LINK_MODEL_ADD = 0x400, // one fd: the sealed image
+    NB_LINK_MODEL_REMOVE,      // its channels were removed before
+    NB_LINK_CHANNEL_ADD,       // two fds: the channel's memfd, the worker's end of its socket
+    NB_LINK_CHANNEL_REMOVE,
+    NB_LINK_DRAIN,             // finish what runs, take nothing new, exit 0
+    // worker to broker
+    NB_LINK_DEVICE = 0x500,    // probe, and serve at its start: one device
+    NB_LINK_PROGRESS,          // load: struct nb_wire_progress
+    NB_LINK_LOADED,            // load: the image is packed (status, text, bytes)
+    NB_LINK_MODEL_READY,       // serve: status, text, and what the model is
+    NB_LINK_CHANNEL_GONE,      // serve: the client hung up or broke the protocol; the broker removes the channel
+};
+
+struct nb_link_model_add {
+    struct nb_wire_header header;
+    uint32_t model; // the broker's handle
+    uint32_t context;
+    uint64_t kv_bytes; // 0: by the worker
+    char name[NB_NAME_MAX];
+    char precision[16];
+};
+struct nb_link_channel_add {
+    struct nb_wire_header header;
+    uint64_t channel; // the broker's key, unique for ever
+    uint64_t arena_bytes;
+    uint32_t model;
+    uint32_t uid; // for the ledger and for keying caches
+};
+struct nb_link_ref { // MODEL_REMOVE (model), CHANNEL_REMOVE, CHANNEL_GONE (channel), DRAIN
+    struct nb_wire_header header;
+    uint64_t channel;
+    uint32_t model, pad;
+};
+struct nb_link_device {
+    struct nb_wire_header header;
+    struct nibble_device device;
+};
+struct nb_link_loaded {
+    struct nb_wire_header header; // status: 0 or the failure
+    uint64_t bytes;
+    char text[240];
+};
+struct nb_link_model_ready {
+    struct nb_wire_header header;
+    uint32_t model, pad;
+    struct nibble_model info; // the fields that the worker knows
+    char text[240];
+};
+
+struct nb_page_channel {
+    _Atomic uint64_t channel; // 0: free
+    _Atomic uint32_t sessions, jobs;
+    _Atomic uint64_t tokens;
+};
+struct nb_page_model {
+    _Atomic uint32_t model; // 0: free
+    _Atomic uint32_t sessions;
+    _Atomic uint64_t kv_used_bytes;
+};
+struct nb_page {
+    alignas(64) _Atomic uint64_t beat;                 // counts steps; a hang shows in it
+    _Atomic uint64_t step_started_ns;                  // CLOCK_MONOTONIC; 0 between steps
+    _Atomic uint64_t steps, mixed_steps, prefill_tokens, decode_tokens;
+    _Atomic uint32_t n_running;                        // channels that take part in the running step
+    _Atomic uint64_t running[NB_WORKER_CHANNELS];
+    struct nb_page_model models[NB_WORKER_MODELS];
+    struct nb_page_channel channels[NB_WORKER_CHANNELS];
+};
