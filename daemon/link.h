@@ -11,6 +11,13 @@
 #include "libclient/include/nibble.h"
 #include "libclient/wire.h"
 
+// A worker's command line (stdin is /dev/null, stdout and stderr the daemon's log; every other fd is closed):
+//   nibble-worker probe           sends a DEVICE for each device, exits 0
+//   nibble-worker load BUDGET     packs; a model whose packed form is larger than BUDGET bytes is answered before a page is
+//                                 written by LOADED with status NIBBLE_E_TOO_LARGE and the bytes it needs: the broker
+//                                 knows the figures and words the refusal (RLIMIT_FSIZE is BUDGET too). Exits after LOADED.
+//   nibble-worker serve DEVICE    sends its DEVICE, then serves; exits when the link ends
+// Packets are handled in order: a CHANNEL_ADD may follow its model's MODEL_ADD at once, before MODEL_READY.
 #define NB_LINK_FD  3
 #define NB_PAGE_FD  4 // serve
 #define NB_FILE_FD  4 // load: the model file, to read
@@ -31,7 +38,8 @@ enum nb_link_type {
     NB_LINK_PROGRESS,          // load: struct nb_wire_progress
     NB_LINK_LOADED,            // load: the image is packed (status, text, bytes)
     NB_LINK_MODEL_READY,       // serve: status, text, and what the model is
-    NB_LINK_CHANNEL_GONE,      // serve: the client hung up or broke the protocol; the broker removes the channel
+    NB_LINK_CHANNEL_GONE,      // serve: the client hung up or broke the protocol; answered by CHANNEL_REMOVE. A REMOVE of
+                               // what is gone already, or was never accepted, is no error.
 };
 
 struct nb_link_model_add {
