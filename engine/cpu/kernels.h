@@ -48,8 +48,8 @@ struct nb_kernels {
     // out[i] = silu(gate[i]) * up[i]
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
 
-    // Rotates n_heads heads of head_dim in place by cos/sin of rot_dim/2 frequencies. neox: pairs (i, i + rot/2);
-    // else (2i, 2i + 1).
+    // Rotates n_heads heads of head_dim in place. cos_sin: rot_dim/2 cosines, then as many sines. neox: pairs
+    // (i, i + rot_dim/2); else (2i, 2i + 1).
     void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rot_dim, const float *cos_sin, bool neox);
 
     // Writes one token's K and V (f32, n_kv_heads * head_dim each) into position `slot` (0..31) of a KV block:
@@ -72,6 +72,6 @@ struct nb_kernels {
 };
 
 // The table of a level, NULL when this build or machine lacks it. nb_kernels_best honours NIBBLE_ISA (scalar, avx2,
-// avx512), by which a test forces a level.
+// avx512), by which a test forces a level, and is NULL when the level named there is unknown or missing.
 const struct nb_kernels *nb_kernels_of(enum nb_isa isa);
 const struct nb_kernels *nb_kernels_best(void);

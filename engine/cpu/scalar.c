@@ -1,0 +1,428 @@
+// The scalar reference: every rule of docs/numerics.md as a plain loop. The other ISA levels are
+// checked against this file bit for bit, so it shares no code with them and must stay obvious
+// rather than fast.
+#include <math.h>
+#include <string.h>
+
+#include "engine/cpu/isa.h"
+
+static float half(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof(h));
+    return nb_f16_to_f32(h);
+}
+
+// docs/numerics.md, Functions. The scale 2^n is applied in two steps so that it neither overflows
+// before the result does nor rounds a denormal twice.
+static float exp_f32(float x)
+{
+    if (isnan(x))
+        return x;
+    x = x < -104.0f ? -104.0f : x;
+    x = x > 89.0f ? 89.0f : x;
+    float n = rintf(x * 0x1.715476p+0f);
+    float r = fmaf(-n, -0x1.05c61p-29f, fmaf(-n, 0x1.62e43p-1f, x));
+    float p = 0x1.6d110ap-10f;
+    p = fmaf(p, r, 0x1.120b6ep-7f);
+    p = fmaf(p, r, 0x1.55551ap-5f);
+    p = fmaf(p, r, 0x1.5554dcp-3f);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    int whole = (int)n, first = whole >> 1;
+    return ldexpf(1.0f, first) * p * ldexpf(1.0f, whole - first);
+}
+
+static float tanh_f32(float x)
+{
+    return 1.0f - 2.0f / (exp_f32(x + x) + 1.0f);
+}
+
+static float fold16(float p[16])
+{
+    for (int half_n = 8; half_n > 0; half_n /= 2)
+        for (int i = 0; i < half_n; i++)
+            p[i] += p[i + half_n];
+    return p[0];
+}
+
+static void quantize_block(const struct nb_act *a, size_t at)
+{
+    const float *x = a->x + at;
+    float amax = 0.0f;
+    bool finite = true;
+    for (int i = 0; i < NB_ACT_BLOCK; i++) {
+        finite = finite && isfinite(x[i]);
+        amax = fmaxf(amax, fabsf(x[i]));
+    }
+    bool zero = !finite || amax < 1e-30f;
+    float s = zero ? 0.0f : amax / 127.0f;
+    float inv = zero ? 0.0f : 127.0f / amax;
+    a->s[at / NB_ACT_BLOCK] = s;
+    for (int half_n = 0; half_n < 2; half_n++) {
+        int sum1 = 0, sum2 = 0;
+        for (int i = 16 * half_n; i < 16 * half_n + 16; i++) {
+            float q1 = zero ? 0.0f : rintf(x[i] * inv);
+            a->q1[at + i] = (int8_t)q1;
+            sum1 += (int)q1;
+            if (a->terms < 2)
+                continue;
+            float q2 = zero ? 0.0f : rintf(fmaf(-s, q1, x[i]) * (254.0f * inv));
+            q2 = fminf(fmaxf(q2, -127.0f), 127.0f);
+            a->q2[at + i] = (int8_t)q2;
+            sum2 += (int)q2;
+        }
+        a->sum1[at / 16 + half_n] = (int16_t)sum1;
+        if (a->terms > 1)
+            a->sum2[at / 16 + half_n] = (int16_t)sum2;
+    }
+}
+
+static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
+{
+    for (size_t at = (size_t)t0 * a->k; at < (size_t)t1 * a->k; at += NB_ACT_BLOCK)
+        quantize_block(a, at);
+}
+
+static void rmsnorm(const float *x, const float *weight, float eps, uint32_t n, float *out)
+{
+    float p[16] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        p[i % 16] = fmaf(x[i], x[i], p[i % 16]);
+    float scale = 1.0f / sqrtf(fold16(p) / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
+static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+}
+
+static void rope(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rot_dim,
+                 const float *cos_sin, bool neox)
+{
+    uint32_t n = rot_dim / 2;
+    for (uint32_t h = 0; h < n_heads; h++, x += head_dim)
+        for (uint32_t i = 0; i < n; i++) {
+            float *a = x + (neox ? i : 2 * i), *b = x + (neox ? i + n : 2 * i + 1);
+            float c = cos_sin[i], s = cos_sin[n + i];
+            float na = fmaf(*a, c, -(*b * s)), nb = fmaf(*b, c, *a * s);
+            *a = na;
+            *b = nb;
+        }
+}
+
+static uint16_t finite_half(float x)
+{
+    x = x < -65504.0f ? -65504.0f : x;
+    return nb_f32_to_f16(x > 65504.0f ? 65504.0f : x);
+}
+
+static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v,
+                     uint32_t n_kv_heads, uint32_t k_dim, uint32_t v_dim, uint32_t slot)
+{
+    for (uint32_t i = 0; i < n_kv_heads * k_dim; i++)
+        k_block[(size_t)i * NB_KV_TILE + slot] = finite_half(k[i]);
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        for (uint32_t d = 0; d < v_dim; d++)
+            v_block[((size_t)h * NB_KV_TILE + slot) * v_dim + d] = finite_half(v[h * v_dim + d]);
+}
+
+// The code of weight k of row r in a row group, as an integer with its offset taken off or its
+// table looked up.
+static int code(const struct nb_packed *w, const uint8_t *group, uint32_t r, uint32_t k)
+{
+    static const int8_t iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+    size_t cell = k / 32;
+    uint32_t at = k % 32, i = at % 4;
+    const uint8_t *low = group, *high = group + w->high;
+    int b4 = low[cell * 256 + (at % 16 / 4 * 16 + r) * 4 + i] >> (at / 16 * 4) & 15;
+    int c = 0;
+    switch (w->layout->planes) {
+    case NB_PLANES_8:
+        c = low[cell * 512 + (at / 4 * 16 + r) * 4 + i];
+        break;
+    case NB_PLANES_4:
+        c = b4;
+        break;
+    case NB_PLANES_4_1:
+        c = b4 | (high[cell * 64 + r * 4 + i] >> at / 4 & 1) << 4;
+        break;
+    case NB_PLANES_4_2:
+        c = b4 | (high[cell * 128 + (at % 8 / 4 * 16 + r) * 4 + i] >> (at / 8 * 2) & 3) << 4;
+        break;
+    case NB_PLANES_2:
+        c = low[cell * 128 + (at % 8 / 4 * 16 + r) * 4 + i] >> (at / 8 * 2) & 3;
+        break;
+    case NB_PLANES_2_1:
+        c = low[cell * 128 + (at % 8 / 4 * 16 + r) * 4 + i] >> (at / 8 * 2) & 3;
+        c |= (high[cell * 64 + r * 4 + i] >> at / 4 & 1) << 2;
+        break;
+    case NB_PLANES_F32:
+    case NB_PLANES_F16:
+    case NB_PLANES_BF16:
+        break;
+    }
+    return w->layout->codebook == NB_CODEBOOK_IQ4 ? iq4[c] : c - (int)w->layout->offset;
+}
+
+// The integer sub-scale and sub-minimum of group g (0..15 or 0..7) of a super-block.
+static void sub_scales(const struct nb_packed *w, const uint8_t *sub, uint32_t r, uint32_t g,
+                       int *scale, int *min)
+{
+    *scale = 1;
+    *min = 0;
+    switch (w->layout->sub) {
+    case NB_SUB_NONE:
+        *min = 1;
+        break;
+    case NB_SUB_SM8:
+        *scale = sub[g * 16 + r];
+        *min = -sub[(8 + g) * 16 + r];
+        break;
+    case NB_SUB_SM4:
+        *scale = sub[g * 16 + r] & 15;
+        *min = -(sub[g * 16 + r] >> 4);
+        break;
+    case NB_SUB_S6:
+        *scale = sub[g % 8 * 16 + r] >> g / 8 * 4 & 15;
+        *scale = (*scale | (sub[(8 + g % 4) * 16 + r] >> g / 4 * 2 & 3) << 4) - 32;
+        break;
+    case NB_SUB_S8:
+    case NB_SUB_S6X8:
+        *scale = (int8_t)sub[g * 16 + r];
+        break;
+    }
+}
+
+// Effective scale and minimum of the group that holds weight k.
+static void scales(const struct nb_packed *w, const uint8_t *group, uint32_t r, uint32_t k,
+                   float *ws, float *wm)
+{
+    const struct nb_layout *l = w->layout;
+    size_t block = k / l->scale_block;
+    int scale, min;
+    sub_scales(w, group + w->sub + block * l->sub_bytes * 16, r, k % l->scale_block / l->group,
+               &scale, &min);
+    *ws = half(group + w->scale + (block * 16 + r) * 2) * (float)scale;
+    *wm = l->has_min ? half(group + w->min + (block * 16 + r) * 2) * (float)min : 0.0f;
+}
+
+static float float_weight(const struct nb_packed *w, const uint8_t *group, uint32_t r, uint32_t k)
+{
+    size_t at = (size_t)k * 16 + r;
+    uint16_t h;
+    float f;
+    if (w->layout->planes == NB_PLANES_F32) {
+        memcpy(&f, group + at * 4, sizeof(f));
+        return f;
+    }
+    memcpy(&h, group + at * 2, sizeof(h));
+    return w->layout->planes == NB_PLANES_F16 ? nb_f16_to_f32(h) : nb_bf16_to_f32(h);
+}
+
+static bool is_float(const struct nb_packed *w)
+{
+    return w->layout->scale_block == 0;
+}
+
+// A row of the matrix, decoded once for all tokens: codes, or weights of the float class; scales by
+// groups of 16.
+struct row {
+    int16_t *code;
+    float *weight, *ws, *wm;
+};
+
+static void load_row(const struct nb_packed *w, uint32_t row, struct row *ret)
+{
+    const uint8_t *group = w->data + row / 16 * w->stride;
+    for (uint32_t k = 0; k < w->cols; k++) {
+        if (is_float(w)) {
+            ret->weight[k] = float_weight(w, group, row % 16, k);
+            continue;
+        }
+        ret->code[k] = (int16_t)code(w, group, row % 16, k);
+        if (k % 16 == 0)
+            scales(w, group, row % 16, k, &ret->ws[k / 16], &ret->wm[k / 16]);
+    }
+}
+
+static float dot_float(const struct nb_packed *w, const struct row *row, const float *x)
+{
+    float acc = 0.0f;
+    for (uint32_t k = 0; k < w->cols; k++)
+        acc = fmaf(row->weight[k], x[k], acc);
+    return acc;
+}
+
+static float dot_quantized(const struct nb_packed *w, const struct row *row, const struct nb_act *a,
+                           size_t at)
+{
+    uint32_t step = w->layout->group == 16 ? 16 : 32;
+    float acc = 0.0f;
+    for (uint32_t k = 0; k < w->cols; k += step) {
+        int a1 = 0, a2 = 0, s1 = 0, s2 = 0;
+        for (uint32_t i = k; i < k + step; i++) {
+            a1 += row->code[i] * a->q1[at + i];
+            s1 += a->q1[at + i];
+            if (a->terms == 2) {
+                a2 += row->code[i] * a->q2[at + i];
+                s2 += a->q2[at + i];
+            }
+        }
+        float s = a->s[(at + k) / NB_ACT_BLOCK], t = (float)a1, sum = (float)s1;
+        if (a->terms == 2) {
+            t = fmaf(254.0f, t, (float)a2);
+            sum = fmaf(254.0f, sum, (float)s2);
+            s /= 254.0f;
+        }
+        acc = fmaf(t * s, row->ws[k / 16], acc);
+        if (w->layout->has_min)
+            acc = fmaf(sum * s, row->wm[k / 16], acc);
+    }
+    return acc;
+}
+
+static size_t gemm_scratch(const struct nb_packed *w, uint32_t n)
+{
+    return (size_t)w->cols * (sizeof(float) + sizeof(int16_t)) +
+           2 * sizeof(float) * (w->cols / 16 + 1);
+}
+
+static struct row row_in(void *scratch, uint32_t cols)
+{
+    struct row row = {.weight = scratch};
+    row.ws = row.weight + cols;
+    row.wm = row.ws + cols / 16 + 1;
+    row.code = (int16_t *)(row.wm + cols / 16 + 1);
+    return row;
+}
+
+static void gemm(const struct nb_packed *w, const struct nb_act *a, uint32_t g0, uint32_t g1,
+                 const float *bias, bool accumulate, float *y, size_t ldy, void *scratch)
+{
+    struct row row = row_in(scratch, w->cols);
+    uint32_t end = g1 * 16 < w->rows ? g1 * 16 : w->rows;
+    for (uint32_t r = g0 * 16; r < end; r++) {
+        load_row(w, r, &row);
+        for (uint32_t t = 0; t < a->n; t++) {
+            size_t at = (size_t)t * a->k;
+            float sum = is_float(w) ? dot_float(w, &row, a->x + at) : dot_quantized(w, &row, a, at);
+            if (bias)
+                sum += bias[r];
+            float *out = y + t * ldy + r;
+            *out = accumulate ? *out + sum : sum;
+        }
+    }
+}
+
+static void decode_row(const struct nb_packed *w, uint32_t row, float *out)
+{
+    const uint8_t *group = w->data + row / 16 * w->stride;
+    for (uint32_t k = 0; k < w->cols; k++) {
+        if (is_float(w)) {
+            out[k] = float_weight(w, group, row % 16, k);
+            continue;
+        }
+        float ws, wm;
+        scales(w, group, row % 16, k, &ws, &wm);
+        out[k] = ws * (float)code(w, group, row % 16, k);
+        if (w->layout->has_min)
+            out[k] += wm;
+    }
+}
+
+// One query of one head; `state` is out[v_dim] before the division.
+struct query {
+    const float *q;
+    const uint16_t *k, *v;
+    uint32_t k_dim, v_dim;
+    float scale, softcap;
+    float max, sum;
+    float *out;
+};
+
+static float score(const struct query *q, uint32_t slot)
+{
+    float s = 0.0f;
+    for (uint32_t d = 0; d < q->k_dim; d++)
+        s = fmaf(q->q[d], nb_f16_to_f32(q->k[(size_t)d * NB_KV_TILE + slot]), s);
+    s *= q->scale;
+    return q->softcap > 0.0f ? q->softcap * tanh_f32(s / q->softcap) : s;
+}
+
+// Slots [lo, hi) of one tile.
+static void attend_tile(struct query *q, uint32_t lo, uint32_t hi)
+{
+    float p[NB_KV_TILE] = {0}, partial[16] = {0}, max = q->max;
+    for (uint32_t i = lo; i < hi; i++) {
+        p[i] = score(q, i);
+        max = p[i] > max ? p[i] : max;
+    }
+    for (uint32_t i = lo; i < hi; i++) {
+        p[i] = exp_f32(p[i] - max);
+        partial[i % 16] += p[i];
+    }
+    float keep = exp_f32(q->max - max);
+    q->sum = fmaf(q->sum, keep, fold16(partial));
+    q->max = max;
+    for (uint32_t d = 0; d < q->v_dim; d++) {
+        float o = q->out[d] * keep;
+        for (uint32_t i = lo; i < hi; i++)
+            o = fmaf(p[i], nb_f16_to_f32(q->v[(size_t)i * q->v_dim + d]), o);
+        q->out[d] = o;
+    }
+}
+
+static void attention(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
+                      uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
+                      uint32_t v_dim, float scale, float softcap, uint32_t window, float *out,
+                      size_t ldo, void *scratch)
+{
+    for (uint32_t t = 0; t < n_q; t++)
+        for (uint32_t h = 0; h < group; h++) {
+            size_t head = (size_t)kv_head * group + h;
+            struct query s = {.q = q + t * ldq + head * k_dim,
+                              .k_dim = k_dim,
+                              .v_dim = v_dim,
+                              .scale = scale,
+                              .softcap = softcap,
+                              .max = -INFINITY,
+                              .out = out + t * ldo + head * v_dim};
+            uint32_t end = pos0 + t + 1, first = window && window < end ? end - window : 0;
+            memset(s.out, 0, v_dim * sizeof(float));
+            for (uint32_t b = first / NB_KV_TILE; b * NB_KV_TILE < end; b++) {
+                uint32_t base = b * NB_KV_TILE, left = end - base;
+                s.k = blocks[b] + (size_t)kv_head * k_dim * NB_KV_TILE;
+                s.v = blocks[b] + v_offset + (size_t)kv_head * v_dim * NB_KV_TILE;
+                attend_tile(&s, first > base ? first - base : 0,
+                            left < NB_KV_TILE ? left : NB_KV_TILE);
+            }
+            float inv = 1.0f / s.sum;
+            for (uint32_t d = 0; d < v_dim; d++)
+                s.out[d] *= inv;
+        }
+}
+
+static size_t attn_scratch(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_t v_dim)
+{
+    return 0;
+}
+
+const struct nb_kernels nb_kernels_scalar = {
+    .name = "scalar",
+    .quantize = quantize,
+    .rmsnorm = rmsnorm,
+    .gemm = gemm,
+    .gemm_scratch = gemm_scratch,
+    .swiglu = swiglu,
+    .rope = rope,
+    .kv_write = kv_write,
+    .attention = attention,
+    .attn_scratch = attn_scratch,
+    .decode_row = decode_row,
+};
