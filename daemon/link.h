@@ -15,7 +15,8 @@
 //   nibble-worker probe           sends a DEVICE for each device, exits 0
 //   nibble-worker load BUDGET     packs; a model whose packed form is larger than BUDGET bytes is answered before a page is
 //                                 written by LOADED with status NIBBLE_E_TOO_LARGE and the bytes it needs: the broker
-//                                 knows the figures and words the refusal (RLIMIT_FSIZE is BUDGET too). Exits after LOADED.
+//                                 knows the figures and words the refusal (RLIMIT_FSIZE is BUDGET too). Seals a memfd it has packed (WRITE, SHRINK,
+//                                 GROW, SEAL); the broker checks that. Exits after LOADED.
 //   nibble-worker serve DEVICE    sends its DEVICE, then serves; exits when the link ends
 // Packets are handled in order: a CHANNEL_ADD may follow its model's MODEL_ADD at once, before MODEL_READY.
 #define NB_LINK_FD  3

@@ -47,6 +47,7 @@ const struct nb_chat_template *nb_model_chat_template(const struct nb_model *m);
 int nb_sequence_create(struct nb_model *m, void *user, struct nb_sequence **ret);
 void nb_sequence_destroy(struct nb_sequence *s); // cancels what it does
 uint32_t nb_sequence_length(const struct nb_sequence *s);
+uint32_t nb_sequence_computed(const struct nb_sequence *s); // how many of the log's first tokens are in the KV cache now
 // Cuts the log to `base` tokens (<= its length) and appends n. Does not compute. -E2BIG past the context: the figures
 // are nb_model_info's context; -EINVAL for ids outside the vocabulary; -EBUSY while a request is active.
 int nb_sequence_set(struct nb_sequence *s, uint32_t base, const int32_t *tokens, uint32_t n);

@@ -16,13 +16,19 @@
 #define NB_JOB_SLOTS        48u   // completions a job may have to post at one step; reserved for each (64 * 48 < CQ)
 #define NB_STOP_MAX         16u
 #define NB_STOP_LEN_MAX     128u
+#define NB_TEXT_MAX         (16u << 20) // bytes of one text to tokenize, or to detokenize to
 #define NB_ARENA_MIN        (64u << 10)
 #define NB_ARENA_DEFAULT    (4u << 20)
 #define NB_ARENA_MAX        (256u << 20)
 
 // Indices count up for ever; entry = index & (entries - 1). tail is written by the producer, head by the consumer.
-// A sleeper sets its flag, looks at the ring once more, then sleeps on its socket; a producer that finds the
-// flag set clears it and sends one byte (MSG_DONTWAIT | MSG_NOSIGNAL).
+// A sleeper sets its flag, looks at the ring once more (a seq_cst fence between), then sleeps on its socket; a producer
+// that finds the flag set clears it and sends one byte (MSG_DONTWAIT | MSG_NOSIGNAL). A worker that holds a channel's
+// sessions because its completion ring is full sleeps with NB_SLEEPS_FOR_ROOM: then a client that has moved cq_head
+// (store, seq_cst fence, look) wakes it in the same way.
+#define NB_AWAKE           0u
+#define NB_SLEEPS          1u
+#define NB_SLEEPS_FOR_ROOM 2u // worker_sleeps alone
 struct nb_ring_indices {
     alignas(64) _Atomic uint32_t sq_tail;
     alignas(64) _Atomic uint32_t sq_head;
