@@ -1,31 +1,36 @@
-// The channel's shared memory: what a client and a serving worker exchange without the kernel. One sealed memfd
-// (SHRINK|GROW|SEAL): header page, submission ring, completion ring, arena. The other side is hostile: the worker keeps the
-// geometry it got from the broker, copies a submission and its descriptor once, and validates the copies; the client
-// does the same with completions. docs/protocol.md describes it for other implementations.
+// The channel's shared memory: what a client and a serving worker exchange without the kernel. One
+// sealed memfd (SHRINK|GROW|SEAL): header page, submission ring, completion ring, arena. The other
+// side is hostile: the worker keeps the geometry it got from the broker, copies a submission and
+// its descriptor once, and validates the copies; the client does the same with completions.
+// docs/protocol.md describes it for other implementations.
 #pragma once
 
 #include <stdalign.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
-#define NB_RING_VERSION     1
-#define NB_SQ_ENTRIES       256u  // powers of two
-#define NB_CQ_ENTRIES       4096u
-#define NB_JOBS_MAX         64u   // unretired jobs of a channel
-#define NB_SESSIONS_MAX     64u   // session ids of a channel: 0 .. 63, chosen by the client
-#define NB_JOB_SLOTS        48u   // completions a job may have to post at one step; reserved for each (64 * 48 < CQ)
-#define NB_STOP_MAX         16u
-#define NB_STOP_LEN_MAX     128u
-#define NB_TEXT_MAX         (16u << 20) // bytes of one text to tokenize, or to detokenize to
-#define NB_ARENA_MIN        (64u << 10)
-#define NB_ARENA_DEFAULT    (4u << 20)
-#define NB_ARENA_MAX        (256u << 20)
+#define NB_RING_VERSION   1
+#define NB_SQ_ENTRIES     256u // powers of two
+#define NB_CQ_ENTRIES     4096u
+#define NB_JOBS_MAX       64u // unretired jobs of a channel
+#define NB_SESSIONS_MAX   64u // session ids of a channel: 0 .. 63, chosen by the client
+#define NB_JOB_SLOTS      48u // completions a job may post at one step, reserved for it (64 * 48 < CQ)
+#define NB_STOP_MAX       16u
+#define NB_STOP_LEN_MAX   128u
+#define NB_TEXT_MAX       (16u << 20) // bytes of one text to tokenize, or to detokenize to
+#define NB_TOKEN_TEXT_MAX (64u << 10) // bytes of text that one token may bring
+#define NB_ARENA_MIN      (64u << 10)
+#define NB_ARENA_DEFAULT  (4u << 20)
+#define NB_ARENA_MAX      (256u << 20)
 
-// Indices count up for ever; entry = index & (entries - 1). tail is written by the producer, head by the consumer.
-// A sleeper sets its flag, looks at the ring once more (a seq_cst fence between), then sleeps on its socket; a producer
-// that finds the flag set clears it and sends one byte (MSG_DONTWAIT | MSG_NOSIGNAL). A worker that holds a channel's
-// sessions because its completion ring is full sleeps with NB_SLEEPS_FOR_ROOM: then a client that has moved cq_head
-// (store, seq_cst fence, look) wakes it in the same way.
+// Indices count up for ever; entry = index & (entries - 1). tail is written by the producer, head
+// by the consumer; each keeps its own index in private memory and only publishes it here. A sleeper
+// sets its flag, looks at the ring once more, then sleeps on its socket; a producer that finds the
+// flag set clears it and sends one byte (nb_wake_send). Tail and flag are sequentially consistent:
+// of a sleeper that sets its flag and a producer that moves its tail, one sees the other. A worker
+// that holds a channel's sessions because its completion ring is full sleeps with
+// NB_SLEEPS_FOR_ROOM: then a client that has moved cq_head wakes it in the same way.
 #define NB_AWAKE           0u
 #define NB_SLEEPS          1u
 #define NB_SLEEPS_FOR_ROOM 2u // worker_sleeps alone
@@ -38,6 +43,34 @@ struct nb_ring_indices {
     alignas(64) _Atomic uint32_t client_sleeps;
 };
 
+// The producer's half: the entries before `tail` are there. True: the consumer sleeps, wake it.
+static inline bool nb_ring_publish(_Atomic uint32_t *ring_tail, uint32_t tail,
+                                   _Atomic uint32_t *sleeps)
+{
+    atomic_store(ring_tail, tail);
+    return atomic_load(sleeps) != NB_AWAKE && atomic_exchange(sleeps, NB_AWAKE) != NB_AWAKE;
+}
+
+// The consumer's half: false when there is something after `head` (its own copy), so that it must
+// not sleep.
+static inline bool nb_ring_may_sleep(_Atomic uint32_t *ring_tail, uint32_t head,
+                                     _Atomic uint32_t *sleeps)
+{
+    atomic_store(sleeps, NB_SLEEPS);
+    return atomic_load(ring_tail) == head;
+}
+
+// The client has taken the completions before `head`. True: the worker waits for that room, wake
+// it.
+static inline bool nb_ring_release(_Atomic uint32_t *ring_head, uint32_t head,
+                                   _Atomic uint32_t *sleeps)
+{
+    uint32_t for_room = NB_SLEEPS_FOR_ROOM;
+    atomic_store(ring_head, head);
+    return atomic_load(sleeps) == for_room &&
+           atomic_compare_exchange_strong(sleeps, &for_room, NB_AWAKE);
+}
+
 #define NB_CHANNEL_SQ_OFFSET    4096u
 #define NB_CHANNEL_CQ_OFFSET    (NB_CHANNEL_SQ_OFFSET + NB_SQ_ENTRIES * 64u)
 #define NB_CHANNEL_ARENA_OFFSET (NB_CHANNEL_CQ_OFFSET + NB_CQ_ENTRIES * 64u) // page-aligned
@@ -45,24 +78,26 @@ struct nb_ring_indices {
 
 enum nb_op {
     NB_OP_NOP,
-    NB_OP_TOKENIZE,      // nb_desc_tokenize
-    NB_OP_DETOKENIZE,    // nb_desc_detokenize
-    NB_OP_GENERATE,      // nb_desc_generate
-    NB_OP_SCORE,         // nb_desc_score
-    NB_OP_CANCEL,        // target = user_data of the job to end; answered by that job's own completion, or by
-                         // this one's with -ENOENT
-    NB_OP_SESSION_CLOSE, // forgets the session's log and KV
+    NB_OP_TOKENIZE,   // nb_desc_tokenize
+    NB_OP_DETOKENIZE, // nb_desc_detokenize
+    NB_OP_GENERATE,   // nb_desc_generate
+    NB_OP_SCORE,      // nb_desc_score
+    NB_OP_CANCEL, // target = user_data of the job to end: its DONE then says NIBBLE_E_CANCELLED.
+                  // Not answered itself; nothing happens when there is no such job (any more)
+    NB_OP_SESSION_CLOSE, // forgets the session's log and KV. Not answered. Its job was cancelled
+                         // before
     NB_OP_COUNT,
 };
 
 struct nb_submission {
     uint32_t op;
-    uint32_t flags;      // 0
-    uint64_t user_data;  // names the job in completions; unique among the channel's unretired jobs; not 0
+    uint32_t flags; // 0
+    uint64_t
+        user_data; // names the job in completions; unique among the channel's unretired jobs; not 0
     uint32_t session;
-    uint32_t region;     // 0: the arena; later, registered memory
-    uint64_t desc;       // offset in the arena, 8-byte aligned
-    uint32_t desc_len;   // exactly the descriptor's size
+    uint32_t region;   // 0: the arena; later, registered memory
+    uint64_t desc;     // offset in the arena, 8-byte aligned
+    uint32_t desc_len; // exactly the descriptor's size
     uint32_t pad;
     uint64_t target;
     uint64_t reserved[2]; // 0
@@ -70,13 +105,14 @@ struct nb_submission {
 _Static_assert(sizeof(struct nb_submission) == 64, "a cache line");
 
 // All offsets are in the arena; 4-byte aligned for tokens and floats.
-#define NB_TEXT_SPECIAL 1u  // parse special tokens
-#define NB_TEXT_BOS     2u  // add BOS as the model wants
-#define NB_TEXT_CHAT    4u  // text is a list of messages: u32 role_len, u32 content_len, role, content (no padding);
-                            // rendered by the model's template, ready for the assistant's turn
+#define NB_TEXT_SPECIAL 1u // parse special tokens
+#define NB_TEXT_BOS     2u // add BOS as the model wants
+#define NB_TEXT_CHAT                                                                               \
+    4u // text is a list of messages: u32 role_len, u32 content_len, role, content (no padding);
+       // rendered by the model's template, ready for the assistant's turn
 struct nb_desc_tokenize {
     uint64_t text, text_len;
-    uint64_t out;      // int32[out_max]
+    uint64_t out; // int32[out_max]
     uint32_t out_max;
     uint32_t flags;
 }; // completion DONE: a = number of tokens (perhaps more than out_max: nothing written past it)
@@ -90,12 +126,13 @@ struct nb_desc_detokenize {
 
 #define NB_GENERATE_IGNORE_EOS 1u
 #define NB_GENERATE_LOGPROBS   2u
-// Sets the session's log to its first `base` tokens plus the given ones, computes what is not in the KV cache, then
-// generates. After REBIND the client submits it again with base 0, the whole log, `n_replay` (how many of the log's
+// Sets the session's log to its first `base` tokens plus the given ones (one at least), keeping the
+// KV of what the old and the new log begin with alike, computes the rest, then generates. After
+// REBIND the client submits it again with base 0, the whole log, `n_replay` (how many of the log's
 // last tokens this job had generated) and `text_skip` (how many bytes of text it had received).
 struct nb_desc_generate {
     uint32_t base, n_tokens;
-    uint64_t tokens;     // int32[n_tokens]
+    uint64_t tokens; // int32[n_tokens]
     uint32_t n_replay;
     uint32_t max_tokens; // of the whole job, replayed ones included; 0: to the end of the context
     uint64_t text_skip;
@@ -104,23 +141,26 @@ struct nb_desc_generate {
     uint32_t top_k, repeat_window;
     uint32_t flags;
     uint32_t n_stop;
-    uint64_t stop;       // n_stop times: u32 len, bytes (no padding)
-    uint64_t stop_len;   // bytes of all that
+    uint64_t stop;     // n_stop times: u32 len, bytes (no padding)
+    uint64_t stop_len; // bytes of all that
 };
 
-#define NB_SCORE_LOGPROBS 0u // float[n - 1 - first]: row p gives log P(token p + 1), p counted in the log
-#define NB_SCORE_LOGITS   1u // float[n - first][vocab]
+#define NB_SCORE_LOGPROBS                                                                          \
+    0u // float[n - 1 - first]: row p gives log P(token p + 1), p counted in the log
+#define NB_SCORE_LOGITS 1u // float[n - first][vocab]
 struct nb_desc_score {
     uint32_t base, n_tokens;
     uint64_t tokens;
-    uint32_t first;      // of the log; >= base
+    uint32_t first; // of the log; >= base
     uint32_t what;
     uint64_t out, out_len;
 };
 
 enum nb_completion_kind {
-    NB_COMPLETION_TOKEN,   // token, logprob, text; more text follows in TEXT
-    NB_COMPLETION_TEXT,    // text alone
+    NB_COMPLETION_TOKEN, // one for each token that joins the log (an EOS too): token, logprob,
+                         // text; a = bytes of text that came with it, of which those after the
+                         // first 32 follow in TEXT at once
+    NB_COMPLETION_TEXT, // text alone: the rest of a token's, or at the job's end what was held back
     NB_COMPLETION_PREFILL, // a of b tokens computed
     NB_COMPLETION_DONE,    // the job is retired: status, finish, timings
 };
@@ -138,7 +178,7 @@ struct nb_completion {
     int32_t status;    // 0, negative errno or NIBBLE_E
     int32_t token;
     float logprob;
-    uint32_t a, b;     // DONE of a generation: a = prompt tokens, b = generated tokens
+    uint32_t a, b; // DONE of a generation: a = prompt tokens, b = generated tokens
     union {
         char text[32];
         struct nb_done done;

@@ -1,5 +1,6 @@
-// The control protocol between a client and the broker, over SOCK_SEQPACKET: fixed structs, one a packet, host byte
-// order (it never leaves the machine). docs/protocol.md is the page to implement it from.
+// The control protocol between a client and the broker, over SOCK_SEQPACKET: fixed structs, one a
+// packet, host byte order (it never leaves the machine). docs/protocol.md is the page to implement
+// it from.
 #pragma once
 
 #include <stddef.h>
@@ -9,18 +10,18 @@
 #define NB_WIRE_VERSION 1
 #define NB_WIRE_MAX     4096 // bytes of a packet
 #define NB_WIRE_FDS_MAX 4
-#define NB_NAME_MAX     64   // with the NUL
+#define NB_NAME_MAX     64 // with the NUL
 
 enum nb_wire_type {
     // Requests, and their replies (type | NB_WIRE_REPLY) with the request's serial.
     NB_WIRE_HELLO = 1,
     NB_WIRE_STATUS,
-    NB_WIRE_LIST,          // models, devices, holders: by cursor
+    NB_WIRE_LIST, // models, devices, holders: by cursor
     NB_WIRE_OPEN_CHANNEL,
     NB_WIRE_CLOSE_CHANNEL,
-    NB_WIRE_LOAD,          // admin; one fd
-    NB_WIRE_UNLOAD,        // admin
-    NB_WIRE_CANCEL_LOAD,   // admin; no reply of its own: the LOAD's reply is -ECANCELED
+    NB_WIRE_LOAD,        // admin; one fd
+    NB_WIRE_UNLOAD,      // admin
+    NB_WIRE_CANCEL_LOAD, // admin; the LOAD's serial; no reply of its own: the LOAD's is -ECANCELED
     NB_WIRE_REPLY = 0x100,
     // Events, serial 0 but for PROGRESS.
     NB_WIRE_PROGRESS = 0x200, // of the LOAD with that serial
@@ -49,7 +50,7 @@ struct nb_wire_hello {
     char version_text[32];
 };
 
-struct nb_wire_empty { // STATUS request; CLOSE_CHANNEL, LOAD and UNLOAD replies
+struct nb_wire_empty { // STATUS and CANCEL_LOAD requests; CLOSE_CHANNEL, LOAD and UNLOAD replies
     struct nb_wire_header header;
 };
 
@@ -114,20 +115,36 @@ struct nb_wire_progress {
     uint64_t done, total;
 };
 
-// Which role may send a request, its exact size and number of fds: the one table that both sides and the fuzzer use.
+// Which role may send a request, its exact size and number of fds: the one table that both sides
+// and the fuzzer use. Events are in it with roles 0, size and fds in the reply's columns.
 enum nb_wire_role { NB_ROLE_APP = 1, NB_ROLE_ADMIN = 2 };
 struct nb_wire_message {
     uint32_t type;
     const char *name;
-    uint32_t roles; // who may send it
-    uint32_t size, reply_size; // reply_size: the least
+    uint32_t roles;            // who may send it; 0: no client
+    uint32_t size, reply_size; // reply_size: exact but for LIST, whose rows follow; 0: no reply
     uint32_t fds, reply_fds;
 };
-const struct nb_wire_message *nb_wire_message(uint32_t type); // NULL: no such request
+const struct nb_wire_message *nb_wire_message(uint32_t type); // NULL: no such request or event
 
-// One packet out, with fds (borrowed). -EAGAIN when the socket is full, -EPIPE when the peer is gone.
+// Neither of these waits, whatever the socket's mode; both restart after a signal.
+// One packet out, with fds (borrowed). -EAGAIN when the socket is full, -EPIPE when the peer is
+// gone (no signal).
 int nb_wire_send(int sock, const void *packet, size_t size, const int *fds, size_t n_fds);
-// One packet in, to buf of NB_WIRE_MAX bytes; its fds (O_CLOEXEC) to ret_fds[NB_WIRE_FDS_MAX], to be closed by the
-// caller. Returns its size (>= a header, and equal to the header's), 0 at the end, -EAGAIN, or -EPROTO for a truncated,
-// short or misdescribed packet or too many fds, every fd closed.
+// One packet in, to buf of NB_WIRE_MAX bytes, aligned to 8; its fds (O_CLOEXEC) to
+// ret_fds[NB_WIRE_FDS_MAX], to be closed by the caller. Returns its size (>= a header, and equal to
+// the header's), 0 at the end, -EAGAIN, or -EPROTO for a truncated, short or misdescribed packet or
+// too many fds, every fd closed.
 int nb_wire_recv(int sock, void *buf, int *ret_fds, size_t *ret_n_fds);
+void nb_wire_close_fds(const int *fds, size_t n_fds);
+
+// A pair of connected sockets, O_CLOEXEC and non-blocking: SOCK_SEQPACKET for packets as above, or
+// SOCK_STREAM for a channel's two ends.
+int nb_wire_pair(int type, int ret_socks[2]);
+
+// A channel's socket carries bytes that mean nothing but "look at the ring". To wake the peer: 0,
+// also when enough bytes wait already; -EPIPE when it is gone.
+int nb_wake_send(int sock);
+// Takes a handful of what has come (the fd stays readable while there is more): 0, or -EPIPE when
+// the peer hung up.
+int nb_wake_drain(int sock);
