@@ -1,0 +1,64 @@
+// What the parts of a quantized block mean, for all types at once; and which codec takes which type
+// apart.
+#include "tensor/block.h"
+
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1,    13,   25,  38,  53,  69,  89,  113};
+
+static const struct nb_codec *const codecs[] = {
+    [NB_TYPE_Q4_0] = &nb_codec_q4_0,     [NB_TYPE_Q4_1] = &nb_codec_q4_1,
+    [NB_TYPE_Q5_0] = &nb_codec_q5_0,     [NB_TYPE_Q5_1] = &nb_codec_q5_1,
+    [NB_TYPE_Q8_0] = &nb_codec_q8_0,     [NB_TYPE_Q2_K] = &nb_codec_q2_k,
+    [NB_TYPE_Q3_K] = &nb_codec_q3_k,     [NB_TYPE_Q4_K] = &nb_codec_q4_k,
+    [NB_TYPE_Q5_K] = &nb_codec_q5_k,     [NB_TYPE_Q6_K] = &nb_codec_q6_k,
+    [NB_TYPE_IQ4_NL] = &nb_codec_iq4_nl, [NB_TYPE_IQ4_XS] = &nb_codec_iq4_xs,
+    [NB_TYPE_Q2_0] = &nb_codec_q2_0,
+};
+
+const struct nb_codec *nb_codec_of(uint32_t type)
+{
+    return type < sizeof(codecs) / sizeof(codecs[0]) ? codecs[type] : NULL;
+}
+
+// The integer sub-scale and sub-minimum of group g.
+static void sub_of(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_scale, int *ret_min)
+{
+    *ret_scale = *ret_min = 1;
+    switch (kind) {
+    case NB_SUB_NONE:
+        break;
+    case NB_SUB_SM8:
+        *ret_scale = sub[g];
+        *ret_min = sub[8 + g];
+        break;
+    case NB_SUB_SM4:
+        *ret_scale = sub[g] & 15;
+        *ret_min = sub[g] >> 4;
+        break;
+    case NB_SUB_S6:
+        *ret_scale =
+            ((sub[g % 8] >> (g / 8 * 4) & 15) | (sub[8 + g % 4] >> (g / 4 * 2) & 3) << 4) - 32;
+        break;
+    case NB_SUB_S8:
+    case NB_SUB_S6X8:
+        *ret_scale = (int8_t)sub[g];
+        break;
+    }
+}
+
+void nb_block_decode(const struct nb_layout *l, const struct nb_block *b, float *dst)
+{
+    float d = nb_f16_to_f32(b->scale), m = l->has_min ? nb_f16_to_f32(b->min) : 0;
+    for (unsigned g = 0; g < l->scale_block / l->group; g++) {
+        int scale, min;
+        sub_of(l->sub, b->sub, g, &scale, &min);
+        float ws = d * (float)scale, wm = l->sub == NB_SUB_NONE ? m : -(m * (float)min);
+        const uint8_t *code = b->code + g * l->group;
+        for (unsigned i = 0; i < l->group; i++) {
+            int v = l->codebook == NB_CODEBOOK_IQ4 ? iq4_values[code[i]] : code[i] - (int)l->offset;
+            float w = ws * (float)v;
+            // Adding a zero minimum would turn -0 into +0 where the type has none.
+            *dst++ = l->has_min ? w + wm : w;
+        }
+    }
+}

@@ -1,0 +1,92 @@
+// A quantized block taken apart. Each family's file knows only where a type keeps its bits (split,
+// join); what the parts mean (decode), and where the packed layout puts them, is written once for
+// all types and driven by nb_layout. Private to tensor/.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "tensor/layout.h"
+
+#define NB_BLOCK_MAX 256 // weights
+#define NB_SUB_MAX   16  // bytes of sub-scales
+
+struct nb_block {
+    uint8_t code[NB_BLOCK_MAX]; // in the order of k, unsigned
+    uint8_t sub[NB_SUB_MAX];    // a row's sub-scales, as enum nb_sub orders them
+    uint16_t scale, min;        // fp16 as stored
+};
+
+// Every bit of the file's block is in the parts and back: join(split(x)) == x for any x.
+struct nb_codec {
+    void (*split)(const uint8_t *src, struct nb_block *b);
+    void (*join)(const struct nb_block *b, uint8_t *dst);
+};
+
+extern const struct nb_codec nb_codec_q4_0, nb_codec_q4_1, nb_codec_q5_0, nb_codec_q5_1,
+    nb_codec_q8_0, nb_codec_q2_0;
+extern const struct nb_codec nb_codec_q2_k, nb_codec_q3_k, nb_codec_q4_k, nb_codec_q5_k,
+    nb_codec_q6_k;
+extern const struct nb_codec nb_codec_iq4_nl, nb_codec_iq4_xs;
+
+// NULL for float types and for types that Nibble does not load.
+const struct nb_codec *nb_codec_of(uint32_t type);
+
+// The parts to scale_block floats: w = ws * (code - offset) + wm, docs/numerics.md.
+void nb_block_decode(const struct nb_layout *l, const struct nb_block *b, float *dst);
+
+void nb_encode_q4_0(const float *src, void *dst, size_t n_blocks);
+void nb_encode_q4_1(const float *src, void *dst, size_t n_blocks);
+void nb_encode_q5_0(const float *src, void *dst, size_t n_blocks);
+void nb_encode_q5_1(const float *src, void *dst, size_t n_blocks);
+void nb_encode_q8_0(const float *src, void *dst, size_t n_blocks);
+
+void nb_decode_f32(const void *src, float *dst, size_t n);
+void nb_decode_f16(const void *src, float *dst, size_t n);
+void nb_decode_bf16(const void *src, float *dst, size_t n);
+void nb_encode_f32(const float *src, void *dst, size_t n);
+void nb_encode_f16(const float *src, void *dst, size_t n);
+void nb_encode_bf16(const float *src, void *dst, size_t n);
+
+// Model files are little-endian, and so is every machine that this code is for.
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "Nibble needs a little-endian machine");
+
+static inline uint16_t nb_load16(const uint8_t *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static inline uint32_t nb_load32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static inline void nb_store16(uint8_t *p, uint16_t v)
+{
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline void nb_store32(uint8_t *p, uint32_t v)
+{
+    memcpy(p, &v, sizeof(v));
+}
+
+// n bytes of two 4-bit codes: the low ones are codes 0..n-1, the high ones n..2n-1.
+static inline void nb_split_nibbles(const uint8_t *src, uint8_t *code, unsigned n)
+{
+    for (unsigned l = 0; l < n; l++) {
+        code[l] = src[l] & 15;
+        code[n + l] = src[l] >> 4;
+    }
+}
+
+static inline void nb_join_nibbles(const uint8_t *code, uint8_t *dst, unsigned n)
+{
+    for (unsigned l = 0; l < n; l++)
+        dst[l] = (uint8_t)((code[l] & 15) | code[n + l] << 4);
+}

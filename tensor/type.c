@@ -1,0 +1,91 @@
+// The table of types: what a weight may be in a file, and the names of those that it may not be.
+#include "tensor/type.h"
+
+#include <strings.h>
+
+#include "tensor/block.h"
+
+static void decode_blocks(uint32_t type, const uint8_t *src, float *dst, size_t n_blocks)
+{
+    const struct nb_type_info *info = nb_type_info(type);
+    const struct nb_layout *layout = nb_layout_of(type);
+    const struct nb_codec *codec = nb_codec_of(type);
+    struct nb_block b;
+    for (size_t i = 0; i < n_blocks; i++) {
+        codec->split(src + i * info->bytes, &b);
+        nb_block_decode(layout, &b, dst + i * info->block);
+    }
+}
+
+#define DECODER(T)                                                                                 \
+    static void decode_##T(const void *src, float *dst, size_t n_blocks)                           \
+    {                                                                                              \
+        decode_blocks(NB_TYPE_##T, src, dst, n_blocks);                                            \
+    }
+
+DECODER(Q4_0)
+DECODER(Q4_1)
+DECODER(Q5_0)
+DECODER(Q5_1)
+DECODER(Q8_0)
+DECODER(Q2_K)
+DECODER(Q3_K)
+DECODER(Q4_K)
+DECODER(Q5_K)
+DECODER(Q6_K)
+DECODER(IQ4_NL)
+DECODER(IQ4_XS)
+DECODER(Q2_0)
+
+#define TYPE(T, block, bytes, decode, encode)                                                      \
+    [NB_TYPE_##T] = {#T, NB_TYPE_##T, block, bytes, decode, encode}
+
+static const struct nb_type_info types[] = {
+    TYPE(F32, 1, 4, nb_decode_f32, nb_encode_f32),
+    TYPE(F16, 1, 2, nb_decode_f16, nb_encode_f16),
+    TYPE(BF16, 1, 2, nb_decode_bf16, nb_encode_bf16),
+    TYPE(Q4_0, 32, 18, decode_Q4_0, nb_encode_q4_0),
+    TYPE(Q4_1, 32, 20, decode_Q4_1, nb_encode_q4_1),
+    TYPE(Q5_0, 32, 22, decode_Q5_0, nb_encode_q5_0),
+    TYPE(Q5_1, 32, 24, decode_Q5_1, nb_encode_q5_1),
+    TYPE(Q8_0, 32, 34, decode_Q8_0, nb_encode_q8_0),
+    TYPE(Q2_K, 256, 84, decode_Q2_K, NULL),
+    TYPE(Q3_K, 256, 110, decode_Q3_K, NULL),
+    TYPE(Q4_K, 256, 144, decode_Q4_K, NULL),
+    TYPE(Q5_K, 256, 176, decode_Q5_K, NULL),
+    TYPE(Q6_K, 256, 210, decode_Q6_K, NULL),
+    TYPE(IQ4_NL, 32, 18, decode_IQ4_NL, NULL),
+    TYPE(IQ4_XS, 256, 136, decode_IQ4_XS, NULL),
+    TYPE(Q2_0, 64, 18, decode_Q2_0, NULL),
+};
+
+// Every type that GGUF has defined, those withdrawn included.
+static const char *const names[] = {
+    "F32",   "F16",        "Q4_0",       "Q4_1",       "Q4_2",     "Q4_3",     "Q5_0",
+    "Q5_1",  "Q8_0",       "Q8_1",       "Q2_K",       "Q3_K",     "Q4_K",     "Q5_K",
+    "Q6_K",  "Q8_K",       "IQ2_XXS",    "IQ2_XS",     "IQ3_XXS",  "IQ1_S",    "IQ4_NL",
+    "IQ3_S", "IQ2_S",      "IQ4_XS",     "I8",         "I16",      "I32",      "I64",
+    "F64",   "IQ1_M",      "BF16",       "Q4_0_4_4",   "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",
+    "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4",    "NVFP4",    "Q1_0",
+    "Q2_0",
+};
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+const struct nb_type_info *nb_type_info(uint32_t type)
+{
+    return type < COUNT(types) && types[type].name ? &types[type] : NULL;
+}
+
+const struct nb_type_info *nb_type_by_name(const char *name)
+{
+    for (uint32_t t = 0; t < COUNT(types); t++)
+        if (types[t].name && strcasecmp(types[t].name, name) == 0)
+            return &types[t];
+    return NULL;
+}
+
+const char *nb_type_name(uint32_t type)
+{
+    return type < COUNT(names) ? names[type] : "unknown";
+}
