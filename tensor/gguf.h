@@ -56,3 +56,5 @@ int nb_gguf_array_i64(const struct nb_gguf *g, const char *key, uint64_t i, int6
 // Iteration, for listings: key i of n.
 uint64_t nb_gguf_n_keys(const struct nb_gguf *g);
 struct nb_str nb_gguf_key(const struct nb_gguf *g, uint64_t i, enum nb_gguf_type *ret_type);
+// The whole pair i as the file has it (key, type, value): what a writer copies.
+struct nb_str nb_gguf_pair_bytes(const struct nb_gguf *g, uint64_t i);
