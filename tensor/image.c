@@ -1,0 +1,205 @@
+// Mapping a packed model. The image may come from a disk cache, so nothing in it is believed:
+// header, directory and names are copied once, and the places in it must be exactly those that
+// packing would have chosen.
+#include "tensor/image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "tensor/fail.h"
+#include "tensor/gguf_private.h"
+#include "tensor/image_private.h"
+
+struct nb_image {
+    uint8_t *bytes; // the mapping
+    size_t size;
+    struct nb_image_header head;
+    uint8_t *directory; // private copy: entries, then names
+    struct nb_image_tensor *tensors;
+    struct nb_names names;
+    struct nb_gguf *metadata;
+};
+
+int nb_image_place(struct nb_image_entry *e, uint64_t *end, struct nb_packed *ret_packed)
+{
+    uint64_t bytes;
+    if (e->n_dims == 1) {
+        if (!nb_type_info(e->type) || e->dims[0] == 0 || e->dims[0] > NB_IMAGE_MAX_VECTOR)
+            return -EINVAL;
+        bytes = e->dims[0] * sizeof(float);
+    } else if (e->n_dims == 2) {
+        int r = nb_packed_init(ret_packed, e->type, e->dims[1], e->dims[0]);
+        if (r < 0)
+            return r;
+        bytes = nb_packed_bytes(ret_packed);
+    } else {
+        return -EINVAL;
+    }
+    e->offset = (*end + NB_IMAGE_ALIGNMENT - 1) / NB_IMAGE_ALIGNMENT * NB_IMAGE_ALIGNMENT;
+    if (bytes > NB_IMAGE_MAX_BYTES || e->offset > NB_IMAGE_MAX_BYTES - bytes)
+        return -EOVERFLOW;
+    e->bytes = bytes;
+    *end = e->offset + bytes;
+    return 0;
+}
+
+#define IMAGE_FAIL(code, ...) nb_fail(ret_error, error_size, code, "packed model: " __VA_ARGS__)
+
+static int map_fd(struct nb_image *img, int fd, int require_seals, char *ret_error,
+                  size_t error_size)
+{
+    const int seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    struct stat st;
+    if (require_seals && (fcntl(fd, F_GET_SEALS) & seals) != seals)
+        return IMAGE_FAIL(-EPERM, "it is not sealed against every change");
+    if (fstat(fd, &st) < 0)
+        return IMAGE_FAIL(-errno, "fstat: %s", strerror(errno));
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < sizeof(img->head))
+        return IMAGE_FAIL(-EINVAL, "not a regular file of at least %zu bytes", sizeof(img->head));
+    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (p == MAP_FAILED)
+        return IMAGE_FAIL(-errno, "mmap of %" PRIu64 " bytes: %s", (uint64_t)st.st_size,
+                          strerror(errno));
+    img->bytes = p;
+    img->size = (size_t)st.st_size;
+    return 0;
+}
+
+// The sections stand in one order without gaps, so each check is an equality or one bound.
+static int check_header(struct nb_image *img, char *ret_error, size_t error_size)
+{
+    struct nb_image_header *h = &img->head;
+    memcpy(h, img->bytes, sizeof(*h));
+    if (memcmp(h->magic, NB_IMAGE_MAGIC, sizeof(h->magic)) != 0)
+        return IMAGE_FAIL(-EINVAL, "it does not begin with its magic");
+    if (h->version != NB_IMAGE_VERSION)
+        return IMAGE_FAIL(-ENOTSUP, "version %" PRIu32 ", this build reads %d: pack it again",
+                          h->version, NB_IMAGE_VERSION);
+    if (h->bytes != img->size)
+        return IMAGE_FAIL(-EINVAL, "the header says %" PRIu64 " bytes, the file has %zu", h->bytes,
+                          img->size);
+    uint64_t left = img->size - sizeof(*h);
+    if (h->reserved[0] || h->reserved[1] || h->reserved[2] || h->n_tensors > NB_GGUF_MAX_TENSORS ||
+        h->metadata_len > left || h->names_len > left - h->metadata_len ||
+        h->n_tensors * sizeof(struct nb_image_entry) > left - h->metadata_len - h->names_len)
+        return IMAGE_FAIL(-EINVAL, "the header's counts do not fit the file");
+    return 0;
+}
+
+static int check_entry(const struct nb_image *img, const struct nb_image_entry *e, uint32_t i,
+                       uint64_t *name, uint64_t *end)
+{
+    struct nb_image_tensor *t = &img->tensors[i];
+    struct nb_image_entry placed = *e;
+    if (e->name_len > img->head.names_len - *name || e->reserved)
+        return -EINVAL;
+    if (nb_image_place(&placed, end, &t->packed) < 0)
+        return -EINVAL;
+    if (placed.offset != e->offset || placed.bytes != e->bytes || *end > img->size)
+        return -EINVAL;
+    uint8_t *names = img->directory + img->head.n_tensors * sizeof(*e);
+    t->name = (struct nb_str){(const char *)names + *name, e->name_len};
+    *name += e->name_len;
+    if (!nb_name_ok(t->name) || e->name_len > NB_GGUF_MAX_NAME)
+        return -EINVAL;
+    t->type = e->type;
+    t->n_dims = e->n_dims;
+    for (unsigned d = 0; d < 4; d++) {
+        if (d >= e->n_dims && e->dims[d] != 1)
+            return -EINVAL;
+        t->dims[d] = e->dims[d];
+    }
+    t->packed.data = e->n_dims == 2 ? img->bytes + e->offset : NULL;
+    t->f32 = e->n_dims == 1 ? (const float *)(const void *)(img->bytes + e->offset) : NULL;
+    return 0;
+}
+
+static int check_directory(struct nb_image *img, char *ret_error, size_t error_size)
+{
+    const struct nb_image_header *h = &img->head;
+    size_t entries = h->n_tensors * sizeof(struct nb_image_entry), len = entries + h->names_len;
+    uint64_t name = 0, end = sizeof(*h) + h->metadata_len + len;
+    img->directory = malloc(len ? len : 1);
+    img->tensors = calloc(h->n_tensors ? h->n_tensors : 1, sizeof(*img->tensors));
+    if (!img->directory || !img->tensors || nb_names_init(&img->names, h->n_tensors) < 0)
+        return IMAGE_FAIL(-ENOMEM, "no memory for its directory");
+    memcpy(img->directory, img->bytes + sizeof(*h) + h->metadata_len, len);
+
+    for (uint32_t i = 0; i < h->n_tensors; i++) {
+        struct nb_image_entry e;
+        memcpy(&e, img->directory + i * sizeof(e), sizeof(e));
+        if (check_entry(img, &e, i, &name, &end) < 0)
+            return IMAGE_FAIL(-EINVAL, "entry %" PRIu32 " of its directory is not valid", i);
+        img->names.items[i].str = img->tensors[i].name;
+    }
+    struct nb_str twice;
+    if (name != h->names_len || end != img->size || nb_names_sort(&img->names, &twice) < 0)
+        return IMAGE_FAIL(-EINVAL, "its directory does not account for the file");
+    return 0;
+}
+
+int nb_image_map(int fd, int require_seals, struct nb_image **ret, char *ret_error,
+                 size_t error_size)
+{
+    struct nb_image *img = calloc(1, sizeof(*img));
+    if (!img)
+        return IMAGE_FAIL(-ENOMEM, "no memory");
+    int r = map_fd(img, fd, require_seals, ret_error, error_size);
+    if (r >= 0)
+        r = check_header(img, ret_error, error_size);
+    if (r >= 0)
+        r = check_directory(img, ret_error, error_size);
+    if (r >= 0)
+        r = nb_gguf_parse_metadata(img->bytes + sizeof(img->head), img->head.metadata_len,
+                                   &img->metadata, ret_error, error_size);
+    if (r < 0) {
+        nb_image_unmap(img);
+        return r;
+    }
+    *ret = img;
+    return 0;
+}
+
+void nb_image_unmap(struct nb_image *img)
+{
+    if (!img)
+        return;
+    nb_gguf_close(img->metadata);
+    nb_names_finish(&img->names);
+    free(img->tensors);
+    free(img->directory);
+    if (img->bytes)
+        munmap(img->bytes, img->size);
+    free(img);
+}
+
+const struct nb_gguf *nb_image_metadata(const struct nb_image *img)
+{
+    return img->metadata;
+}
+
+uint32_t nb_image_n_tensors(const struct nb_image *img)
+{
+    return img->head.n_tensors;
+}
+
+const struct nb_image_tensor *nb_image_tensor(const struct nb_image *img, uint32_t i)
+{
+    return i < img->head.n_tensors ? &img->tensors[i] : NULL;
+}
+
+const struct nb_image_tensor *nb_image_find(const struct nb_image *img, const char *name)
+{
+    int64_t i = nb_names_find(&img->names, name);
+    return i < 0 ? NULL : &img->tensors[i];
+}
+
+uint64_t nb_image_bytes(const struct nb_image *img)
+{
+    return img->size;
+}
