@@ -1,6 +1,7 @@
-// The engine as its users see it: a model on a device, sequences, and the step that moves them all. The worker's serve
-// and job modes, tests and benchmarks stand on this header alone. Single-threaded: one thread calls all of a model's
-// functions; the device has its own threads inside.
+// The engine as its users see it: a model on a device, sequences, and the step that moves them all.
+// The worker's serve and job modes, tests and benchmarks stand on this header alone.
+// Single-threaded: one thread calls all of a model's functions; the device has its own threads
+// inside.
 #pragma once
 
 #include <stdbool.h>
@@ -18,9 +19,10 @@ enum nb_precision { NB_PRECISION_FAST, NB_PRECISION_BALANCED, NB_PRECISION_EXACT
 
 struct nb_model_options {
     enum nb_precision precision;
-    uint32_t max_context;  // 0: the model's own
-    uint32_t max_rows;     // rows of a step; 0: 512
-    uint64_t kv_bytes;     // memory for KV blocks; 0: a default by free memory, at least one full context
+    uint32_t max_context; // 0: the model's own
+    uint32_t max_rows;    // rows of a step; 0: 512
+    uint64_t
+        kv_bytes; // memory for KV blocks; 0: a default by free memory, at least one full context
 };
 
 struct nb_model_info {
@@ -33,42 +35,58 @@ struct nb_model_info {
 struct nb_model;
 struct nb_sequence;
 
-// Takes the image (unmapped by nb_model_close). -ENOTSUP with the architecture's name and the supported ones, -EINVAL for
-// missing or misshapen tensors, -ENOMEM with figures.
-int nb_model_open(struct nb_image *image, struct nb_device *device, const struct nb_model_options *options,
-                  struct nb_model **ret, char *ret_error, size_t error_size);
+// Takes the image (unmapped by nb_model_close; left to the caller on failure). -ENOTSUP with the
+// architecture's name and the supported ones, -EINVAL for missing or misshapen tensors, -ENOMEM
+// with figures.
+int nb_model_open(struct nb_image *image, struct nb_device *device,
+                  const struct nb_model_options *options, struct nb_model **ret, char *ret_error,
+                  size_t error_size);
 void nb_model_close(struct nb_model *m); // every sequence must be gone
 void nb_model_info(const struct nb_model *m, struct nb_model_info *ret);
+// Device time of each kind of op since the model was opened: NB_OP_KINDS values (engine/arch.h).
+void nb_model_times(const struct nb_model *m, uint64_t *ret_ns);
 const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m);
-const struct nb_chat_template *nb_model_chat_template(const struct nb_model *m); // NULL when none is recognised
+const struct nb_chat_template *
+nb_model_chat_template(const struct nb_model *m); // NULL when none is recognised
 
-// --- Sequences: one token log each. The KV cache is only a cache of the log; blocks are taken and given back as the
-// scheduler sees fit, and rebuilt from the log.
+// --- Sequences: one token log each. The KV cache is only a cache of the log; blocks are taken and
+// given back as the scheduler sees fit, and rebuilt from the log.
 int nb_sequence_create(struct nb_model *m, void *user, struct nb_sequence **ret);
 void nb_sequence_destroy(struct nb_sequence *s); // cancels what it does
 uint32_t nb_sequence_length(const struct nb_sequence *s);
-uint32_t nb_sequence_computed(const struct nb_sequence *s); // how many of the log's first tokens are in the KV cache now
-// Cuts the log to `base` tokens (<= its length) and appends n. Does not compute. -E2BIG past the context: the figures
-// are nb_model_info's context; -EINVAL for ids outside the vocabulary; -EBUSY while a request is active.
+uint32_t nb_sequence_computed(
+    const struct nb_sequence *s); // how many of the log's first tokens are in the KV cache now
+// Cuts the log to `base` tokens (<= its length) and appends n. Does not compute. -E2BIG past the
+// context: the figures are nb_model_info's context; -EINVAL for ids outside the vocabulary; -EBUSY
+// while a request is active.
 int nb_sequence_set(struct nb_sequence *s, uint32_t base, const int32_t *tokens, uint32_t n);
 const int32_t *nb_sequence_tokens(const struct nb_sequence *s);
 
-// What a sequence is asked to do: compute its log's pending rows, then (max_tokens > 0) go on generating.
+// What a sequence is asked to do: compute its log's pending rows, then (max_tokens > 0) go on
+// generating.
 struct nb_request {
-    uint32_t max_tokens;        // 0: only compute (score)
+    uint32_t max_tokens; // 0: only compute (score)
     struct nb_sampling sampling;
     bool ignore_eos;
-    // Scoring: logits of the rows [score_from, length) are handed to on_logits as they are computed.
+    // Scoring: logits of the rows [score_from, length) are handed to on_logits as they are
+    // computed.
     bool score;
     uint32_t score_from;
 };
 
-enum nb_finish { NB_FINISH_NONE, NB_FINISH_EOS, NB_FINISH_LENGTH, NB_FINISH_CONTEXT, NB_FINISH_SCORED, NB_FINISH_ERROR };
+enum nb_finish {
+    NB_FINISH_NONE,
+    NB_FINISH_EOS,
+    NB_FINISH_LENGTH,
+    NB_FINISH_CONTEXT,
+    NB_FINISH_SCORED,
+    NB_FINISH_ERROR
+};
 
 // Called from inside nb_model_step. They may not destroy sequences; they may call nb_sequence_stop.
 struct nb_model_events {
-    // A token was chosen and appended to the log. logprob is NaN unless sampling.logprobs. The end-of-generation
-    // token itself is appended to the log and reported with finish EOS.
+    // A token was chosen and appended to the log. logprob is NaN unless sampling.logprobs. The
+    // end-of-generation token itself is appended to the log and reported with finish EOS.
     void (*on_token)(void *user, int32_t token, float logprob);
     // Logits of row `position` (predicting position + 1), vocab floats, valid during the call.
     void (*on_logits)(void *user, uint32_t position, const float *logits, uint32_t vocab);
@@ -76,8 +94,10 @@ struct nb_model_events {
 };
 void nb_model_set_events(struct nb_model *m, const struct nb_model_events *events);
 
-int nb_sequence_start(struct nb_sequence *s, const struct nb_request *request); // -EBUSY when active
-// Ends the active request after the current token (a stop string, a cancel). on_finish is not called.
+int nb_sequence_start(struct nb_sequence *s,
+                      const struct nb_request *request); // -EBUSY when active
+// Ends the active request after the current token (a stop string, a cancel). on_finish is not
+// called.
 void nb_sequence_stop(struct nb_sequence *s);
 // A parked sequence keeps its request but takes no part in steps (its client does not read).
 void nb_sequence_park(struct nb_sequence *s, bool parked);
@@ -85,7 +105,8 @@ void nb_sequence_park(struct nb_sequence *s, bool parked);
 struct nb_step_stats {
     uint32_t decode_rows, prefill_rows, sequences;
 };
-// One step: rows of decode and of chunked prefill of several sequences together. 0: nothing to do, 1: did some, or
-// negative errno when the device failed (the model is then unusable: the worker ends itself).
+// One step: rows of decode and of chunked prefill of several sequences together. 0: nothing to do,
+// 1: did some, or negative errno when the device failed (the model is then unusable: the worker
+// ends itself).
 int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats);
 bool nb_model_has_work(const struct nb_model *m);
