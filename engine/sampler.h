@@ -1,5 +1,6 @@
-// Choosing a token from logits: penalties, temperature, top-k, top-p, min-p, and a counter-based generator keyed by
-// (seed, position), so that a choice depends on nothing but the log, the parameters and the seed.
+// Choosing a token from logits: penalties, temperature, top-k, top-p, min-p, and a counter-based
+// generator keyed by (seed, position), so that a choice depends on nothing but the log, the
+// parameters and the seed.
 #pragma once
 
 #include <stdbool.h>
@@ -8,23 +9,24 @@
 #define NB_REPEAT_WINDOW_MAX 4096
 
 struct nb_sampling {
-    float temperature;       // 0: greedy
-    uint32_t top_k;          // 0: off
-    float top_p;             // 1: off
-    float min_p;             // 0: off
-    float repeat_penalty;    // 1: off
-    uint32_t repeat_window;  // last tokens that the penalty looks at
+    float temperature;      // 0: greedy
+    uint32_t top_k;         // 0: off
+    float top_p;            // 1: off
+    float min_p;            // 0: off
+    float repeat_penalty;   // 1: off
+    uint32_t repeat_window; // last tokens that the penalty looks at
     uint64_t seed;
-    bool logprobs;           // compute the chosen token's log-probability (of the unmodified distribution)
+    bool logprobs; // compute the chosen token's log-probability (of the unmodified distribution)
 };
 
 #define NB_SAMPLING_GREEDY ((struct nb_sampling){.top_p = 1, .repeat_penalty = 1})
 
 // 0, or -EINVAL for values out of range (NaN, negative temperature, top_p outside 0..1 ...).
 int nb_sampling_check(const struct nb_sampling *s);
-// Chooses the token for `position` (the index it will have in the log). `logits` is scratch: changed. Ties go to the
-// lower id. NaN logits count as -inf; when no finite logit is left, returns -EDOM.
-int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log, uint32_t log_len,
-              uint32_t position, int32_t *ret_token, float *ret_logprob);
+// Chooses the token for `position` (the index it will have in the log). `logits` is scratch:
+// changed. Ties go to the lower id. NaN logits count as -inf; when no finite logit is left, returns
+// -EDOM.
+int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log,
+              uint32_t log_len, uint32_t position, int32_t *ret_token, float *ret_logprob);
 // The generator itself: 64 random bits for (seed, counter).
 uint64_t nb_random(uint64_t seed, uint64_t counter);
