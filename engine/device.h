@@ -1,6 +1,7 @@
-// What runs the engine's ops: the native CPU, or a Vulkan device. A device takes a model's plan once, prepares it, and
-// then runs steps: a device may interpret the plan (CPU) or have it recorded (Vulkan). KV memory belongs to the device
-// model; its blocks are numbered, and who owns which is the engine's business.
+// What runs the engine's ops: the native CPU, or a Vulkan device. A device takes a model's plan
+// once, prepares it, and then runs steps: a device may interpret the plan (CPU) or have it recorded
+// (Vulkan). KV memory belongs to the device model; its blocks are numbered, and who owns which is
+// the engine's business.
 #pragma once
 
 #include <stdbool.h>
@@ -10,19 +11,20 @@
 struct nb_plan; // engine/plan.h: the architecture as a list of ops over the image's tensors
 
 struct nb_device_info {
-    char name[64];     // "cpu", "vulkan0"
+    char name[64]; // "cpu", "vulkan0"
     char description[128];
-    char isa[32];      // ISA level or shader tier
+    char isa[32]; // ISA level or shader tier
     uint32_t threads;
     uint64_t memory_bytes; // that the device can use
 };
 
-// A row is one token of one sequence. Rows of a sequence are consecutive and in the order of position.
+// A row is one token of one sequence. Rows of a sequence are consecutive and in the order of
+// position.
 struct nb_rows {
     uint32_t n;
     const int32_t *token;
     const uint32_t *position;
-    const uint32_t *sequence;   // index into `blocks`
+    const uint32_t *sequence;      // index into `blocks`
     const uint32_t *const *blocks; // [sequence]: KV block numbers, by position / 32
     uint32_t n_logits;
     const uint32_t *logits_row; // the rows whose logits are wanted, ascending
@@ -34,15 +36,21 @@ struct nb_device_model;
 struct nb_device_ops {
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
+    // Memory of one KV block (32 positions, all layers).
+    size_t (*kv_block_bytes)(const struct nb_plan *plan);
     // Prepares a plan with memory for `kv_blocks` blocks and steps of at most `max_rows` rows.
-    int (*model_open)(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks, uint32_t max_rows,
-                      struct nb_device_model **ret, char *ret_error, size_t error_size);
+    int (*model_open)(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
+                      uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
+                      size_t error_size);
     void (*model_close)(struct nb_device_model *dm);
-    // Runs the plan over the rows; logits: [n_logits][vocab] fp32, valid until the next step. Blocks. A negative
-    // errno means the device is lost.
-    int (*step)(struct nb_device_model *dm, const struct nb_rows *rows, const float **ret_logits);
+    // Runs the plan over the rows; logits: [n_logits][vocab] fp32, valid until the next step; the
+    // caller may change them. Blocks. A negative errno means the device is lost.
+    int (*step)(struct nb_device_model *dm, const struct nb_rows *rows, float **ret_logits);
     // A freshly assigned block must not show its last owner's content.
     void (*kv_clear)(struct nb_device_model *dm, uint32_t block);
+    // Device time of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was
+    // opened.
+    void (*times)(const struct nb_device_model *dm, uint64_t *ret_ns);
 };
 
 struct nb_device {

@@ -1,0 +1,240 @@
+// The native CPU as a device: its memory and its threads. What a step does is in step.c.
+#include "engine/cpu/device.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "tensor/fail.h"
+
+static void cpu_info(const struct nb_device *d, struct nb_device_info *ret)
+{
+    const struct nb_cpu_device *c = (const struct nb_cpu_device *)d;
+    *ret = (struct nb_device_info){.threads = nb_team_size(c->team),
+                                   .memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
+                                                   (uint64_t)sysconf(_SC_PAGESIZE)};
+    snprintf(ret->name, sizeof(ret->name), "cpu");
+    snprintf(ret->description, sizeof(ret->description), "native CPU, %u thread%s", ret->threads,
+             ret->threads == 1 ? "" : "s");
+    snprintf(ret->isa, sizeof(ret->isa), "%s", c->kernels->name);
+}
+
+static void cpu_destroy(struct nb_device *d)
+{
+    struct nb_cpu_device *c = (struct nb_cpu_device *)d;
+    if (!c)
+        return;
+    nb_team_destroy(c->team);
+    free(c);
+}
+
+// --- Memory: one mapping, laid out by walking the list of buffers twice (sizes, then addresses).
+
+struct cursor {
+    uint8_t *base; // NULL while sizes are counted
+    size_t used;
+};
+
+static void *lay(struct cursor *c, size_t count, size_t size)
+{
+    void *p = c->base ? c->base + c->used : NULL;
+    c->used += (count * size + 63) & ~(size_t)63;
+    return p;
+}
+
+static uint32_t widest_input(const struct nb_hparams *hp)
+{
+    uint32_t k = hp->embedding;
+    k = hp->ffn > k ? hp->ffn : k;
+    return hp->dim[NB_DIM_ATTN] > k ? hp->dim[NB_DIM_ATTN] : k;
+}
+
+static size_t kernel_scratch(const struct nb_device_model *m)
+{
+    const struct nb_kernels *k = m->device->kernels;
+    const struct nb_hparams *hp = &m->plan->hp;
+    size_t most =
+        k->attn_scratch(NB_CPU_QUERY_TILE, hp->n_heads / hp->n_kv_heads, hp->k_dim, hp->v_dim);
+    for (uint32_t i = 0; i < m->plan->n_ops; i++)
+        for (int j = 0; j < 3; j++) {
+            const struct nb_packed *w = m->plan->ops[i].m[j].w;
+            size_t bytes = w ? k->gemm_scratch(w, NB_CPU_TOKEN_TILE) : 0;
+            most = bytes > most ? bytes : most;
+        }
+    return most;
+}
+
+static void lay_out(struct nb_device_model *m, struct cursor *c)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    size_t rows = m->max_rows, tiles = (rows + NB_CPU_TOKEN_TILE - 1) / NB_CPU_TOKEN_TILE;
+    size_t slots = hp->n_heads + hp->n_kv_heads, threads = nb_team_size(m->device->team);
+    uint32_t k = widest_input(hp);
+    m->x = lay(c, rows * hp->embedding, sizeof(float));
+    m->q = lay(c, rows * hp->dim[NB_DIM_Q], sizeof(float));
+    m->k = lay(c, rows * hp->dim[NB_DIM_K], sizeof(float));
+    m->v = lay(c, rows * hp->dim[NB_DIM_V], sizeof(float));
+    m->attn = lay(c, rows * hp->dim[NB_DIM_ATTN], sizeof(float));
+    m->hidden = lay(c, rows * hp->ffn, sizeof(float));
+    m->up = lay(c, rows * hp->ffn, sizeof(float));
+    m->rope = lay(c, rows * hp->rope_dims, sizeof(float));
+    m->act = lay(c, 1, nb_act_bytes(m->max_rows, k));
+    m->all.chunk = lay(c, rows, sizeof(*m->all.chunk));
+    m->wanted.chunk = lay(c, rows, sizeof(*m->wanted.chunk));
+    m->head_need = lay(c, slots, sizeof(*m->head_need));
+    m->head_done = lay(c, tiles * slots, sizeof(*m->head_done));
+    m->scratch = lay(c, threads, sizeof(*m->scratch));
+    size_t scratch = kernel_scratch(m), kv_pointers = hp->context / NB_KV_TILE + 1;
+    for (size_t t = 0; t < threads; t++) {
+        struct nb_cpu_scratch s = {lay(c, 1, nb_act_bytes(NB_CPU_FEW_ROWS, k)), lay(c, 1, scratch),
+                                   lay(c, kv_pointers, sizeof(*s.kv))};
+        if (c->base)
+            m->scratch[t] = s;
+    }
+    // Last, and mostly untouched: only steps that score many rows reach far into it.
+    m->logits = lay(c, rows * hp->vocab, sizeof(float));
+}
+
+static int map_memory(struct nb_device_model *m)
+{
+    struct cursor c = {0};
+    lay_out(m, &c);
+    void *p = mmap(NULL, c.used, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return -errno;
+    m->memory = p;
+    m->memory_bytes = c.used;
+    c = (struct cursor){.base = p};
+    lay_out(m, &c);
+    (void)madvise(p, (size_t)((uint8_t *)m->logits - (uint8_t *)p), MADV_HUGEPAGE);
+    return 0;
+}
+
+// A memfd, so that finished blocks can outlive a worker and be mapped by the next one.
+static int map_kv(struct nb_device_model *m)
+{
+    size_t bytes = (size_t)m->kv_blocks * m->kv_block_bytes;
+    m->kv_fd = memfd_create("nibble-kv", MFD_CLOEXEC);
+    if (m->kv_fd < 0 || ftruncate(m->kv_fd, (off_t)bytes) < 0)
+        return -errno;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->kv_fd, 0);
+    if (p == MAP_FAILED)
+        return -errno;
+    m->kv = p;
+    (void)madvise(p, bytes, MADV_HUGEPAGE);
+    return 0;
+}
+
+static uint32_t groups_over(uint32_t head, uint32_t dim)
+{
+    return ((head + 1) * dim - 1) / 16 - head * dim / 16 + 1;
+}
+
+static void count_needs(struct nb_device_model *m)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    for (uint32_t h = 0; h < hp->n_heads; h++)
+        m->head_need[h] = groups_over(h, hp->k_dim);
+    for (uint32_t h = 0; h < hp->n_kv_heads; h++)
+        m->head_need[hp->n_heads + h] = groups_over(h, hp->k_dim) + groups_over(h, hp->v_dim);
+}
+
+static size_t cpu_kv_block_bytes(const struct nb_plan *plan)
+{
+    const struct nb_hparams *hp = &plan->hp;
+    return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_KV_TILE * sizeof(uint16_t) *
+           hp->n_layers;
+}
+
+static void cpu_model_close(struct nb_device_model *m)
+{
+    if (!m)
+        return;
+    if (m->memory)
+        munmap(m->memory, m->memory_bytes);
+    if (m->kv)
+        munmap(m->kv, (size_t)m->kv_blocks * m->kv_block_bytes);
+    if (m->kv_fd >= 0)
+        close(m->kv_fd);
+    free(m);
+}
+
+static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
+                          uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
+                          size_t error_size)
+{
+    const struct nb_hparams *hp = &plan->hp;
+    struct nb_device_model *m = calloc(1, sizeof(*m));
+    if (!m)
+        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+    *m = (struct nb_device_model){.device = (struct nb_cpu_device *)d,
+                                  .plan = plan,
+                                  .max_rows = max_rows,
+                                  .kv_blocks = kv_blocks,
+                                  .kv_fd = -1,
+                                  .kv_block_bytes = cpu_kv_block_bytes(plan),
+                                  .kv_layer_bytes = cpu_kv_block_bytes(plan) / hp->n_layers,
+                                  .kv_v_offset = (size_t)hp->dim[NB_DIM_K] * NB_KV_TILE};
+    int rc = map_memory(m);
+    if (rc == 0)
+        rc = map_kv(m);
+    if (rc < 0) {
+        nb_fail(ret_error, error_size, rc,
+                "cannot map %zu MB for steps of %u rows and %u KV blocks: %s",
+                (m->memory_bytes + kv_blocks * m->kv_block_bytes) >> 20, max_rows, kv_blocks,
+                strerror(-rc));
+        cpu_model_close(m);
+        return rc;
+    }
+    count_needs(m);
+    *ret = m;
+    return 0;
+}
+
+static int cpu_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
+{
+    nb_cpu_step_prepare(m, rows);
+    nb_team_run(m->device->team, nb_cpu_step_thread, m);
+    *ret_logits = m->logits;
+    return 0;
+}
+
+static void cpu_kv_clear(struct nb_device_model *m, uint32_t block)
+{
+    memset(m->kv + block * m->kv_block_bytes, 0, m->kv_block_bytes);
+}
+
+static void cpu_times(const struct nb_device_model *m, uint64_t *ret_ns)
+{
+    memcpy(ret_ns, m->time_ns, sizeof(m->time_ns));
+}
+
+static const struct nb_device_ops cpu_ops = {
+    .info = cpu_info,
+    .destroy = cpu_destroy,
+    .kv_block_bytes = cpu_kv_block_bytes,
+    .model_open = cpu_model_open,
+    .model_close = cpu_model_close,
+    .step = cpu_step,
+    .kv_clear = cpu_kv_clear,
+    .times = cpu_times,
+};
+
+int nb_cpu_device_create(uint32_t threads, struct nb_device **ret)
+{
+    struct nb_cpu_device *c = calloc(1, sizeof(*c));
+    if (!c)
+        return -ENOMEM;
+    *c = (struct nb_cpu_device){.base.ops = &cpu_ops, .kernels = nb_kernels_best()};
+    int rc = nb_team_create(threads, &c->team);
+    if (rc < 0) {
+        free(c);
+        return rc;
+    }
+    *ret = &c->base;
+    return 0;
+}
