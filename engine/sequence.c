@@ -1,0 +1,152 @@
+// Sequences: a token log each, and the request that is being worked on. No computing here: that is
+// the scheduler's.
+#include "engine/model.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void link_last(struct nb_sequence *s)
+{
+    struct nb_model *m = s->model;
+    s->prev = m->last;
+    s->next = NULL;
+    *(m->last ? &m->last->next : &m->first) = s;
+    m->last = s;
+}
+
+static void unlink_sequence(struct nb_sequence *s)
+{
+    struct nb_model *m = s->model;
+    *(s->prev ? &s->prev->next : &m->first) = s->next;
+    *(s->next ? &s->next->prev : &m->last) = s->prev;
+}
+
+// A step's batch has room for every sequence.
+static int grow_batch(struct nb_model *m)
+{
+    size_t n = m->n_sequences + 1;
+    const uint32_t **blocks = reallocarray(m->blocks, n, sizeof(*blocks));
+    if (!blocks)
+        return -ENOMEM;
+    m->blocks = blocks;
+    struct nb_sequence **batch = reallocarray(m->batch, n, sizeof(struct nb_sequence *));
+    if (!batch)
+        return -ENOMEM;
+    m->batch = batch;
+    return 0;
+}
+
+int nb_sequence_create(struct nb_model *m, void *user, struct nb_sequence **ret)
+{
+    struct nb_sequence *s = calloc(1, sizeof(*s));
+    uint32_t blocks = (m->plan->hp.context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
+    if (!s || !(s->block = calloc(blocks, sizeof(*s->block))) || grow_batch(m) < 0) {
+        if (s)
+            free(s->block);
+        free(s);
+        return -ENOMEM;
+    }
+    s->model = m;
+    s->user = user;
+    link_last(s);
+    m->n_sequences++;
+    *ret = s;
+    return 0;
+}
+
+void nb_sequence_destroy(struct nb_sequence *s)
+{
+    if (!s)
+        return;
+    nb_kv_trim(s, 0);
+    unlink_sequence(s);
+    s->model->n_sequences--;
+    free(s->block);
+    free(s->log);
+    free(s);
+}
+
+uint32_t nb_sequence_length(const struct nb_sequence *s)
+{
+    return s->length;
+}
+
+uint32_t nb_sequence_computed(const struct nb_sequence *s)
+{
+    return s->computed;
+}
+
+const int32_t *nb_sequence_tokens(const struct nb_sequence *s)
+{
+    return s->log;
+}
+
+int nb_sequence_append(struct nb_sequence *s, const int32_t *tokens, uint32_t n)
+{
+    if (s->length + n > s->capacity) {
+        uint32_t capacity = s->length + n + s->capacity / 2 + 64;
+        int32_t *log = reallocarray(s->log, capacity, sizeof(*log));
+        if (!log)
+            return -ENOMEM;
+        s->log = log;
+        s->capacity = capacity;
+    }
+    if (n)
+        memcpy(s->log + s->length, tokens, n * sizeof(*tokens));
+    s->length += n;
+    return 0;
+}
+
+int nb_sequence_set(struct nb_sequence *s, uint32_t base, const int32_t *tokens, uint32_t n)
+{
+    const struct nb_hparams *hp = &s->model->plan->hp;
+    if (s->active)
+        return -EBUSY;
+    if (base > s->length)
+        return -EINVAL;
+    if (n > hp->context - base)
+        return -E2BIG;
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= hp->vocab)
+            return -EINVAL;
+    uint32_t before = s->length;
+    s->length = base;
+    int rc = nb_sequence_append(s, tokens, n);
+    if (rc < 0) {
+        s->length = before;
+        return rc;
+    }
+    nb_kv_trim(s, s->computed < base ? s->computed : base);
+    return 0;
+}
+
+int nb_sequence_start(struct nb_sequence *s, const struct nb_request *r)
+{
+    if (s->active)
+        return -EBUSY;
+    if (!s->length || (r->score && r->score_from >= s->length) ||
+        nb_sampling_check(&r->sampling) < 0)
+        return -EINVAL;
+    if (r->max_tokens && s->length >= s->model->plan->hp.context)
+        return -E2BIG;
+    // The first row whose logits are wanted must be computed again if it was.
+    uint32_t wanted = r->score ? r->score_from : s->length - (r->max_tokens > 0);
+    nb_kv_trim(s, s->computed < wanted ? s->computed : wanted);
+    s->request = *r;
+    s->generated = 0;
+    s->active = true;
+    unlink_sequence(s);
+    link_last(s);
+    return 0;
+}
+
+void nb_sequence_stop(struct nb_sequence *s)
+{
+    s->active = false;
+}
+
+void nb_sequence_park(struct nb_sequence *s, bool parked)
+{
+    s->parked = parked;
+}
