@@ -178,15 +178,14 @@ static void sub_scales(const struct nb_packed *w, const uint8_t *sub, uint32_t r
     *min = 0;
     switch (w->layout->sub) {
     case NB_SUB_NONE:
-        *min = 1;
         break;
     case NB_SUB_SM8:
         *scale = sub[g * 16 + r];
-        *min = -sub[(8 + g) * 16 + r];
+        *min = sub[(8 + g) * 16 + r];
         break;
     case NB_SUB_SM4:
         *scale = sub[g * 16 + r] & 15;
-        *min = -(sub[g * 16 + r] >> 4);
+        *min = sub[g * 16 + r] >> 4;
         break;
     case NB_SUB_S6:
         *scale = sub[g % 8 * 16 + r] >> g / 8 * 4 & 15;
@@ -209,7 +208,9 @@ static void scales(const struct nb_packed *w, const uint8_t *group, uint32_t r, 
     sub_scales(w, group + w->sub + block * l->sub_bytes * 16, r, k % l->scale_block / l->group,
                &scale, &min);
     *ws = half(group + w->scale + (block * 16 + r) * 2) * (float)scale;
-    *wm = l->has_min ? half(group + w->min + (block * 16 + r) * 2) * (float)min : 0.0f;
+    *wm = l->has_min ? half(group + w->min + (block * 16 + r) * 2) : 0.0f;
+    if (l->sub != NB_SUB_NONE)
+        *wm = -(*wm * (float)min);
 }
 
 static float float_weight(const struct nb_packed *w, const uint8_t *group, uint32_t r, uint32_t k)

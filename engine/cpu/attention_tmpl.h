@@ -1,0 +1,249 @@
+// Attention: a few rows (a row is one head of one query) against one tile of 32 positions at a
+// time. What a row computes does not depend on which rows stand beside it.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#define CHUNK_ROWS   64 // rows whose running state lies in scratch
+#define CONVERT_FROM 9  // rows from which converting a tile to fp32 once pays
+
+// The running softmax of a row.
+struct softmax {
+    float max, sum;
+};
+
+struct attend {
+    const float *q; // of the chunk's first query, this KV head's first query head
+    size_t ldq;
+    uint32_t group, k_dim, v_dim, padded; // padded: v_dim to a multiple of 16
+    float scale, softcap;
+    uint32_t window;
+    float *k_tile, *v_tile;  // fp32 copies of a tile, [k_dim][32] and [32][padded]
+    struct softmax *softmax; // [row]
+    float *out;              // [row][padded]
+};
+
+// The tile a pack of rows meets: fp32 or fp16, `v_stride` elements from one position to the next.
+struct tile_kv {
+    const void *k, *v;
+    size_t v_stride;
+};
+
+FORCED vf load16(bool half, const void *base, size_t at)
+{
+    return half ? f_of_half((const uint16_t *)base + at) : f_load((const float *)base + at);
+}
+
+// Scores of `rows` rows at 16 positions.
+FORCED void score_rows(bool half, int rows, const struct attend *a, const struct tile_kv *kv,
+                       const float *const *q, uint32_t from, float (*p)[NB_KV_TILE])
+{
+    vf acc[ATTEND_ROWS];
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        acc[r] = f_zero();
+    for (size_t d = 0; d < a->k_dim; d++) {
+        vf k = load16(half, kv->k, d * NB_KV_TILE + from);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            acc[r] = f_fma(f_set1(q[r][d]), k, acc[r]);
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        f_store(p[r] + from, acc[r]);
+}
+
+// Adds positions [lo, hi) times their weights to the outputs of `rows` rows.
+FORCED void mix_rows(bool half, int rows, const struct attend *a, const struct tile_kv *kv,
+                     float (*p)[NB_KV_TILE], uint32_t lo, uint32_t hi, float *out)
+{
+    for (size_t d = 0; d < a->padded; d += 16) {
+        vf acc[ATTEND_ROWS];
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            acc[r] = f_load(out + (size_t)r * a->padded + d);
+        for (size_t i = lo; i < hi; i++) {
+            vf v = load16(half, kv->v, i * kv->v_stride + d);
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                acc[r] = f_fma(f_set1(p[r][i]), v, acc[r]);
+        }
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            f_store(out + (size_t)r * a->padded + d, acc[r]);
+    }
+}
+
+// Scores to weights for positions [lo, hi) of one row, and what was summed before scaled to the new
+// maximum.
+static void soften(const struct attend *a, float p[NB_KV_TILE], uint32_t lo, uint32_t hi,
+                   struct softmax *s, float *out)
+{
+    vf x[2], minus_inf = f_set1(-INFINITY);
+    vmask seen[2] = {m_range((int)lo, (int)hi), m_range((int)lo - 16, (int)hi - 16)};
+    for (int i = 0; i < 2; i++) {
+        x[i] = f_mul(f_load(p + 16 * i), f_set1(a->scale));
+        if (a->softcap > 0.0f)
+            x[i] = f_mul(f_set1(a->softcap), f_tanh(f_div(x[i], f_set1(a->softcap))));
+        x[i] = f_select(seen[i], x[i], minus_inf);
+    }
+    float max = f_fold_max(f_max(x[0], x[1]));
+    max = max > s->max ? max : s->max;
+    for (int i = 0; i < 2; i++) {
+        x[i] = f_select(seen[i], f_exp(f_sub(x[i], f_set1(max))), f_zero());
+        f_store(p + 16 * i, x[i]);
+    }
+    float keep[16];
+    f_store(keep, f_exp(f_set1(s->max - max)));
+    s->sum = fmaf(s->sum, keep[0], f_fold(f_add(x[0], x[1])));
+    s->max = max;
+    for (uint32_t d = 0; d < a->padded; d += 16)
+        f_store(out + d, f_mul(f_load(out + d), f_set1(keep[0])));
+}
+
+// The positions of the tile at `base` that the query at `pos` sees.
+static void seen_span(uint32_t pos, uint32_t window, uint32_t base, uint32_t *lo, uint32_t *hi)
+{
+    uint32_t end = pos + 1, first = window && window < end ? end - window : 0;
+    *lo = first <= base ? 0 : first - base < NB_KV_TILE ? first - base : NB_KV_TILE;
+    *hi = end <= base ? 0 : end - base < NB_KV_TILE ? end - base : NB_KV_TILE;
+}
+
+// Rows [row, row + rows) of the chunk whose first query is at pos0, against one tile.
+FORCED void attend_rows(bool half, int rows, const struct attend *a, const struct tile_kv *kv,
+                        uint32_t row, uint32_t pos0, uint32_t base)
+{
+    const float *q[ATTEND_ROWS];
+    float p[ATTEND_ROWS][NB_KV_TILE], *out = a->out + (size_t)row * a->padded;
+    uint32_t lo[ATTEND_ROWS], hi[ATTEND_ROWS], from = 0, to = NB_KV_TILE;
+    for (uint32_t r = 0; r < (uint32_t)rows; r++) {
+        uint32_t t = (row + r) / a->group, h = (row + r) % a->group;
+        q[r] = a->q + t * a->ldq + (size_t)h * a->k_dim;
+        seen_span(pos0 + t, a->window, base, &lo[r], &hi[r]);
+        from = lo[r] > from ? lo[r] : from;
+        to = hi[r] < to ? hi[r] : to;
+    }
+    score_rows(half, rows, a, kv, q, 0, p);
+    score_rows(half, rows, a, kv, q, 16, p);
+    // What all rows see is mixed together; each row's own positions before and after that, alone,
+    // in order.
+    to = to < from ? from : to;
+    for (uint32_t r = 0; r < (uint32_t)rows; r++) {
+        if (lo[r] >= hi[r])
+            continue;
+        soften(a, p[r], lo[r], hi[r], &a->softmax[row + r], out + r * a->padded);
+        mix_rows(half, 1, a, kv, p + r, lo[r], hi[r] < from ? hi[r] : from, out + r * a->padded);
+    }
+    if (from < to)
+        mix_rows(half, rows, a, kv, p, from, to, out);
+    for (uint32_t r = 0; r < (uint32_t)rows; r++)
+        if (lo[r] < hi[r])
+            mix_rows(half, 1, a, kv, p + r, lo[r] > to ? lo[r] : to, hi[r], out + r * a->padded);
+}
+
+FORCED void attend_tile(bool half, const struct attend *a, const struct tile_kv *kv, uint32_t rows,
+                        uint32_t pos0, uint32_t base)
+{
+    uint32_t row = 0;
+    for (; row + ATTEND_ROWS <= rows; row += ATTEND_ROWS)
+        attend_rows(half, ATTEND_ROWS, a, kv, row, pos0, base);
+    if (row + 3 == rows)
+        attend_rows(half, 3, a, kv, row, pos0, base);
+    else
+        for (; row < rows; row++)
+            attend_rows(half, 1, a, kv, row, pos0, base);
+}
+
+static void attend_half(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
+                        uint32_t pos0, uint32_t base)
+{
+    attend_tile(true, a, kv, rows, pos0, base);
+}
+
+static void attend_float(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
+                         uint32_t pos0, uint32_t base)
+{
+    attend_tile(false, a, kv, rows, pos0, base);
+}
+
+static void convert_tile(const struct attend *a, const struct tile_kv *kv)
+{
+    const uint16_t *k = kv->k, *v = kv->v;
+    for (size_t i = 0; i < (size_t)a->k_dim * NB_KV_TILE; i += 16)
+        f_store(a->k_tile + i, f_of_half(k + i));
+    for (size_t i = 0; i < NB_KV_TILE; i++, v += a->v_dim)
+        for (size_t d = 0; d < a->padded; d += 16) {
+            uint16_t last[16] = {0};
+            if (d + 16 > a->v_dim)
+                memcpy(last, v + d, (a->v_dim - d) * sizeof(*v));
+            f_store(a->v_tile + i * a->padded + d, f_of_half(d + 16 > a->v_dim ? last : v + d));
+        }
+}
+
+static uint32_t chunk_queries(uint32_t group)
+{
+    return group < CHUNK_ROWS ? CHUNK_ROWS / group : 1;
+}
+
+static size_t attn_scratch(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_t v_dim)
+{
+    size_t padded = (v_dim + 15) & ~15u, rows = (size_t)chunk_queries(group) * group;
+    size_t tile = NB_KV_TILE * ((size_t)k_dim + padded) * sizeof(float);
+    return tile + rows * (padded * sizeof(float) + sizeof(struct softmax));
+}
+
+// One chunk of queries, the first at pos0, over every tile that one of them sees.
+static void attend_chunk(const struct attend *a, const uint16_t *const *blocks, size_t k_offset,
+                         size_t v_offset, uint32_t n_q, uint32_t pos0)
+{
+    uint32_t rows = n_q * a->group, end = pos0 + n_q;
+    uint32_t first = a->window && a->window < pos0 + 1 ? pos0 + 1 - a->window : 0;
+    for (uint32_t r = 0; r < rows; r++)
+        a->softmax[r] = (struct softmax){.max = -INFINITY};
+    memset(a->out, 0, (size_t)rows * a->padded * sizeof(float));
+    for (uint32_t b = first / NB_KV_TILE; b * NB_KV_TILE < end; b++) {
+        struct tile_kv kv = {blocks[b] + k_offset, blocks[b] + v_offset, a->v_dim};
+        if (rows < CONVERT_FROM && a->padded == a->v_dim) {
+            attend_half(a, &kv, rows, pos0, b * NB_KV_TILE);
+            continue;
+        }
+        convert_tile(a, &kv);
+        kv = (struct tile_kv){a->k_tile, a->v_tile, a->padded};
+        attend_float(a, &kv, rows, pos0, b * NB_KV_TILE);
+    }
+}
+
+static void attention(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
+                      uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
+                      uint32_t v_dim, float scale, float softcap, uint32_t window, float *out,
+                      size_t ldo, void *scratch)
+{
+    uint32_t queries = chunk_queries(group), n;
+    struct attend a = {.ldq = ldq,
+                       .group = group,
+                       .k_dim = k_dim,
+                       .v_dim = v_dim,
+                       .padded = (v_dim + 15) & ~15u,
+                       .scale = scale,
+                       .softcap = softcap,
+                       .window = window,
+                       .k_tile = scratch};
+    a.v_tile = a.k_tile + (size_t)NB_KV_TILE * k_dim;
+    a.out = a.v_tile + (size_t)NB_KV_TILE * a.padded;
+    a.softmax = (struct softmax *)(a.out + (size_t)queries * group * a.padded);
+    size_t k_offset = (size_t)kv_head * k_dim * NB_KV_TILE;
+    v_offset += (size_t)kv_head * v_dim * NB_KV_TILE;
+    for (uint32_t t = 0; t < n_q; t += n) {
+        n = n_q - t < queries ? n_q - t : queries;
+        a.q = q + t * ldq + (size_t)kv_head * group * k_dim;
+        attend_chunk(&a, blocks, k_offset, v_offset, n, pos0 + t);
+        for (uint32_t row = 0; row < n * group; row++) {
+            float *to =
+                out + (t + row / group) * ldo + ((size_t)kv_head * group + row % group) * v_dim;
+            float inv = 1.0f / a.softmax[row].sum;
+            for (uint32_t d = 0; d < v_dim; d++)
+                to[d] = a.out[(size_t)row * a.padded + d] * inv;
+        }
+    }
+}

@@ -1,0 +1,399 @@
+// The matrix product: prepares a row group's scales (and, for many tokens, its codes as a panel of
+// bytes), then runs tiles of tokens over it. The float weight class has its own, simpler tile.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "engine/cpu/tile_tmpl.h"
+
+#define PANEL_FROM 9 // tokens from which expanding a row group pays
+
+FORCED vf f_neg(vf x)
+{
+    return f_sub(f_set1(-0.0f), x);
+}
+
+// The first n <= 16 floats, zeros after them.
+static inline vf f_load_n(const float *p, uint32_t n)
+{
+    float x[16] = {0};
+    memcpy(x, p, n * sizeof(float));
+    return f_load(x);
+}
+
+static inline void f_store_n(float *p, vf v, uint32_t n)
+{
+    float x[16];
+    f_store(x, v);
+    memcpy(p, x, n * sizeof(float));
+}
+
+typedef void tile_fn(const struct tile *t, float *out);
+typedef void expand_fn(const struct tile *t, uint8_t *panel);
+
+struct tiles {
+    const struct format *format;
+    tile_fn *run[2][4]; // [terms - 1][log2 of tokens]
+    expand_fn *expand;  // NULL for a panel
+};
+
+// Combinations too wide for the registers are empty and never chosen.
+#define TILE(name, tokens, terms)                                                                  \
+    static void name##_##tokens##_##terms(const struct tile *t, float *out)                        \
+    {                                                                                              \
+        if (tokens * terms <= max_columns(name))                                                   \
+            run_tile(name, tokens, terms, t, out);                                                 \
+    }
+#define TILES(name)                                                                                \
+    TILE(name, 1, 1)                                                                               \
+    TILE(name, 2, 1)                                                                               \
+    TILE(name, 4, 1)                                                                               \
+    TILE(name, 8, 1)                                                                               \
+    TILE(name, 1, 2)                                                                               \
+    TILE(name, 2, 2)                                                                               \
+    TILE(name, 4, 2)                                                                               \
+    TILE(name, 8, 2)
+#define EXPAND(name)                                                                               \
+    static void name##_expand(const struct tile *t, uint8_t *panel)                                \
+    {                                                                                              \
+        expand_panel(name, t, panel);                                                              \
+    }
+#define ENTRY(name, expand)                                                                        \
+    {                                                                                              \
+        &name,                                                                                     \
+            {{name##_1_1, name##_2_1, name##_4_1, name##_8_1},                                     \
+             {name##_1_2, name##_2_2, name##_4_2, name##_8_2}},                                    \
+            expand                                                                                 \
+    }
+
+// planes, bytes of a cell's low and high plane, largest code, group, looked up, panel
+static const struct format CODES_8 = {NB_PLANES_8, 512, 0, 255, 32, false, false};
+static const struct format CODES_4 = {NB_PLANES_4, 256, 0, 15, 32, false, false};
+static const struct format CODES_4T = {NB_PLANES_4, 256, 0, 255, 32, true, false};
+static const struct format CODES_41 = {NB_PLANES_4_1, 256, 64, 31, 32, false, false};
+static const struct format CODES_42 = {NB_PLANES_4_2, 256, 128, 63, 16, false, false};
+static const struct format CODES_2 = {NB_PLANES_2, 128, 0, 3, 32, false, false};
+static const struct format CODES_2H = {NB_PLANES_2, 128, 0, 3, 16, false, false};
+static const struct format CODES_21 = {NB_PLANES_2_1, 128, 64, 7, 16, false, false};
+
+// Panels: one for each largest code and group, whatever the planes were.
+static const struct format PANEL_15 = {NB_PLANES_8, 512, 0, 15, 32, false, true};
+static const struct format PANEL_15H = {NB_PLANES_8, 512, 0, 15, 16, false, true};
+static const struct format PANEL_31 = {NB_PLANES_8, 512, 0, 31, 32, false, true};
+static const struct format PANEL_63H = {NB_PLANES_8, 512, 0, 63, 16, false, true};
+static const struct format PANEL_255 = {
+    NB_PLANES_8, DOT_SPLITS_BYTES ? 1024 : 512, 0, 255, 32, false, true};
+
+#define DEFINE(name) TILES(name) EXPAND(name)
+DEFINE(CODES_8)
+DEFINE(CODES_4)
+DEFINE(CODES_4T)
+DEFINE(CODES_41)
+DEFINE(CODES_42)
+DEFINE(CODES_2)
+DEFINE(CODES_2H)
+DEFINE(CODES_21)
+TILES(PANEL_15)
+TILES(PANEL_15H)
+TILES(PANEL_31)
+TILES(PANEL_63H)
+TILES(PANEL_255)
+
+static const struct tiles direct_tiles[] = {
+    ENTRY(CODES_8, CODES_8_expand),   ENTRY(CODES_4, CODES_4_expand),
+    ENTRY(CODES_4T, CODES_4T_expand), ENTRY(CODES_41, CODES_41_expand),
+    ENTRY(CODES_42, CODES_42_expand), ENTRY(CODES_2, CODES_2_expand),
+    ENTRY(CODES_2H, CODES_2H_expand), ENTRY(CODES_21, CODES_21_expand),
+};
+
+static const struct tiles panel_tiles[] = {
+    ENTRY(PANEL_15, NULL),  ENTRY(PANEL_15H, NULL), ENTRY(PANEL_31, NULL),
+    ENTRY(PANEL_63H, NULL), ENTRY(PANEL_255, NULL),
+};
+
+// The weights under one step of scales: 16, or 32 (a group of 64 is two of 32 with one scale).
+static uint32_t scale_step(const struct nb_layout *l)
+{
+    return l->group == 16 ? 16 : 32;
+}
+
+static const struct tiles *tiles_of(const struct nb_layout *l)
+{
+    const struct tiles *t = direct_tiles;
+    while (t->format->planes != (int)l->planes || t->format->group != (int)scale_step(l) ||
+           t->format->table != (l->codebook == NB_CODEBOOK_IQ4))
+        t++;
+    return t;
+}
+
+static const struct tiles *panel_of(const struct tiles *direct)
+{
+    const struct tiles *t = panel_tiles;
+    while (t->format->max < direct->format->max || t->format->group != direct->format->group)
+        t++;
+    return t;
+}
+
+// What is taken off a code as unpack gives it: the tables of IQ4 hold value + 128.
+static uint32_t code_offset(const struct nb_layout *l)
+{
+    return l->codebook == NB_CODEBOOK_IQ4 ? 128 : l->offset;
+}
+
+static bool is_float(const struct nb_packed *w)
+{
+    return w->layout->scale_block == 0;
+}
+
+// Sub-scales and sub-minima of group g of a super-block, as floats.
+static inline void sub_scales(enum nb_sub kind, const uint8_t *sub, uint32_t g, vf *scale, vf *min)
+{
+    vi x;
+    *min = f_zero();
+    switch (kind) {
+    case NB_SUB_SM8:
+        *scale = f_of_int(i_of_u8(sub + g * 16));
+        *min = f_of_int(i_of_u8(sub + (8 + g) * 16));
+        break;
+    case NB_SUB_SM4:
+        x = i_of_u8(sub + g * 16);
+        *scale = f_of_int(i_and(x, i_set1(15)));
+        *min = f_of_int(i_srl16(x, 4));
+        break;
+    case NB_SUB_S6:
+        x = i_of_u8(sub + g % 8 * 16);
+        x = i_and(g < 8 ? x : i_srl16(x, 4), i_set1(15));
+        vi high = i_of_u8(sub + (8 + g % 4) * 16);
+        for (uint32_t i = 0; i < g / 4; i++)
+            high = i_srl16(high, 2);
+        x = i_or(x, i_sll16(i_and(high, i_set1(3)), 4));
+        *scale = f_of_int(i_sub(x, i_set1(32)));
+        break;
+    default:
+        *scale = f_of_int(i_of_s8(sub + g * 16));
+        break;
+    }
+}
+
+// Effective scale and minimum of the 16 rows at step g of block b.
+FORCED void scales_of_step(const struct nb_packed *w, const uint8_t *group, size_t b, uint32_t g,
+                           vf *ws, vf *wm)
+{
+    const struct nb_layout *l = w->layout;
+    *ws = f_of_half((const uint16_t *)(group + w->scale) + 16 * b);
+    *wm = l->has_min ? f_of_half((const uint16_t *)(group + w->min) + 16 * b) : f_zero();
+    if (l->sub == NB_SUB_NONE)
+        return;
+    vf scale, min;
+    sub_scales(l->sub, group + w->sub + b * l->sub_bytes * 16, g, &scale, &min);
+    *ws = f_mul(*ws, scale);
+    *wm = f_neg(f_mul(*wm, min));
+}
+
+// The same for a whole row group, [step][16].
+static void load_scales(const struct nb_packed *w, const uint8_t *group, float *ws, float *wm)
+{
+    const struct nb_layout *l = w->layout;
+    uint32_t blocks = w->cols / l->scale_block, steps = l->scale_block / scale_step(l);
+    for (uint32_t b = 0; b < blocks; b++)
+        for (uint32_t g = 0; g < steps; g++, ws += 16, wm += 16) {
+            vf s, m;
+            scales_of_step(w, group, b, g, &s, &m);
+            f_store(ws, s);
+            f_store(wm, m);
+        }
+}
+
+// The tokens of the tile that starts where `left` tokens are left.
+static uint32_t tile_log2(uint32_t left, uint32_t columns, uint32_t terms)
+{
+    uint32_t log2 = 0;
+    while (log2 < 3 && 2u << log2 <= left && (2u << log2) * terms <= columns)
+        log2++;
+    return log2;
+}
+
+// Sums of the activations over steps [at, at + 16) of a token, `n` of them real.
+FORCED vi step_sums(const int16_t *sums, uint32_t step, uint32_t n)
+{
+    int16_t last[32] = {0};
+    if (n < 16) {
+        memcpy(last, sums, n * (step / 16) * sizeof(*sums));
+        sums = last;
+    }
+    return step == 32 ? dot_widen(i_load(sums), 1) : i_of_s16(sums);
+}
+
+// What run_tile needs to know of one token's activations: pairs of words for each step, `steps`
+// rounded up to 16.
+static void load_constants(const struct nb_packed *w, const struct nb_act *a, uint32_t t,
+                           uint32_t *out)
+{
+    uint32_t step = scale_step(w->layout), steps = w->cols / step;
+    size_t block = (size_t)t * (a->k / 32), half = (size_t)t * (a->k / 16);
+    for (uint32_t i = 0; i < steps; i += 16, out += 32) {
+        uint32_t n = steps - i < 16 ? steps - i : 16, blocks = step == 32 ? n : n / 2;
+        size_t at = half + i * (step / 16);
+        vi sum = step_sums(a->sum1 + at, step, n);
+        vf s = f_load_n(a->s + block + i * step / 32, blocks), unused;
+        if (step == 16)
+            f_zip(s, s, &s, &unused);
+        if (a->terms == 2) {
+            sum = i_add(i_mul(sum, i_set1(254)), step_sums(a->sum2 + at, step, n));
+            s = f_div(s, f_set1(254.0f));
+        }
+        vf other = w->layout->has_min ? f_mul(f_of_int(sum), s)
+                                      : f_of_bits(i_mul(sum, i_set1((int)code_offset(w->layout))));
+        vf pairs[2];
+        f_zip(s, other, &pairs[0], &pairs[1]);
+        f_store((float *)out, pairs[0]);
+        f_store((float *)out + 16, pairs[1]);
+    }
+}
+
+// Adds bias and, with `accumulate`, what y holds; rows past the matrix's last are dropped.
+static void store_rows(const struct nb_packed *w, uint32_t row, const float *bias, bool accumulate,
+                       const float *sum, float *y)
+{
+    uint32_t n = w->rows - row < 16 ? w->rows - row : 16;
+    if (n == 16) {
+        vf v = f_load(sum);
+        v = bias ? f_add(v, f_load(bias + row)) : v;
+        f_store(y + row, accumulate ? f_add(f_load(y + row), v) : v);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        float v = bias ? sum[i] + bias[row + i] : sum[i];
+        y[row + i] = accumulate ? y[row + i] + v : v;
+    }
+}
+
+// Where a call keeps what it prepares.
+struct prepared {
+    float *ws, *wm;
+    uint32_t *constants;
+    size_t stride; // words of a token's constants
+    uint8_t *panel;
+};
+
+static size_t prepare_in(const struct nb_packed *w, uint32_t n, uint8_t *mem, struct prepared *ret)
+{
+    size_t steps = w->cols / scale_step(w->layout), scales = steps * 16 * sizeof(float);
+    size_t stride = (steps + 15) / 16 * 32, constants = n * stride * sizeof(uint32_t);
+    const struct format *panel = panel_of(tiles_of(w->layout))->format;
+    *ret = (struct prepared){(float *)mem, (float *)(mem + scales), (uint32_t *)(mem + 2 * scales),
+                             stride, mem + 2 * scales + constants};
+    return 2 * scales + constants + (n < PANEL_FROM ? 0 : w->cols / CELL * (size_t)panel->low);
+}
+
+static size_t gemm_scratch(const struct nb_packed *w, uint32_t n)
+{
+    struct prepared p;
+    return is_float(w) ? 0 : prepare_in(w, n, NULL, &p);
+}
+
+static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, uint32_t g0,
+                           uint32_t g1, const float *bias, bool accumulate, float *y, size_t ldy,
+                           void *scratch)
+{
+    const struct tiles *direct = tiles_of(w->layout), *tiles = direct;
+    if (a->n >= PANEL_FROM)
+        tiles = panel_of(direct);
+    uint32_t columns = (uint32_t)max_columns(*tiles->format), log2;
+    struct prepared p;
+    prepare_in(w, a->n, scratch, &p);
+    for (uint32_t t = 0; t < a->n; t++)
+        load_constants(w, a, t, p.constants + t * p.stride);
+    for (uint32_t g = g0; g < g1; g++) {
+        const uint8_t *group = w->data + g * w->stride;
+        struct tile tile = {.low = group,
+                            .high = group + w->high,
+                            .ws = p.ws,
+                            .wm = p.wm,
+
+                            .stride = p.stride,
+                            .cells = w->cols / CELL,
+                            .has_min = w->layout->has_min};
+        tile.prefetch = (uint32_t)(w->stride / tile.cells);
+        load_scales(w, group, p.ws, p.wm);
+        if (tiles != direct) {
+            direct->expand(&tile, p.panel);
+            tile.low = p.panel;
+            tile.prefetch = 0;
+        }
+        for (uint32_t t = 0; t < a->n; t += 1u << log2) {
+            float out[MAX_TOKENS * 16];
+            log2 = tile_log2(a->n - t, columns, a->terms);
+            for (uint32_t i = 0; i < 1u << log2; i++) {
+                tile.q[i] = a->q1 + (size_t)(t + i) * a->k;
+                tile.q[(1u << log2) * (a->terms - 1) + i] =
+                    (a->terms == 2 ? a->q2 : a->q1) + (size_t)(t + i) * a->k;
+            }
+            tile.constants = p.constants + t * p.stride;
+            tiles->run[a->terms - 1][log2](&tile, out);
+            for (uint32_t i = 0; i < 1u << log2; i++)
+                store_rows(w, g * 16, bias, accumulate, out + 16 * i, y + (t + i) * ldy);
+            tile.prefetch = 0; // from the second tile on, the row group is in cache
+        }
+    }
+}
+
+// Sixteen weights at one k, as floats.
+FORCED vf float_weights(int planes, const uint8_t *p, size_t k)
+{
+    if (planes == NB_PLANES_F32)
+        return f_load((const float *)p + k * 16);
+    const uint16_t *h = (const uint16_t *)p + k * 16;
+    return planes == NB_PLANES_F16 ? f_of_half(h) : f_of_bits(i_sll32(i_of_u16(h), 16));
+}
+
+FORCED void float_tile(int planes, int tokens, const uint8_t *group, uint32_t cols, const float *x,
+                       size_t ldx, float *out)
+{
+    vf acc[4];
+    UNROLL
+    for (int n = 0; n < tokens; n++)
+        acc[n] = f_zero();
+    for (size_t k = 0; k < cols; k++) {
+        vf w = float_weights(planes, group, k);
+        __builtin_prefetch(group + 4096 + k * (planes == NB_PLANES_F32 ? 64 : 32));
+        UNROLL
+        for (int n = 0; n < tokens; n++)
+            acc[n] = f_fma(w, f_set1(x[(size_t)n * ldx + k]), acc[n]);
+    }
+    UNROLL
+    for (int n = 0; n < tokens; n++)
+        f_store(out + 16 * n, acc[n]);
+}
+
+FORCED void gemm_float(int planes, const struct nb_packed *w, const struct nb_act *a, uint32_t g0,
+                       uint32_t g1, const float *bias, bool accumulate, float *y, size_t ldy)
+{
+    for (uint32_t g = g0; g < g1; g++)
+        for (uint32_t t = 0, n; t < a->n; t += n) {
+            const uint8_t *group = w->data + g * w->stride;
+            const float *x = a->x + (size_t)t * a->k;
+            float out[4 * 16];
+            n = a->n - t >= 4 ? 4 : 1;
+            if (n == 4)
+                float_tile(planes, 4, group, w->cols, x, a->k, out);
+            else
+                float_tile(planes, 1, group, w->cols, x, a->k, out);
+            for (uint32_t i = 0; i < n; i++)
+                store_rows(w, g * 16, bias, accumulate, out + 16 * i, y + (t + i) * ldy);
+        }
+}
+
+static void gemm(const struct nb_packed *w, const struct nb_act *a, uint32_t g0, uint32_t g1,
+                 const float *bias, bool accumulate, float *y, size_t ldy, void *scratch)
+{
+    if (w->layout->planes == NB_PLANES_F32)
+        gemm_float(NB_PLANES_F32, w, a, g0, g1, bias, accumulate, y, ldy);
+    else if (w->layout->planes == NB_PLANES_F16)
+        gemm_float(NB_PLANES_F16, w, a, g0, g1, bias, accumulate, y, ldy);
+    else if (w->layout->planes == NB_PLANES_BF16)
+        gemm_float(NB_PLANES_BF16, w, a, g0, g1, bias, accumulate, y, ldy);
+    else
+        gemm_quantized(w, a, g0, g1, bias, accumulate, y, ldy, scratch);
+}

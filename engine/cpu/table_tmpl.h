@@ -1,0 +1,14 @@
+// The table of one ISA level, from the templates included before it.
+const struct nb_kernels LEVEL = {
+    .name = LEVEL_NAME,
+    .quantize = quantize,
+    .rmsnorm = rmsnorm,
+    .gemm = gemm,
+    .gemm_scratch = gemm_scratch,
+    .swiglu = swiglu,
+    .rope = rope,
+    .kv_write = kv_write,
+    .attention = attention,
+    .attn_scratch = attn_scratch,
+    .decode_row = decode_row,
+};

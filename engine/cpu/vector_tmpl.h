@@ -1,0 +1,227 @@
+// The row-wise kernels: activations' quantization, RMSNorm, SwiGLU, RoPE, writing to the KV cache,
+// decoding a row.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+// docs/numerics.md, Functions. NaN stays NaN: it is the second operand of max and min.
+FORCED vf f_exp(vf x)
+{
+    x = f_min(f_set1(89.0f), f_max(f_set1(-104.0f), x));
+    vf n = f_rint(f_mul(x, f_set1(0x1.715476p+0f)));
+    vf r = f_fnma(n, f_set1(-0x1.05c61p-29f), f_fnma(n, f_set1(0x1.62e43p-1f), x));
+    vf p = f_set1(0x1.6d110ap-10f);
+    p = f_fma(p, r, f_set1(0x1.120b6ep-7f));
+    p = f_fma(p, r, f_set1(0x1.55551ap-5f));
+    p = f_fma(p, r, f_set1(0x1.5554dcp-3f));
+    p = f_fma(p, r, f_set1(0.5f));
+    p = f_fma(p, r, f_set1(1.0f));
+    p = f_fma(p, r, f_set1(1.0f));
+    vi whole = f_to_int(n), first = i_sra1(whole), bias = i_set1(127);
+    vf a = f_of_bits(i_sll32(i_add(first, bias), 23));
+    vf b = f_of_bits(i_sll32(i_add(i_sub(whole, first), bias), 23));
+    return f_mul(f_mul(a, p), b);
+}
+
+FORCED vf f_tanh(vf x)
+{
+    vf one = f_set1(1.0f);
+    return f_sub(one, f_div(f_set1(2.0f), f_add(f_exp(f_add(x, x)), one)));
+}
+
+// Second terms of 16 activations.
+FORCED vi second_term(vf x, vf q1, float s, float inv)
+{
+    vf q2 = f_rint(f_mul(f_fnma(f_set1(s), q1, x), f_set1(254.0f * inv)));
+    return f_to_int(f_min(f_set1(127.0f), f_max(f_set1(-127.0f), q2)));
+}
+
+static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
+{
+    vi magnitude = i_set1(0x7fffffff);
+    for (size_t at = (size_t)t0 * a->k; at < (size_t)t1 * a->k; at += NB_ACT_BLOCK) {
+        vf x[2] = {f_load(a->x + at), f_load(a->x + at + 16)};
+        // As integers, NaN and infinity are above every finite magnitude.
+        uint32_t bits_max = i_fold_max_u32(
+            i_max_u32(i_and(f_bits(x[0]), magnitude), i_and(f_bits(x[1]), magnitude)));
+        float amax;
+        memcpy(&amax, &bits_max, 4);
+        bool zero = bits_max >= 0x7f800000u || amax < 1e-30f;
+        float s = zero ? 0.0f : amax / 127.0f, inv = zero ? 0.0f : 127.0f / amax;
+        a->s[at / NB_ACT_BLOCK] = s;
+        for (int i = 0; i < 2; i++) {
+            vf v = zero ? f_zero() : x[i];
+            vf q1 = f_rint(f_mul(v, f_set1(inv)));
+            vi q = f_to_int(q1);
+            i_to_s8(a->q1 + at + 16 * i, q);
+            a->sum1[at / 16 + i] = (int16_t)i_fold(q);
+            if (a->terms < 2)
+                continue;
+            q = second_term(v, q1, s, inv);
+            i_to_s8(a->q2 + at + 16 * i, q);
+            a->sum2[at / 16 + i] = (int16_t)i_fold(q);
+        }
+    }
+}
+
+static void rmsnorm(const float *x, const float *weight, float eps, uint32_t n, float *out)
+{
+    vf sum = f_zero();
+    uint32_t whole = n & ~15u, rest = n & 15u;
+    for (uint32_t i = 0; i < whole; i += 16) {
+        vf v = f_load(x + i);
+        sum = f_fma(v, v, sum);
+    }
+    vf last = f_load_n(x + whole, rest);
+    sum = f_fma(last, last, sum);
+    vf scale = f_set1(1.0f / sqrtf(f_fold(sum) / (float)n + eps));
+    for (uint32_t i = 0; i < whole; i += 16)
+        f_store(out + i, f_mul(f_mul(f_load(x + i), scale), f_load(weight + i)));
+    f_store_n(out + whole, f_mul(f_mul(last, scale), f_load_n(weight + whole, rest)), rest);
+}
+
+FORCED vf silu_mul(vf g, vf u)
+{
+    vf e = f_exp(f_neg(g));
+    return f_mul(f_div(g, f_add(f_set1(1.0f), e)), u);
+}
+
+static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
+{
+    uint32_t whole = n & ~15u, rest = n & 15u;
+    for (uint32_t i = 0; i < whole; i += 16)
+        f_store(out + i, silu_mul(f_load(gate + i), f_load(up + i)));
+    vf last = silu_mul(f_load_n(gate + whole, rest), f_load_n(up + whole, rest));
+    f_store_n(out + whole, last, rest);
+}
+
+FORCED void rotate(vf *a, vf *b, vf c, vf s)
+{
+    vf old = *a;
+    *a = f_fma(old, c, f_neg(f_mul(*b, s)));
+    *b = f_fma(*b, c, f_mul(old, s));
+}
+
+FORCED void rotate_one(float *a, float *b, float c, float s)
+{
+    float old = *a;
+    *a = fmaf(old, c, -(*b * s));
+    *b = fmaf(*b, c, old * s);
+}
+
+static void rope(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rot_dim,
+                 const float *cos_sin, bool neox)
+{
+    uint32_t n = rot_dim / 2, whole = n & ~15u;
+    const float *sine = cos_sin + n;
+    for (uint32_t h = 0; h < n_heads; h++, x += head_dim) {
+        for (uint32_t i = 0; i < whole; i += 16) {
+            float *p = neox ? x + i : x + 2 * i, *q = neox ? x + n + i : p + 16;
+            vf a = f_load(p), b = f_load(q);
+            if (!neox)
+                f_unzip(a, b, &a, &b);
+            rotate(&a, &b, f_load(cos_sin + i), f_load(sine + i));
+            if (!neox)
+                f_zip(a, b, &a, &b);
+            f_store(p, a);
+            f_store(q, b);
+        }
+        for (uint32_t i = whole; i < n; i++)
+            rotate_one(neox ? x + i : x + 2 * i, neox ? x + n + i : x + 2 * i + 1, cos_sin[i],
+                       sine[i]);
+    }
+}
+
+// Sixteen floats to fp16, clamped to finite; NaN stays NaN.
+FORCED void to_half(uint16_t *out, vf x)
+{
+    f_to_half(out, f_min(f_set1(65504.0f), f_max(f_set1(-65504.0f), x)));
+}
+
+static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v,
+                     uint32_t n_kv_heads, uint32_t k_dim, uint32_t v_dim, uint32_t slot)
+{
+    uint16_t half[16];
+    for (uint32_t i = 0, n = n_kv_heads * k_dim; i < n; i += 16) {
+        uint32_t m = n - i < 16 ? n - i : 16;
+        to_half(half, m == 16 ? f_load(k + i) : f_load_n(k + i, m));
+        for (uint32_t j = 0; j < m; j++)
+            k_block[(size_t)(i + j) * NB_KV_TILE + slot] = half[j];
+    }
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        for (uint32_t i = 0; i < v_dim; i += 16) {
+            uint32_t m = v_dim - i < 16 ? v_dim - i : 16;
+            const float *from = v + (size_t)h * v_dim + i;
+            to_half(half, m == 16 ? f_load(from) : f_load_n(from, m));
+            memcpy(v_block + ((size_t)h * NB_KV_TILE + slot) * v_dim + i, half, m * 2);
+        }
+}
+
+static uint32_t word(const uint8_t *plane, int j, uint32_t r)
+{
+    uint32_t w;
+    memcpy(&w, plane + ((size_t)j * 16 + r) * 4, 4);
+    return w;
+}
+
+// The 32 codes of row r in a cell: `unpack` of tile_tmpl.h for one row, a word of 4 codes at a
+// time.
+static void row_codes(const struct nb_layout *l, const uint8_t *low, const uint8_t *high,
+                      uint32_t r, uint8_t out[CELL])
+{
+    for (int j = 0; j < 8; j++) {
+        uint32_t c = word(low, j, r);
+        if (l->planes == NB_PLANES_2 || l->planes == NB_PLANES_2_1)
+            c = word(low, j % 2, r) >> (j / 2 * 2) & 0x03030303;
+        else if (l->planes != NB_PLANES_8)
+            c = word(low, j % 4, r) >> (j / 4 * 4) & 0x0f0f0f0f;
+        if (l->planes == NB_PLANES_4_1)
+            c |= (word(high, 0, r) >> j & 0x01010101) << 4;
+        if (l->planes == NB_PLANES_4_2)
+            c |= (word(high, j % 2, r) >> (j / 2 * 2) & 0x03030303) << 4;
+        if (l->planes == NB_PLANES_2_1)
+            c |= (word(high, 0, r) >> j & 0x01010101) << 2;
+        memcpy(out + 4 * j, &c, 4);
+    }
+    for (int i = 0; i < CELL && l->codebook == NB_CODEBOOK_IQ4; i++)
+        out[i] = iq4_table[out[i]];
+}
+
+static void decode_quantized(const struct nb_packed *w, uint32_t row, float *out)
+{
+    const struct nb_layout *l = w->layout;
+    const struct format *f = tiles_of(l)->format;
+    const uint8_t *group = w->data + row / 16 * w->stride;
+    uint32_t step = scale_step(l), r = row % 16;
+    vi offset = i_set1((int)code_offset(l));
+    for (uint32_t k = 0; k < w->cols; k += 16) {
+        uint8_t codes[CELL];
+        size_t cell = k / CELL;
+        if (k % CELL == 0)
+            row_codes(l, group + cell * (size_t)f->low, group + w->high + cell * (size_t)f->high, r,
+                      codes);
+        float s[16], m[16];
+        vf ws, wm;
+        scales_of_step(w, group, k / l->scale_block, k % l->scale_block / step, &ws, &wm);
+        f_store(s, ws);
+        f_store(m, wm);
+        vf v = f_of_int(i_sub(i_of_u8(codes + k % CELL), offset));
+        v = f_mul(f_set1(s[r]), v);
+        f_store(out + k, l->has_min ? f_add(v, f_set1(m[r])) : v);
+    }
+}
+
+static void decode_row(const struct nb_packed *w, uint32_t row, float *out)
+{
+    const uint8_t *group = w->data + row / 16 * w->stride;
+    if (!is_float(w)) {
+        decode_quantized(w, row, out);
+        return;
+    }
+    for (size_t k = 0; k < w->cols; k++) {
+        float x[16];
+        f_store(x, float_weights((int)w->layout->planes, group, k));
+        out[k] = x[row % 16];
+    }
+}

@@ -1,0 +1,105 @@
+// Checks attention: against the reference, a query alone against the same query in a chunk, and
+// that slots which no query sees do not leak whatever they hold.
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/kernels/check.h"
+
+#define KV_HEADS 2
+
+struct shape {
+    uint32_t k_dim, v_dim, group, n_q, pos0, window;
+    float softcap;
+};
+
+struct cache {
+    uint16_t *memory;
+    const uint16_t **blocks;
+    size_t v_offset;
+};
+
+// Every slot starts as NaN; those that some query sees are written.
+static struct cache make_cache(const struct shape *s)
+{
+    uint32_t end = s->pos0 + s->n_q, n = (end + NB_KV_TILE - 1) / NB_KV_TILE;
+    uint32_t first = s->window && s->window < s->pos0 + 1 ? s->pos0 + 1 - s->window : 0;
+    size_t v_offset = (size_t)KV_HEADS * s->k_dim * NB_KV_TILE;
+    size_t block = v_offset + (size_t)KV_HEADS * s->v_dim * NB_KV_TILE;
+    struct cache c = {buffer(n * block * 2), buffer(n * sizeof(void *)), v_offset};
+    memset(c.memory, 0xff, n * block * 2);
+    float *k = buffer(KV_HEADS * s->k_dim * 4), *v = buffer(KV_HEADS * s->v_dim * 4);
+    for (uint32_t b = 0; b < n; b++)
+        c.blocks[b] = c.memory + b * block;
+    for (uint32_t pos = first; pos < end; pos++) {
+        uint16_t *at = c.memory + pos / NB_KV_TILE * block;
+        fill_floats(k, KV_HEADS * s->k_dim, SANE);
+        fill_floats(v, KV_HEADS * s->v_dim, SANE);
+        nb_kernels_of(NB_ISA_SCALAR)
+            ->kv_write(at, at + v_offset, k, v, KV_HEADS, s->k_dim, s->v_dim, pos % NB_KV_TILE);
+    }
+    free(k);
+    free(v);
+    return c;
+}
+
+static void attend(const struct nb_kernels *k, const struct shape *s, const struct cache *c,
+                   const float *q, uint32_t first, uint32_t n, float *out)
+{
+    size_t heads = (size_t)KV_HEADS * s->group, ldq = heads * s->k_dim, ldo = heads * s->v_dim;
+    void *scratch = buffer(k->attn_scratch(n, s->group, s->k_dim, s->v_dim));
+    for (uint32_t head = 0; head < KV_HEADS; head++)
+        k->attention(q + first * ldq, ldq, c->blocks, c->v_offset, n, s->pos0 + first, head,
+                     s->group, s->k_dim, s->v_dim, 0.125f, s->softcap, s->window, out + first * ldo,
+                     ldo, scratch);
+    free(scratch);
+}
+
+static void check_shape(const struct nb_kernels *k, const struct shape *s)
+{
+    struct cache c = make_cache(s);
+    size_t heads = (size_t)KV_HEADS * s->group;
+    size_t n_q = s->n_q * heads * s->k_dim, n_out = s->n_q * heads * s->v_dim;
+    float *q = buffer(n_q * 4), *want = buffer(n_out * 4), *got = buffer(n_out * 4);
+    float *finite = buffer(n_out * 4);
+    fill_floats(q, n_q, SANE);
+    attend(nb_kernels_of(NB_ISA_SCALAR), s, &c, q, 0, s->n_q, want);
+    attend(k, s, &c, q, 0, s->n_q, got);
+    check_floats(want, got, n_out, "dims %u/%u group %u queries %u at %u window %u cap %g",
+                 s->k_dim, s->v_dim, s->group, s->n_q, s->pos0, s->window, s->softcap);
+    for (size_t i = 0; i < n_out; i++)
+        finite[i] = got[i] - got[i];
+    float *zero = calloc(n_out, 4);
+    check_floats(zero, finite, n_out, "an unseen slot leaks at %u", s->pos0);
+    for (uint32_t t = 0; t < s->n_q; t++)
+        attend(k, s, &c, q, t, 1, want);
+    check_floats(want, got, n_out, "group %u at %u: %u queries together and alone", s->group,
+                 s->pos0, s->n_q);
+    free(zero);
+    free(finite);
+    free(q);
+    free(want);
+    free(got);
+    free(c.memory);
+    free(c.blocks);
+}
+
+void check_attention(const struct nb_kernels *k)
+{
+    static const uint32_t dims[][2] = {{64, 64}, {128, 128}, {80, 80}, {32, 48}, {24, 20}, {96, 1}};
+    static const uint32_t groups[] = {1, 2, 3, 4, 5, 8, 71}, queries[] = {1, 2, 5, 17, 64, 70};
+    static const uint32_t starts[] = {0, 1, 30, 31, 32, 33, 100, 250};
+    static const uint32_t windows[] = {0, 0, 0, 1, 7, 32, 33, 100};
+    for (uint32_t i = 0; i < 160; i++) {
+        const uint32_t *dim = dims[random_below(6)];
+        struct shape s = {.k_dim = dim[0],
+                          .v_dim = dim[1],
+                          .group = groups[random_below(7)],
+                          .n_q = queries[random_below(6)],
+                          .pos0 = starts[random_below(8)],
+                          .window = windows[random_below(8)],
+                          .softcap = random_below(4) ? 0.0f : 20.0f};
+        if (s.group > 8)
+            s.n_q = s.n_q > 5 ? 5 : s.n_q;
+        check_shape(k, &s);
+    }
+}

@@ -1,0 +1,35 @@
+// kernels-check [--bench [filter]]: compares every op of every ISA level with the scalar reference
+// on the bits, or times them.
+#include <stdio.h>
+
+#include "tests/kernels/check.h"
+#include "tests/kernels/report.h"
+
+static const struct {
+    const char *name;
+    void (*run)(const struct nb_kernels *k);
+} ops[] = {
+    {"quantize", check_quantize}, {"gemm", check_gemm},           {"decode_row", check_decode},
+    {"rmsnorm", check_rmsnorm},   {"swiglu", check_swiglu},       {"rope", check_rope},
+    {"kv_write", check_kv_write}, {"attention", check_attention},
+};
+
+int main(void)
+{
+    const struct nb_kernels *levels[8];
+    size_t n = 0;
+    for (int isa = NB_ISA_SCALAR; isa < NB_ISA_COUNT; isa++)
+        if (nb_kernels_of((enum nb_isa)isa))
+            levels[n++] = nb_kernels_of((enum nb_isa)isa);
+    for (size_t l = 0; l < n; l++)
+        for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
+            size_t failed = check_report.failed;
+            check_report.level = levels[l]->name;
+            check_report.op = ops[i].name;
+            check_report.compared = 0;
+            ops[i].run(levels[l]);
+            printf("%-14s %-10s %10zu values  %s\n", levels[l]->name, ops[i].name,
+                   check_report.compared, check_report.failed == failed ? "ok" : "FAILED");
+        }
+    return check_report.failed > 0;
+}
