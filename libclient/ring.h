@@ -8,7 +8,9 @@
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define NB_RING_VERSION   1
 #define NB_SQ_ENTRIES     256u // powers of two
@@ -185,3 +187,11 @@ struct nb_completion {
     };
 };
 _Static_assert(sizeof(struct nb_completion) == 64, "a cache line");
+
+// From shared memory to private memory, before anything is checked: the compiler must not look at
+// the original again.
+static inline void nb_copy_once(void *to, const void *shared, size_t size)
+{
+    memcpy(to, shared, size);
+    atomic_signal_fence(memory_order_seq_cst);
+}

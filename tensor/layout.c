@@ -187,22 +187,22 @@ static void get_block(const struct nb_packed *p, const uint8_t *group, size_t bl
         b->sub[i] = sub[i * ROWS];
 }
 
+// Sixteen columns at a time, so that the rows meet in the same cache lines.
 static inline __attribute__((always_inline)) void
-transpose(const uint8_t *src, size_t src_step, uint8_t *dst, size_t dst_step, size_t n, size_t size)
+put_elements(const uint8_t *src, uint8_t *group, size_t cols, unsigned rows, size_t size)
 {
-    for (size_t k = 0; k < n; k++)
-        memcpy(dst + k * dst_step, src + k * src_step, size);
+    for (size_t k0 = 0; k0 < cols; k0 += 16)
+        for (unsigned r = 0; r < rows; r++)
+            for (size_t k = k0; k < cols && k < k0 + 16; k++)
+                memcpy(group + (k * ROWS + r) * size, src + (r * cols + k) * size, size);
 }
 
 static void pack_floats(const struct nb_packed *p, const uint8_t *src, uint8_t *group, unsigned n)
 {
-    size_t size = planes[p->layout->planes].element;
-    for (unsigned r = 0; r < n; r++, src += p->cols * size) {
-        if (size == 4)
-            transpose(src, 4, group + 4 * r, 4 * ROWS, p->cols, 4);
-        else
-            transpose(src, 2, group + 2 * r, 2 * ROWS, p->cols, 2);
-    }
+    if (planes[p->layout->planes].element == 4)
+        put_elements(src, group, p->cols, n, 4);
+    else
+        put_elements(src, group, p->cols, n, 2);
 }
 
 static void pack_blocks(const struct nb_packed *p, const uint8_t *src, uint8_t *group, unsigned n)
@@ -242,7 +242,8 @@ void nb_layout_unpack_row(const struct nb_packed *p, uint32_t row, void *dst)
     uint8_t *out = dst;
     if (!l->scale_block) {
         size_t size = planes[l->planes].element;
-        transpose(group + row % ROWS * size, size * ROWS, out, size, p->cols, size);
+        for (size_t k = 0; k < p->cols; k++)
+            memcpy(out + k * size, group + (k * ROWS + row % ROWS) * size, size);
         return;
     }
     const struct nb_codec *codec = nb_codec_of(l->type);

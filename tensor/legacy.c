@@ -43,8 +43,11 @@ static void split_5(const uint8_t *src, bool has_min, struct nb_block *b)
     src = split_head(src, has_min, b);
     uint32_t high = nb_load32(src);
     nb_split_nibbles(src + 4, b->code, 16);
-    for (unsigned j = 0; j < 32; j++)
-        b->code[j] |= (uint8_t)((high >> j & 1) << 4);
+    for (unsigned j = 0; j < 32; j += 4) {
+        // The product puts bit i of the four at bit 8 i.
+        uint32_t four = (high >> j & 15) * 0x00204081u & 0x01010101u;
+        nb_store32(b->code + j, nb_load32(b->code + j) | four << 4);
+    }
 }
 
 static void join_5(const struct nb_block *b, bool has_min, uint8_t *dst)
@@ -115,8 +118,10 @@ static void join_q8_0(const struct nb_block *b, uint8_t *dst)
 static void split_q2_0(const uint8_t *src, struct nb_block *b)
 {
     src = split_head(src, false, b);
-    for (unsigned j = 0; j < 64; j++)
-        b->code[j] = src[j / 4] >> (j % 4 * 2) & 3;
+    for (unsigned j = 0; j < 16; j++) {
+        uint32_t four = src[j]; // spread by shifts to a byte each
+        nb_store32(b->code + 4 * j, (four | four << 6 | four << 12 | four << 18) & 0x03030303);
+    }
 }
 
 static void join_q2_0(const struct nb_block *b, uint8_t *dst)

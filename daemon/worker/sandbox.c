@@ -1,0 +1,156 @@
+// The profiles as lists of system calls. A list says what the mode, libc and the engine's threads
+// need; what opens, connects, executes or names another process is in none of them.
+#include <errno.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <seccomp.h>
+
+#include "daemon/worker/sandbox.h"
+#include "daemon/worker/worker_config.h"
+
+#define CALL(name) SCMP_SYS(name)
+
+// Memory, time, exit, and files that are open already.
+static const int any_mode[] = {
+    CALL(brk),
+    CALL(munmap),
+    CALL(mremap),
+    CALL(madvise),
+    CALL(clock_gettime),
+    CALL(clock_nanosleep),
+    CALL(nanosleep),
+    CALL(restart_syscall),
+    CALL(exit),
+    CALL(exit_group),
+    CALL(futex),
+    CALL(getrandom),
+    CALL(getpid),
+    CALL(gettid),
+    CALL(tgkill),
+    CALL(rt_sigaction),
+    CALL(rt_sigprocmask),
+    CALL(rt_sigreturn),
+    CALL(sigaltstack),
+    CALL(sysinfo),
+    CALL(fstat),
+    CALL(newfstatat),
+    CALL(close),
+    CALL(fcntl),
+    CALL(read),
+    CALL(write),
+    CALL(writev),
+    CALL(lseek),
+    CALL(sendmsg),
+    CALL(poll),
+    CALL(ppoll),
+    CALL(sched_yield),
+    CALL(set_robust_list),
+    CALL(rseq),
+    CALL(sched_getaffinity),
+    CALL(getcpu),
+};
+
+static const int load[] = {
+    CALL(pread64), CALL(pwrite64), CALL(ftruncate), CALL(fallocate),
+    CALL(msync),   CALL(fsync),    CALL(fdatasync),
+};
+
+static const int serve[] = {
+    CALL(recvmsg),
+    CALL(recvfrom),
+    CALL(sendto),
+    CALL(epoll_ctl),
+    CALL(epoll_wait),
+    CALL(epoll_pwait),
+    CALL(memfd_create),
+    CALL(ftruncate),
+    CALL(eventfd2),
+    CALL(membarrier),
+    CALL(sched_setaffinity),
+    CALL(prlimit64),
+    CALL(set_mempolicy),
+    CALL(mbind),
+};
+
+struct profile {
+    const int *calls;
+    size_t n;
+    int threads; // may start threads
+    uint64_t max_fds;
+};
+static const struct profile profiles[] = {
+    [NB_SANDBOX_LOAD] = {load, sizeof(load) / sizeof(load[0]), 0, 16},
+    // A channel has two fds while it is mapped, one after.
+    [NB_SANDBOX_SERVE] = {serve, sizeof(serve) / sizeof(serve[0]), 1, 512},
+};
+
+static int allow(scmp_filter_ctx ctx, const int *calls, size_t n)
+{
+    int r = 0;
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, calls[i], 0);
+    return r;
+}
+
+// Memory that can be written is never executed; a clone is a thread, never a process. clone3 hides
+// its flags in memory: libc takes ENOSYS as the sign to use clone.
+static int allow_checked(scmp_filter_ctx ctx, int threads)
+{
+    const struct scmp_arg_cmp no_exec = SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0);
+    const struct scmp_arg_cmp thread = SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD);
+    const struct scmp_arg_cmp set_name = SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME);
+    int r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1, no_exec);
+    if (r == 0)
+        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1, no_exec);
+    if (r == 0 && threads)
+        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1, thread);
+    if (r == 0)
+        r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    if (r == 0)
+        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, set_name);
+    return r;
+}
+
+static int filter(const struct profile *p)
+{
+    scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ERRNO(EPERM));
+    if (!ctx)
+        return -ENOMEM;
+    int r = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
+    if (r == 0)
+        r = allow(ctx, any_mode, sizeof(any_mode) / sizeof(any_mode[0]));
+    if (r == 0)
+        r = allow(ctx, p->calls, p->n);
+    if (r == 0)
+        r = allow_checked(ctx, p->threads);
+    if (r == 0)
+        r = seccomp_load(ctx);
+    seccomp_release(ctx);
+    return r;
+}
+
+static int limit(int what, uint64_t value)
+{
+    const struct rlimit l = {.rlim_cur = value, .rlim_max = value};
+    return setrlimit(what, &l) < 0 ? -errno : 0;
+}
+
+int nb_sandbox_enter(enum nb_sandbox profile)
+{
+    const struct profile *p = &profiles[profile];
+    int r = limit(RLIMIT_CORE, 0);
+    if (r == 0)
+        r = limit(RLIMIT_NOFILE, p->max_fds);
+    if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        r = -errno;
+    // The sanitizers' run time traces its own process and opens files of its own.
+    if (r < 0 || NB_SANITIZED)
+        return r;
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+        return -errno;
+    return filter(p);
+}

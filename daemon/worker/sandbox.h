@@ -1,0 +1,12 @@
+// What a mode may ask of the kernel once it has started. Entered after the device is open and
+// before anything hostile is read; there is no way back.
+#pragma once
+
+enum nb_sandbox {
+    NB_SANDBOX_LOAD,
+    NB_SANDBOX_SERVE,
+};
+
+// No new privileges, no core dumps, not traceable, few fds, and the profile's system calls alone
+// (any other fails with EPERM), for every thread of the process. Negative errno.
+int nb_sandbox_enter(enum nb_sandbox profile);

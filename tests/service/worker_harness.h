@@ -1,0 +1,78 @@
+// A broker's and a client's part, as little as it takes to drive nibble-worker directly: start a
+// mode, talk over its link, make channels, submit and read completions. Asserts by itself (cmocka).
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "daemon/link.h"
+#include "libclient/ring.h"
+
+struct worker {
+    pid_t pid;
+    int link;
+    struct nb_page *page; // serve alone
+};
+// Fds from 4 on. The worker's path is NIBBLE_WORKER's.
+struct worker worker_spawn(const char *mode, const char *argument, const int *fds, size_t n_fds);
+void worker_kill(struct worker *w); // kill -9, and waits
+int worker_wait(struct worker *w);  // its exit status, or minus the signal
+// The next packet of that type within a minute (others are dropped); into `packet` of NB_WIRE_MAX
+// bytes.
+void worker_expect(struct worker *w, uint32_t type, void *packet);
+bool worker_link_ended(struct worker *w); // waits for it, a minute at most
+void worker_send(struct worker *w, uint32_t type, void *packet, uint32_t size, const int *fds,
+                 size_t n_fds);
+
+// The model file of the tests, packed and sealed by the load mode: once for the process.
+const char *model_path(void);
+int model_image(void);
+struct worker worker_serve(void);
+// MODEL_ADD and its answer.
+struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, uint32_t context);
+
+struct client {
+    uint64_t key;
+    int sock, memfd;
+    uint64_t arena_bytes;
+    struct nb_ring_indices *ring;
+    struct nb_submission *sq;
+    struct nb_completion *cq;
+    uint8_t *arena;
+    uint32_t sq_tail, cq_head;
+    uint64_t used; // of the arena: a bump allocator
+    uint64_t next_id;
+};
+struct client client_open(struct worker *w, uint32_t model, uint64_t arena_bytes);
+void client_close(struct client *c); // hangs up
+// Copies to the arena, 8-byte aligned; returns the offset.
+uint64_t client_put(struct client *c, const void *data, size_t len);
+// Submits and wakes; returns the job's user_data.
+uint64_t client_submit(struct client *c, uint32_t op, uint32_t session, const void *desc,
+                       uint32_t desc_len);
+void client_submit_raw(struct client *c, const struct nb_submission *submission);
+// The next completion; waits a minute at most. False: none came, or the worker hung up.
+bool client_next(struct client *c, struct nb_completion *ret);
+bool client_hung_up(struct client *c); // waits for it, a minute at most
+
+// What a job told, in all.
+struct answer {
+    int32_t tokens[8192];
+    float logprobs[8192];
+    size_t n_tokens;
+    char text[65536];
+    size_t text_len;
+    uint32_t progress; // PREFILL completions
+    struct nb_completion done;
+};
+// Reads until the job is done (other jobs' completions are an error), or until `most` tokens have
+// come. False: the worker hung up before.
+bool client_answer(struct client *c, uint64_t job, size_t most, struct answer *a);
+
+// A prompt's ids by the worker's own tokenizer.
+size_t client_tokenize(struct client *c, const char *text, uint32_t flags, int32_t *ret,
+                       size_t max);
+struct nb_desc_generate greedy(struct client *c, const int32_t *tokens, size_t n,
+                               uint32_t max_tokens);

@@ -1,0 +1,293 @@
+// The packed model: what goes in comes out, what cannot be served is refused by name, and no
+// changed image maps that would lead a reader outside of it.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tensor/gguf_write.h"
+#include "tensor/image.h"
+
+#define ALL_SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+struct tensor {
+    const char *name;
+    uint32_t type, n_dims;
+    uint64_t dims[3];
+};
+
+static const struct tensor model[] = {
+    {"matrix", NB_TYPE_Q4_1, 2, {64, 37}},
+    {"vector", NB_TYPE_F16, 1, {33}},
+    {"wide", NB_TYPE_Q6_K, 2, {512, 2100}}, // more than one chunk
+    {"floats", NB_TYPE_F32, 2, {24, 16}},
+};
+
+static int new_memfd(void)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+static uint64_t bytes_of(const struct tensor *t)
+{
+    const struct nb_type_info *info = nb_type_info(t->type);
+    uint64_t n = t->dims[0] / info->block * info->bytes;
+    for (uint32_t d = 1; d < t->n_dims; d++)
+        n *= t->dims[d];
+    return n;
+}
+
+// A GGUF file of these tensors, of any bytes.
+static int make_file(const struct tensor *tensors, unsigned n)
+{
+    struct nb_gguf_writer *w;
+    uint32_t value = 5;
+    int fd = new_memfd();
+    assert_int_equal(nb_gguf_writer_create(&w), 0);
+    assert_int_equal(nb_gguf_put(w, "some.key", NB_GGUF_U32, &value), 0);
+    for (unsigned i = 0; i < n; i++)
+        assert_int_equal(nb_gguf_add_tensor(w, tensors[i].name, tensors[i].type, tensors[i].n_dims,
+                                            tensors[i].dims),
+                         0);
+    assert_int_equal(nb_gguf_begin(w, fd), 0);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t len = bytes_of(&tensors[i]);
+        uint8_t *bytes = malloc(len);
+        assert_non_null(bytes);
+        for (uint64_t k = 0; k < len; k++)
+            bytes[k] = (uint8_t)(k * k / 7 + i);
+        assert_int_equal(nb_gguf_write(w, bytes, len), 0);
+        free(bytes);
+    }
+    assert_int_equal(nb_gguf_end(w), 0);
+    nb_gguf_writer_destroy(w);
+    return fd;
+}
+
+static int packed(int file)
+{
+    char error[256] = "";
+    uint64_t bytes, size;
+    struct stat st;
+    int fd = new_memfd();
+    assert_int_equal(nb_image_pack(file, fd, NULL, NULL, &bytes, error, sizeof(error)), 0);
+    assert_int_equal(nb_image_size(file, &size, error, sizeof(error)), 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_int_equal(bytes, size);
+    assert_int_equal(bytes, st.st_size);
+    return fd;
+}
+
+static void assert_same(const struct nb_image_tensor *t, const uint8_t *file)
+{
+    const struct nb_type_info *info = nb_type_info(t->type);
+    size_t row_bytes = t->dims[0] / info->block * info->bytes;
+    uint8_t *row = malloc(row_bytes);
+    assert_non_null(row);
+    for (uint32_t r = 0; r < t->packed.rows; r++) {
+        nb_layout_unpack_row(&t->packed, r, row);
+        assert_memory_equal(row, file + r * row_bytes, row_bytes);
+    }
+    free(row);
+}
+
+static void test_round_trip(void **unused)
+{
+    int file = make_file(model, 4), fd = packed(file);
+    struct nb_image *img;
+    struct nb_gguf *g;
+    char error[256];
+    uint64_t value;
+    assert_int_equal(nb_image_map(fd, 1, &img, error, sizeof(error)), -EPERM);
+    assert_int_equal(fcntl(fd, F_ADD_SEALS, ALL_SEALS), 0);
+    assert_int_equal(nb_image_map(fd, 1, &img, error, sizeof(error)), 0);
+    assert_int_equal(nb_gguf_open(file, &g, error, sizeof(error)), 0);
+    assert_int_equal(nb_gguf_u64(nb_image_metadata(img), "some.key", &value), 0);
+    assert_int_equal(value, 5);
+    assert_int_equal(nb_image_n_tensors(img), 4);
+    assert_null(nb_image_find(img, "none"));
+    for (unsigned i = 0; i < 4; i++) {
+        const struct nb_gguf_tensor *from = nb_gguf_find_tensor(g, model[i].name);
+        const struct nb_image_tensor *t = nb_image_find(img, model[i].name);
+        uint8_t *bytes = malloc(from->bytes);
+        assert_int_equal(pread(file, bytes, from->bytes, (off_t)from->offset), from->bytes);
+        assert_ptr_equal(t, nb_image_tensor(img, i));
+        assert_int_equal(t->type, model[i].type);
+        if (t->n_dims == 2) {
+            assert_int_equal((uintptr_t)t->packed.data % 64, 0);
+            assert_same(t, bytes);
+        } else {
+            float expected[33];
+            nb_type_info(t->type)->decode(bytes, expected, 33);
+            assert_memory_equal(t->f32, expected, sizeof(expected));
+        }
+        free(bytes);
+    }
+    nb_gguf_close(g);
+    nb_image_unmap(img);
+    close(file);
+    close(fd);
+}
+
+static void assert_not_packed(int file, int code, const char *says)
+{
+    char error[512] = "";
+    uint64_t bytes = 77;
+    int fd = new_memfd();
+    assert_int_equal(nb_image_size(file, &bytes, error, sizeof(error)), code);
+    assert_int_equal(nb_image_pack(file, fd, NULL, NULL, &bytes, error, sizeof(error)), code);
+    assert_int_equal(bytes, 77);
+    if (!strstr(error, says))
+        fail_msg("\"%s\" does not say \"%s\"", error, says);
+    close(fd);
+}
+
+static void test_refusals(void **unused)
+{
+    const struct tensor experts = {"blk.0.ffn_up_exps.weight", NB_TYPE_Q4_0, 3, {32, 2, 2}};
+    const struct tensor wide = {"wide", NB_TYPE_F32, 2, {(1 << 20) + 1, 1}};
+    int file = make_file(&experts, 1);
+    assert_not_packed(file, -ENOTSUP, "blk.0.ffn_up_exps.weight (Q4_0) has 3 dimensions");
+    close(file);
+    file = make_file(&wide, 1);
+    assert_not_packed(file, -EOVERFLOW, "tensor wide (F32) of 1 by 1048577");
+    close(file);
+
+    // A type that GGUF has and Nibble has not: the writer makes none, so its number is changed in
+    // the file.
+    const struct tensor other = {"strange", NB_TYPE_F32, 1, {4}};
+    uint32_t type = 16;
+    file = make_file(&other, 1);
+    off_t at =
+        24 + 8 + 8 + 4 + 4 + 8 + 7 + 4 + 8; // header, one key and its value, name, dimensions
+    assert_int_equal(pwrite(file, &type, 4, at), 4);
+    assert_not_packed(file, -ENOTSUP, "tensor strange is of type IQ2_XXS (16)");
+    close(file);
+}
+
+static int cancel(void *user, uint64_t done, uint64_t total)
+{
+    uint64_t *last = user;
+    assert_true(done > *last && done <= total);
+    *last = done;
+    return done > total / 2 ? -ECANCELED : 0;
+}
+
+static void test_cancel_and_output(void **unused)
+{
+    char error[256] = "";
+    uint64_t bytes = 0, last = 0;
+    int file = make_file(model, 4), fd = new_memfd();
+    struct nb_image *img = NULL;
+    assert_int_equal(nb_image_pack(file, fd, cancel, &last, &bytes, error, sizeof(error)),
+                     -ECANCELED);
+    assert_true(last > 0);
+    assert_int_equal(nb_image_map(fd, 0, &img, error, sizeof(error)),
+                     -EINVAL); // no half-packed model maps
+    assert_null(img);
+    assert_int_equal(nb_image_pack(file, fd, NULL, NULL, &bytes, error, sizeof(error)), -EINVAL);
+    assert_non_null(strstr(error, "not empty"));
+    assert_int_equal(bytes, 0);
+    close(file);
+    close(fd);
+}
+
+// Touches the first and last byte of all that an image offers.
+static float walk(const struct nb_image *img)
+{
+    float sum = 0, row[512];
+    for (uint32_t i = 0; i < nb_image_n_tensors(img); i++) {
+        const struct nb_image_tensor *t = nb_image_tensor(img, i);
+        if (t->n_dims == 1) {
+            sum += t->f32[0] + t->f32[t->dims[0] - 1];
+        } else if (t->packed.cols <= 512) {
+            nb_layout_decode_row(&t->packed, 0, row);
+            nb_layout_decode_row(&t->packed, t->packed.rows - 1, row);
+            sum += row[0];
+        }
+    }
+    return sum;
+}
+
+static void test_any_byte_changed(void **unused)
+{
+    int file = make_file(model, 2), fd = packed(file);
+    char error[256];
+    unsigned refused = 0, head = 64 + 300; // header, metadata, most of the directory
+    for (unsigned at = 0; at < head; at++)
+        for (unsigned step = 1; step < 256; step += 85) {
+            uint8_t was, now;
+            struct nb_image *img;
+            assert_int_equal(pread(fd, &was, 1, at), 1);
+            now = (uint8_t)(was + step);
+            assert_int_equal(pwrite(fd, &now, 1, at), 1);
+            if (nb_image_map(fd, 0, &img, error, sizeof(error)) < 0) {
+                refused++;
+            } else {
+                walk(img);
+                nb_image_unmap(img);
+            }
+            assert_int_equal(pwrite(fd, &was, 1, at), 1);
+        }
+    assert_true(refused > head); // what is left are names, values, and types of the same size
+    close(file);
+    close(fd);
+}
+
+static void assert_unmappable(int fd, int code, const char *says)
+{
+    struct nb_image *img = NULL;
+    char error[256] = "";
+    assert_int_equal(nb_image_map(fd, 0, &img, error, sizeof(error)), code);
+    assert_null(img);
+    if (!strstr(error, says))
+        fail_msg("\"%s\" does not say \"%s\"", error, says);
+}
+
+static void test_hostile_images(void **unused)
+{
+    int file = make_file(model, 4), fd = packed(file);
+    uint32_t version = 99, count = UINT32_MAX;
+    uint64_t huge = UINT64_MAX;
+    struct stat st;
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_int_equal(ftruncate(fd, st.st_size - 1), 0);
+    assert_unmappable(fd, -EINVAL, "header says");
+    assert_int_equal(ftruncate(fd, st.st_size + 1), 0);
+    assert_unmappable(fd, -EINVAL, "header says");
+    assert_int_equal(ftruncate(fd, st.st_size), 0);
+    assert_int_equal(pwrite(fd, &version, 4, 8), 4);
+    assert_unmappable(fd, -ENOTSUP, "version 99");
+    version = NB_IMAGE_VERSION;
+    assert_int_equal(pwrite(fd, &version, 4, 8), 4);
+    assert_int_equal(pwrite(fd, &count, 4, 12), 4);
+    assert_unmappable(fd, -EINVAL, "counts");
+    count = 4;
+    assert_int_equal(pwrite(fd, &count, 4, 12), 4);
+    assert_int_equal(pwrite(fd, &huge, 8, 24), 8);
+    assert_unmappable(fd, -EINVAL, "counts");
+    assert_int_equal(ftruncate(fd, 63), 0);
+    assert_unmappable(fd, -EINVAL, "at least 64 bytes");
+    close(file);
+    close(fd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip),        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_cancel_and_output), cmocka_unit_test(test_any_byte_changed),
+        cmocka_unit_test(test_hostile_images),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
