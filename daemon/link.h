@@ -24,6 +24,8 @@
 #define NB_FILE_FD  4 // load: the model file, to read
 #define NB_IMAGE_FD 5 // load: the empty memfd (or cache file) to pack into
 
+#define NB_NUMERICS "n1" // docs/numerics.md's id, shown with results
+
 #define NB_WORKER_MODELS   32
 #define NB_WORKER_CHANNELS 256
 

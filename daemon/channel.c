@@ -1,0 +1,231 @@
+// Channels: memory and a socketpair between a client and a serving worker. The broker makes both,
+// hands them over and keeps neither; what goes through them it never sees.
+#include "daemon/broker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "libclient/ring.h"
+
+#define LINK_BUSY 256 // packets that a worker has not taken: no new channels before it does
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+
+int nb_memfd(const char *name)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) // before Linux 6.3
+        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    return fd < 0 ? -errno : fd;
+}
+
+int nb_memfd_sized(const char *name, uint64_t bytes)
+{
+    int fd = nb_memfd(name);
+    if (fd < 0)
+        return fd;
+    if (ftruncate(fd, (off_t)bytes) < 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        int r = -errno;
+        close(fd);
+        return r;
+    }
+    return fd;
+}
+
+// Two fds of the same memory, and the two ends of the socket: [0] the client's, [1] the worker's.
+static int make_ends(uint64_t bytes, int ret_client[2], int ret_worker[2])
+{
+    int pair[2], memory = nb_memfd_sized("nibble-channel", bytes);
+    if (memory < 0)
+        return memory;
+    int twin = fcntl(memory, F_DUPFD_CLOEXEC, 0);
+    int r = twin < 0 ? -errno : nb_wire_pair(SOCK_STREAM, pair);
+    if (r < 0) {
+        close(memory);
+        if (twin >= 0)
+            close(twin);
+        return r;
+    }
+    ret_client[0] = memory;
+    ret_client[1] = pair[0];
+    ret_worker[0] = twin;
+    ret_worker[1] = pair[1];
+    return 0;
+}
+
+int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
+                    struct nb_refusal *refusal)
+{
+    struct nb_device *device = channel->model->device;
+    int of_client[NB_CHANNEL_FDS], of_worker[NB_CHANNEL_FDS];
+    int r = make_ends(NB_CHANNEL_BYTES(channel->arena_bytes), of_client, of_worker);
+    if (r < 0)
+        return nb_refuse(refusal, r, "the daemon is out of memory or file descriptors");
+    struct nb_link_channel_add add = {
+        .header = {.type = NB_LINK_CHANNEL_ADD, .size = sizeof add},
+        .channel = channel->key,
+        .arena_bytes = channel->arena_bytes,
+        .model = channel->model->id,
+        .uid = channel->client->uid,
+    };
+    struct nb_wire_channel reply = {
+        .header = {.type = type, .size = sizeof reply, .serial = serial},
+        .channel = channel->id,
+        .incarnation = device->incarnation,
+        .arena_bytes = channel->arena_bytes,
+    };
+    nb_device_send(device, &add, of_worker, NB_CHANNEL_FDS);
+    nb_peer_send(channel->client->peer, &reply, of_client, NB_CHANNEL_FDS);
+    return 0;
+}
+
+void nb_channel_rebind(struct nb_channel *channel)
+{
+    struct nb_refusal refusal;
+    int r = nb_channel_bind(channel, NB_WIRE_REBIND, 0, &refusal);
+    if (r < 0)
+        nb_channel_lose(channel, r, refusal.text);
+}
+
+static int find_model(struct nb_client *client, const struct nb_wire_open_channel *request,
+                      struct nb_model **ret, struct nb_refusal *refusal)
+{
+    struct nb_broker *broker = client->broker;
+    if (broker->stopping)
+        return nb_refuse(refusal, NIBBLE_E_LOST, "the daemon is stopping");
+    struct nb_model *model = nb_model_by_name(broker, request->model);
+    if (!model || model->state == NB_MODEL_LOADING)
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "no model \"%.63s\" is loaded%s",
+                         request->model, model ? " yet: it is being loaded" : "");
+    if (model->state == NB_MODEL_LOST)
+        return nb_refuse(refusal, NIBBLE_E_LOST,
+                         "the worker of \"%s\" died too often: see the daemon's log, then unload "
+                         "and load the model again",
+                         model->info.name);
+    if (client->n_channels >= client->broker->config.channels_per_connection)
+        return nb_refuse(refusal, NIBBLE_E_QUOTA,
+                         "this connection has %u channels, the limit: close one, or raise "
+                         "channels-per-connection in [limits]",
+                         client->n_channels);
+    unsigned n = 0;
+    struct nb_model *m;
+    TAILQ_FOREACH(m, &model->device->models, of_device)
+    n += m->n_channels;
+    if (n >= NB_WORKER_CHANNELS ||
+        (model->device->worker && nb_peer_queued(model->device->worker->link) > LINK_BUSY))
+        return nb_refuse(refusal, NIBBLE_E_BUSY,
+                         "device %s serves %u channels (of %u) and takes no more now: try again",
+                         model->device->info.name, n, NB_WORKER_CHANNELS);
+    *ret = model;
+    return 0;
+}
+
+static int check_arena(uint64_t asked, uint64_t *ret, struct nb_refusal *refusal)
+{
+    uint64_t bytes = asked ? asked : NB_ARENA_DEFAULT;
+    if (bytes < NB_ARENA_MIN || bytes > NB_ARENA_MAX)
+        return nb_refuse(refusal, -EINVAL, "an arena has %u to %u bytes", NB_ARENA_MIN,
+                         NB_ARENA_MAX);
+    *ret = (bytes + 4095) & ~UINT64_C(4095);
+    return 0;
+}
+
+NB_HANDLER(nb_on_open_channel)
+{
+    const struct nb_wire_open_channel *request = packet;
+    struct nb_model *model = NULL;
+    uint64_t arena = 0;
+    int r = check_arena(request->arena_bytes, &arena, refusal);
+    if (!r)
+        r = find_model(client, request, &model, refusal);
+    if (r < 0)
+        return r;
+    struct nb_channel *channel = calloc(1, sizeof *channel);
+    if (!channel)
+        return -ENOMEM;
+    const uint64_t amount[NB_RES_COUNT] = {[NB_RES_CHANNELS] = 1,
+                                           [NB_RES_BYTES] = NB_CHANNEL_BYTES(arena),
+                                           [NB_RES_FDS] = NB_CHANNEL_FDS};
+    r = nb_charge_take(&client->broker->ledger, client->uid, amount, &channel->charge,
+                       refusal->text, sizeof refusal->text);
+    if (r < 0) {
+        free(channel);
+        return r;
+    }
+    channel->client = client;
+    channel->model = model;
+    channel->id = ++client->last_channel;
+    channel->key = ++client->broker->last_channel;
+    channel->arena_bytes = arena;
+    TAILQ_INSERT_TAIL(&client->channels, channel, of_client);
+    TAILQ_INSERT_TAIL(&model->channels, channel, of_model);
+    client->n_channels++;
+    model->n_channels++;
+    r = nb_channel_bind(channel, NB_WIRE_OPEN_CHANNEL | NB_WIRE_REPLY, request->header.serial,
+                        refusal);
+    if (r < 0)
+        nb_channel_destroy(channel);
+    return r;
+}
+
+NB_HANDLER(nb_on_close_channel)
+{
+    const struct nb_wire_channel_ref *request = packet;
+    struct nb_channel *channel;
+    TAILQ_FOREACH(channel, &client->channels, of_client)
+    if (channel->id == request->channel)
+        break;
+    if (!channel)
+        return nb_refuse(refusal, -ENOENT, "this connection has no channel %u", request->channel);
+    nb_channel_destroy(channel);
+    nb_client_done(client, request->header.type, request->header.serial);
+    return 0;
+}
+
+void nb_channel_destroy(struct nb_channel *channel)
+{
+    if (!channel)
+        return;
+    struct nb_link_ref gone = {
+        .header = {.type = NB_LINK_CHANNEL_REMOVE, .size = sizeof gone},
+        .channel = channel->key,
+        .model = channel->model->id,
+    };
+    nb_device_send(channel->model->device, &gone, NULL, 0);
+    TAILQ_REMOVE(&channel->client->channels, channel, of_client);
+    TAILQ_REMOVE(&channel->model->channels, channel, of_model);
+    channel->client->n_channels--;
+    channel->model->n_channels--;
+    nb_charge_release(&channel->client->broker->ledger, &channel->charge);
+    free(channel);
+}
+
+void nb_channel_lose(struct nb_channel *channel, int status, const char *text)
+{
+    struct nb_wire_channel_ref lost = {
+        .header = {NB_WIRE_CHANNEL_LOST, sizeof lost, 0, status},
+        .channel = channel->id,
+    };
+    snprintf(lost.text, sizeof lost.text, "%s", text);
+    nb_peer_send(channel->client->peer, &lost, NULL, 0);
+    nb_channel_destroy(channel);
+}
+
+struct nb_channel *nb_channel_by_key(struct nb_device *device, uint64_t key)
+{
+    struct nb_model *model;
+    struct nb_channel *channel;
+    TAILQ_FOREACH(model, &device->models, of_device)
+    TAILQ_FOREACH(channel, &model->channels, of_model)
+    if (channel->key == key)
+        return channel;
+    return NULL;
+}

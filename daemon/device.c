@@ -1,0 +1,330 @@
+// A device and its one serving worker: started when the first model needs it, restarted when it
+// dies, given up when it dies too often, let go when the last model leaves.
+#include "daemon/broker.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define BACKOFF_MAX_US UINT64_C(10000000)
+
+static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds, size_t n_fds);
+static void on_exited(void *owner, int clean, const char *how);
+static const struct nb_worker_ops ops = {on_packet, on_exited};
+
+static void set_state(struct nb_device *device, const char *state)
+{
+    snprintf(device->info.state, sizeof device->info.state, "%s", state);
+}
+
+struct nb_device *nb_device_by_name(struct nb_broker *broker, const char *name)
+{
+    struct nb_device *device;
+    TAILQ_FOREACH(device, &broker->devices, entry)
+    if (!strncmp(device->info.name, name, sizeof device->info.name))
+        return device;
+    return NULL;
+}
+
+static void clean_texts(struct nibble_device *info)
+{
+    nb_text_clean(info->name, sizeof info->name);
+    nb_text_clean(info->description, sizeof info->description);
+    nb_text_clean(info->isa, sizeof info->isa);
+    nb_text_clean(info->state, sizeof info->state);
+}
+
+int nb_device_add(struct nb_broker *broker, const struct nibble_device *info)
+{
+    struct nb_device *device = calloc(1, sizeof *device);
+    if (!device)
+        return -ENOMEM;
+    device->broker = broker;
+    device->id = nb_broker_next_id(broker);
+    device->info = *info;
+    clean_texts(&device->info);
+    if (!device->info.name[0] || nb_device_by_name(broker, device->info.name)) {
+        free(device);
+        return -EEXIST;
+    }
+    TAILQ_INIT(&device->models);
+    TAILQ_INSERT_TAIL(&broker->devices, device, entry);
+    return 0;
+}
+
+// Keeps what the worker had counted, forgets its page.
+static void take_page(struct nb_device *device)
+{
+    struct nb_model *model;
+    struct nb_channel *channel;
+    struct nb_page_view view;
+    struct nb_counts counts;
+    TAILQ_FOREACH(model, &device->models, of_device)
+    TAILQ_FOREACH(channel, &model->channels, of_model)
+    {
+        nb_page_channel_view(channel, &view);
+        channel->tokens_before = view.tokens;
+    }
+    nb_page_counts(device, &counts);
+    device->before = counts;
+    if (device->page)
+        munmap((void *)(uintptr_t)device->page, sizeof *device->page);
+    device->page = NULL;
+}
+
+static void detach(struct nb_device *device)
+{
+    nb_worker_disown(device->worker);
+    device->worker = NULL;
+    device->pulse = sd_event_source_disable_unref(device->pulse);
+    take_page(device);
+}
+
+void nb_device_destroy(struct nb_device *device)
+{
+    if (!device)
+        return;
+    detach(device);
+    sd_event_source_disable_unref(device->restart);
+    TAILQ_REMOVE(&device->broker->devices, device, entry);
+    free(device);
+}
+
+static void note_death(struct nb_device *device)
+{
+    device->deaths_us[device->n_deaths++ % NB_DEATHS_MAX] = nb_now_us();
+    device->broker->restarts++;
+}
+
+static unsigned recent_deaths(const struct nb_device *device)
+{
+    uint64_t now = nb_now_us(), window = device->broker->config.deaths_window_ms * 1000;
+    unsigned n = 0;
+    for (unsigned i = 0; i < NB_DEATHS_MAX; i++)
+        n += device->deaths_us[i] && now - device->deaths_us[i] < window;
+    return n;
+}
+
+static void give_up(struct nb_device *device, unsigned deaths, const char *how)
+{
+    char text[160];
+    struct nb_model *model;
+    snprintf(text, sizeof text, "its worker died %u times within %g s, at last it %s", deaths,
+             (double)device->broker->config.deaths_window_ms / 1000, how);
+    set_state(device, "lost");
+    TAILQ_FOREACH(model, &device->models, of_device)
+    if (model->state != NB_MODEL_LOST)
+        nb_model_lose(model, text);
+}
+
+static void down(struct nb_device *device, const char *how);
+
+static int on_restart(sd_event_source *source, uint64_t usec, void *user)
+{
+    struct nb_device *device = user;
+    struct nb_model *model;
+    struct nb_channel *channel, *next;
+    device->restart = sd_event_source_disable_unref(device->restart);
+    TAILQ_FOREACH(model, &device->models, of_device)
+    {
+        int r = model->state == NB_MODEL_RESTARTING ? nb_model_serve(model) : 0;
+        if (r < 0) {
+            down(device, "could not be started");
+            return 0;
+        }
+    }
+    TAILQ_FOREACH(model, &device->models, of_device)
+    for (channel = TAILQ_FIRST(&model->channels); channel; channel = next) {
+        next = TAILQ_NEXT(channel, of_model);
+        nb_channel_rebind(channel);
+    }
+    return 0;
+}
+
+// A model that was being added when the worker died is the first suspect: its load fails, the
+// others go on.
+static unsigned keep_models(struct nb_device *device, const char *how)
+{
+    struct nb_model *model, *next;
+    unsigned n = 0;
+    for (model = TAILQ_FIRST(&device->models); model; model = next) {
+        next = TAILQ_NEXT(model, of_device);
+        if (model->load && model->served) {
+            struct nb_refusal why;
+            int r = nb_refuse(&why, NIBBLE_E_LOST,
+                              "the worker %s while it took the model: see the daemon's log", how);
+            model->served = 0;
+            nb_load_settle(model->load, r, &why);
+        } else if (!model->load && model->state != NB_MODEL_LOST) {
+            nb_model_restart(model);
+            n++;
+        }
+    }
+    return n;
+}
+
+// The worker is of no use any more, dead or not.
+static void down(struct nb_device *device, const char *how)
+{
+    struct nb_broker *broker = device->broker;
+    detach(device);
+    if (broker->stopping)
+        return;
+    note_death(device);
+    unsigned deaths = recent_deaths(device), models = keep_models(device, how);
+    if (!models)
+        return;
+    if (deaths >= broker->config.deaths) {
+        give_up(device, deaths, how);
+        return;
+    }
+    uint64_t wait = deaths > 1 ? broker->config.backoff_ms * 1000 << (deaths - 2) : 0;
+    wait = wait < BACKOFF_MAX_US ? wait : BACKOFF_MAX_US;
+    nb_log(LOG_ERR, "the worker of %s %s; a new one takes over its %u models in %g s",
+           device->info.name, how, models, (double)wait / 1e6);
+    set_state(device, "restarting");
+    sd_event_source_disable_unref(device->restart);
+    device->restart = NULL;
+    int r = sd_event_add_time_relative(broker->loop, &device->restart, CLOCK_MONOTONIC, wait, 0,
+                                       on_restart, device);
+    if (r < 0)
+        give_up(device, deaths, "could not be restarted");
+}
+
+static void on_exited(void *owner, int clean, const char *how)
+{
+    down(owner, how);
+}
+
+// A step that runs while the beat stands still for too long is a hang. The times are the broker's
+// own.
+static int on_pulse(sd_event_source *source, uint64_t usec, void *user)
+{
+    struct nb_device *device = user;
+    uint64_t now = nb_now_us(), hang = device->broker->config.hang_ms * 1000;
+    uint64_t beat = atomic_load_explicit(&device->page->beat, memory_order_relaxed);
+    uint64_t step = atomic_load_explicit(&device->page->step_started_ns, memory_order_relaxed);
+    if (beat != device->beat || !step) {
+        device->beat = beat;
+        device->beat_since_us = now;
+    } else if (now - device->beat_since_us > hang) {
+        nb_worker_kill(device->worker);
+        down(device, "hung in a step and was killed");
+        return 0;
+    }
+    uint64_t period = hang / 4 < 1000000 ? hang / 4 : 1000000;
+    sd_event_source_set_time_relative(source, period);
+    sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+    return 0;
+}
+
+static int make_page(struct nb_device *device)
+{
+    int fd = nb_memfd_sized("nibble-page", (sizeof *device->page + 4095) & ~UINT64_C(4095));
+    if (fd < 0)
+        return fd;
+    void *map = mmap(NULL, sizeof *device->page, PROT_READ, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) {
+        int r = -errno;
+        close(fd);
+        return r;
+    }
+    device->page = map;
+    return fd;
+}
+
+int nb_device_start(struct nb_device *device)
+{
+    if (device->worker)
+        return 0;
+    int page = make_page(device);
+    if (page < 0)
+        return page;
+    struct nb_spawn spawn = {
+        .mode = "serve", .argument = device->info.name, .fds = &page, .n_fds = 1};
+    int r = nb_worker_spawn(device->broker, &spawn, &ops, device, &device->worker);
+    close(page);
+    if (r >= 0)
+        r = sd_event_add_time_relative(device->broker->loop, &device->pulse, CLOCK_MONOTONIC, 0, 0,
+                                       on_pulse, device);
+    if (r < 0) {
+        nb_worker_kill(device->worker);
+        detach(device);
+        return r;
+    }
+    device->incarnation++;
+    device->beat_since_us = nb_now_us();
+    set_state(device, "ready");
+    return 0;
+}
+
+void nb_device_send(struct nb_device *device, const void *packet, const int *fds, size_t n_fds)
+{
+    if (device->worker)
+        nb_peer_send(device->worker->link, packet, fds, n_fds);
+    else
+        nb_wire_close_fds(fds, n_fds);
+}
+
+void nb_device_rest(struct nb_device *device)
+{
+    if (!TAILQ_EMPTY(&device->models) || device->broker->stopping)
+        return;
+    device->restart = sd_event_source_disable_unref(device->restart);
+    memset(device->deaths_us, 0, sizeof device->deaths_us);
+    set_state(device, "ready");
+    if (device->worker)
+        nb_worker_drain(device->worker);
+    detach(device);
+}
+
+static void on_device(struct nb_device *device, const void *packet)
+{
+    const struct nb_link_device *m = packet;
+    device->info.memory_bytes = m->device.memory_bytes;
+    device->info.threads = m->device.threads;
+}
+
+static void on_model_ready(struct nb_device *device, const void *packet)
+{
+    const struct nb_link_model_ready *m = packet;
+    struct nb_model *model;
+    TAILQ_FOREACH(model, &device->models, of_device)
+    if (model->id == m->model && model->served) {
+        nb_model_ready(model, m);
+        return;
+    }
+}
+
+static void on_channel_gone(struct nb_device *device, const void *packet)
+{
+    const struct nb_link_ref *m = packet;
+    struct nb_channel *channel = nb_channel_by_key(device, m->channel);
+    if (channel)
+        nb_channel_lose(channel, NIBBLE_E_CLOSED, "the channel was closed");
+}
+
+static const struct {
+    uint32_t type, size;
+    void (*run)(struct nb_device *device, const void *packet);
+} messages[] = {
+    {NB_LINK_DEVICE, sizeof(struct nb_link_device), on_device},
+    {NB_LINK_MODEL_READY, sizeof(struct nb_link_model_ready), on_model_ready},
+    {NB_LINK_CHANNEL_GONE, sizeof(struct nb_link_ref), on_channel_gone},
+};
+
+static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds, size_t n_fds)
+{
+    struct nb_device *device = owner;
+    for (size_t i = 0; i < sizeof messages / sizeof *messages; i++)
+        if (messages[i].type == packet->type && messages[i].size == packet->size) {
+            messages[i].run(device, packet);
+            return;
+        }
+    nb_log(LOG_ERR, "the worker of %s sent %#x of %u bytes, which is no message of its: killed",
+           device->info.name, packet->type, packet->size);
+    nb_worker_kill(device->worker);
+}

@@ -1,0 +1,42 @@
+// The ledger: what each user holds of the broker. Whatever a client can make the broker allocate
+// carries a charge, taken before and released by the thing's destructor, so that no path can forget
+// it.
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+enum nb_resource {
+    NB_RES_CONNECTIONS,
+    NB_RES_CHANNELS,
+    NB_RES_BYTES, // channels' memory, at its full size
+    NB_RES_FDS,   // that the broker holds or has in flight
+    NB_RES_LOADS,
+    NB_RES_COUNT,
+};
+
+struct nb_resource_info {
+    const char *what;
+    const char *setting; // of [limits]
+    uint64_t fallback;
+};
+extern const struct nb_resource_info nb_resources[NB_RES_COUNT];
+
+struct nb_user;
+struct nb_ledger {
+    struct nb_user *users;  // those who hold anything
+    const uint64_t *limits; // [NB_RES_COUNT], for each user
+};
+
+struct nb_charge {
+    struct nb_user *user;
+    uint64_t amount[NB_RES_COUNT];
+};
+
+// Charges all of `amount` to the user or nothing. Returns 0, -ENOMEM, or NIBBLE_E_QUOTA with a
+// sentence of the figures and the setting's name.
+int nb_charge_take(struct nb_ledger *ledger, uid_t uid, const uint64_t amount[NB_RES_COUNT],
+                   struct nb_charge *ret, char *ret_text, size_t text_size);
+// Gives everything back; a charge of zeros is fine.
+void nb_charge_release(struct nb_ledger *ledger, struct nb_charge *charge);
+uint64_t nb_ledger_total(const struct nb_ledger *ledger, enum nb_resource what);

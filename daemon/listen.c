@@ -1,0 +1,205 @@
+// The two sockets: taken from systemd, or made in the runtime dir with the groups that may use
+// them. Which one a connection came by is its role.
+#include "daemon/broker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#define BACKLOG  64
+#define PAUSE_US UINT64_C(500000) // when there is no fd left for a connection
+
+static const struct {
+    const char *name, *group;
+    uint32_t role;
+    mode_t without_group, with_group;
+} doors[] = {
+    {"nibble.sock", "nibble", NB_ROLE_APP, 0660, 0660},
+    {"admin.sock", "nibble-admin", NB_ROLE_ADMIN, 0600, 0660},
+};
+#define N_DOORS (sizeof doors / sizeof *doors)
+
+static int address(const char *dir, const char *name, struct sockaddr_un *ret)
+{
+    *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+    int n = snprintf(ret->sun_path, sizeof ret->sun_path, "%s/%s", dir, name);
+    return n < (int)sizeof ret->sun_path ? 0 : -ENAMETOOLONG;
+}
+
+// A socket that a daemon answers on is left alone; one that a dead daemon left is removed.
+static int clear_stale(const struct sockaddr_un *at)
+{
+    int probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (probe < 0)
+        return -errno;
+    int r = connect(probe, (const struct sockaddr *)at, sizeof *at) < 0 ? -errno : -EADDRINUSE;
+    close(probe);
+    if (r == -EAGAIN)
+        return -EADDRINUSE;
+    if (r == -ECONNREFUSED)
+        return unlink(at->sun_path) < 0 ? -errno : 0;
+    return r == -ENOENT ? 0 : r;
+}
+
+static int open_door(const char *dir, size_t i, char **ret_path)
+{
+    struct sockaddr_un at;
+    int r = address(dir, doors[i].name, &at);
+    if (!r)
+        r = clear_stale(&at);
+    if (r < 0)
+        return r;
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -errno;
+    // Nobody gets in between bind and chmod.
+    mode_t mask = umask(0177);
+    r = bind(fd, (const struct sockaddr *)&at, sizeof at) < 0 ? -errno : 0;
+    umask(mask);
+    const struct group *group = getgrnam(doors[i].group);
+    int given = !r && group && chown(at.sun_path, (uid_t)-1, group->gr_gid) == 0;
+    mode_t mode = given ? doors[i].with_group : doors[i].without_group;
+    if (!r && (chmod(at.sun_path, mode) < 0 || listen(fd, BACKLOG) < 0))
+        r = -errno;
+    if (!r && !(*ret_path = strdup(at.sun_path)))
+        r = -ENOMEM;
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
+    return fd;
+}
+
+// Which door a socket of systemd's is, by the name it is bound to; -1: none of ours.
+static int door_of(int fd)
+{
+    struct sockaddr_un at = {0};
+    socklen_t len = sizeof at - 1;
+    if (sd_is_socket(fd, AF_UNIX, SOCK_SEQPACKET, 1) <= 0 ||
+        getsockname(fd, (struct sockaddr *)&at, &len) < 0)
+        return -1;
+    const char *name = strrchr(at.sun_path, '/');
+    for (size_t i = 0; name && i < N_DOORS; i++)
+        if (!strcmp(name + 1, doors[i].name))
+            return (int)i;
+    return -1;
+}
+
+static int take_from_systemd(struct nb_broker *broker)
+{
+    int n = sd_listen_fds(1);
+    for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + n; fd++) {
+        int i = door_of(fd);
+        if (i < 0 || broker->listeners[i].fd >= 0) {
+            nb_log(LOG_ERR, "a socket of systemd is neither nibble.sock nor admin.sock "
+                            "(ListenSequentialPacket=)");
+            close(fd);
+            continue;
+        }
+        int flags = fcntl(fd, F_GETFL);
+        if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+            return -errno;
+        broker->listeners[i].fd = fd;
+    }
+    return n;
+}
+
+int nb_listen(struct nb_broker *broker)
+{
+    for (size_t i = 0; i < N_DOORS; i++)
+        broker->listeners[i] =
+            (struct nb_listener){.fd = -1, .role = doors[i].role, .broker = broker};
+    int r = take_from_systemd(broker);
+    for (size_t i = 0; r >= 0 && i < N_DOORS; i++) {
+        struct nb_listener *l = &broker->listeners[i];
+        if (l->fd >= 0)
+            continue;
+        r = l->fd = open_door(broker->runtime_dir, i, &l->path);
+        if (r == -EADDRINUSE)
+            nb_log(LOG_ERR,
+                   "a daemon answers on %s/%s already: stop it, or give another "
+                   "--runtime-dir",
+                   broker->runtime_dir, doors[i].name);
+        else if (r < 0)
+            nb_log(LOG_ERR, "cannot make %s/%s: %s", broker->runtime_dir, doors[i].name,
+                   strerror(-r));
+    }
+    return r < 0 ? r : 0;
+}
+
+static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
+{
+    struct nb_listener *l = user;
+    l->pause = sd_event_source_disable_unref(l->pause);
+    sd_event_source_set_enabled(l->io, SD_EVENT_ON);
+    return 0;
+}
+
+// Out of fds or memory: the connection waits in the backlog, and the loop does not spin on it.
+static void pause_listening(struct nb_listener *l, int why)
+{
+    NB_LOG_LIMITED(LOG_ERR,
+                   "cannot accept a connection (%s): raise LimitNOFILE, or lower "
+                   "connections in [limits]",
+                   strerror(why));
+    if (sd_event_add_time_relative(l->broker->loop, &l->pause, CLOCK_MONOTONIC, PAUSE_US, 0,
+                                   on_pause_over, l) >= 0)
+        sd_event_source_set_enabled(l->io, SD_EVENT_OFF);
+}
+
+static int on_connection(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct nb_listener *l = user;
+    int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (client < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
+            pause_listening(l, errno);
+        return 0;
+    }
+    if (l->broker->n_clients >= l->broker->config.connections) {
+        NB_LOG_LIMITED(LOG_WARNING,
+                       "%u connections, the limit: refusing more (connections in "
+                       "[limits])",
+                       l->broker->n_clients);
+        close(client);
+        return 0;
+    }
+    int r = nb_client_create(l->broker, client, l->role);
+    if (r < 0)
+        pause_listening(l, -r);
+    return 0;
+}
+
+int nb_listen_start(struct nb_broker *broker)
+{
+    int r = 0;
+    for (size_t i = 0; r >= 0 && i < N_DOORS; i++)
+        r = sd_event_add_io(broker->loop, &broker->listeners[i].io, broker->listeners[i].fd,
+                            EPOLLIN, on_connection, &broker->listeners[i]);
+    return r < 0 ? r : 0;
+}
+
+void nb_listen_stop(struct nb_broker *broker)
+{
+    for (size_t i = 0; i < N_DOORS; i++) {
+        struct nb_listener *l = &broker->listeners[i];
+        l->io = sd_event_source_disable_unref(l->io);
+        l->pause = sd_event_source_disable_unref(l->pause);
+        if (l->fd >= 0)
+            close(l->fd);
+        l->fd = -1;
+        if (l->path)
+            unlink(l->path);
+        free(l->path);
+        l->path = NULL;
+    }
+}

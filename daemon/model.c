@@ -1,0 +1,175 @@
+// Models: a sealed image, the device that serves it, and its way from loading to lost. The broker
+// knows an image's size and seals, and never looks into it.
+#include "daemon/broker.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *const state_names[] = {"loading", "ready", "restarting", "lost"};
+
+static void set_state(struct nb_model *model, enum nb_model_state state)
+{
+    model->state = state;
+    snprintf(model->info.state, sizeof model->info.state, "%s", state_names[state]);
+}
+
+struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name)
+{
+    struct nb_model *model;
+    TAILQ_FOREACH(model, &broker->models, of_broker)
+    if (!strncmp(model->info.name, name, NB_NAME_MAX))
+        return model;
+    return NULL;
+}
+
+int nb_model_create(struct nb_device *device, const struct nb_wire_load *request,
+                    struct nb_model **ret)
+{
+    struct nb_model *model = calloc(1, sizeof *model);
+    if (!model)
+        return -ENOMEM;
+    model->broker = device->broker;
+    model->device = device;
+    model->id = nb_broker_next_id(device->broker);
+    model->context = request->context;
+    model->kv_bytes = request->kv_bytes;
+    model->image_fd = -1;
+    snprintf(model->info.name, sizeof model->info.name, "%s", request->name);
+    snprintf(model->info.device, sizeof model->info.device, "%s", device->info.name);
+    snprintf(model->info.precision, sizeof model->info.precision, "%s",
+             *request->precision ? request->precision : "balanced");
+    set_state(model, NB_MODEL_LOADING);
+    TAILQ_INIT(&model->channels);
+    TAILQ_INSERT_TAIL(&device->broker->models, model, of_broker);
+    TAILQ_INSERT_TAIL(&device->models, model, of_device);
+    *ret = model;
+    return 0;
+}
+
+void nb_model_destroy(struct nb_model *model)
+{
+    if (!model)
+        return;
+    TAILQ_REMOVE(&model->broker->models, model, of_broker);
+    TAILQ_REMOVE(&model->device->models, model, of_device);
+    if (model->image_fd >= 0)
+        close(model->image_fd);
+    free(model);
+}
+
+int nb_model_serve(struct nb_model *model)
+{
+    int r = nb_device_start(model->device);
+    if (r < 0)
+        return r;
+    int image = dup(model->image_fd);
+    if (image < 0)
+        return -errno;
+    struct nb_link_model_add add = {
+        .header = {.type = NB_LINK_MODEL_ADD, .size = sizeof add},
+        .model = model->id,
+        .context = model->context,
+        .kv_bytes = model->kv_bytes,
+    };
+    memcpy(add.name, model->info.name, sizeof add.name);
+    memcpy(add.precision, model->info.precision, sizeof add.precision);
+    model->served = 1;
+    nb_device_send(model->device, &add, &image, 1);
+    return 0;
+}
+
+static void take_info(struct nibble_model *to, const struct nibble_model *from)
+{
+    memcpy(to->architecture, from->architecture, sizeof to->architecture);
+    memcpy(to->type, from->type, sizeof to->type);
+    nb_text_clean(to->architecture, sizeof to->architecture);
+    nb_text_clean(to->type, sizeof to->type);
+    to->kv_bytes = from->kv_bytes;
+    to->parameters = from->parameters;
+    to->vocab = from->vocab;
+    to->context = from->context;
+    to->layers = from->layers;
+    to->embedding = from->embedding;
+}
+
+void nb_model_ready(struct nb_model *model, const struct nb_link_model_ready *message)
+{
+    struct nb_refusal why;
+    memcpy(why.text, message->text, sizeof why.text);
+    nb_text_clean(why.text, sizeof why.text);
+    int status = message->header.status;
+    if (status < 0 && model->load) {
+        nb_load_settle(model->load, status, &why);
+        return;
+    }
+    if (status < 0) {
+        nb_model_lose(model, why.text);
+        return;
+    }
+    take_info(&model->info, &message->info);
+    set_state(model, NB_MODEL_READY);
+    if (model->load) {
+        nb_log(LOG_INFO, "model %s is ready on %s", model->info.name, model->info.device);
+        nb_load_settle(model->load, 0, NULL);
+    }
+    nb_broker_tell_systemd(model->broker);
+}
+
+void nb_model_restart(struct nb_model *model)
+{
+    model->served = 0;
+    model->info.worker_restarts++;
+    set_state(model, NB_MODEL_RESTARTING);
+}
+
+static void lose_channels(struct nb_model *model, int status, const char *text)
+{
+    while (!TAILQ_EMPTY(&model->channels))
+        nb_channel_lose(TAILQ_FIRST(&model->channels), status, text);
+}
+
+void nb_model_lose(struct nb_model *model, const char *text)
+{
+    char line[240];
+    nb_log(LOG_ERR, "model %s is lost: %s; unload and load it again", model->info.name, text);
+    snprintf(line, sizeof line, "the model is not served any more: %.200s", text);
+    set_state(model, NB_MODEL_LOST);
+    lose_channels(model, NIBBLE_E_LOST, line);
+}
+
+void nb_model_unload(struct nb_model *model)
+{
+    struct nb_device *device = model->device;
+    struct nb_link_ref gone = {
+        .header = {.type = NB_LINK_MODEL_REMOVE, .size = sizeof gone},
+        .model = model->id,
+    };
+    lose_channels(model, NIBBLE_E_NO_MODEL, "the model was unloaded");
+    if (model->served)
+        nb_device_send(device, &gone, NULL, 0);
+    nb_model_destroy(model);
+    nb_device_rest(device);
+}
+
+NB_HANDLER(nb_on_unload)
+{
+    const struct nb_wire_unload *request = packet;
+    struct nb_model *model = nb_model_by_name(client->broker, request->name);
+    if (!model)
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "no model \"%.63s\" is loaded", request->name);
+    if (model->load)
+        return nb_refuse(refusal, NIBBLE_E_BUSY, "\"%s\" is being loaded: cancel the load",
+                         model->info.name);
+    if (model->n_channels && !request->force)
+        return nb_refuse(refusal, NIBBLE_E_BUSY,
+                         "%u clients use \"%s\": unload it by force to end their jobs",
+                         model->n_channels, model->info.name);
+    nb_log(LOG_INFO, "model %s is unloaded by user %u", model->info.name, (unsigned)client->uid);
+    nb_model_unload(model);
+    nb_broker_tell_systemd(client->broker);
+    nb_client_done(client, request->header.type, request->header.serial);
+    return 0;
+}

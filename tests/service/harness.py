@@ -1,0 +1,350 @@
+"""A private nibbled in temporary directories, and a client that speaks the control protocol from its page
+(docs/protocol.md) alone: python3's standard library, nothing of libnibble."""
+import array
+import ctypes as c
+import fcntl
+import mmap
+import os
+import pathlib
+import select
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+PATIENCE = 20.0  # seconds until a thing that must come counts as missing
+
+HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL = range(1, 9)
+REPLY, PROGRESS, REBIND, LOST = 0x100, 0x200, 0x201, 0x202
+MAGIC = 0x3142424E
+MODELS, DEVICES, HOLDERS = range(3)
+E_VERSION, E_DENIED, E_NO_MODEL, E_EXISTS, E_FORMAT = -5002, -5003, -5004, -5005, -5006
+E_UNSUPPORTED, E_TOO_LARGE, E_QUOTA, E_BUSY = -5007, -5008, -5010, -5011
+E_LOST, E_PROTOCOL, E_CLOSED = -5013, -5015, -5016
+ECANCELED, ENOENT, EINVAL, EBADF = -125, -2, -22, -9
+
+HEADER = struct.Struct("<IIIi")
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+ARENA_OFFSET = 4096 + 256 * 64 + 4096 * 64
+
+
+def row(fields):
+    return type("Row", (c.Structure,), {"_fields_": fields})
+
+
+def texts(**sizes):
+    return [(name, c.c_char * size) for name, size in sizes.items()]
+
+
+U32, U64 = c.c_uint32, c.c_uint64
+Model = row(texts(name=64, architecture=32, type=16, device=32, precision=16, state=16)
+            + [(n, U64) for n in ("packed_bytes", "kv_bytes", "parameters")]
+            + [(n, U32) for n in ("vocab", "context", "layers", "embedding", "sessions",
+                                  "worker_restarts")])
+Device = row(texts(name=32, description=128, isa=32, state=16)
+             + [("memory_bytes", U64), ("used_bytes", U64), ("threads", U32), ("models", U32)])
+Holder = row(texts(role=16, model=64) + [(n, U32) for n in ("pid", "uid", "sessions", "jobs")]
+             + [(n, U64) for n in ("shared_bytes", "private_bytes", "tokens")])
+ROWS = {MODELS: Model, DEVICES: Device, HOLDERS: Holder}
+StatusReply = row([("header", c.c_char * 16)] + texts(version=32, numerics=16)
+                  + [(n, U64) for n in ("uptime_ms", "weights_bytes", "kv_bytes", "kv_used_bytes",
+                                        "channel_bytes", "steps", "mixed_steps", "prefill_tokens",
+                                        "decode_tokens")]
+                  + [(n, U32) for n in ("models", "clients", "sessions", "jobs",
+                                        "worker_restarts", "pad")])
+
+
+class Refused(Exception):
+    def __init__(self, status, text):
+        super().__init__(f"{status}: {text}")
+        self.status, self.text = status, text
+
+
+class Gone(Exception):
+    """The daemon closed the connection."""
+
+
+class Packet:
+    def __init__(self, data, fds):
+        self.type, self.size, self.serial, self.status = HEADER.unpack_from(data)
+        self.data, self.fds = data, list(fds)
+
+    def text(self, offset=16):
+        return self.data[offset:].split(b"\0")[0].decode()
+
+
+def until(condition, what, patience=PATIENCE):
+    """Polls: for what another process does in its own time."""
+    end = time.monotonic() + patience
+    while True:
+        got = condition()
+        if got:
+            return got
+        if time.monotonic() > end:
+            raise AssertionError(f"in vain: {what}")
+        time.sleep(0.01)
+
+
+class Client:
+    def __init__(self, path, hello=True):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(PATIENCE)
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
+        self.serial = 0
+        self.events = []
+        if hello:
+            self.hello()
+
+    def close(self):
+        self.sock.close()
+        for p in self.events:
+            for fd in p.fds:
+                os.close(fd)
+        self.events = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.close()
+
+    def send(self, data, fds=()):
+        """Raw: whatever bytes, whatever fds."""
+        try:
+            socket.send_fds(self.sock, [data], list(fds))
+        except (BrokenPipeError, ConnectionResetError):
+            raise Gone() from None
+
+    def post(self, kind, body=b"", fds=()):
+        self.serial += 1
+        self.send(HEADER.pack(kind, 16 + len(body), self.serial, 0) + body, fds)
+        return self.serial
+
+    def receive(self):
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, 4096, 4)
+        except ConnectionResetError:
+            raise Gone() from None
+        if not data:
+            raise Gone()
+        return Packet(data, fds)
+
+    def reply(self, serial):
+        """The reply to that serial; events that come before it are kept."""
+        while True:
+            p = self.receive()
+            if p.type & REPLY and p.serial in (serial, 0):
+                if p.status < 0:
+                    raise Refused(p.status, p.text())
+                return p
+            self.events.append(p)
+
+    def call(self, kind, body=b"", fds=()):
+        return self.reply(self.post(kind, body, fds))
+
+    def event(self, kind):
+        for i, p in enumerate(self.events):
+            if p.type == kind:
+                return self.events.pop(i)
+        while True:
+            p = self.receive()
+            if p.type == kind:
+                return p
+            self.events.append(p)
+
+    def ended(self):
+        """Waits for the daemon to hang up; whatever comes before is dropped."""
+        try:
+            while True:
+                for fd in self.receive().fds:
+                    os.close(fd)
+        except Gone:
+            return True
+
+    def hello(self, low=1, high=1, magic=MAGIC):
+        return self.call(HELLO, struct.pack("<IHHQ32s", magic, low, high, 0, b"test"))
+
+    def status(self):
+        return StatusReply.from_buffer_copy(self.call(STATUS).data)
+
+    def list(self, what):
+        rows, cursor = [], 0
+        while True:
+            data = self.call(LIST, struct.pack("<II", what, cursor)).data
+            n, total, cursor, size = struct.unpack_from("<IIII", data, 16)
+            assert size == c.sizeof(ROWS[what]), (size, c.sizeof(ROWS[what]))
+            rows += [ROWS[what].from_buffer_copy(data, 32 + i * size) for i in range(n)]
+            if not cursor:
+                assert len(rows) == total, (len(rows), total)
+                return rows
+
+    def model(self, name):
+        return next((m for m in self.list(MODELS) if m.name == name.encode()), None)
+
+    def open_channel(self, model, arena=0):
+        return Channel(self, self.call(OPEN, struct.pack("<64sQ", model.encode(), arena)))
+
+    def close_channel(self, channel):
+        self.call(CLOSE, struct.pack("<II240s", channel, 0, b""))
+
+    def load_body(self, name, device="", precision="", context=0, kv=0):
+        return struct.pack("<64s32s16sIIQ", name.encode(), device.encode(), precision.encode(),
+                           context, 0, kv)
+
+    def load(self, name, file, **options):
+        with open(file, "rb") as f:
+            return self.call(LOAD, self.load_body(name, **options), [f.fileno()])
+
+    def post_load(self, name, file, **options):
+        with open(file, "rb") as f:
+            return self.post(LOAD, self.load_body(name, **options), [f.fileno()])
+
+    def unload(self, name, force=False):
+        return self.call(UNLOAD, struct.pack("<64sII", name.encode(), force, 0))
+
+
+class Channel:
+    """A channel's two fds, from OPEN_CHANNEL's reply or from REBIND."""
+
+    def __init__(self, client, packet):
+        self.client = client
+        self.id, self.incarnation, self.arena = struct.unpack_from("<IIQ", packet.data, 16)
+        self.memfd, sock = packet.fds
+        self.sock = socket.socket(fileno=sock)
+        self.sock.settimeout(PATIENCE)
+        self.size = ARENA_OFFSET + self.arena
+
+    def map(self):
+        return mmap.mmap(self.memfd, self.size)
+
+    def close(self):
+        os.close(self.memfd)
+        self.sock.close()
+
+
+class Daemon:
+    def __init__(self, config="", worker=None, env=None):
+        self.dir = tempfile.TemporaryDirectory(prefix="nibble-test-")
+        root = pathlib.Path(self.dir.name)
+        self.runtime, self.state = root / "run", root / "state"
+        self.config, self.log_path = root / "nibbled.conf", root / "log"
+        self.config.write_text(config)
+        self.log = open(self.log_path, "w+")
+        self.env = dict(os.environ, **(env or {}))
+        self.env["NIBBLE_WORKER"] = str(worker or os.environ["NIBBLE_TEST_WORKER"])
+        for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"):
+            self.env.pop(name, None)
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [os.environ["NIBBLE_TEST_NIBBLED"], "--config", self.config, "--runtime-dir",
+             self.runtime, "--state-dir", self.state], env=self.env, stderr=self.log)
+        self.pid = self.process.pid
+        with self.client():  # waits until the door is open
+            pass
+
+    def client(self, **options):
+        return self.connect("nibble.sock", **options)
+
+    def admin(self, **options):
+        return self.connect("admin.sock", **options)
+
+    def connect(self, name, **options):
+        def attempt():
+            assert self.process.poll() is None, f"nibbled ended:\n{self.logged()}"
+            try:
+                return Client(self.runtime / name, **options)
+            except (FileNotFoundError, ConnectionRefusedError):
+                return None
+        return until(attempt, "a connection")
+
+    def file(self, name, content):
+        path = pathlib.Path(self.dir.name) / name
+        path.write_bytes(content)
+        return path
+
+    def logged(self):
+        return self.log_path.read_text()
+
+    def children(self):
+        """(pid, mode) of the workers, zombies left out."""
+        found = []
+        for pid in pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            try:
+                words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            modes = [w.decode() for w in words if w in (b"probe", b"load", b"serve")]
+            if modes:
+                found.append((int(pid), modes[0]))
+        return found
+
+    def server(self):
+        return until(lambda: next((p for p, m in self.children() if m == "serve"), None),
+                     "a serving worker")
+
+    def fds(self):
+        """What the broker's fds are, by kind."""
+        kinds = []
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            try:
+                kinds.append(os.readlink(f"/proc/{self.pid}/fd/{fd}").split(":")[0])
+            except FileNotFoundError:
+                pass  # closed meanwhile
+        return sorted(kinds)
+
+    def settled_fds(self, wanted):
+        """The broker's fds, once they are the wanted ones or patience is over."""
+        try:
+            until(lambda: self.fds() == wanted, "the fds of before", patience=5)
+        except AssertionError:
+            pass
+        return self.fds()
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def finish(self):
+        """Stops and cleans up; the exit status and what was logged are for the test to judge."""
+        try:
+            return self.stop(), self.logged()
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            self.log.close()
+            self.dir.cleanup()
+
+
+class ServiceTest(unittest.TestCase):
+    config = ""
+    worker = None
+    env = None
+
+    def setUp(self):
+        self.daemon = Daemon(self.config, self.worker, self.env)
+
+    def tearDown(self):
+        status, log = self.daemon.finish()
+        self.assertEqual(status, 0, log)
+        self.assertNotIn("ERROR: ", log)  # of a sanitizer
+        self.assertNotIn("runtime error", log)
+
+    def refused(self, status, call, *args, **options):
+        """The call is refused with the status, in one sentence, which is returned."""
+        with self.assertRaises(Refused) as caught:
+            call(*args, **options)
+        self.assertEqual(caught.exception.status, status, caught.exception.text)
+        self.assertTrue(caught.exception.text)
+        return caught.exception.text
