@@ -65,12 +65,17 @@ void nb_load_settle(struct nb_load *load, int status, const struct nb_refusal *r
 
 // ---- From a packed image to a model that is served
 
+// A loader seals what it has packed; a memfd that it left open is sealed here. Either way the seals
+// are looked at.
 static int seal(int fd, uint64_t max, uint64_t *ret_bytes)
 {
     struct stat st;
-    if (fcntl(fd, F_ADD_SEALS, ALL_SEALS) < 0)
-        return -errno;
     int seals = fcntl(fd, F_GET_SEALS);
+    if (seals >= 0 && (seals & ALL_SEALS) != ALL_SEALS) {
+        if (fcntl(fd, F_ADD_SEALS, ALL_SEALS) < 0)
+            return -errno;
+        seals = fcntl(fd, F_GET_SEALS);
+    }
     if (seals < 0 || (seals & ALL_SEALS) != ALL_SEALS)
         return -EPERM;
     if (fstat(fd, &st) < 0)
