@@ -1,0 +1,236 @@
+// `nibble bench`: prefill, decode and aggregate decode of several clients, as a client sees them:
+// wall time through daemon and channel. Medians of the runs.
+#include <errno.h>
+#include <jansson.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/cli/cli.h"
+
+struct client {
+    nibble *connection;
+    nibble_session *session;
+    nibble_job *job;
+    uint32_t tokens;
+    double first, last; // when its first and its last token came
+    int done, error;
+};
+
+struct bench {
+    struct common common;
+    const char *device;
+    uint32_t prompt, gen, depth, clients, runs;
+    int32_t *ids;
+    struct client *c;
+};
+
+static void on_event(nibble_job *job, const struct nibble_event *event, void *user)
+{
+    struct client *c = user;
+    if (event->type == NIBBLE_EVENT_TOKEN) {
+        c->last = cli_now();
+        if (!c->tokens++)
+            c->first = c->last;
+    } else if (event->type == NIBBLE_EVENT_DONE) {
+        c->done = 1;
+        c->error = event->error;
+    }
+}
+
+// Ids that no cache knows, the same for the same seed.
+static void fill_ids(struct bench *b, uint32_t n, uint32_t vocab, uint32_t seed)
+{
+    uint64_t x = 0x9e3779b97f4a7c15u * (seed + 1);
+    for (uint32_t i = 0; i < n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        b->ids[i] = (int32_t)((x >> 33) % vocab);
+    }
+}
+
+static int start(struct bench *b, struct client *c, uint32_t n, uint32_t gen, uint32_t seed)
+{
+    struct nibble_generate_options options;
+    nibble_generate_options_init(&options);
+    options.max_tokens = gen;
+    options.ignore_eos = 1;
+    c->tokens = 0;
+    c->done = c->error = 0;
+    fill_ids(b, n, nibble_session_model(c->session)->vocab, seed);
+    struct nibble_prompt prompt = {.tokens = b->ids, .n_tokens = n};
+    int r = nibble_generate(c->session, &prompt, &options, on_event, c, &c->job);
+    return r < 0 ? cli_failed(c->connection, "bench", r) : 0;
+}
+
+static int wait_for(struct client *c)
+{
+    while (!c->done) {
+        int r = nibble_dispatch(c->connection, -1);
+        if (r < 0 && r != -EINTR)
+            return cli_failed(c->connection, "bench", r);
+    }
+    nibble_job_free(c->job);
+    c->job = NULL;
+    return c->error ? cli_failed(c->connection, "bench", c->error) : 0;
+}
+
+static int run_prefill(struct bench *b, uint32_t seed, double *ret_tps)
+{
+    double began = cli_now();
+    if (start(b, b->c, b->prompt, 1, seed) || wait_for(b->c))
+        return 1;
+    *ret_tps = b->prompt / (b->c->first - began);
+    return 0;
+}
+
+static int run_decode(struct bench *b, uint32_t seed, double *ret_tps)
+{
+    if (start(b, b->c, b->depth, b->gen, seed) || wait_for(b->c))
+        return 1;
+    *ret_tps = (b->c->tokens - 1) / (b->c->last - b->c->first);
+    return 0;
+}
+
+static int poll_clients(struct bench *b, struct pollfd *fds, uint32_t *running)
+{
+    for (uint32_t i = 0; i < b->clients; i++)
+        fds[i] = (struct pollfd){b->c[i].done ? -1 : nibble_get_fd(b->c[i].connection), POLLIN, 0};
+    if (poll(fds, b->clients, -1) < 0 && errno != EINTR)
+        return cli_error("poll: %s", strerror(errno));
+    for (uint32_t i = 0; i < b->clients; i++) {
+        struct client *c = &b->c[i];
+        if (c->done || !fds[i].revents)
+            continue;
+        int r = nibble_dispatch(c->connection, 0);
+        if (r < 0)
+            return cli_failed(c->connection, "bench", r);
+        *running -= (uint32_t)c->done;
+    }
+    return 0;
+}
+
+// Tokens of all clients from the moment when the last of them has its first token to the first
+// one's end.
+static int run_aggregate(struct bench *b, uint32_t seed, double *ret_tps)
+{
+    struct pollfd *fds = calloc(b->clients, sizeof *fds);
+    uint32_t running = b->clients, tokens = 0;
+    double first = 1e300, last = 0;
+    int r = fds ? 0 : cli_error("out of memory");
+    for (uint32_t i = 0; i < b->clients && !r; i++)
+        r = start(b, &b->c[i], b->depth, b->gen, seed + i);
+    while (running && !r)
+        r = poll_clients(b, fds, &running);
+    for (uint32_t i = 0; i < b->clients && !r; i++) {
+        struct client *c = &b->c[i];
+        r = wait_for(c);
+        first = c->first < first ? c->first : first;
+        last = c->last > last ? c->last : last;
+        tokens += c->tokens - 1;
+    }
+    free(fds);
+    if (!r)
+        *ret_tps = tokens / (last - first);
+    return r;
+}
+
+static int measure(struct bench *b, json_t *result)
+{
+    static const struct {
+        const char *key;
+        int (*run)(struct bench *, uint32_t, double *);
+    } parts[] = {
+        {"prefill_tps", run_prefill}, {"decode_tps", run_decode}, {"aggregate_tps", run_aggregate}};
+    for (size_t p = 0; p < sizeof parts / sizeof parts[0]; p++) {
+        double *tps = calloc(b->runs, sizeof *tps), warm;
+        int r = tps ? parts[p].run(b, 1000000, &warm) : cli_error("out of memory");
+        for (uint32_t i = 0; i < b->runs && !r; i++) {
+            r = parts[p].run(b, 1 + 100 * i, &tps[i]);
+            cli_progress(parts[p].key, i + 1, b->runs);
+        }
+        if (!r)
+            json_object_set_new(result, parts[p].key, json_real(cli_median(tps, b->runs)));
+        free(tps);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+static int open_clients(struct bench *b, const char *model)
+{
+    uint32_t longest = b->prompt > b->depth + b->gen ? b->prompt : b->depth + b->gen;
+    for (uint32_t i = 0; i < b->clients; i++) {
+        struct client *c = &b->c[i];
+        if (!(c->connection = cli_connect(&b->common)) ||
+            !(c->session = cli_session(c->connection, model, 0)))
+            return CLI_FAILED;
+    }
+    const struct nibble_model *m = nibble_session_model(b->c[0].session);
+    if (longest + 1 > m->context)
+        return cli_usage_error("%u tokens do not fit into the context of %u", longest + 1,
+                               m->context);
+    if (b->device && strcmp(b->device, m->device))
+        return cli_usage_error("%s is on %s, not on %s; load it there first", model, m->device,
+                               b->device);
+    return CLI_OK;
+}
+
+static int bench_model(struct bench *b, const char *model)
+{
+    json_t *result = json_object();
+    const char *key;
+    json_t *value;
+    b->c = calloc(b->clients, sizeof *b->c);
+    b->ids = calloc(b->prompt > b->depth ? b->prompt : b->depth, sizeof *b->ids);
+    int status = b->c && b->ids ? open_clients(b, model) : cli_error("out of memory");
+    if (status == CLI_OK && measure(b, result))
+        status = CLI_FAILED;
+    if (status == CLI_OK) {
+        const struct nibble_model *m = nibble_session_model(b->c[0].session);
+        json_t *about = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i}", "model", model,
+                                  "device", m->device, "precision", m->precision, "prompt",
+                                  (int)b->prompt, "gen", (int)b->gen, "depth", (int)b->depth,
+                                  "clients", (int)b->clients, "runs", (int)b->runs);
+        json_object_update(result, about);
+        json_decref(about);
+        if (b->common.json) {
+            json_dumpf(result, stdout, JSON_COMPACT);
+            putchar('\n');
+        } else {
+            json_object_foreach(result, key, value) json_is_string(value)
+                ? printf("%-14s %s\n", key, json_string_value(value))
+                : printf("%-14s %.1f\n", key, json_number_value(value));
+        }
+    }
+    for (uint32_t i = 0; b->c && i < b->clients; i++)
+        nibble_close(b->c[i].connection);
+    json_decref(result);
+    free(b->ids);
+    free(b->c);
+    return status;
+}
+
+int verb_bench(const struct verb *verb, int argc, char **argv)
+{
+    struct bench b = {.prompt = 512, .gen = 64, .depth = 16, .clients = 8, .runs = 5};
+    const struct option_spec specs[] = {
+        {"device", 0, OPTION_STRING, &b.device, "D", "fail unless the model is on this device"},
+        {"prompt", 0, OPTION_UINT, &b.prompt, "N", "tokens of the prefill (default: 512)"},
+        {"gen", 0, OPTION_UINT, &b.gen, "N", "tokens to decode (default: 64)"},
+        {"depth", 0, OPTION_UINT, &b.depth, "N",
+         "tokens in the context before decoding (default: 16)"},
+        {"clients", 0, OPTION_UINT, &b.clients, "N", "clients of the aggregate (default: 8)"},
+        {"runs", 0, OPTION_UINT, &b.runs, "R", "runs; the median counts (default: 5)"},
+        {0},
+    };
+    char **args;
+    int n = cli_parse(verb, specs, &b.common, argc, argv, 1, 1, &args);
+    if (n < 0)
+        return CLI_EXIT(n);
+    if (!b.prompt || b.gen < 2 || !b.depth || !b.clients || b.clients > 1024 || !b.runs)
+        return cli_usage_error(
+            "--prompt, --depth, --runs at least 1; --gen at least 2; --clients 1 to 1024");
+    return bench_model(&b, args[0]);
+}

@@ -1,0 +1,181 @@
+// `nibble doctor`: what a user or administrator would look at first when something does not work.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "tools/cli/cli.h"
+
+enum verdict { GOOD, NOTE, BAD };
+static const char *const verdicts[] = {"ok", "note", "problem"};
+
+struct report {
+    struct common common;
+    json_t *checks;
+    int problems;
+};
+
+static void add(struct report *r, enum verdict verdict, const char *what, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+static void add(struct report *r, enum verdict verdict, const char *what, const char *format, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    r->problems += verdict == BAD;
+    json_array_append_new(r->checks, json_pack("{s:s, s:s, s:s}", "check", what, "verdict",
+                                               verdicts[verdict], "text", text));
+    if (!r->common.json)
+        printf("%-8s %-12s %s\n", verdicts[verdict], what, text);
+}
+
+static void check_kernel(struct report *r)
+{
+    struct utsname u;
+    int fd = memfd_create("nibble-doctor", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    uname(&u);
+    if (fd < 0 || ftruncate(fd, 4096) < 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0)
+        add(r, BAD, "kernel",
+            "%s %s cannot seal a memfd (%s): Nibble shares weights by sealed memory", u.sysname,
+            u.release, strerror(errno));
+    else
+        add(r, GOOD, "kernel", "%s %s, sealed shared memory works", u.sysname, u.release);
+    if (fd >= 0)
+        close(fd);
+}
+
+// The bracketed word of a sysfs choice, as in "always [madvise] never".
+static void check_huge_pages(struct report *r)
+{
+    const char *path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    char text[128] = "", *open_bracket, *close_bracket;
+    FILE *f = fopen(path, "re");
+    if (f && !fgets(text, sizeof text, f))
+        text[0] = '\0';
+    if (f)
+        fclose(f);
+    open_bracket = strchr(text, '[');
+    close_bracket = open_bracket ? strchr(open_bracket, ']') : NULL;
+    if (!close_bracket) {
+        add(r, NOTE, "huge pages", "%s cannot be read", path);
+        return;
+    }
+    *close_bracket = '\0';
+    bool on = strcmp(open_bracket + 1, "never") && strcmp(open_bracket + 1, "deny");
+    add(r, on ? GOOD : NOTE, "huge pages", "for shared memory: %s%s", open_bracket + 1,
+        on ? "" : "; `echo advise` into shmem_enabled lets the weights use them");
+}
+
+static void check_socket(struct report *r, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) < 0) {
+        add(r, BAD, "socket",
+            "%s: %s; start the daemon: `systemctl start nibble.socket`, or run `nibbled`", path,
+            strerror(errno));
+        return;
+    }
+    if (access(path, R_OK | W_OK) == 0) {
+        add(r, GOOD, "socket", "%s", path);
+        return;
+    }
+    struct group *g = getgrgid(st.st_gid);
+    add(r, BAD, "socket",
+        "%s may not be used by you; join its group: `adduser $USER %s`, then log in again", path,
+        g ? g->gr_name : "nibble");
+}
+
+static void check_models(struct report *r, nibble *connection)
+{
+    size_t n = 0;
+    struct nibble_model *models = cli_models(connection, &n);
+    if (models && !n)
+        add(r, NOTE, "models", "none loaded; `nibble load FILE.gguf`");
+    for (size_t i = 0; models && i < n; i++)
+        add(r, strcmp(models[i].state, "ready") ? BAD : GOOD, "model",
+            "%s: %s on %s, %s, %u worker restarts", models[i].name, models[i].state,
+            models[i].device, models[i].precision, models[i].worker_restarts);
+    free(models);
+}
+
+static void check_daemon(struct report *r, const char *path)
+{
+    nibble *connection = NULL;
+    struct nibble_status status;
+    int error = nibble_connect(path, &connection);
+    if (error == 0)
+        error = nibble_get_status(connection, &status);
+    if (error < 0) {
+        add(r, BAD, "daemon", "does not answer: %s", nibble_strerror(error));
+        nibble_close(connection);
+        return;
+    }
+    add(r, GOOD, "daemon", "version %s, numerics %s, %u clients, %u worker restarts",
+        status.version, status.numerics, status.clients, status.worker_restarts);
+    size_t n = 0;
+    struct nibble_device *devices = cli_devices(connection, &n);
+    for (size_t i = 0; devices && i < n; i++)
+        add(r, GOOD, "device", "%s: %s, %s, %u threads", devices[i].name, devices[i].description,
+            devices[i].isa, devices[i].threads);
+    free(devices);
+    check_models(r, connection);
+    nibble_close(connection);
+}
+
+static size_t count_entries(const char *folder, const char *prefix)
+{
+    DIR *dir = opendir(folder);
+    size_t n = 0;
+    for (struct dirent *e; dir && (e = readdir(dir));)
+        n += !strncmp(e->d_name, prefix, strlen(prefix));
+    if (dir)
+        closedir(dir);
+    return n;
+}
+
+static void check_accelerators(struct report *r)
+{
+    size_t gpus = count_entries("/dev/dri", "renderD"), npus = count_entries("/dev/accel", "accel");
+    add(r, NOTE, "GPUs", "%zu DRM render nodes; this version serves from the CPU", gpus);
+    if (npus)
+        add(r, NOTE, "NPUs",
+            "%zu under /dev/accel, unused: no Linux NPU driver runs Vulkan compute", npus);
+}
+
+int verb_doctor(const struct verb *verb, int argc, char **argv)
+{
+    struct report r = {0};
+    const struct option_spec none[] = {{0}};
+    char **args;
+    int n = cli_parse(verb, none, &r.common, argc, argv, 0, 0, &args);
+    if (n < 0)
+        return CLI_EXIT(n);
+    const char *path = r.common.socket ? r.common.socket : getenv("NIBBLE_SOCKET");
+    path = path ? path : "/run/nibble/nibble.sock";
+    r.checks = json_array();
+    check_kernel(&r);
+    check_huge_pages(&r);
+    check_accelerators(&r);
+    check_socket(&r, path);
+    check_daemon(&r, path);
+    if (r.common.json) {
+        json_t *object = json_pack("{s:O, s:i}", "checks", r.checks, "problems", r.problems);
+        json_dumpf(object, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(object);
+    }
+    json_decref(r.checks);
+    return r.problems ? CLI_FAILED : CLI_OK;
+}
