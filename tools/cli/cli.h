@@ -79,8 +79,9 @@ struct loaded {
 int cli_model_or_file(const struct common *common, const char *name_or_file, const char *precision,
                       struct loaded *ret);
 void cli_model_release(struct loaded *l);
-// Loads `file` under `name` with progress. Returns an exit status.
-int cli_load(nibble *admin, const char *file, struct nibble_load_options *options);
+// Loads `file` with progress, over a connection that the caller closes. Returns an exit status.
+int cli_load(const struct common *common, const char *file, struct nibble_load_options *options,
+             nibble **ret_admin);
 
 int verb_load(const struct verb *verb, int argc, char **argv);
 int verb_unload(const struct verb *verb, int argc, char **argv);

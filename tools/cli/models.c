@@ -33,16 +33,23 @@ static void name_of_file(const char *file, char *ret, size_t size)
     ret[len] = '\0';
 }
 
-int cli_load(nibble *admin, const char *file, struct nibble_load_options *options)
+int cli_load(const struct common *common, const char *file, struct nibble_load_options *options,
+             nibble **ret_admin)
 {
     int fd = open(file, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return cli_error("%s: %s", file, strerror(errno));
+    nibble *admin = cli_connect_admin(common);
     options->progress = on_progress;
     options->user = (void *)file;
-    int r = nibble_load(admin, fd, options);
+    int r = admin ? nibble_load(admin, fd, options) : 0;
+    int status = r < 0 ? cli_failed(admin, file, r) : admin ? CLI_OK : CLI_FAILED;
     close(fd);
-    return r < 0 ? cli_failed(admin, file, r) : CLI_OK;
+    if (status == CLI_OK)
+        *ret_admin = admin;
+    else
+        nibble_close(admin);
+    return status;
 }
 
 int verb_load(const struct verb *verb, int argc, char **argv)
@@ -69,11 +76,9 @@ int verb_load(const struct verb *verb, int argc, char **argv)
         name_of_file(args[0], name, sizeof name);
         options.name = name;
     }
-    nibble *admin = cli_connect_admin(&common);
-    if (!admin)
-        return CLI_FAILED;
+    nibble *admin = NULL;
     double start = cli_now();
-    int status = cli_load(admin, args[0], &options);
+    int status = cli_load(&common, args[0], &options, &admin);
     if (status == CLI_OK && common.json)
         printf("{\"name\": \"%s\", \"seconds\": %.3f}\n", options.name, cli_now() - start);
     else if (status == CLI_OK)
@@ -124,16 +129,11 @@ int cli_model_or_file(const struct common *common, const char *name_or_file, con
         return CLI_OK;
     }
     static unsigned count;
-    l.admin = cli_connect_admin(common);
-    if (!l.admin)
-        return CLI_FAILED;
     snprintf(l.name, sizeof l.name, "tmp-%ld-%u", (long)getpid(), count++);
     struct nibble_load_options options = {.name = l.name, .precision = precision};
-    int status = cli_load(l.admin, name_or_file, &options);
-    if (status != CLI_OK) {
-        nibble_close(l.admin);
+    int status = cli_load(common, name_or_file, &options, &l.admin);
+    if (status != CLI_OK)
         return status;
-    }
     *ret = l;
     return CLI_OK;
 }
