@@ -1,0 +1,183 @@
+// Opening a model: the plan, the tokenizer, the device's memory, and the arrays that a step needs,
+// so that no step allocates.
+#include "engine/model.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/chat_template.h"
+#include "engine/tokenizer.h"
+#include "tensor/fail.h"
+#include "tensor/image.h"
+
+#define DEFAULT_ROWS 512
+#define MAX_ROWS     4096
+#define DEFAULT_CONTEXTS                                                                           \
+    8 // whole contexts that the default KV memory holds, where the machine has the memory
+
+static int check_context(struct nb_hparams *hp, const struct nb_model_options *o, char *error,
+                         size_t size)
+{
+    if (o->max_context > hp->context)
+        return nb_fail(error, size, -EINVAL,
+                       "a context of %u was asked for, but the model's limit is %u", o->max_context,
+                       hp->context);
+    if (o->max_context)
+        hp->context = o->max_context;
+    return 0;
+}
+
+// How many blocks: what was asked for, or several contexts within a quarter of the memory; never
+// less than one context.
+static int choose_kv(struct nb_model *m, const struct nb_model_options *o, char *error, size_t size)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    struct nb_device_info info;
+    m->device->ops->info(m->device, &info);
+    uint64_t block = m->device->ops->kv_block_bytes(m->plan);
+    uint64_t one = (hp->context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
+    uint64_t limit = o->kv_bytes ? o->kv_bytes : info.memory_bytes / 4;
+    uint64_t blocks = limit / block;
+    if (blocks < one)
+        return nb_fail(error, size, -ENOMEM,
+                       "the KV cache of one context of %u tokens takes %llu MB and %llu MB are "
+                       "allowed: raise the limit"
+                       " or ask for a context of at most %llu",
+                       hp->context, (unsigned long long)(one * block >> 20),
+                       (unsigned long long)(limit >> 20),
+                       (unsigned long long)(blocks * NB_KV_POSITIONS));
+    if (!o->kv_bytes && blocks > one * DEFAULT_CONTEXTS)
+        blocks = one * DEFAULT_CONTEXTS;
+    m->kv_blocks = blocks < 1u << 24 ? (uint32_t)blocks : 1u << 24;
+    return 0;
+}
+
+static int make_arrays(struct nb_model *m)
+{
+    m->free_block = calloc(m->kv_blocks, sizeof(*m->free_block));
+    m->used = calloc(m->kv_blocks, sizeof(*m->used));
+    m->token = calloc(m->max_rows, sizeof(*m->token));
+    m->position = calloc(m->max_rows, sizeof(*m->position));
+    m->row_sequence = calloc(m->max_rows, sizeof(*m->row_sequence));
+    m->logits_row = calloc(m->max_rows, sizeof(*m->logits_row));
+    if (!m->free_block || !m->used || !m->token || !m->position || !m->row_sequence ||
+        !m->logits_row)
+        return -ENOMEM;
+    while (m->n_free < m->kv_blocks) {
+        m->free_block[m->n_free] = m->kv_blocks - 1 - m->n_free;
+        m->n_free++;
+    }
+    return 0;
+}
+
+static int open_text(struct nb_model *m, char *error, size_t size)
+{
+    const struct nb_gguf *meta = nb_image_metadata(m->image);
+    int rc = nb_tokenizer_create(meta, &m->tokenizer, error, size);
+    if (rc < 0)
+        return rc;
+    uint32_t vocab = nb_tokenizer_vocab(m->tokenizer);
+    if (vocab > m->plan->hp.vocab)
+        return nb_fail(error, size, -EINVAL,
+                       "the tokenizer has %u tokens, but the embedding %u rows", vocab,
+                       m->plan->hp.vocab);
+    rc = nb_chat_template_create(meta, m->tokenizer, &m->chat_template, error, size);
+    return rc == -ENOTSUP || rc == -ENOENT ? 0 : rc;
+}
+
+static int open_model(struct nb_model *m, const struct nb_model_options *o, char *error,
+                      size_t size)
+{
+    m->max_rows = o->max_rows ? o->max_rows : DEFAULT_ROWS;
+    if (m->max_rows > MAX_ROWS)
+        return nb_fail(error, size, -EINVAL, "steps of %u rows were asked for; the limit is %u",
+                       m->max_rows, MAX_ROWS);
+    int rc;
+    if ((rc = nb_plan_create(m->image, o->precision, &m->plan, error, size)) < 0 ||
+        (rc = check_context(&m->plan->hp, o, error, size)) < 0 ||
+        (rc = open_text(m, error, size)) < 0 || (rc = choose_kv(m, o, error, size)) < 0)
+        return rc;
+    if ((rc = make_arrays(m)) < 0)
+        return nb_fail(error, size, rc, "out of memory");
+    return m->device->ops->model_open(m->device, m->plan, m->kv_blocks, m->max_rows, &m->dm, error,
+                                      size);
+}
+
+// `keep_image`: a model that could not be opened leaves the image to its owner.
+static void destroy(struct nb_model *m, bool keep_image)
+{
+    if (m->dm)
+        m->device->ops->model_close(m->dm);
+    nb_chat_template_destroy(m->chat_template);
+    nb_tokenizer_destroy(m->tokenizer);
+    nb_plan_destroy(m->plan);
+    if (!keep_image)
+        nb_image_unmap(m->image);
+    free(m->free_block);
+    free(m->used);
+    free(m->token);
+    free(m->position);
+    free(m->row_sequence);
+    free(m->logits_row);
+    free(m->blocks);
+    free(m->batch);
+    free(m);
+}
+
+int nb_model_open(struct nb_image *image, struct nb_device *device,
+                  const struct nb_model_options *options, struct nb_model **ret, char *ret_error,
+                  size_t error_size)
+{
+    struct nb_model *m = calloc(1, sizeof(*m));
+    if (!m)
+        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+    m->image = image;
+    m->device = device;
+    int rc = open_model(m, options, ret_error, error_size);
+    if (rc < 0) {
+        destroy(m, true);
+        return rc;
+    }
+    *ret = m;
+    return 0;
+}
+
+void nb_model_close(struct nb_model *m)
+{
+    if (m)
+        destroy(m, false);
+}
+
+void nb_model_info(const struct nb_model *m, struct nb_model_info *ret)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    *ret = (struct nb_model_info){.architecture = hp->arch->name,
+                                  .vocab = hp->vocab,
+                                  .context = hp->context,
+                                  .n_layers = hp->n_layers,
+                                  .embedding = hp->embedding,
+                                  .weight_bytes = nb_image_bytes(m->image),
+                                  .kv_block_bytes = m->device->ops->kv_block_bytes(m->plan),
+                                  .kv_blocks = m->kv_blocks,
+                                  .kv_blocks_free = m->n_free};
+}
+
+void nb_model_times(const struct nb_model *m, uint64_t *ret_ns)
+{
+    m->device->ops->times(m->dm, ret_ns);
+}
+
+const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m)
+{
+    return m->tokenizer;
+}
+
+const struct nb_chat_template *nb_model_chat_template(const struct nb_model *m)
+{
+    return m->chat_template;
+}
+
+void nb_model_set_events(struct nb_model *m, const struct nb_model_events *events)
+{
+    m->events = *events;
+}

@@ -1,0 +1,237 @@
+// Makes the steps: which rows of which sequences run together, and what becomes of their logits. A
+// row's result does not depend on its company, so this is policy alone.
+#include "engine/model.h"
+
+#include <errno.h>
+#include <math.h>
+
+#include "engine/tokenizer.h"
+
+// Rows of a scoring sequence in a step: each has a row of logits in memory.
+#define SCORE_ROWS 128
+
+static bool runnable(const struct nb_sequence *s)
+{
+    return s->active && !s->parked && nb_sequence_pending(s) > 0;
+}
+
+static bool decoding(const struct nb_sequence *s)
+{
+    return runnable(s) && nb_sequence_pending(s) == 1;
+}
+
+static bool in_prefill(const struct nb_sequence *s)
+{
+    return runnable(s) && nb_sequence_pending(s) > 1;
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t count(const struct nb_model *m, bool (*is)(const struct nb_sequence *s))
+{
+    uint32_t n = 0;
+    for (const struct nb_sequence *s = m->first; s; s = s->next)
+        n += is(s);
+    return n;
+}
+
+// One row for each sequence in decode; in turns, where there are more than rows.
+static uint32_t plan_decode(struct nb_model *m, uint32_t budget)
+{
+    uint32_t n = count(m, decoding), i = 0, left = budget;
+    uint32_t first = n > budget ? m->turn % n : 0;
+    for (struct nb_sequence *s = m->first; s; s = s->next) {
+        if (!decoding(s))
+            continue;
+        uint32_t distance = i++ >= first ? i - 1 - first : i - 1 + n - first;
+        if (distance >= budget)
+            continue;
+        s->rows = 1;
+        left--;
+    }
+    m->turn += budget;
+    return budget - left;
+}
+
+static void grant(struct nb_sequence *s, uint32_t rows, uint32_t *left)
+{
+    uint32_t n = min_u32(nb_sequence_pending(s) - s->rows, min_u32(rows, *left));
+    if (s->request.score && s->rows + n > SCORE_ROWS)
+        n = SCORE_ROWS - s->rows;
+    s->rows += n;
+    *left -= n;
+}
+
+// The oldest prefill is sure of half the budget, so that none waits for ever; the rest goes to the
+// shortest, so that a short prompt does not wait for a long one; what is then left, by age.
+static void plan_prefill(struct nb_model *m, uint32_t budget)
+{
+    uint32_t left = budget;
+    struct nb_sequence *oldest = m->first;
+    while (oldest && !in_prefill(oldest))
+        oldest = oldest->next;
+    if (!oldest)
+        return;
+    grant(oldest, (budget + 1) / 2, &left);
+    while (left) {
+        struct nb_sequence *shortest = NULL;
+        for (struct nb_sequence *s = oldest; s; s = s->next)
+            if (in_prefill(s) && !s->rows &&
+                (!shortest || nb_sequence_pending(s) < nb_sequence_pending(shortest)))
+                shortest = s;
+        if (!shortest)
+            break;
+        grant(shortest, left, &left);
+    }
+    grant(oldest, left, &left);
+}
+
+static void plan_rows(struct nb_model *m)
+{
+    for (struct nb_sequence *s = m->first; s; s = s->next)
+        s->rows = 0;
+    uint32_t prefill = count(m, in_prefill) ? (m->max_rows + 3) / 4 : 0;
+    if (!count(m, decoding)) {
+        plan_prefill(m, m->max_rows);
+        return;
+    }
+    // Those who stream wait for a quarter of a full step at most.
+    plan_decode(m, prefill < m->max_rows ? m->max_rows - prefill : m->max_rows);
+    if (prefill < m->max_rows)
+        plan_prefill(m, prefill);
+}
+
+static bool wants_logits(const struct nb_sequence *s, uint32_t position)
+{
+    if (s->request.score && position >= s->request.score_from)
+        return true;
+    return s->request.max_tokens && position + 1 == s->length;
+}
+
+// By arrival: whoever needs a block may take it from those who came later, whose rows are not yet
+// in the batch.
+static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_stats *stats)
+{
+    uint32_t n_batch = 0;
+    for (struct nb_sequence *s = m->first; s; s = s->next) {
+        if (!s->rows)
+            continue;
+        uint32_t end = nb_kv_reserve(s, s->computed + s->rows);
+        if (end <= s->computed) {
+            s->rows = 0;
+            continue;
+        }
+        s->rows = end - s->computed;
+        bool decode = nb_sequence_pending(s) == 1;
+        *(decode ? &stats->decode_rows : &stats->prefill_rows) += s->rows;
+        m->blocks[n_batch] = s->block;
+        for (uint32_t p = s->computed; p < end; p++, rows->n++) {
+            m->token[rows->n] = s->log[p];
+            m->position[rows->n] = p;
+            m->row_sequence[rows->n] = n_batch;
+            if (wants_logits(s, p))
+                m->logits_row[rows->n_logits++] = rows->n;
+        }
+        m->batch[n_batch++] = s;
+    }
+    stats->sequences = n_batch;
+}
+
+static void finish(struct nb_sequence *s, enum nb_finish why, int error)
+{
+    s->active = false;
+    if (s->model->events.on_finish)
+        s->model->events.on_finish(s->user, why, error);
+}
+
+// Why generation ends after `token`, if it does.
+static enum nb_finish finish_of(const struct nb_sequence *s, int32_t token)
+{
+    if (!s->request.ignore_eos && nb_tokenizer_is_eog(s->model->tokenizer, token))
+        return NB_FINISH_EOS;
+    if (s->generated >= s->request.max_tokens)
+        return NB_FINISH_LENGTH;
+    return s->length >= s->model->plan->hp.context ? NB_FINISH_CONTEXT : NB_FINISH_NONE;
+}
+
+static void generate(struct nb_sequence *s, float *logits)
+{
+    int32_t token;
+    float logprob = NAN;
+    int rc = nb_sample(&s->request.sampling, logits, s->model->plan->hp.vocab, s->log, s->length,
+                       s->length, &token, &logprob);
+    if (rc == 0)
+        rc = nb_sequence_append(s, &token, 1);
+    if (rc < 0) {
+        finish(s, NB_FINISH_ERROR, rc);
+        return;
+    }
+    s->generated++;
+    enum nb_finish why = finish_of(s, token);
+    if (s->model->events.on_token)
+        s->model->events.on_token(s->user, token, logprob);
+    if (why != NB_FINISH_NONE && s->active)
+        finish(s, why, 0);
+}
+
+static void deliver(struct nb_sequence *s, uint32_t position, float *logits)
+{
+    const struct nb_model *m = s->model;
+    bool last = position + 1 == s->length;
+    if (s->request.score && position >= s->request.score_from && m->events.on_logits)
+        m->events.on_logits(s->user, position, logits, m->plan->hp.vocab);
+    if (last && s->request.max_tokens && s->active)
+        generate(s, logits);
+}
+
+// Requests that only compute end when nothing is pending, with or without rows in this step.
+static bool finish_scored(struct nb_model *m)
+{
+    bool any = false;
+    for (struct nb_sequence *s = m->first; s; s = s->next)
+        if (s->active && !s->parked && !s->request.max_tokens && !nb_sequence_pending(s)) {
+            finish(s, NB_FINISH_SCORED, 0);
+            any = true;
+        }
+    return any;
+}
+
+int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
+{
+    struct nb_step_stats stats = {0};
+    struct nb_rows rows = {.token = m->token,
+                           .position = m->position,
+                           .sequence = m->row_sequence,
+                           .blocks = m->blocks,
+                           .logits_row = m->logits_row};
+    plan_rows(m);
+    fill_rows(m, &rows, &stats);
+    if (rows.n) {
+        float *logits;
+        int rc = m->device->ops->step(m->dm, &rows, &logits);
+        if (rc < 0)
+            return rc;
+        for (uint32_t i = 0; i < stats.sequences; i++)
+            m->batch[i]->computed += m->batch[i]->rows;
+        for (uint32_t i = 0; i < rows.n_logits; i++) {
+            struct nb_sequence *s = m->batch[m->row_sequence[m->logits_row[i]]];
+            if (s->active)
+                deliver(s, m->position[m->logits_row[i]], logits + (size_t)i * m->plan->hp.vocab);
+        }
+    }
+    bool finished = finish_scored(m);
+    if (ret_stats)
+        *ret_stats = stats;
+    return rows.n || finished;
+}
+
+bool nb_model_has_work(const struct nb_model *m)
+{
+    for (const struct nb_sequence *s = m->first; s; s = s->next)
+        if (s->active && !s->parked)
+            return true;
+    return false;
+}

@@ -1,0 +1,162 @@
+// engine-bench [MODEL.gguf]: the engine's speed without service or channel, to see where the time
+// goes: prefill, decode of several sequences together, and the share of each kind of op.
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/arch.h"
+#include "tests/support/model_file.h"
+
+#define MAX_SEQUENCES 64
+#define MAX_RUNS      99
+
+struct bench {
+    struct nb_model *model;
+    uint32_t vocab, prompt, gen, runs;
+    struct nb_sequence *sequence[MAX_SEQUENCES];
+};
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *v, uint32_t n)
+{
+    qsort(v, n, sizeof(*v), by_value);
+    return v[n / 2];
+}
+
+static void check(int rc, const char *what)
+{
+    if (rc >= 0)
+        return;
+    fprintf(stderr, "engine-bench: %s: %s\n", what, strerror(-rc));
+    exit(1);
+}
+
+static void print_ops(const struct bench *b, const uint64_t *before, double tokens)
+{
+    static const char *const names[NB_OP_KINDS] = {"embed",   "qkv",  "attention", "out",
+                                                   "gate_up", "down", "head"};
+    uint64_t ns[NB_OP_KINDS];
+    nb_model_times(b->model, ns);
+    printf("   us/token:");
+    for (int i = 0; i < NB_OP_KINDS; i++)
+        printf(" %s %.1f", names[i], (double)(ns[i] - before[i]) / 1e3 / tokens);
+    printf("\n");
+}
+
+static void set_random(struct bench *b, struct nb_sequence *s, uint32_t n, uint32_t seed)
+{
+    int32_t *tokens = malloc(n * sizeof(*tokens));
+    if (!tokens)
+        exit(1);
+    for (uint32_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)(nb_random(seed, i) % b->vocab);
+    check(nb_sequence_set(s, 0, tokens, n), "set");
+    free(tokens);
+}
+
+// Starts n sequences on `prompt` tokens each and runs until every one has `gen` tokens; returns
+// seconds.
+static double run(struct bench *b, uint32_t n, uint32_t prompt, uint32_t gen)
+{
+    struct nb_request r = {.max_tokens = gen, .sampling = NB_SAMPLING_GREEDY, .ignore_eos = true};
+    for (uint32_t i = 0; i < n; i++)
+        if (prompt)
+            set_random(b, b->sequence[i], prompt, i);
+    double begin = now();
+    for (uint32_t i = 0; i < n; i++)
+        check(nb_sequence_start(b->sequence[i], &r), "start");
+    while (nb_model_has_work(b->model))
+        check(nb_model_step(b->model, NULL), "step");
+    return now() - begin;
+}
+
+static void bench_prefill(struct bench *b)
+{
+    double v[MAX_RUNS];
+    uint64_t before[NB_OP_KINDS];
+    run(b, 1, b->prompt, 1);
+    nb_model_times(b->model, before);
+    for (uint32_t i = 0; i < b->runs; i++)
+        v[i] = b->prompt / run(b, 1, b->prompt, 1);
+    printf("prefill %u: %.1f t/s\n", b->prompt, median(v, b->runs));
+    print_ops(b, before, (double)b->prompt * b->runs);
+}
+
+static void bench_decode(struct bench *b, uint32_t n)
+{
+    double v[MAX_RUNS];
+    uint64_t before[NB_OP_KINDS];
+    run(b, n, 16, 1);
+    nb_model_times(b->model, before);
+    for (uint32_t i = 0; i < b->runs; i++)
+        v[i] = n * b->gen / run(b, n, 0, b->gen);
+    printf("decode of %u: %.1f t/s in all\n", n, median(v, b->runs));
+    print_ops(b, before, (double)n * b->gen * b->runs);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option longs[] = {{"precision", required_argument, NULL, 'e'},
+                                          {"threads", required_argument, NULL, 't'},
+                                          {"prompt", required_argument, NULL, 'p'},
+                                          {"gen", required_argument, NULL, 'n'},
+                                          {"runs", required_argument, NULL, 'r'},
+                                          {"clients", required_argument, NULL, 'c'},
+                                          {NULL, 0, NULL, 0}};
+    struct bench b = {.prompt = 512, .gen = 64, .runs = 5};
+    struct nb_model_options options = {.precision = NB_PRECISION_FAST};
+    uint32_t threads = 0, clients = 16;
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) >= 0;) {
+        uint32_t value = optarg ? (uint32_t)strtoul(optarg, NULL, 10) : 0;
+        if (c == 'e')
+            check(test_precision(optarg, &options.precision), optarg);
+        else if (c == '?')
+            return 2;
+        *(c == 't'   ? &threads
+          : c == 'p' ? &b.prompt
+          : c == 'n' ? &b.gen
+          : c == 'r' ? &b.runs
+          : c == 'c' ? &clients
+                     : &value) = value;
+    }
+    b.runs = b.runs < MAX_RUNS ? b.runs : MAX_RUNS;
+    clients = clients < MAX_SEQUENCES ? clients : MAX_SEQUENCES;
+    char error[256];
+    struct test_model t;
+    if (test_model_open(optind < argc ? argv[optind] : NULL, threads, &options, &t, error,
+                        sizeof(error)) < 0) {
+        fprintf(stderr, "engine-bench: %s\n", error);
+        return 1;
+    }
+    struct nb_model_info info;
+    struct nb_device_info device;
+    nb_model_info(t.model, &info);
+    t.device->ops->info(t.device, &device);
+    printf("%s, %s\n", device.description, device.isa);
+    b.model = t.model;
+    b.vocab = info.vocab;
+    for (uint32_t i = 0; i < clients; i++)
+        check(nb_sequence_create(b.model, NULL, &b.sequence[i]), "sequence");
+    if (b.prompt)
+        bench_prefill(&b);
+    for (uint32_t n = 1; n <= clients && b.gen; n *= 2)
+        bench_decode(&b, n);
+    for (uint32_t i = 0; i < clients; i++)
+        nb_sequence_destroy(b.sequence[i]);
+    test_model_close(&t);
+    return 0;
+}

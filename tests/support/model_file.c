@@ -1,0 +1,92 @@
+// Opens a model file in this process, by the same steps as the service: pack, map, open.
+#include "tests/support/model_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "tensor/fail.h"
+#include "tensor/image.h"
+
+const char *test_model_path(const char *path)
+{
+    static char cached[PATH_MAX];
+    if (path)
+        return path;
+    if (getenv("NIBBLE_MODEL"))
+        return getenv("NIBBLE_MODEL");
+    const char *home = getenv("HOME");
+    snprintf(cached, sizeof(cached), "%s/.cache/nibble/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+             home ? home : "");
+    return cached;
+}
+
+static int map_packed(int fd, struct nb_image **ret, char *error, size_t size)
+{
+    int memfd = memfd_create("model", MFD_CLOEXEC);
+    if (memfd < 0)
+        return nb_fail(error, size, -errno, "memfd: %s", strerror(errno));
+    uint64_t bytes;
+    int rc = nb_image_pack(fd, memfd, NULL, NULL, &bytes, error, size);
+    if (rc == 0)
+        rc = nb_image_map(memfd, 0, ret, error, size);
+    close(memfd);
+    return rc;
+}
+
+int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
+                       struct test_model *ret, char *ret_error, size_t error_size)
+{
+    struct nb_image *image;
+    int rc = map_packed(fd, &image, ret_error, error_size);
+    if (rc < 0)
+        return rc;
+    struct test_model t = {0};
+    rc = nb_cpu_device_create(threads, &t.device);
+    if (rc < 0)
+        nb_fail(ret_error, error_size, rc, "CPU device: %s", strerror(-rc));
+    else
+        rc = nb_model_open(image, t.device, options, &t.model, ret_error, error_size);
+    if (rc < 0) {
+        nb_image_unmap(image);
+        test_model_close(&t);
+        return rc;
+    }
+    *ret = t;
+    return 0;
+}
+
+int test_model_open(const char *path, uint32_t threads, const struct nb_model_options *options,
+                    struct test_model *ret, char *ret_error, size_t error_size)
+{
+    path = test_model_path(path);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return nb_fail(ret_error, error_size, -errno, "%s: %s", path, strerror(errno));
+    int rc = test_model_open_fd(fd, threads, options, ret, ret_error, error_size);
+    close(fd);
+    return rc;
+}
+
+void test_model_close(struct test_model *t)
+{
+    nb_model_close(t->model);
+    if (t->device)
+        t->device->ops->destroy(t->device);
+}
+
+int test_precision(const char *name, enum nb_precision *ret)
+{
+    static const char *const names[] = {"fast", "balanced", "exact"};
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(name, names[i])) {
+            *ret = (enum nb_precision)i;
+            return 0;
+        }
+    return -EINVAL;
+}

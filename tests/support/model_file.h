@@ -1,0 +1,21 @@
+// What tests and benchmarks of the engine begin with: a model file packed into a memfd and opened
+// on a CPU device.
+#pragma once
+
+#include "engine/engine.h"
+
+struct test_model {
+    struct nb_device *device;
+    struct nb_model *model;
+};
+
+// NULL: NIBBLE_MODEL, or the packaged model in the cache (tools/fetch-model).
+const char *test_model_path(const char *path);
+// On failure the line in `ret_error` says why. test_model_close takes what it made.
+int test_model_open(const char *path, uint32_t threads, const struct nb_model_options *options,
+                    struct test_model *ret, char *ret_error, size_t error_size);
+int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
+                       struct test_model *ret, char *ret_error, size_t error_size);
+void test_model_close(struct test_model *t);
+
+int test_precision(const char *name, enum nb_precision *ret); // -EINVAL

@@ -1,0 +1,19 @@
+// A small llama model of random weights in a memfd, of every weight type in turn: for what must
+// hold of any model.
+#pragma once
+
+#include <stdint.h>
+
+struct random_model {
+    uint32_t layers, embedding, ffn, heads, kv_heads, context;
+    uint64_t seed;
+    int type; // of all matrices; -1: every type we load, one after the other
+};
+
+// The widths divide into every type's blocks. 300 tokens: 256 bytes, then others; token 299 ends a
+// text.
+#define RANDOM_MODEL ((struct random_model){3, 256, 512, 4, 2, 512, 1, -1})
+#define RANDOM_VOCAB 300
+#define RANDOM_EOS   299
+
+int random_model_create(const struct random_model *r); // the memfd, or a negative errno

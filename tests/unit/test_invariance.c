@@ -1,0 +1,205 @@
+// The promise of docs/numerics.md: a row's logits are the same bits whatever runs beside it,
+// however its prompt was cut, by prefill or decode, with any number of threads, at each ISA level.
+// A random model of every weight type for the wide product of these, the real model for a narrower
+// one.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/cpu/kernels.h"
+#include "tests/support/model_file.h"
+#include "tests/support/random_model.h"
+
+#define MOST_ROWS   512
+#define MOST_OTHERS 15
+
+struct variant {
+    const char *isa; // NULL: the best
+    enum nb_precision precision;
+    uint32_t threads, chunk, others;
+};
+
+// What is computed: a prompt, then tokens that follow greedily.
+struct work {
+    bool real;
+    uint32_t prompt, generate;
+};
+
+struct watch {
+    struct nb_sequence *s;
+    uint64_t hash[MOST_ROWS]; // of each position's logits
+    uint32_t rows;
+    bool other;
+};
+
+static void on_logits(void *user, uint32_t position, const float *logits, uint32_t vocab)
+{
+    struct watch *w = user;
+    if (w->other)
+        return;
+    assert_true(position < MOST_ROWS);
+    uint64_t h = 0;
+    for (uint32_t i = 0; i < vocab; i++) {
+        uint32_t bits;
+        memcpy(&bits, &logits[i], sizeof(bits));
+        h = (h ^ bits) * 0x9E3779B97F4A7C15u;
+        h ^= h >> 29;
+    }
+    w->hash[position] = h;
+    w->rows++;
+}
+
+static struct test_model open_variant(const struct work *work, const struct variant *v)
+{
+    struct nb_model_options o = {
+        .precision = v->precision, .max_rows = v->chunk, .max_context = 512};
+    if (v->isa)
+        setenv("NIBBLE_ISA", v->isa, 1);
+    else
+        unsetenv("NIBBLE_ISA");
+    struct test_model t;
+    char error[256] = "";
+    struct random_model r = RANDOM_MODEL;
+    int fd = work->real ? -1 : random_model_create(&r), rc;
+    if (work->real)
+        rc = test_model_open(NULL, v->threads, &o, &t, error, sizeof(error));
+    else
+        rc = test_model_open_fd(fd, v->threads, &o, &t, error, sizeof(error));
+    if (rc < 0)
+        fail_msg("%s", error);
+    if (fd >= 0)
+        close(fd);
+    nb_model_set_events(t.model, &(struct nb_model_events){.on_logits = on_logits});
+    return t;
+}
+
+static void start(struct test_model *t, struct watch *w, uint64_t seed, uint32_t prompt,
+                  uint32_t generate)
+{
+    struct nb_model_info info;
+    nb_model_info(t->model, &info);
+    int32_t tokens[MOST_ROWS];
+    for (uint32_t i = 0; i < prompt; i++)
+        tokens[i] = (int32_t)(nb_random(seed, i) % info.vocab);
+    struct nb_request r = {.max_tokens = generate,
+                           .sampling = NB_SAMPLING_GREEDY,
+                           .ignore_eos = true,
+                           .score = !w->other};
+    assert_int_equal(nb_sequence_set(w->s, 0, tokens, prompt), 0);
+    assert_int_equal(nb_sequence_start(w->s, &r), 0);
+}
+
+// Every few steps another sequence joins, with a prompt and an answer of its own length, and leaves
+// when it is done.
+static void keep_company(struct test_model *t, struct watch *others, uint32_t n, uint32_t step)
+{
+    if (!n || step % 3)
+        return;
+    struct watch *w = &others[step / 3 % n];
+    uint64_t r = nb_random(77, step);
+    if (w->s) {
+        nb_sequence_destroy(w->s);
+        w->s = NULL;
+    }
+    w->other = true;
+    assert_int_equal(nb_sequence_create(t->model, w, &w->s), 0);
+    start(t, w, step, 1 + r % 40, 1 + (uint32_t)(r >> 32) % 60);
+}
+
+static void compute(const struct work *work, const struct variant *v, struct watch *ret)
+{
+    struct test_model t = open_variant(work, v);
+    static struct watch others[MOST_OTHERS];
+    memset(others, 0, sizeof(others));
+    *ret = (struct watch){0};
+    uint32_t step = 0;
+    for (; step < 3 * v->others; step++) // the others come first
+        keep_company(&t, others, v->others, step);
+    assert_int_equal(nb_sequence_create(t.model, ret, &ret->s), 0);
+    start(&t, ret, 1, work->prompt, work->generate);
+    while (nb_sequence_length(ret->s) < work->prompt + work->generate) {
+        assert_true(step < 5000);
+        assert_int_equal(nb_model_step(t.model, NULL), 1);
+        keep_company(&t, others, v->others, step++);
+    }
+    assert_int_equal(ret->rows, work->prompt + work->generate - 1);
+    for (uint32_t i = 0; i < v->others; i++)
+        nb_sequence_destroy(others[i].s);
+    nb_sequence_destroy(ret->s);
+    test_model_close(&t);
+}
+
+static void assert_equal_rows(const struct watch *a, const struct watch *b, const struct variant *v)
+{
+    for (uint32_t i = 0; i < a->rows; i++)
+        if (a->hash[i] != b->hash[i])
+            fail_msg("row %u differs: isa %s, precision %d, %u threads, chunks of %u, %u others", i,
+                     v->isa ? v->isa : "best", v->precision, v->threads, v->chunk, v->others);
+}
+
+static void assert_all_equal(const struct work *work, const struct variant *variants, size_t n)
+{
+    static struct watch reference, other;
+    for (size_t i = 0; i < n; i++) {
+        if (i == 0 || variants[i].precision != variants[i - 1].precision)
+            compute(work, &variants[i], &reference);
+        compute(work, &variants[i], &other);
+        assert_equal_rows(&reference, &other, &variants[i]);
+    }
+    unsetenv("NIBBLE_ISA");
+}
+
+static void random_model_wide(void **state)
+{
+    static const uint32_t chunks[] = {512, 64, 7, 1}, companies[] = {0, 1, 4, 15};
+    static struct variant v[3 * 2 * 4 * 4];
+    size_t n = 0;
+    for (int precision = 0; precision < 3; precision++)
+        for (uint32_t threads = 1; threads <= 2; threads++)
+            for (int c = 0; c < 4; c++)
+                for (int o = 0; o < 4; o++)
+                    if (precision != NB_PRECISION_BALANCED || c == o)
+                        v[n++] = (struct variant){NULL, (enum nb_precision)precision, threads,
+                                                  chunks[c], companies[o]};
+    assert_all_equal(&(struct work){false, 90, 12}, v, n);
+}
+
+static void isa_levels(void **state)
+{
+    static const char *const names[NB_ISA_COUNT] = {"scalar", "avx2", "avx512"};
+    struct variant v[3 * NB_ISA_COUNT];
+    size_t n = 0;
+    for (int precision = 0; precision < 3; precision++)
+        for (int isa = 0; isa < NB_ISA_COUNT; isa++)
+            if (nb_kernels_of((enum nb_isa)isa))
+                v[n++] = (struct variant){names[isa], (enum nb_precision)precision, 2, 64, 1};
+    assert_all_equal(&(struct work){false, 70, 4}, v, n);
+}
+
+static void real_model(void **state)
+{
+    static const struct variant v[] = {
+        {NULL, NB_PRECISION_BALANCED, 2, 512, 0},  {NULL, NB_PRECISION_BALANCED, 1, 64, 1},
+        {NULL, NB_PRECISION_BALANCED, 2, 7, 4},    {NULL, NB_PRECISION_BALANCED, 2, 1, 0},
+        {NULL, NB_PRECISION_BALANCED, 1, 512, 15}, {NULL, NB_PRECISION_FAST, 2, 64, 4},
+        {NULL, NB_PRECISION_FAST, 1, 7, 0},
+    };
+    assert_all_equal(&(struct work){true, 70, 6}, v, sizeof(v) / sizeof(v[0]));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(random_model_wide),
+        cmocka_unit_test(isa_levels),
+        cmocka_unit_test(real_model),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
