@@ -40,11 +40,13 @@ def characters():
 
 
 def broken(seed, n):
-    """Bytes that are hardly UTF-8. Left out: four-byte forms past U+10FFFF, at which llama.cpp ends its process."""
+    """About n bytes of words between which something is no UTF-8, often in their middle. Left out: four-byte forms past
+    U+10FFFF, at which llama.cpp ends its process."""
     rng = random.Random(seed)
-    kinds = [lambda: rng.randrange(0x80), lambda: rng.randrange(0x80, 0xc0), lambda: rng.randrange(0xc0, 0xf4),
-             lambda: rng.randrange(0xf8, 0x100)]
-    return bytes(rng.choice(kinds)() for _ in range(n))
+    kinds = [lambda: rng.randbytes(1).translate(None, bytes(range(0xf4, 0xf8))), lambda: bytes([rng.randrange(0x80, 0xc0)]),
+             lambda: bytes([rng.randrange(0xc0, 0xf4)]), lambda: rng.choice(WORDS).encode(), lambda: b" ",
+             lambda: rng.choice(WORDS).encode()[:rng.randrange(4)], lambda: rng.choice(WORDS).encode()[-1:]]
+    return b"".join(rng.choice(kinds)() for _ in range(n // 2))
 
 
 def canonical(data):
