@@ -32,11 +32,11 @@ struct reader {
 
 #define STR(s) (int)(s).len, (s).data // for %.*s, of names that nb_name_ok saw
 
-static void fetch(struct reader *r, size_t end)
+static void fetch(struct reader *r, size_t upto)
 {
     struct nb_gguf *g = r->g;
-    while (g->filled < end) {
-        ssize_t n = pread(r->fd, g->bytes + g->filled, end - g->filled, (off_t)g->filled);
+    while (g->filled < upto) {
+        ssize_t n = pread(r->fd, g->bytes + g->filled, upto - g->filled, (off_t)g->filled);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) {
@@ -64,10 +64,10 @@ static bool need(struct reader *r, uint64_t n)
                  n, r->pos, r->file_size);
         return false;
     }
-    size_t end = r->pos + n;
-    if (end > r->g->filled) {
+    size_t last = r->pos + n;
+    if (last > r->g->filled) {
         size_t ahead = r->limit - r->pos < READ_AHEAD ? r->limit : r->pos + READ_AHEAD;
-        fetch(r, end > ahead ? end : ahead);
+        fetch(r, last > ahead ? last : ahead);
     }
     return !r->error;
 }
@@ -338,7 +338,7 @@ static void read_tensors(struct reader *r, uint64_t n)
 }
 
 // `size`: all that there is of it. The mapping costs address space alone until it is filled.
-static int start(struct reader *r, int fd, uint64_t size, char *ret_error, size_t error_size)
+static int begin(struct reader *r, int fd, uint64_t size, char *ret_error, size_t error_size)
 {
     uint64_t limit = size < NB_GGUF_MAX_METADATA ? size : NB_GGUF_MAX_METADATA;
     struct nb_gguf *g = calloc(1, sizeof(*g));
@@ -348,25 +348,35 @@ static int start(struct reader *r, int fd, uint64_t size, char *ret_error, size_
                          .limit = limit,
                          .ret_error = ret_error,
                          .error_size = error_size};
-    if (!g)
-        return nb_fail(ret_error, error_size, -ENOMEM, "no memory");
+    if (!g) {
+        nb_fail(ret_error, error_size, -ENOMEM, "no memory");
+        return -ENOMEM;
+    }
     g->mapped = limit ? limit : 1;
     g->bytes = mmap(NULL, g->mapped, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (g->bytes == MAP_FAILED) {
         free(g);
-        return nb_fail(ret_error, error_size, -ENOMEM, "no address space for the metadata");
+        nb_fail(ret_error, error_size, -ENOMEM, "no address space for the metadata");
+        return -ENOMEM;
     }
     return 0;
 }
 
-static int finish(struct reader *r, struct nb_gguf **ret)
+static int end(struct reader *r, struct nb_gguf **ret)
 {
+    struct nb_gguf *g = r->g;
     if (r->error) {
-        nb_gguf_close(r->g);
+        nb_gguf_close(g);
         return r->error;
     }
-    *ret = r->g;
+    // What was mapped for metadata that did not come goes back, and tensor data read ahead.
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (r->pos + page - 1) / page * page;
+    if (used < g->mapped) {
+        munmap(g->bytes + used, g->mapped - used);
+        g->mapped = used;
+    }
+    *ret = g;
     return 0;
 }
 
@@ -380,7 +390,7 @@ int nb_gguf_open(int fd, struct nb_gguf **ret, char *ret_error, size_t error_siz
 
     struct reader r;
     uint64_t n_tensors, n_keys;
-    int error = start(&r, fd, (uint64_t)st.st_size, ret_error, error_size);
+    int error = begin(&r, fd, (uint64_t)st.st_size, ret_error, error_size);
     if (error)
         return error;
     read_header(&r, &n_tensors, &n_keys);
@@ -388,7 +398,7 @@ int nb_gguf_open(int fd, struct nb_gguf **ret, char *ret_error, size_t error_siz
     r.g->metadata_len = r.pos;
     read_alignment(&r);
     read_tensors(&r, n_tensors);
-    return finish(&r, ret);
+    return end(&r, ret);
 }
 
 int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret, char *ret_error,
@@ -399,7 +409,7 @@ int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret, c
     if (len > NB_GGUF_MAX_METADATA)
         return nb_fail(ret_error, error_size, -EFBIG, "the metadata is larger than %" PRIu64 " MiB",
                        NB_GGUF_MAX_METADATA >> 20);
-    int error = start(&r, -1, len, ret_error, error_size);
+    int error = begin(&r, -1, len, ret_error, error_size);
     if (error)
         return error;
     if (len)
@@ -410,7 +420,7 @@ int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret, c
     if (!r.error && r.pos != len)
         FAIL(&r, -EINVAL, "%zu bytes follow the metadata", len - r.pos);
     r.g->metadata_len = r.pos;
-    return finish(&r, ret);
+    return end(&r, ret);
 }
 
 void nb_gguf_close(struct nb_gguf *g)

@@ -227,10 +227,12 @@ int nb_gguf_add_tensor(struct nb_gguf_writer *w, const char *name, uint32_t type
     if (!grown)
         return -ENOMEM;
     w->tensors = grown;
-    char *copy = strdup(name);
-    if (!copy)
+    struct entry *e = &w->tensors[w->n_tensors];
+    e->name = strdup(name);
+    e->bytes = bytes;
+    if (!e->name)
         return -ENOMEM;
-    w->tensors[w->n_tensors++] = (struct entry){copy, bytes};
+    w->n_tensors++;
 
     int r = append_str(&w->directory, s);
     if (r >= 0)

@@ -3,6 +3,7 @@
 // packing would have chosen.
 #include "tensor/image.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -74,6 +75,7 @@ static int map_fd(struct nb_image *img, int fd, int require_seals, char *ret_err
 static int check_header(struct nb_image *img, char *ret_error, size_t error_size)
 {
     struct nb_image_header *h = &img->head;
+    assert(img->bytes);
     memcpy(h, img->bytes, sizeof(*h));
     if (memcmp(h->magic, NB_IMAGE_MAGIC, sizeof(h->magic)) != 0)
         return IMAGE_FAIL(-EINVAL, "it does not begin with its magic");

@@ -1,5 +1,5 @@
-// The types a weight may have in a file: sizes, names, scalar decode and encode. The numbers are GGUF's own.
-// This is the oracle of every kernel; it is not meant to be fast.
+// The types a weight may have in a file: sizes, names, scalar decode and encode. The numbers are
+// GGUF's own. This is the oracle of every kernel; it is not meant to be fast.
 #pragma once
 
 #include <stddef.h>
@@ -29,7 +29,8 @@ struct nb_type_info {
     uint32_t type;
     uint32_t block; // weights in a block; 1 for the float types
     uint32_t bytes; // bytes of a block
-    // n_blocks consecutive blocks to block * n_blocks floats, and back; encode is NULL where we have no encoder.
+    // n_blocks consecutive blocks to block * n_blocks floats, and back; encode is NULL where we
+    // have no encoder.
     void (*decode)(const void *src, float *dst, size_t n_blocks);
     void (*encode)(const float *src, void *dst, size_t n_blocks);
 };
@@ -37,7 +38,8 @@ struct nb_type_info {
 // NULL for a type that Nibble does not load.
 const struct nb_type_info *nb_type_info(uint32_t type);
 const struct nb_type_info *nb_type_by_name(const char *name);
-// The name of any type GGUF defines, loadable or not, for error messages; "type N" never appears as NULL.
+// The name of any type GGUF defines, loadable or not, for error messages; "type N" never appears as
+// NULL.
 const char *nb_type_name(uint32_t type);
 
 float nb_f16_to_f32(uint16_t h);

@@ -1,12 +1,11 @@
 // A filter for the oracle: `formats decode|encode TYPE` turns blocks on stdin into floats on
 // stdout, or back.
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "tensor/type.h"
 
-#define BLOCKS 1024
+#define BLOCKS 1024 // at a time; the largest has 256 weights, and fewer bytes
 
 int main(int argc, char **argv)
 {
@@ -16,11 +15,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: formats decode|encode TYPE\n");
         return 2;
     }
+    static uint8_t blocks[BLOCKS * 256];
+    static float values[BLOCKS * 256];
     size_t floats = t->block * sizeof(float), n;
-    void *blocks = malloc(BLOCKS * t->bytes);
-    float *values = malloc(BLOCKS * floats);
-    if (!blocks || !values)
-        return 1;
     if (encode) {
         while ((n = fread(values, floats, BLOCKS, stdin)) > 0) {
             t->encode(values, blocks, n);
@@ -32,7 +29,5 @@ int main(int argc, char **argv)
             fwrite(values, floats, n, stdout);
         }
     }
-    free(blocks);
-    free(values);
     return fflush(stdout) == 0 && !ferror(stdin) ? 0 : 1;
 }
