@@ -20,7 +20,7 @@
 #define NB_JOB_SLOTS      48u // completions a job may post at one step, reserved for it (64 * 48 < CQ)
 #define NB_STOP_MAX       16u
 #define NB_STOP_LEN_MAX   128u
-#define NB_TEXT_MAX       (16u << 20) // bytes of one text to tokenize, or to detokenize to
+#define NB_TEXT_MAX       (4u << 20) // bytes of one text to tokenize, or to detokenize to
 #define NB_TOKEN_TEXT_MAX (64u << 10) // bytes of text that one token may bring
 #define NB_ARENA_MIN      (64u << 10)
 #define NB_ARENA_DEFAULT  (4u << 20)
