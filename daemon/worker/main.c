@@ -17,6 +17,7 @@ struct nb_mode {
 static const struct nb_mode modes[] = {
     {"probe", "", 0, nb_probe_run},
     {"load", " BUDGET", 1, nb_load_run},
+    {"serve", " DEVICE", 1, nb_serve_run},
 };
 #define N_MODES (sizeof(modes) / sizeof(modes[0]))
 

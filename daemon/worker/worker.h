@@ -11,6 +11,7 @@
 
 int nb_probe_run(char **args);
 int nb_load_run(char **args);
+int nb_serve_run(char **args);
 
 // One line to stderr, the daemon's log. Never a user's text.
 void nb_log(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -1,0 +1,221 @@
+// The models of a serving worker: opening one from its sealed image, telling the broker what it is,
+// running its steps and counting them in the page.
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/worker/channel.h"
+#include "daemon/worker/ops.h"
+#include "daemon/worker/serve.h"
+#include "daemon/worker/worker.h"
+#include "tensor/image.h"
+
+#define TYPES_MAX 64 // GGUF's type numbers are below
+
+struct nb_worker_model *nb_worker_model_find(struct nb_serve *s, uint32_t id)
+{
+    for (uint32_t i = 0; id && i < NB_WORKER_MODELS; i++)
+        if (s->models[i].id == id)
+            return &s->models[i];
+    return NULL;
+}
+
+static struct nb_worker_model *free_entry(struct nb_serve *s)
+{
+    for (uint32_t i = 0; i < NB_WORKER_MODELS; i++)
+        if (!s->models[i].id)
+            return &s->models[i];
+    return NULL;
+}
+
+static int precision_by_name(const char *name)
+{
+    static const char *const names[] = {
+        [NB_PRECISION_FAST] = "fast",
+        [NB_PRECISION_BALANCED] = "balanced",
+        [NB_PRECISION_EXACT] = "exact",
+    };
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (!strcmp(name, names[i]))
+            return (int)i;
+    return -EINVAL;
+}
+
+// Its parameters, and the type that holds most of their bytes.
+static void describe_tensors(const struct nb_image *image, struct nibble_model *info)
+{
+    uint64_t bytes[TYPES_MAX] = {0}, most = 0;
+    for (uint32_t i = 0; i < nb_image_n_tensors(image); i++) {
+        const struct nb_image_tensor *t = nb_image_tensor(image, i);
+        const struct nb_type_info *type = nb_type_info(t->type);
+        uint64_t elements = 1;
+        for (uint32_t d = 0; d < t->n_dims; d++)
+            elements *= t->dims[d];
+        info->parameters += elements;
+        if (type && t->type < TYPES_MAX)
+            bytes[t->type] += elements / type->block * type->bytes;
+    }
+    for (uint32_t type = 0; type < TYPES_MAX; type++) {
+        if (bytes[type] <= most)
+            continue;
+        most = bytes[type];
+        snprintf(info->type, sizeof(info->type), "%s", nb_type_name(type));
+    }
+    info->packed_bytes = nb_image_bytes(image);
+}
+
+static void describe_model(const struct nb_model *model, struct nibble_model *info)
+{
+    struct nb_model_info m;
+    nb_model_info(model, &m);
+    snprintf(info->architecture, sizeof(info->architecture), "%s", m.architecture);
+    snprintf(info->state, sizeof(info->state), "ready");
+    info->kv_bytes = m.kv_blocks * m.kv_block_bytes;
+    info->vocab = m.vocab;
+    info->context = m.context;
+    info->layers = m.n_layers;
+    info->embedding = m.embedding;
+}
+
+static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
+                      struct nb_model **ret, struct nb_link_model_ready *ready)
+{
+    int precision = precision_by_name(add->precision);
+    if (precision < 0) {
+        snprintf(ready->text, sizeof(ready->text),
+                 "no precision of that name; there are fast, balanced and exact");
+        return -EINVAL;
+    }
+    struct nb_image *image;
+    int r = nb_image_map(image_fd, 1, &image, ready->text, sizeof(ready->text));
+    if (r < 0)
+        return nb_link_status(r);
+    describe_tensors(image, &ready->info);
+    const struct nb_model_options options = {
+        .precision = (enum nb_precision)precision,
+        .max_context = add->context,
+        .kv_bytes = add->kv_bytes,
+    };
+    r = nb_model_open(image, s->device, &options, ret, ready->text, sizeof(ready->text));
+    if (r < 0) {
+        nb_image_unmap(image);
+        return nb_link_status(r);
+    }
+    describe_model(*ret, &ready->info);
+    return 0;
+}
+
+void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd)
+{
+    struct nb_link_model_ready ready = {.model = add->model};
+    struct nb_worker_model *m = free_entry(s);
+    struct nb_model *model = NULL;
+    snprintf(ready.info.name, sizeof(ready.info.name), "%.63s", add->name);
+    snprintf(ready.info.precision, sizeof(ready.info.precision), "%.15s", add->precision);
+    snprintf(ready.info.device, sizeof(ready.info.device), "%s", s->device_name);
+    if (!m || !add->model || nb_worker_model_find(s, add->model)) {
+        ready.header.status = NIBBLE_E_QUOTA;
+        snprintf(ready.text, sizeof(ready.text), "a device serves %d models at most",
+                 NB_WORKER_MODELS);
+    } else {
+        ready.header.status = open_model(s, add, image_fd, &model, &ready);
+    }
+    if (model) {
+        *m = (struct nb_worker_model){
+            .id = add->model,
+            .model = model,
+            .page = &s->page->models[m - s->models],
+            .vocab = ready.info.vocab,
+            .context = ready.info.context,
+        };
+        nb_model_set_events(model, &nb_op_events);
+        atomic_store(&m->page->model, m->id);
+    }
+    nb_link_send(&ready, NB_LINK_MODEL_READY, sizeof(ready));
+}
+
+void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
+{
+    struct nb_worker_model *m = nb_worker_model_find(s, id);
+    if (!m)
+        return;
+    nb_model_close(m->model);
+    atomic_store(&m->page->model, 0);
+    atomic_store(&m->page->sessions, 0);
+    atomic_store(&m->page->kv_used_bytes, 0);
+    *m = (struct nb_worker_model){0};
+}
+
+// Parks or releases the channel's sessions by the room in its ring. True: some of its jobs take
+// part in the next step.
+static bool admit(struct nb_channel *c, uint64_t now)
+{
+    bool taking_part = false;
+    c->held = !nb_channel_has_room(c);
+    for (uint32_t i = 0; i < NB_JOBS_MAX; i++) {
+        struct nb_job *job = &c->jobs[i];
+        if (!job->user_data || !job->session)
+            continue;
+        nb_sequence_park(job->session->sequence, c->held);
+        if (!c->held)
+            nb_job_started(job, now);
+        taking_part |= !c->held;
+    }
+    return taking_part;
+}
+
+// Who may be to blame if this step is the worker's last.
+static uint32_t name_batch(struct nb_serve *s, const struct nb_worker_model *m, uint64_t now)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++) {
+        struct nb_channel *c = s->channels[i];
+        if (c && c->model == m && c->n_jobs && admit(c, now))
+            atomic_store_explicit(&s->page->running[n++], c->key, memory_order_relaxed);
+    }
+    atomic_store(&s->page->n_running, n);
+    return n;
+}
+
+static void count(struct nb_page *page, const struct nb_step_stats *stats)
+{
+    atomic_fetch_add(&page->steps, 1);
+    atomic_fetch_add(&page->mixed_steps, stats->decode_rows && stats->prefill_rows);
+    atomic_fetch_add(&page->prefill_tokens, stats->prefill_rows);
+    atomic_fetch_add(&page->decode_tokens, stats->decode_rows);
+}
+
+static void after_step(struct nb_serve *s, const struct nb_worker_model *m)
+{
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++) {
+        struct nb_channel *c = s->channels[i];
+        if (!c || c->model != m || !c->n_jobs)
+            continue;
+        for (uint32_t j = 0; j < NB_JOBS_MAX; j++)
+            if (c->jobs[j].user_data && c->jobs[j].session)
+                nb_job_progress(&c->jobs[j]);
+    }
+    struct nb_model_info info;
+    nb_model_info(m->model, &info);
+    atomic_store_explicit(&m->page->kv_used_bytes,
+                          (info.kv_blocks - info.kv_blocks_free) * info.kv_block_bytes,
+                          memory_order_relaxed);
+}
+
+int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m)
+{
+    uint64_t now = nb_now_ns();
+    if (!name_batch(s, m, now))
+        return 0;
+    struct nb_step_stats stats = {0};
+    atomic_store(&s->page->step_started_ns, now);
+    int r = nb_model_step(m->model, &stats);
+    atomic_store(&s->page->step_started_ns, 0);
+    atomic_store(&s->page->n_running, 0);
+    atomic_fetch_add(&s->page->beat, 1);
+    if (r <= 0)
+        return r;
+    count(s->page, &stats);
+    after_step(s, m);
+    return 1;
+}

@@ -1,0 +1,357 @@
+// Mode `serve`: one thread that listens to the broker and to clients, takes submissions from the
+// rings and steps the models, one step of each in turn, as long as there is work. It never waits
+// for a client.
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/worker/channel.h"
+#include "daemon/worker/ops.h"
+#include "daemon/worker/sandbox.h"
+#include "daemon/worker/serve.h"
+#include "daemon/worker/text.h"
+#include "daemon/worker/worker.h"
+
+#define SPIN_NS    50000u // looking at rings before sleep
+#define TAKE_MAX   16u    // submissions of one channel between two steps
+#define EVENTS_MAX 64
+#define LINK_EVENT UINT32_MAX
+#define TEXT_EVENT (UINT32_MAX - 1)
+
+static int watch(const struct nb_serve *s, int fd, uint32_t events, uint32_t name)
+{
+    struct epoll_event event = {.events = events, .data.u32 = name};
+    return epoll_ctl(s->epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+// --- channels
+
+static struct nb_channel **channel_slot(struct nb_serve *s, uint64_t key)
+{
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i] ? s->channels[i]->key == key : !key)
+            return &s->channels[i];
+    return NULL;
+}
+
+struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key)
+{
+    struct nb_channel **slot = key ? channel_slot(s, key) : NULL;
+    return slot ? *slot : NULL;
+}
+
+static void remove_channel(struct nb_serve *s, struct nb_channel **slot)
+{
+    struct nb_page_channel *page = (*slot)->page;
+    nb_channel_close(*slot);
+    *slot = NULL;
+    atomic_store(&page->channel, 0);
+    atomic_store(&page->tokens, 0);
+}
+
+static void tell_gone(uint64_t key)
+{
+    struct nb_link_ref gone = {.channel = key};
+    nb_link_send(&gone, NB_LINK_CHANNEL_GONE, sizeof(gone));
+}
+
+static int open_channel(struct nb_serve *s, const struct nb_link_channel_add *add, int *fds)
+{
+    struct nb_worker_model *m = nb_worker_model_find(s, add->model);
+    struct nb_channel **slot = channel_slot(s, 0);
+    if (!m)
+        return -ENOENT;
+    if (!slot || channel_slot(s, add->channel))
+        return -EINVAL;
+    struct nb_channel *c;
+    int r = nb_channel_open(add, fds[0], fds[1], &c);
+    if (r < 0)
+        return r;
+    uint32_t i = (uint32_t)(slot - s->channels);
+    c->serve = s;
+    c->model = m;
+    c->page = &s->page->channels[i];
+    *slot = c;
+    fds[0] = fds[1] = -1;
+    atomic_store(&c->page->channel, c->key);
+    r = watch(s, c->sock, EPOLLIN | EPOLLRDHUP, i);
+    if (r < 0)
+        remove_channel(s, slot);
+    return r;
+}
+
+// Answers one client's submissions and closes its channel when it is no longer fit to be one. True:
+// something was done.
+static bool look_at(struct nb_serve *s, struct nb_channel **slot)
+{
+    struct nb_channel *c = *slot;
+    struct nb_submission submission;
+    bool did = c->posted;
+    nb_channel_flush(c);
+    for (uint32_t i = 0; i < TAKE_MAX && nb_channel_take(c, &submission); i++) {
+        nb_op_run(c, &submission);
+        did = true;
+    }
+    nb_channel_flush(c);
+    if (!c->broken)
+        return did;
+    uint64_t key = c->key;
+    remove_channel(s, slot);
+    tell_gone(key);
+    return true;
+}
+
+static bool look_at_all(struct nb_serve *s)
+{
+    bool did = false;
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i])
+            did |= look_at(s, &s->channels[i]);
+    return did;
+}
+
+// --- the link
+
+static void on_model_add(struct nb_serve *s, void *packet, int *fds)
+{
+    struct nb_link_model_add *add = packet;
+    add->name[sizeof(add->name) - 1] = 0;
+    add->precision[sizeof(add->precision) - 1] = 0;
+    nb_worker_model_add(s, add, fds[0]);
+}
+
+static void on_model_remove(struct nb_serve *s, void *packet, int *fds)
+{
+    const struct nb_link_ref *ref = packet;
+    struct nb_worker_model *m = nb_worker_model_find(s, ref->model);
+    (void)fds;
+    for (uint32_t i = 0; m && i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i] && s->channels[i]->model == m)
+            remove_channel(s, &s->channels[i]);
+    nb_text_settle();
+    nb_worker_model_remove(s, ref->model);
+}
+
+static void on_channel_add(struct nb_serve *s, void *packet, int *fds)
+{
+    const struct nb_link_channel_add *add = packet;
+    int r = open_channel(s, add, fds);
+    if (r == 0)
+        return;
+    nb_log("a channel was not accepted: %s", strerror(-r));
+    tell_gone(add->channel);
+}
+
+static void on_channel_remove(struct nb_serve *s, void *packet, int *fds)
+{
+    const struct nb_link_ref *ref = packet;
+    struct nb_channel **slot = ref->channel ? channel_slot(s, ref->channel) : NULL;
+    (void)fds;
+    if (slot)
+        remove_channel(s, slot);
+}
+
+static void on_drain(struct nb_serve *s, void *packet, int *fds)
+{
+    (void)packet;
+    (void)fds;
+    s->draining = true;
+}
+
+static const struct {
+    uint32_t type, size, fds;
+    void (*run)(struct nb_serve *s, void *packet, int *fds);
+} link_messages[] = {
+    {NB_LINK_MODEL_ADD, sizeof(struct nb_link_model_add), 1, on_model_add},
+    {NB_LINK_MODEL_REMOVE, sizeof(struct nb_link_ref), 0, on_model_remove},
+    {NB_LINK_CHANNEL_ADD, sizeof(struct nb_link_channel_add), 2, on_channel_add},
+    {NB_LINK_CHANNEL_REMOVE, sizeof(struct nb_link_ref), 0, on_channel_remove},
+    {NB_LINK_DRAIN, sizeof(struct nb_link_ref), 0, on_drain},
+};
+
+static bool run_packet(struct nb_serve *s, void *packet, int *fds, size_t n_fds)
+{
+    const struct nb_wire_header *h = packet;
+    for (size_t i = 0; i < sizeof(link_messages) / sizeof(link_messages[0]); i++) {
+        if (link_messages[i].type != h->type || link_messages[i].size != h->size ||
+            link_messages[i].fds != n_fds)
+            continue;
+        link_messages[i].run(s, packet, fds);
+        return true;
+    }
+    return false;
+}
+
+// The broker's end of the link being gone ends the worker: what clients asked for, they ask again.
+static void listen_to_broker(struct nb_serve *s)
+{
+    alignas(8) char packet[NB_WIRE_MAX];
+    int fds[NB_WIRE_FDS_MAX];
+    size_t n_fds;
+    int r;
+    while (!s->ended && (r = nb_wire_recv(NB_LINK_FD, packet, fds, &n_fds)) != -EAGAIN) {
+        if (r <= 0) {
+            s->ended = true;
+            return;
+        }
+        if (!run_packet(s, packet, fds, n_fds)) {
+            nb_log("a packet on the link that this version does not know: is nibbled of another?");
+            s->ended = true;
+        }
+        for (size_t i = 0; i < n_fds; i++)
+            if (fds[i] >= 0)
+                close(fds[i]);
+    }
+}
+
+// --- the loop
+
+static void listen_to(struct nb_serve *s, int timeout_ms)
+{
+    struct epoll_event events[EVENTS_MAX];
+    int n = epoll_wait(s->epoll, events, EVENTS_MAX, timeout_ms);
+    for (int i = 0; i < n; i++) {
+        uint32_t which = events[i].data.u32;
+        if (which == LINK_EVENT)
+            listen_to_broker(s);
+        else if (which == TEXT_EVENT)
+            nb_text_deliver(s);
+        else if (s->channels[which] && nb_wake_drain(s->channels[which]->sock) < 0)
+            s->channels[which]->broken = true;
+    }
+}
+
+// One step of the next model that has work. True: there was one.
+static bool step(struct nb_serve *s)
+{
+    for (uint32_t i = 0; i < NB_WORKER_MODELS; i++) {
+        struct nb_worker_model *m = &s->models[s->turn];
+        s->turn = (s->turn + 1) % NB_WORKER_MODELS;
+        int r = m->id ? nb_worker_model_step(s, m) : 0;
+        if (r < 0) {
+            nb_log("device %s failed in a step: %s", s->device_name, strerror(-r));
+            exit(EXIT_FAILURE);
+        }
+        if (r > 0)
+            return true;
+    }
+    return false;
+}
+
+// Every client is told that the worker sleeps, then its ring is looked at once more.
+static bool may_sleep(struct nb_serve *s)
+{
+    bool quiet = true;
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i])
+            quiet &= nb_channel_doze(s->channels[i]);
+    return quiet;
+}
+
+static void wake(struct nb_serve *s)
+{
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i])
+            nb_channel_wake(s->channels[i]);
+}
+
+static bool drained(const struct nb_serve *s)
+{
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i] && (s->channels[i]->n_jobs || s->channels[i]->backlog_n))
+            return false;
+    return s->draining;
+}
+
+static void loop(struct nb_serve *s)
+{
+    uint64_t quiet_since = nb_now_ns();
+    while (!s->ended && !drained(s)) {
+        bool did = look_at_all(s);
+        did |= step(s);
+        uint64_t now = nb_now_ns();
+        if (did)
+            quiet_since = now;
+        bool sleep = !did && now - quiet_since >= SPIN_NS;
+        if (!sleep) {
+            listen_to(s, 0);
+            continue;
+        }
+        listen_to(s, may_sleep(s) ? -1 : 0);
+        wake(s);
+        quiet_since = nb_now_ns();
+    }
+}
+
+static int map_page(struct nb_page **ret)
+{
+    struct stat st;
+    if (fstat(NB_PAGE_FD, &st) < 0)
+        return -errno;
+    if ((uint64_t)st.st_size < sizeof(struct nb_page))
+        return -EINVAL;
+    void *p = mmap(NULL, sizeof(struct nb_page), PROT_READ | PROT_WRITE, MAP_SHARED, NB_PAGE_FD, 0);
+    if (p == MAP_FAILED)
+        return -errno;
+    close(NB_PAGE_FD);
+    *ret = p;
+    return 0;
+}
+
+static int start(struct nb_serve *s)
+{
+    int r = map_page(&s->page);
+    if (r == 0)
+        r = nb_worker_device_open(s->device_name, &s->device);
+    if (r < 0)
+        return r;
+    int text_fd;
+    s->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (s->epoll < 0)
+        return -errno;
+    r = nb_text_start(&text_fd);
+    if (r == 0)
+        r = watch(s, NB_LINK_FD, EPOLLIN, LINK_EVENT);
+    if (r == 0)
+        r = watch(s, text_fd, EPOLLIN, TEXT_EVENT);
+    if (r == 0)
+        r = nb_sandbox_enter(NB_SANDBOX_SERVE);
+    if (r < 0)
+        return r;
+    struct nb_link_device device;
+    nb_worker_device_describe(s->device, &device);
+    nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
+    return 0;
+}
+
+static void stop(struct nb_serve *s)
+{
+    nb_text_stop();
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (s->channels[i])
+            remove_channel(s, &s->channels[i]);
+    for (uint32_t i = 0; i < NB_WORKER_MODELS; i++)
+        nb_worker_model_remove(s, s->models[i].id);
+    s->device->ops->destroy(s->device);
+}
+
+int nb_serve_run(char **args)
+{
+    static struct nb_serve s;
+    s.device_name = args[0];
+    signal(SIGTERM, SIG_IGN); // the service's stop goes through the broker: DRAIN
+    int r = start(&s);
+    if (r < 0) {
+        nb_log("serving on %s: %s", s.device_name, strerror(-r));
+        return EXIT_FAILURE;
+    }
+    loop(&s);
+    stop(&s);
+    return EXIT_SUCCESS;
+}

@@ -1,0 +1,38 @@
+// The serving worker's state: models, channels, and the page it shares with the broker.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/link.h"
+#include "engine/engine.h"
+
+struct nb_channel;
+
+struct nb_worker_model {
+    uint32_t id; // the broker's handle; 0: a free entry
+    struct nb_model *model;
+    struct nb_page_model *page;
+    uint32_t vocab, context;
+};
+
+struct nb_serve {
+    struct nb_device *device;
+    const char *device_name;
+    struct nb_page *page;
+    int epoll;
+    struct nb_worker_model models[NB_WORKER_MODELS];
+    struct nb_channel *channels[NB_WORKER_CHANNELS];
+    uint32_t turn; // whose step is next
+    bool draining, ended;
+};
+
+struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key); // NULL: no such one
+
+// model.c. The fd is borrowed. Answers MODEL_READY, whatever comes of it.
+void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd);
+void nb_worker_model_remove(struct nb_serve *s, uint32_t id);
+struct nb_worker_model *nb_worker_model_find(struct nb_serve *s, uint32_t id);
+// One step of the model, its batch named in the page before and counted after. 1: something ran, 0:
+// nothing could, or negative: the device is lost.
+int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m);
