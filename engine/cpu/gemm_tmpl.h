@@ -7,6 +7,10 @@
 
 #include "engine/cpu/tile_tmpl.h"
 
+// Bytes to fetch ahead: the next row group whole, so that its scales, which come first, are there;
+// half a level-1 cache at most.
+#define AHEAD 16384
+
 #define PANEL_FROM 9 // tokens from which expanding a row group pays
 
 FORCED vf f_neg(vf x)
@@ -316,6 +320,7 @@ static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, ui
                             .cells = w->cols / CELL,
                             .has_min = w->layout->has_min};
         tile.prefetch = (uint32_t)(w->stride / tile.cells);
+        tile.ahead = w->stride < AHEAD ? (uint32_t)w->stride : AHEAD;
         load_scales(w, group, p.ws, p.wm);
         if (tiles != direct) {
             direct->expand(&tile, p.panel);

@@ -1,6 +1,6 @@
-// The CPU's kernels: one table of function pointers for each ISA level, every entry bit-identical to the scalar one
-// (docs/numerics.md). Kernels are single-threaded and re-entrant; the caller divides the work (row groups, tokens,
-// heads) among threads. No kernel allocates.
+// The CPU's kernels: one table of function pointers for each ISA level, every entry bit-identical
+// to the scalar one (docs/numerics.md). Kernels are single-threaded and re-entrant; the caller
+// divides the work (row groups, tokens, heads) among threads. No kernel allocates.
 #pragma once
 
 #include <stdbool.h>
@@ -12,20 +12,22 @@
 enum nb_isa { NB_ISA_SCALAR, NB_ISA_AVX2, NB_ISA_AVX512, NB_ISA_COUNT };
 
 #define NB_ACT_BLOCK 32
-#define NB_KV_TILE 32 // positions in a KV block and in an attention tile
+#define NB_KV_TILE   32 // positions in a KV block and in an attention tile
 
-// Quantized activations of `n` tokens by `k` inputs (k a multiple of 32; callers zero-pad). The float row is kept
-// beside them because the float weight class needs it. All arrays are 64-byte aligned, token-major.
+// Quantized activations of `n` tokens by `k` inputs (k a multiple of 32; callers zero-pad). The
+// float row is kept beside them because the float weight class needs it. All arrays are 64-byte
+// aligned, token-major.
 struct nb_act {
     uint32_t n, k;
-    uint32_t terms;    // 1 or 2
-    float *x;          // [n][k]
-    int8_t *q1, *q2;   // [n][k]; q2 unused with one term
-    float *s;          // [n][k/32]
+    uint32_t terms;       // 1 or 2
+    float *x;             // [n][k]
+    int8_t *q1, *q2;      // [n][k]; q2 unused with one term
+    float *s;             // [n][k/32]
     int16_t *sum1, *sum2; // [n][k/16] integer sums of 16
 };
 
-// Bytes of the arrays of nb_act for n tokens by k inputs, and laying them in `mem` (64-byte aligned).
+// Bytes of the arrays of nb_act for n tokens by k inputs, and laying them in `mem` (64-byte
+// aligned).
 size_t nb_act_bytes(uint32_t n, uint32_t k);
 void nb_act_init(struct nb_act *ret, void *mem, uint32_t n, uint32_t k, uint32_t terms);
 
@@ -38,40 +40,46 @@ struct nb_kernels {
     // out[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * weight[i]; in and out may be the same.
     void (*rmsnorm)(const float *x, const float *weight, float eps, uint32_t n, float *out);
 
-    // y[t * ldy + row] for row groups [g0, g1) of w and every token t of a; ldy in floats. With `accumulate`, adds
-    // the finished sum to what y holds (the residual). `bias` may be NULL; added after the sum.
-    // `scratch`: at least gemm_scratch(w, a->n) bytes, 64-byte aligned, one for each thread.
-    void (*gemm)(const struct nb_packed *w, const struct nb_act *a, uint32_t g0, uint32_t g1, const float *bias,
-                 bool accumulate, float *y, size_t ldy, void *scratch);
+    // y[t * ldy + row] for row groups [g0, g1) of w and every token t of a; ldy in floats. With
+    // `accumulate`, adds the finished sum to what y holds (the residual). `bias` may be NULL; added
+    // after the sum. `scratch`: at least gemm_scratch(w, a->n) bytes, 64-byte aligned, one for each
+    // thread.
+    void (*gemm)(const struct nb_packed *w, const struct nb_act *a, uint32_t g0, uint32_t g1,
+                 const float *bias, bool accumulate, float *y, size_t ldy, void *scratch);
     size_t (*gemm_scratch)(const struct nb_packed *w, uint32_t n);
 
     // out[i] = silu(gate[i]) * up[i]
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
 
-    // Rotates n_heads heads of head_dim in place. cos_sin: rot_dim/2 cosines, then as many sines. neox: pairs
-    // (i, i + rot_dim/2); else (2i, 2i + 1).
-    void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rot_dim, const float *cos_sin, bool neox);
+    // Rotates n_heads heads of head_dim in place. cos_sin: rot_dim/2 cosines, then as many sines.
+    // neox: pairs (i, i + rot_dim/2); else (2i, 2i + 1).
+    void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rot_dim,
+                 const float *cos_sin, bool neox);
 
-    // Writes one token's K and V (f32, n_kv_heads * head_dim each) into position `slot` (0..31) of a KV block:
-    // K [kv_head][dim][32 slots] fp16, then V [kv_head][32 slots][dim] fp16. v_dim may differ from k_dim.
-    void (*kv_write)(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v, uint32_t n_kv_heads,
-                     uint32_t k_dim, uint32_t v_dim, uint32_t slot);
+    // Writes one token's K and V (f32, n_kv_heads * head_dim each) into position `slot` (0..31) of
+    // a KV block: K [kv_head][dim][32 slots] fp16, then V [kv_head][32 slots][dim] fp16. v_dim may
+    // differ from k_dim.
+    void (*kv_write)(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v,
+                     uint32_t n_kv_heads, uint32_t k_dim, uint32_t v_dim, uint32_t slot);
 
-    // Attention of `n_q` consecutive query tokens of one sequence, the first at absolute position `pos0`, for KV head
-    // `kv_head` and the `group` query heads that share it. blocks[b] is the KV block (K part, see kv_write) of
-    // positions [32 b, 32 b + 32); v_offset is where V lies in it (in uint16 units). Causal; window 0 = unlimited,
-    // else a query sees the last `window` positions. q: token-major, q[t * ldq + (kv_head * group + h) * k_dim + d],
-    // unscaled; out the same with v_dim and ldo. softcap 0 = none. scratch: attn_scratch() bytes.
-    void (*attention)(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset, uint32_t n_q,
-                      uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim, uint32_t v_dim, float scale,
-                      float softcap, uint32_t window, float *out, size_t ldo, void *scratch);
+    // Attention of `n_q` consecutive query tokens of one sequence, the first at absolute position
+    // `pos0`, for KV head `kv_head` and the `group` query heads that share it. blocks[b] is the KV
+    // block (K part, see kv_write) of positions [32 b, 32 b + 32); v_offset is where V lies in it
+    // (in uint16 units). Causal; window 0 = unlimited, else a query sees the last `window`
+    // positions. q: token-major, q[t * ldq + (kv_head * group + h) * k_dim + d], unscaled; out the
+    // same with v_dim and ldo. softcap 0 = none. scratch: attn_scratch() bytes.
+    void (*attention)(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
+                      uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
+                      uint32_t v_dim, float scale, float softcap, uint32_t window, float *out,
+                      size_t ldo, void *scratch);
     size_t (*attn_scratch)(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_t v_dim);
 
     // Row `row` of a packed matrix to floats (the embedding).
     void (*decode_row)(const struct nb_packed *w, uint32_t row, float *out);
 };
 
-// The table of a level, NULL when this build or machine lacks it. nb_kernels_best honours NIBBLE_ISA (scalar, avx2,
-// avx512), by which a test forces a level, and is NULL when the level named there is unknown or missing.
+// The table of a level, NULL when this build or machine lacks it. nb_kernels_best honours
+// NIBBLE_ISA (scalar, avx2, avx512), by which a test forces a level, and is NULL when the level
+// named there is unknown or missing.
 const struct nb_kernels *nb_kernels_of(enum nb_isa isa);
 const struct nb_kernels *nb_kernels_best(void);

@@ -26,8 +26,8 @@ struct tile {
     size_t stride;
     const int8_t *q[2 * MAX_TOKENS]; // first terms, then second terms
     uint32_t cells;
-    uint32_t
-        prefetch; // bytes of the matrix to fetch ahead for each cell; 0 where they are in cache
+    uint32_t prefetch; // bytes to fetch for each cell; 0 where they are in cache
+    uint32_t ahead;    // how far ahead of the cell they lie
     bool has_min;
 };
 
@@ -153,7 +153,7 @@ FORCED void fold_group(int tokens, int terms, const struct tile *t, size_t group
 
 FORCED void run_tile(struct format f, int tokens, int terms, const struct tile *t, float *out)
 {
-    const uint8_t *low = t->low, *high = t->high, *ahead = t->low + 4096;
+    const uint8_t *low = t->low, *high = t->high, *ahead = t->low + t->ahead;
     int groups = CELL / f.group;
     vf acc[MAX_TOKENS];
     UNROLL
@@ -182,7 +182,7 @@ FORCED void expand_panel(struct format f, const struct tile *t, uint8_t *panel)
 {
     for (size_t cell = 0; cell < t->cells; cell++) {
         for (uint32_t at = 0; at < t->prefetch; at += 64)
-            __builtin_prefetch(t->low + 4096 + cell * t->prefetch + at);
+            __builtin_prefetch(t->low + t->ahead + cell * t->prefetch + at);
         UNROLL
         for (int j = 0; j < 8; j++) {
             struct codes c =

@@ -1,5 +1,6 @@
 // Checks attention: against the reference, a query alone against the same query in a chunk, and
 // that slots which no query sees do not leak whatever they hold.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -101,5 +102,51 @@ void check_attention(const struct nb_kernels *k)
         if (s.group > 8)
             s.n_q = s.n_q > 5 ? 5 : s.n_q;
         check_shape(k, &s);
+    }
+}
+
+// --- Benchmark
+
+struct attend_case {
+    const struct nb_kernels *k;
+    const struct shape *s;
+    const struct cache *c;
+    float *q, *out;
+};
+
+static void call_attend(void *data)
+{
+    struct attend_case *c = data;
+    attend(c->k, c->s, c->c, c->q, 0, c->s->n_q, c->out);
+}
+
+void bench_attention(const struct nb_kernels *k, const char *filter)
+{
+    static const struct shape shapes[] = {
+        {.k_dim = 64, .v_dim = 64, .group = 3, .n_q = 1, .pos0 = 511},
+        {.k_dim = 64, .v_dim = 64, .group = 3, .n_q = 1, .pos0 = 2047},
+        {.k_dim = 64, .v_dim = 64, .group = 3, .n_q = 512, .pos0 = 0},
+        {.k_dim = 128, .v_dim = 128, .group = 1, .n_q = 512, .pos0 = 0},
+    };
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        const struct shape *s = &shapes[i];
+        char name[80];
+        snprintf(name, sizeof(name), "attention %s dim %u group %u queries %u at %u", k->name,
+                 s->k_dim, s->group, s->n_q, s->pos0);
+        if (!strstr(name, filter))
+            continue;
+        struct cache c = make_cache(s);
+        size_t values = (size_t)s->n_q * KV_HEADS * s->group * s->k_dim;
+        struct attend_case a = {k, s, &c, buffer(values * 4), buffer(values * 4)};
+        fill_floats(a.q, values, SANE);
+        double t = seconds(call_attend, &a), pairs = 0;
+        for (uint32_t j = 0; j < s->n_q; j++)
+            pairs += s->pos0 + j + 1;
+        printf("%-60s %9.1f us %6.1f GFLOP/s\n", name, t * 1e6,
+               4e-9 * pairs * KV_HEADS * s->group * s->k_dim / t);
+        free(a.q);
+        free(a.out);
+        free(c.memory);
+        free(c.blocks);
     }
 }

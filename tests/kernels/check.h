@@ -55,3 +55,9 @@ struct act {
     void *mem;
 };
 struct act random_act(uint32_t n, uint32_t k, uint32_t terms, enum mood m);
+
+// `kernels-check --bench [filter]`
+// Median seconds of a call.
+double seconds(void (*call)(void *), void *data);
+void bench_attention(const struct nb_kernels *k, const char *filter);
+int bench(const struct nb_kernels *const *levels, size_t n, const char *filter);

@@ -1,6 +1,7 @@
 // kernels-check [--bench [filter]]: compares every op of every ISA level with the scalar reference
 // on the bits, or times them.
 #include <stdio.h>
+#include <string.h>
 
 #include "tests/kernels/check.h"
 #include "tests/kernels/report.h"
@@ -14,13 +15,15 @@ static const struct {
     {"kv_write", check_kv_write}, {"attention", check_attention},
 };
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct nb_kernels *levels[8];
     size_t n = 0;
     for (int isa = NB_ISA_SCALAR; isa < NB_ISA_COUNT; isa++)
         if (nb_kernels_of((enum nb_isa)isa))
             levels[n++] = nb_kernels_of((enum nb_isa)isa);
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0)
+        return bench(levels, n, argc > 2 ? argv[2] : "");
     for (size_t l = 0; l < n; l++)
         for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
             size_t failed = check_report.failed;

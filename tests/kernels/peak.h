@@ -1,0 +1,12 @@
+// What this machine can do at most, measured: the figures beside which a benchmark stands.
+#pragma once
+
+#include <stddef.h>
+
+// Operations a second (a multiply and an add are two) of the level's integer dot product chain, on
+// registers alone.
+double peak_avx2(void);
+double peak_avx512(void);
+
+// Bytes a second that one thread reads from memory of `n` bytes.
+double peak_read(const void *memory, size_t n);
