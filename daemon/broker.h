@@ -33,7 +33,7 @@ TAILQ_HEAD(nb_loads, nb_load);
 struct nb_refusal {
     char text[240];
 };
-// Formats the sentence and returns `status`.
+// Formats the sentence, cleaned as a text from outside, and returns `status`.
 int nb_refuse(struct nb_refusal *refusal, int status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -14,15 +14,6 @@ static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds
 static void on_closed(void *owner, int why);
 static const struct nb_peer_ops ops = {on_packet, on_closed};
 
-int nb_refuse(struct nb_refusal *refusal, int status, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    vsnprintf(refusal->text, sizeof refusal->text, format, args);
-    va_end(args);
-    return status;
-}
-
 void nb_text_clean(char *text, size_t size)
 {
     size_t i;
@@ -32,13 +23,22 @@ void nb_text_clean(char *text, size_t size)
     memset(text + i, 0, size - i);
 }
 
+int nb_refuse(struct nb_refusal *refusal, int status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(refusal->text, sizeof refusal->text, format, args);
+    va_end(args);
+    nb_text_clean(refusal->text, sizeof refusal->text);
+    return status;
+}
+
 void nb_client_refuse(struct nb_client *client, uint32_t type, uint32_t serial, int status,
                       const struct nb_refusal *refusal)
 {
     struct nb_wire_error e = {.header = {type | NB_WIRE_REPLY, sizeof e, serial, status}};
     _Static_assert(sizeof e.text == sizeof refusal->text, "one sentence");
     memcpy(e.text, refusal->text, sizeof e.text);
-    e.text[sizeof e.text - 1] = 0;
     nb_peer_send(client->peer, &e, NULL, 0);
 }
 

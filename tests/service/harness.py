@@ -247,7 +247,8 @@ class Daemon:
     def start(self):
         self.process = subprocess.Popen(
             [os.environ["NIBBLE_TEST_NIBBLED"], "--config", self.config, "--runtime-dir",
-             self.runtime, "--state-dir", self.state], env=self.env, stderr=self.log)
+             self.runtime, "--state-dir", self.state], env=self.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=self.log)
         self.pid = self.process.pid
         with self.client():  # waits until the door is open
             pass
@@ -334,8 +335,9 @@ class ServiceTest(unittest.TestCase):
 
     def setUp(self):
         self.daemon = Daemon(self.config, self.worker, self.env)
+        self.addCleanup(self.judge_end)
 
-    def tearDown(self):
+    def judge_end(self):
         status, log = self.daemon.finish()
         self.assertEqual(status, 0, log)
         self.assertNotIn("ERROR: ", log)  # of a sanitizer
