@@ -102,7 +102,7 @@ static int check_entry(const struct nb_image *img, const struct nb_image_entry *
         return -EINVAL;
     if (nb_image_place(&placed, end, &t->packed) < 0)
         return -EINVAL;
-    if (placed.offset != e->offset || placed.bytes != e->bytes || *end > img->size)
+    if (placed.offset != e->offset || placed.bytes != e->bytes)
         return -EINVAL;
     uint8_t *names = img->directory + img->head.n_tensors * sizeof(*e);
     t->name = (struct nb_str){(const char *)names + *name, e->name_len};
@@ -139,6 +139,7 @@ static int check_directory(struct nb_image *img, char *ret_error, size_t error_s
             return IMAGE_FAIL(-EINVAL, "entry %" PRIu32 " of its directory is not valid", i);
         img->names.items[i].str = img->tensors[i].name;
     }
+    // Ends only grow, so the last one bounds them all.
     struct nb_str twice;
     if (name != h->names_len || end != img->size || nb_names_sort(&img->names, &twice) < 0)
         return IMAGE_FAIL(-EINVAL, "its directory does not account for the file");

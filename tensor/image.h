@@ -46,5 +46,5 @@ const struct nb_gguf *nb_image_metadata(const struct nb_image *img);
 uint32_t nb_image_n_tensors(const struct nb_image *img);
 const struct nb_image_tensor *nb_image_tensor(const struct nb_image *img, uint32_t i);
 const struct nb_image_tensor *nb_image_find(const struct nb_image *img,
-                                            const char *name); // hash or binary search
+                                            const char *name); // NULL when absent
 uint64_t nb_image_bytes(const struct nb_image *img);

@@ -44,7 +44,7 @@ enum nb_sub {
     NB_SUB_NONE,
     NB_SUB_SM8,  // Q4_K, Q5_K: u8 scale[8][16 rows], then u8 min[8][16]; groups of 32
     NB_SUB_SM4,  // Q2_K: u8 [16][16 rows], scale in bits 0-3, min in bits 4-7; groups of 16
-    NB_SUB_S6,   // Q3_K: see below; value - 32; groups of 16
+    NB_SUB_S6,   // Q3_K: see above; value - 32; groups of 16
     NB_SUB_S8,   // Q6_K: int8 [16][16 rows]; groups of 16
     NB_SUB_S6X8, // IQ4_XS: int8 [8][16 rows], the 6-bit value - 32; groups of 32
 };

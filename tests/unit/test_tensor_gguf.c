@@ -410,6 +410,7 @@ static void test_writer(void **unused)
     assert_int_equal(nb_gguf_put(w, "u16", NB_GGUF_U32, &seven), 0);
     assert_int_equal(nb_gguf_put(w, "x", NB_GGUF_STRING, &seven), -EINVAL);
     assert_int_equal(nb_gguf_put_strs(w, "more", (struct nb_str[]){STR("a"), STR("bc")}, 2), 0);
+    assert_int_equal(nb_gguf_put(w, "mor", NB_GGUF_U32, &seven), 0); // another's beginning
     assert_int_equal(nb_gguf_copy_metadata(w, source), 0);
     assert_int_equal(nb_gguf_add_tensor(w, "q", NB_TYPE_Q4_0, 2, dims), 0);
     assert_int_equal(nb_gguf_add_tensor(w, "q", NB_TYPE_Q4_0, 2, dims), -EINVAL);
@@ -431,7 +432,7 @@ static void test_writer(void **unused)
 
     uint8_t byte = 0;
     assert_int_equal(nb_gguf_open(fd, &copy, error, sizeof(error)), 0);
-    assert_int_equal(nb_gguf_n_keys(copy), 11);
+    assert_int_equal(nb_gguf_n_keys(copy), 12);
     assert_int_equal(nb_gguf_u64(copy, "u16", &u), 0);
     assert_int_equal(u, 7);
     assert_int_equal(pread(fd, &byte, 1, (off_t)nb_gguf_find_tensor(copy, "q")->offset + 53), 1);

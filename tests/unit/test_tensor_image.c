@@ -27,7 +27,7 @@ struct tensor {
 static const struct tensor model[] = {
     {"matrix", NB_TYPE_Q4_1, 2, {64, 37}},
     {"vector", NB_TYPE_F16, 1, {33}},
-    {"wide", NB_TYPE_Q6_K, 2, {512, 2100}}, // more than one chunk
+    {"wide", NB_TYPE_Q6_K, 2, {512, 5000}}, // more than one chunk
     {"floats", NB_TYPE_F32, 2, {24, 16}},
 };
 
@@ -64,8 +64,9 @@ static int make_file(const struct tensor *tensors, unsigned n)
         uint64_t len = bytes_of(&tensors[i]);
         uint8_t *bytes = malloc(len);
         assert_non_null(bytes);
+        uint32_t state = i;
         for (uint64_t k = 0; k < len; k++)
-            bytes[k] = (uint8_t)(k * k / 7 + i);
+            bytes[k] = (uint8_t)((state = state * 1664525 + 1013904223) >> 24);
         assert_int_equal(nb_gguf_write(w, bytes, len), 0);
         free(bytes);
     }
@@ -254,6 +255,36 @@ static void assert_unmappable(int fd, int code, const char *says)
         fail_msg("\"%s\" does not say \"%s\"", error, says);
 }
 
+// A file that its header agrees with, but its directory not: the last tensor's bytes are not there,
+// or more are.
+static void test_wrong_end(void **unused)
+{
+    struct stat st;
+    int file = make_file(model, 4), fd = packed(file);
+    assert_int_equal(fstat(fd, &st), 0);
+    for (int step = -64; step <= 64; step += 128) {
+        uint64_t bytes = (uint64_t)(st.st_size + step);
+        assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
+        assert_int_equal(pwrite(fd, &bytes, 8, 16), 8);
+        assert_unmappable(fd, -EINVAL, "does not account for the file");
+    }
+    close(file);
+    close(fd);
+}
+
+static void test_reserved_bytes(void **unused)
+{
+    const off_t reserved[] = {40, 48, 56, 63};
+    int file = make_file(model, 4), fd = packed(file);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(pwrite(fd, "\1", 1, reserved[i]), 1);
+        assert_unmappable(fd, -EINVAL, "counts");
+        assert_int_equal(pwrite(fd, "", 1, reserved[i]), 1);
+    }
+    close(file);
+    close(fd);
+}
+
 static void test_hostile_images(void **unused)
 {
     int file = make_file(model, 4), fd = packed(file);
@@ -287,7 +318,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_cancel_and_output), cmocka_unit_test(test_any_byte_changed),
-        cmocka_unit_test(test_hostile_images),
+        cmocka_unit_test(test_hostile_images),    cmocka_unit_test(test_reserved_bytes),
+        cmocka_unit_test(test_wrong_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
