@@ -89,21 +89,27 @@ struct nb_channel *nb_channel_find(nibble *c, uint32_t handle)
     return NULL;
 }
 
+// Of the models that the daemon lists, the one of that name.
 static int find_model(nibble *c, const char *name, struct nibble_model *ret_model)
 {
-    int n = nibble_models(c, NULL, 0);
-    struct nibble_model *models = n > 0 ? calloc((size_t)n, sizeof *models) : NULL;
-    int now = models ? nibble_models(c, models, (size_t)n) : n;
-    int r = now < 0 ? now : NIBBLE_E_NO_MODEL;
-    for (int i = 0; i < n && i < now; i++)
-        if (strcmp(models[i].name, name) == 0) {
-            *ret_model = models[i];
-            r = 0;
-        }
+    int room = nibble_models(c, NULL, 0);
+    if (room < 0)
+        return room;
+    struct nibble_model *models = calloc((size_t)room + 1, sizeof *models);
+    if (!models)
+        return nb_fail(c, -ENOMEM, "out of memory");
+    int n = nibble_models(c, models, (size_t)room);
+    const struct nibble_model *found = NULL;
+    for (int i = 0; i < n && i < room && !found; i++)
+        if (strcmp(models[i].name, name) == 0)
+            found = &models[i];
+    if (found)
+        *ret_model = *found;
     free(models);
-    return r == NIBBLE_E_NO_MODEL
-               ? nb_fail(c, r, "no model is loaded by the name %s: nibble models lists them", name)
-               : r;
+    if (n < 0 || found)
+        return n < 0 ? n : 0;
+    return nb_fail(c, NIBBLE_E_NO_MODEL,
+                   "no model is loaded by the name %s: nibble models lists them", name);
 }
 
 int nb_channel_open(nibble *c, const char *model, uint64_t arena_bytes,

@@ -261,7 +261,7 @@ int nb_call_complete(struct nb_call *call, const struct nb_completion *completio
 void nb_call_fail(struct nb_task *task, int code, const char *sentence);
 int nb_call_run(nibble *connection,
                 struct nb_call *call); // blocks; the call's status, its sentence kept
-// A TOKENIZE of `size` bytes that stay where they are.
+// A TOKENIZE of `size` bytes that stay where they are. Sets the call in any case.
 int nb_tokenize_init(struct nb_call *call, nibble_session *session, const void *text, uint64_t size,
                      uint32_t flags);
 
@@ -305,8 +305,7 @@ struct nibble_job {
     struct nb_node *token; // a token that waits for the rest of its text
     size_t token_text;     // of which so much is there
 };
-int nb_job_create(nibble_session *session, nibble_callback callback, void *user,
-                  nibble_job **ret_job);
+nibble_job *nb_job_create(nibble_session *session, nibble_callback callback, void *user); // or NULL
 // An event without text, or with. -ENOMEM.
 struct nb_node *nb_job_event(nibble_job *job, enum nibble_event_type type, size_t text_size);
 void nb_job_queue(nibble_job *job, struct nb_node *node);

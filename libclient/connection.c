@@ -215,6 +215,8 @@ int nb_request(nibble *c, uint32_t type, void *request, const int *fd, struct nb
                        c->role == NB_ROLE_ADMIN ? "admin" : "application",
                        c->role == NB_ROLE_ADMIN ? "nibble_connect" : "nibble_connect_admin");
     int64_t deadline = nb_deadline(timeout_ms);
+    ret_reply->header = (struct nb_wire_header){0};
+    ret_reply->n_fds = 0;
     c->requesting = true;
     int r = send_packet(c, header, fd, deadline);
     if (r == 0)

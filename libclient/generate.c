@@ -346,7 +346,6 @@ int nibble_generate(nibble_session *session, const struct nibble_prompt *prompt,
                     void *user, nibble_job **ret_job)
 {
     nibble *c = session->channel->connection;
-    nibble_job *job;
     struct nibble_generate_options defaults;
     nibble_generate_options_init(&defaults);
     if (!options)
@@ -356,10 +355,11 @@ int nibble_generate(nibble_session *session, const struct nibble_prompt *prompt,
         r = check_prompt(c, prompt);
     if (r == 0)
         r = check_sampling(c, &options->sampling);
-    if (r == 0)
-        r = nb_job_create(session, callback, user, &job);
     if (r < 0)
         return r;
+    nibble_job *job = nb_job_create(session, callback, user);
+    if (!job)
+        return -ENOMEM;
     job->options = *options;
     job->append = prompt->append;
     r = copy_stop(job);

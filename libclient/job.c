@@ -18,8 +18,7 @@ struct nb_node *nb_job_event(nibble_job *job, enum nibble_event_type type, size_
     return node;
 }
 
-int nb_job_create(nibble_session *session, nibble_callback callback, void *user,
-                  nibble_job **ret_job)
+nibble_job *nb_job_create(nibble_session *session, nibble_callback callback, void *user)
 {
     nibble *c = session->channel->connection;
     nibble_job *job = calloc(1, sizeof *job);
@@ -27,7 +26,8 @@ int nb_job_create(nibble_session *session, nibble_callback callback, void *user,
         job->done_node = nb_job_event(job, NIBBLE_EVENT_DONE, 0);
     if (!job || !job->done_node) {
         free(job);
-        return nb_fail(c, -ENOMEM, "out of memory");
+        nb_fail(c, -ENOMEM, "out of memory");
+        return NULL;
     }
     job->connection = c;
     job->session = session;
@@ -39,8 +39,7 @@ int nb_job_create(nibble_session *session, nibble_callback callback, void *user,
     nb_link_init(&job->tokenize.task.link);
     nb_list_append(&c->jobs, &job->link);
     session->job = job;
-    *ret_job = job;
-    return 0;
+    return job;
 }
 
 void nb_job_queue(nibble_job *job, struct nb_node *node)

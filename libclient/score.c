@@ -76,7 +76,8 @@ static int run(struct score *score, size_t first, size_t rows, size_t extra, siz
     int r = nb_call_run(c, &score->call);
     if (r == 0 && score->session->closed) {
         free(score->call.out);
-        r = nb_fail(c, NIBBLE_E_CANCELLED, "the session was closed");
+        nb_fail(c, NIBBLE_E_CANCELLED, "the session was closed");
+        return NIBBLE_E_CANCELLED;
     }
     return r;
 }
@@ -134,7 +135,8 @@ static int keep_logprobs(void *user, size_t first, size_t n, const float *rows)
 int nibble_score(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
                  float *ret_logprobs)
 {
-    struct logprobs to = {ret_logprobs, first};
+    struct logprobs to = {.first = first};
+    to.out = ret_logprobs;
     int r = prepare(session, tokens, n, first, n ? n - 1 : 0);
     if (r < 0)
         return r;

@@ -91,9 +91,9 @@ static int too_long(nibble *c, uint64_t size)
 int nb_tokenize_init(struct nb_call *call, nibble_session *session, const void *text, uint64_t size,
                      uint32_t flags)
 {
+    *call = (struct nb_call){.in = text, .in_size = size, .flags = flags};
     if (size > NB_TEXT_MAX)
         return too_long(session->channel->connection, size);
-    *call = (struct nb_call){.in = text, .in_size = size, .flags = flags};
     call->room = guess(session, size, (size / 2 + 64) * sizeof(int32_t));
     nb_task_init(&call->task, &tokenize_kind, session);
     return 0;
@@ -118,7 +118,7 @@ int nibble_tokenize(nibble_session *session, const char *text, size_t len, unsig
     int r = nb_tokenize_init(&call, session, text, len, text_flags);
     if (r == 0)
         r = nb_call_run(c, &call);
-    if (r < 0)
+    if (r != 0)
         return r;
     if (tokens_are_sound(call.out, call.count, vocab)) {
         r = (int)call.count;
@@ -142,7 +142,7 @@ int nibble_detokenize(nibble_session *session, const int32_t *tokens, size_t n, 
     call.room = guess(session, call.in_size, n * 8 + 64);
     nb_task_init(&call.task, &detokenize_kind, session);
     int r = nb_call_run(c, &call);
-    if (r < 0)
+    if (r != 0)
         return r;
     if (max)
         memcpy(ret_text, call.out, call.count < max ? call.count : max);

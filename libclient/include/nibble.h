@@ -52,10 +52,12 @@ typedef struct nibble_job nibble_job;
 NIBBLE_API int nibble_connect(const char *path, nibble **ret_connection);
 /* The same to the admin socket, the sibling `admin.sock` of `path`: for nibble_load and nibble_unload. */
 NIBBLE_API int nibble_connect_admin(const char *path, nibble **ret_connection);
-/* Ends every session and job of the connection and frees it. NULL is fine. Does not block. */
+/* Ends every session and job of the connection and frees them with it. Not from a callback. NULL is fine. Does not
+ * block. */
 NIBBLE_API void nibble_close(nibble *connection);
 
-/* The sentence for the connection's last failure; valid until the next call on it. Never NULL. */
+/* The sentence for the connection's last failure; valid until the next call on it. Never NULL. For NULL: of this thread's
+ * last failed nibble_connect or nibble_connect_admin. */
 NIBBLE_API const char *nibble_error(const nibble *connection);
 /* A short name for a code of either kind. Static. */
 NIBBLE_API const char *nibble_strerror(int code);
@@ -65,8 +67,8 @@ NIBBLE_API const char *nibble_version(void);
  * same for the connection's life and belongs to it. */
 NIBBLE_API int nibble_get_fd(const nibble *connection);
 /* Handles what has come in and runs callbacks. Waits up to timeout_ms (0: not at all, -1: for ever) for something to
- * happen. Returns the number of events handled, 0 at the timeout, or a failure of the connection. Callbacks may call
- * anything but nibble_close. */
+ * happen; a signal does not end the wait. Returns how many events were handed over, to a callback or to a job's queue, 0
+ * at the timeout, or a failure of the connection. Callbacks may call anything but nibble_close. */
 NIBBLE_API int nibble_dispatch(nibble *connection, int timeout_ms);
 
 /* ---- What the daemon has (blocking, short) ---------------------------------------------------------------------- */
@@ -132,7 +134,7 @@ struct nibble_load_options {
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */
-    /* Called as the file is read; a return other than 0 cancels the load. May be NULL. */
+    /* Called as the file is read; a return other than 0 cancels the load. It cannot use the connection. May be NULL. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
 };
@@ -154,7 +156,8 @@ struct nibble_session_options {
  * rebuilds it when not. Blocks for the handshake. options may be NULL. */
 NIBBLE_API int nibble_session_open(nibble *connection, const char *model,
                                    const struct nibble_session_options *options, nibble_session **ret_session);
-NIBBLE_API void nibble_session_close(nibble_session *session); /* cancels its job; NULL is fine */
+/* Cancels its job, which stays its owner's to free. NULL is fine. Does not block. */
+NIBBLE_API void nibble_session_close(nibble_session *session);
 /* What the model is; valid for the session's life. */
 NIBBLE_API const struct nibble_model *nibble_session_model(const nibble_session *session);
 /* The session's token log: every token it was given and has generated. Valid until the next call on the session. */
@@ -234,7 +237,7 @@ struct nibble_timings {
 
 struct nibble_event {
     enum nibble_event_type type;
-    int32_t token;
+    int32_t token; /* -1: text alone, which was held back as the possible beginning of a stop string */
     float logprob; /* NaN when not asked for */
     const char *text; /* whole UTF-8, not NUL-terminated; valid during the callback, or to the next nibble_job_next */
     size_t text_len;
