@@ -278,7 +278,7 @@ class Arguments(unittest.TestCase):
         out = subprocess.run(["ldd", os.environ["NIBBLE_TEST_NIBBLED"]], capture_output=True, text=True, check=True)
         names = {line.split()[0].split("/")[-1].split(".so")[0] for line in out.stdout.splitlines()}
         allowed = {"linux-vdso", "libc", "libsystemd", "libinih", "ld-linux-x86-64",
-                   "ld-linux-aarch64", "libasan", "libubsan", "libm", "libgcc_s",
+                   "ld-linux-aarch64", "libasan", "libubsan", "libm", "libgcc_s", "libstdc++",
                    # of libsystemd
                    "libcap", "libgcrypt", "libgpg-error", "liblzma", "libzstd", "liblz4"}
         self.assertLessEqual(names, allowed)
