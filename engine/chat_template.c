@@ -64,7 +64,12 @@ static char *template_text(struct nb_str raw)
         return NULL;
     for (size_t i = 0; i < raw.len; i++) {
         bool escaped = raw.data[i] == '\\' && i + 1 < raw.len && raw.data[i + 1] == 'n';
-        text[n++] = escaped ? '\n' : raw.data[i] ? raw.data[i] : ' ';
+        text[n] = raw.data[i];
+        if (escaped)
+            text[n] = '\n';
+        else if (!text[n])
+            text[n] = ' ';
+        n++;
         i += escaped;
     }
     text[n] = '\0';
@@ -209,7 +214,7 @@ static struct nb_str trimmed(struct nb_str s)
 
 static void add_content(struct rendering *out, enum nb_chat_role role, struct nb_str content)
 {
-    if (out->c->family->turn[role].trim)
+    if (out->c->family->trim & 1u << role)
         content = trimmed(content);
     out->part[out->n++] = (struct nb_text_part){content.data, content.len, false};
 }

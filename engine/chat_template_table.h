@@ -9,7 +9,6 @@ enum nb_chat_role { NB_CHAT_SYSTEM, NB_CHAT_USER, NB_CHAT_ASSISTANT, NB_CHAT_ROL
 // What stands around a message. \1 is the model's EOS token, \2 its BOS token.
 struct nb_chat_turn {
     const char *before, *after;
-    bool trim; // white space at the message's ends goes
 };
 
 struct nb_chat_family {
@@ -18,6 +17,7 @@ struct nb_chat_family {
     const char *absent[2]; // none does
     const char *start;     // before the first message, after BOS
     struct nb_chat_turn turn[NB_CHAT_ROLES];
+    unsigned trim;         // bits of roles: white space at such a message's ends goes
     const char *prompt;    // begins the assistant's turn
     const char *next_user; // stands before every user turn but the first
     // The system message stands inside the next user's turn, in its own turn's words.

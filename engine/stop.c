@@ -8,7 +8,7 @@
 #include <string.h>
 
 struct string {
-    char text[NB_STOP_BYTES_MAX];
+    char text[NB_STOP_BYTES_MAX + 1];
     uint16_t len, matched;                // how much of it the stream's end may be the beginning of
     uint16_t fallback[NB_STOP_BYTES_MAX]; // after i + 1 matched bytes, the next shorter candidate
 };

@@ -75,9 +75,9 @@ static int create_sentencepiece(struct nb_tokenizer *t, const struct nb_gguf *me
     for (int b = 0; b < 256; b++) {
         char text[8], byte = (char)b;
         snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
-        int32_t id = nb_tokenizer_find(t, text, 6);
+        int32_t id = nb_tokenizer_find_plain(t, text, 6);
         if (id == NB_TOKEN_NONE)
-            id = nb_tokenizer_find(t, &byte, 1);
+            id = nb_tokenizer_find_plain(t, &byte, 1);
         t->byte_token[b] = id == NB_TOKEN_NONE ? t->role[NB_ROLE_UNKNOWN] : id;
     }
     return 0;
@@ -184,6 +184,13 @@ int32_t nb_tokenizer_find(const struct nb_tokenizer *t, const char *text, size_t
     uint32_t symbol = nb_symbols_find(&t->symbols, text, len);
 
     return symbol < t->n_vocab ? (int32_t)symbol : NB_TOKEN_NONE;
+}
+
+int32_t nb_tokenizer_find_plain(const struct nb_tokenizer *t, const char *text, size_t len)
+{
+    int32_t id = nb_tokenizer_find(t, text, len);
+
+    return id != NB_TOKEN_NONE && nb_token_is_plain(t, (uint32_t)id) ? id : NB_TOKEN_NONE;
 }
 
 uint32_t nb_tokenizer_vocab(const struct nb_tokenizer *t)

@@ -46,28 +46,29 @@ struct encoder {
     size_t word_capacity;
 };
 
-static int reserve(void *array, size_t *capacity, size_t n, size_t size)
+// The array with room for n items, perhaps moved; NULL (and the array as it was) without memory.
+static void *with_room(void *array, size_t *capacity, size_t n, size_t size)
 {
-    if (n <= *capacity)
-        return 0;
+    if (n <= *capacity && array)
+        return array;
     size_t want = n + n / 2 + 16;
-    void *p = realloc(*(void **)array, want * size);
-    if (!p)
-        return -ENOMEM;
-    *(void **)array = p;
-    *capacity = want;
-    return 0;
+    void *p = realloc(array, want * size);
+    if (p)
+        *capacity = want;
+    return p;
 }
 
 // --- Special tokens.
 
 static int push_fragment(struct fragments *f, size_t start, size_t len, int32_t token)
 {
-    int r = reserve(&f->item, &f->capacity, f->n + 1, sizeof *f->item);
+    struct fragment *item = with_room(f->item, &f->capacity, f->n + 1, sizeof *item);
 
-    if (r == 0)
-        f->item[f->n++] = (struct fragment){start, len, token};
-    return r;
+    if (!item)
+        return -ENOMEM;
+    f->item = item;
+    f->item[f->n++] = (struct fragment){start, len, token};
+    return 0;
 }
 
 static bool is_c_space(char c)
@@ -147,10 +148,33 @@ static int cut_specials(struct encoder *e)
     return r;
 }
 
+// --- Room.
+
+static int reserve_nodes(struct encoder *e, size_t n)
+{
+    struct node *node = with_room(e->node, &e->node_capacity, n, sizeof *node);
+
+    if (!node)
+        return -ENOMEM;
+    e->node = node;
+    return 0;
+}
+
+static int reserve_word(struct encoder *e, size_t n)
+{
+    char *word = with_room(e->word, &e->word_capacity, n, 1);
+
+    if (!word)
+        return -ENOMEM;
+    e->word = word;
+    return 0;
+}
+
 // --- Merging.
 
 static void heap_up(struct pair *h, size_t i, struct pair p)
 {
+    // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): below i all are set
     for (; i > 0 && h[(i - 1) / 2].key > p.key; i = (i - 1) / 2)
         h[i] = h[(i - 1) / 2];
     h[i] = p;
@@ -158,11 +182,13 @@ static void heap_up(struct pair *h, size_t i, struct pair p)
 
 static int heap_push(struct encoder *e, struct pair p)
 {
-    int r = reserve(&e->heap, &e->heap_capacity, e->n_heap + 1, sizeof *e->heap);
+    struct pair *heap = with_room(e->heap, &e->heap_capacity, e->n_heap + 1, sizeof *heap);
 
-    if (r == 0)
-        heap_up(e->heap, e->n_heap++, p);
-    return r;
+    if (!heap)
+        return -ENOMEM;
+    e->heap = heap;
+    heap_up(e->heap, e->n_heap++, p);
+    return 0;
 }
 
 static struct pair heap_pop(struct encoder *e)
@@ -266,7 +292,7 @@ static int push_nodes(const struct encoder *e, const char *text, uint32_t n, str
     for (uint32_t i = n ? 0 : UINT32_MAX; i != UINT32_MAX; i = e->node[i].next) {
         const struct node *s = &e->node[i];
         int r;
-        if (s->symbol < e->t->n_vocab)
+        if (nb_token_is_plain(e->t, s->symbol))
             r = nb_tokens_push(out, (int32_t)s->symbol);
         else if (e->t->sentencepiece)
             r = push_bytes(e, (struct nb_str){text + s->start, s->len}, out);
@@ -312,7 +338,7 @@ static int encode_piece(struct encoder *e, const char *piece, uint32_t len, stru
 
     if (token != NB_TOKEN_NONE)
         return nb_tokens_push(out, token);
-    int r = reserve(&e->node, &e->node_capacity, len, sizeof *e->node);
+    int r = reserve_nodes(e, len);
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < len; i++)
@@ -323,7 +349,7 @@ static int encode_piece(struct encoder *e, const char *piece, uint32_t len, stru
 static int encode_bpe(struct encoder *e, const char *text, size_t len, struct nb_tokens *out)
 {
     struct nb_split *w = &e->split;
-    int r = reserve(&e->word, &e->word_capacity, (size_t)e->t->max_token_bytes * 2, 1);
+    int r = reserve_word(e, (size_t)e->t->max_token_bytes * 2);
 
     if (r == 0)
         r = nb_splitter_run(e->t->splitter, w, text, len);
@@ -356,14 +382,14 @@ static uint32_t character_length(uint8_t lead)
 static int encode_sentencepiece(struct encoder *e, const char *text, size_t len, bool prefix,
                                 struct nb_tokens *out)
 {
-    int r = reserve(&e->word, &e->word_capacity, 3 * (len + 1), 1);
+    int r = reserve_word(e, 3 * (len + 1));
     uint32_t n = 0;
 
     if (r < 0)
         return r;
     size_t n_bytes = prefix ? mark_spaces(e->word, " ", 1) : 0;
     n_bytes += mark_spaces(e->word + n_bytes, text, len);
-    r = reserve(&e->node, &e->node_capacity, n_bytes, sizeof *e->node);
+    r = reserve_nodes(e, n_bytes);
     if (r < 0)
         return r;
     for (uint32_t i = 0, used; i < n_bytes; i += used, n++) {
@@ -373,7 +399,7 @@ static int encode_sentencepiece(struct encoder *e, const char *text, size_t len,
         uint32_t symbol = nb_symbols_find(&e->t->symbols, e->word + i, used);
         set_node(e, n, i, used, nb_token_is_plain(e->t, symbol) ? symbol : NB_SYMBOL_NONE);
     }
-    return finish_nodes(e, e->word, n, out);
+    return finish_nodes(e, e->word, n, out); // NOLINT(clang-analyzer-unix.Malloc): e owns it
 }
 
 // --- The whole.
@@ -391,7 +417,7 @@ static int encode_fragments(struct encoder *e, struct nb_tokens *out)
             r = encode_sentencepiece(e, e->text + f->start, f->len,
                                      e->t->space_prefix && after_special, out);
         else
-            r = encode_bpe(e, e->text + f->start, f->len, out);
+            r = encode_bpe(e, e->text + f->start, f->len, out); // NOLINT(clang-analyzer-*)
         after_special = f->token != NB_TOKEN_NONE;
     }
     return r;

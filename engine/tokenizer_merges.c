@@ -102,7 +102,7 @@ static int add_joined(struct nb_symbols *s, struct nb_str a, struct nb_str b, ui
 static int add_merge(struct nb_tokenizer *t, struct nb_str text, uint32_t rank)
 {
     const char *space = text.len > 1 ? memchr(text.data + 1, ' ', text.len - 1) : NULL;
-    uint32_t left, right, result;
+    uint32_t left = 0, right = 0, result = 0;
 
     if (!space)
         return 0;
@@ -133,7 +133,7 @@ static int add_alphabet(struct nb_tokenizer *t)
                                &t->byte_symbol[b]);
         if (r < 0)
             return r;
-        t->byte_token[b] = nb_tokenizer_find(t, &byte, 1);
+        t->byte_token[b] = nb_tokenizer_find_plain(t, &byte, 1);
     }
     return 0;
 }
@@ -183,7 +183,9 @@ static size_t spaces_from_marks(struct nb_str text, char *out)
 
     for (size_t i = 0; i < text.len; n++) {
         bool mark = text.len - i >= 3 && memcmp(text.data + i, SPACE_MARK, 3) == 0;
-        out[n] = mark ? ' ' : text.data[i];
+        out[n] = text.data[i];
+        if (mark)
+            out[n] = ' ';
         i += mark ? 3 : 1;
     }
     return n;

@@ -54,13 +54,18 @@ void nb_splitter_destroy(struct nb_splitter *s)
     free(s);
 }
 
-void nb_split_finish(struct nb_split *w)
+static void free_text(struct nb_split *w)
 {
     free(w->text);
     free(w->offset);
     free(w->class);
     free(w->end);
     free(w->next_end);
+}
+
+void nb_split_finish(struct nb_split *w)
+{
+    free_text(w);
     pcre2_match_data_free(w->match_data);
     pcre2_match_context_free(w->match_context);
     pcre2_jit_stack_free(w->jit_stack);
@@ -82,25 +87,20 @@ static int split_init(struct nb_split *w)
     return 0;
 }
 
-static bool grow(void *array, size_t n, size_t size)
-{
-    void *p = realloc(*(void **)array, n * size);
-
-    if (p)
-        *(void **)array = p;
-    return p;
-}
-
 // Room for `len` bytes of input: as many code points, three bytes each when all are invalid, and a
 // piece each.
 static int split_reserve(struct nb_split *w, size_t len)
 {
     if (len < w->capacity)
         return 0;
+    free_text(w);
     w->capacity = 0;
-    if (!grow(&w->text, len + 1, 3) || !grow(&w->offset, len + 1, sizeof *w->offset) ||
-        !grow(&w->class, len + 1, 1) || !grow(&w->end, len + 1, sizeof *w->end) ||
-        !grow(&w->next_end, len + 1, sizeof *w->next_end))
+    w->text = malloc((len + 1) * 3);
+    w->offset = malloc((len + 1) * sizeof *w->offset);
+    w->class = malloc(len + 1);
+    w->end = malloc((len + 1) * sizeof *w->end);
+    w->next_end = malloc((len + 1) * sizeof *w->next_end);
+    if (!w->text || !w->offset || !w->class || !w->end || !w->next_end)
         return -ENOMEM;
     w->capacity = (uint32_t)len + 1;
     return 0;

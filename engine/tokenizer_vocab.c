@@ -112,7 +112,7 @@ static int load_texts(struct nb_tokenizer *t, const struct nb_gguf *meta, char *
                       size_t error_size)
 {
     for (uint32_t i = 0; i < t->n_vocab; i++) {
-        struct nb_str text;
+        struct nb_str text = {NULL, 0};
         char empty[32];
         uint32_t symbol;
         int r = nb_gguf_array_str(meta, TOKENS, i, &text);

@@ -62,6 +62,8 @@ static inline bool nb_token_is_plain(const struct nb_tokenizer *t, uint32_t symb
 {
     return symbol < t->n_vocab && !(t->attr[symbol] & (NB_TOKEN_CONTROL | NB_TOKEN_UNKNOWN));
 }
+// Such a token by its text, or NB_TOKEN_NONE.
+int32_t nb_tokenizer_find_plain(const struct nb_tokenizer *t, const char *text, size_t len);
 // The character that stands for a byte in byte-level BPE's alphabet, as UTF-8; returns its length.
 size_t nb_byte_alphabet(uint8_t byte, char out[4]);
 

@@ -24,8 +24,10 @@ static const struct lead *find_lead(uint8_t byte)
 
 static size_t put_replacement(char *out)
 {
-    memcpy(out, "\xef\xbf\xbd", 3);
-    return 3;
+    static const char replacement[] = {'\xef', '\xbf', '\xbd'};
+
+    memcpy(out, replacement, sizeof replacement);
+    return sizeof replacement;
 }
 
 static bool continues(const struct nb_utf8 *u, uint8_t byte)

@@ -173,7 +173,7 @@ static bool find_naively(const char *const *strings, const char *in, char *out)
             return true;
         }
     }
-    strcpy(out, in);
+    memcpy(out, in, strlen(in) + 1);
     return false;
 }
 

@@ -176,7 +176,7 @@ static void test_long(void **unused)
         struct nb_tokenizer *t = text_model_tokenizer(&models[i]);
         for (size_t k = 0; k < sizeof fillers; k++) {
             struct nb_tokens out = {0};
-            size_t len = k == 0 ? 1 << 20 : 1 << 17;
+            size_t len = k == 0 && i % 3 == 0 ? 1 << 20 : 1 << 16; // 0 and 3: both kinds
             memset(text, fillers[k], len);
             text[len - 1] = '1';
             assert_int_equal(nb_tokenizer_encode(t, text, len, false, false, &out), 0);
