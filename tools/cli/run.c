@@ -131,7 +131,7 @@ static int print_json(const struct run *run, const struct answer *a)
 
 static int finish_answer(struct run *run, struct answer *a, int r)
 {
-    if (!a->quiet)
+    if (!a->quiet && (r >= 0 || a->len))
         putchar('\n');
     if (r < 0)
         return cli_failed(run->connection, "run", r);
