@@ -74,13 +74,16 @@ int nb_call_run(nibble *c, struct nb_call *call)
 
 void nb_status_sentence(const struct nb_channel *channel, int status, char *ret_sentence)
 {
+    const struct nibble_model *model = &channel->model;
     if (status == NIBBLE_E_CANCELLED)
         snprintf(ret_sentence, NB_SENTENCE, "cancelled");
     else if (status == NIBBLE_E_CONTEXT)
         snprintf(ret_sentence, NB_SENTENCE,
                  "the tokens do not fit into the %u tokens of %s's context: shorten the prompt",
-                 channel->model.context, channel->model.name);
+                 model->context, model->name);
+    else if (status == -ESHUTDOWN)
+        snprintf(ret_sentence, NB_SENTENCE, "the daemon is ending; try again when it is back");
     else
-        snprintf(ret_sentence, NB_SENTENCE, "the worker of %s refused the job: %s",
-                 channel->model.name, nibble_strerror(status));
+        snprintf(ret_sentence, NB_SENTENCE, "the worker of %s refused the job: %s", model->name,
+                 nibble_strerror(status));
 }

@@ -1,12 +1,13 @@
 """What libnibble promises to those who link it: its names, its needs, its header in C and in C++, its manual.
 
-    test_abi.py LIBRARY HEADER MANUAL COMPILER...
+    test_abi.py LIBRARY HEADER MANUAL LINKS EXAMPLE COMPILER...
 """
+import pathlib
 import re
 import subprocess
 import sys
 
-library, header, manual, *compilers = sys.argv[1:]
+library, header, manual, links, example_file, *compilers = sys.argv[1:]
 text = open(header).read()
 declared = set(re.findall(r"NIBBLE_API[^;]*?\b(nibble_\w+)\(", text))
 assert len(declared) > 20, declared
@@ -35,7 +36,13 @@ for compiler in compilers:
                         "-include", header, "/dev/null"], check=True)
 
 page = open(manual).read()
-missing = sorted(name for name in declared if f".Fo {name}" not in page and f".Ft " in page and f" {name} " not in page)
-assert not missing, f"not in the manual: {missing}"
+described = set(re.findall(r"^\.Fo (\w+)$", page, re.MULTILINE))
+named = set(re.findall(r"^\.Nm (nibble_\w+)", page, re.MULTILINE))
+links = {path.stem for path in pathlib.Path(links).glob("nibble_*.3")}
+assert declared == described == named == links, (declared ^ described, declared ^ named, declared ^ links)
 codes = set(re.findall(r"\b(NIBBLE_E_\w+) =", text))
-assert codes <= set(re.findall(r"NIBBLE_E_\w+", page)), "a code that the manual does not name"
+assert codes == set(re.findall(r"^\.It Dv (NIBBLE_E_\w+)", page, re.MULTILINE))
+example = re.search(r"^\.Bd -literal\n(.*?)^\.Ed", page, re.MULTILINE | re.DOTALL)[1].replace("\\e", "\\")
+assert example == open(example_file).read(), "the manual's example is not examples/hello.c"
+readme = (pathlib.Path(example_file).parent.parent / "README.md").read_text()
+assert f"```c\n{open(example_file).read()}```" in readme, "README.md's example is not examples/hello.c"
