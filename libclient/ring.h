@@ -20,7 +20,7 @@
 #define NB_JOB_SLOTS      48u // completions a job may post at one step, reserved for it (64 * 48 < CQ)
 #define NB_STOP_MAX       16u
 #define NB_STOP_LEN_MAX   128u
-#define NB_TEXT_MAX       (4u << 20) // bytes of one text to tokenize, or to detokenize to
+#define NB_TEXT_MAX       (4u << 20)  // bytes of one text to tokenize, or to detokenize to
 #define NB_TOKEN_TEXT_MAX (64u << 10) // bytes of text that one token may bring
 #define NB_ARENA_MIN      (64u << 10)
 #define NB_ARENA_DEFAULT  (4u << 20)
@@ -84,18 +84,19 @@ enum nb_op {
     NB_OP_DETOKENIZE, // nb_desc_detokenize
     NB_OP_GENERATE,   // nb_desc_generate
     NB_OP_SCORE,      // nb_desc_score
-    NB_OP_CANCEL, // target = user_data of the job to end: its DONE then says NIBBLE_E_CANCELLED.
-                  // Not answered itself; nothing happens when there is no such job (any more)
-    NB_OP_SESSION_CLOSE, // forgets the session's log and KV. Not answered. Its job was cancelled
-                         // before
+    // Of the job whose user_data is target: its DONE then says NIBBLE_E_CANCELLED. Not answered
+    // itself; nothing happens when there is no such job (any more).
+    NB_OP_CANCEL,
+    // Forgets the session's log and KV. Not answered. Its job was cancelled before.
+    NB_OP_SESSION_CLOSE,
     NB_OP_COUNT,
 };
 
 struct nb_submission {
     uint32_t op;
     uint32_t flags; // 0
-    uint64_t
-        user_data; // names the job in completions; unique among the channel's unretired jobs; not 0
+    // Names the job in completions; unique among the channel's unretired jobs; not 0
+    uint64_t user_data;
     uint32_t session;
     uint32_t region;   // 0: the arena; later, registered memory
     uint64_t desc;     // offset in the arena, 8-byte aligned
@@ -109,9 +110,9 @@ _Static_assert(sizeof(struct nb_submission) == 64, "a cache line");
 // All offsets are in the arena; 4-byte aligned for tokens and floats.
 #define NB_TEXT_SPECIAL 1u // parse special tokens
 #define NB_TEXT_BOS     2u // add BOS as the model wants
-#define NB_TEXT_CHAT                                                                               \
-    4u // text is a list of messages: u32 role_len, u32 content_len, role, content (no padding);
-       // rendered by the model's template, ready for the assistant's turn
+// text is a list of messages: u32 role_len, u32 content_len, role, content (no padding);
+// rendered by the model's template, ready for the assistant's turn
+#define NB_TEXT_CHAT 4u
 struct nb_desc_tokenize {
     uint64_t text, text_len;
     uint64_t out; // int32[out_max]
@@ -147,9 +148,10 @@ struct nb_desc_generate {
     uint64_t stop_len; // bytes of all that
 };
 
-#define NB_SCORE_LOGPROBS                                                                          \
-    0u // float[n - 1 - first]: row p gives log P(token p + 1), p counted in the log
-#define NB_SCORE_LOGITS 1u // float[n - first][vocab]
+// float[n - 1 - first]: row p gives log P(token p + 1), p counted in the log; float[n -
+// first][vocab]
+#define NB_SCORE_LOGPROBS 0u
+#define NB_SCORE_LOGITS   1u
 struct nb_desc_score {
     uint32_t base, n_tokens;
     uint64_t tokens;
@@ -159,10 +161,11 @@ struct nb_desc_score {
 };
 
 enum nb_completion_kind {
-    NB_COMPLETION_TOKEN, // one for each token that joins the log (an EOS too): token, logprob,
-                         // text; a = bytes of text that came with it, of which those after the
-                         // first 32 follow in TEXT at once
-    NB_COMPLETION_TEXT, // text alone: the rest of a token's, or at the job's end what was held back
+    // One for each token that joins the log (an EOS too): token, logprob, text; a = bytes of text
+    // that came with it, of which those after the first 32 (at most) follow in TEXT at once.
+    NB_COMPLETION_TOKEN,
+    // Text alone: the rest of a token's, or at the job's end what was held back.
+    NB_COMPLETION_TEXT,
     NB_COMPLETION_PREFILL, // a of b tokens computed
     NB_COMPLETION_DONE,    // the job is retired: status, finish, timings
 };

@@ -1,10 +1,10 @@
 /* libnibble: models that a machine holds once, for any process. The one public header; C and C++.
  *
- * A connection, and all that was made from it, belongs to one thread at a time; different connections are independent.
- * The library prints nothing, never exits, starts no threads, installs no signal handlers, and blocks only in calls
- * that say so. Functions return 0 or more on success, a negative errno or a negative NIBBLE_E code on failure;
- * nibble_error() has the sentence that goes with the last failure. Outputs named ret_ are untouched on failure.
- * Strings are UTF-8.
+ * A connection, and all that was made from it, belongs to one thread at a time; different
+ * connections are independent. The library prints nothing, never exits, starts no threads, installs
+ * no signal handlers, and blocks only in calls that say so. Functions return 0 or more on success,
+ * a negative errno or a negative NIBBLE_E code on failure; nibble_error() has the sentence that
+ * goes with the last failure. Outputs named ret_ are untouched on failure. Strings are UTF-8.
  */
 #ifndef NIBBLE_H
 #define NIBBLE_H
@@ -30,7 +30,7 @@ enum {
     NIBBLE_E_NO_MODEL = -5004,    /* no model of that name is loaded */
     NIBBLE_E_EXISTS = -5005,      /* a model of that name is loaded already */
     NIBBLE_E_FORMAT = -5006,      /* the file is no valid model */
-    NIBBLE_E_UNSUPPORTED = -5007, /* valid, but an architecture, type or template that Nibble does not serve */
+    NIBBLE_E_UNSUPPORTED = -5007, /* an architecture, type or template that is not served */
     NIBBLE_E_TOO_LARGE = -5008,   /* larger than the machine's or the device's memory */
     NIBBLE_E_CONTEXT = -5009,     /* the tokens do not fit into the model's context */
     NIBBLE_E_QUOTA = -5010,       /* over a limit of this user or this connection */
@@ -46,40 +46,43 @@ typedef struct nibble nibble;
 typedef struct nibble_session nibble_session;
 typedef struct nibble_job nibble_job;
 
-/* ---- Connection ------------------------------------------------------------------------------------------------ */
+/* ---- Connection ---- */
 
-/* Connects and shakes hands. `path` NULL: $NIBBLE_SOCKET, else /run/nibble/nibble.sock. Blocks, 10 s at most. */
+/* Connects and shakes hands. `path` NULL: $NIBBLE_SOCKET, else /run/nibble/nibble.sock. Blocks, 10
+ * s at most. */
 NIBBLE_API int nibble_connect(const char *path, nibble **ret_connection);
-/* The same to the admin socket, the sibling `admin.sock` of `path`: for nibble_load and nibble_unload. */
+/* The same to the admin socket, the sibling `admin.sock` of `path`: for nibble_load and
+ * nibble_unload. */
 NIBBLE_API int nibble_connect_admin(const char *path, nibble **ret_connection);
-/* Ends every session and job of the connection and frees them with it. Not from a callback. NULL is fine. Does not
- * block. */
+/* Ends every session and job of the connection and frees them with it. Not from a callback. NULL is
+ * fine. Does not block. */
 NIBBLE_API void nibble_close(nibble *connection);
 
-/* The sentence for the connection's last failure; valid until the next call on it. Never NULL. For NULL: of this thread's
- * last failed nibble_connect or nibble_connect_admin. */
+/* The sentence for the connection's last failure; valid until the next call on it. Never NULL. For
+ * NULL: of this thread's last failed nibble_connect or nibble_connect_admin. */
 NIBBLE_API const char *nibble_error(const nibble *connection);
 /* A short name for a code of either kind. Static. */
 NIBBLE_API const char *nibble_strerror(int code);
 NIBBLE_API const char *nibble_version(void);
 
-/* For the caller's own event loop: the fd is readable (level-triggered) when nibble_dispatch has work. It stays the
- * same for the connection's life and belongs to it. */
+/* For the caller's own event loop: the fd is readable (level-triggered) when nibble_dispatch has
+ * work. It stays the same for the connection's life and belongs to it. */
 NIBBLE_API int nibble_get_fd(const nibble *connection);
-/* Handles what has come in and runs callbacks. Waits up to timeout_ms (0: not at all, -1: for ever) for something to
- * happen; a signal does not end the wait. Returns how many events were handed over, to a callback or to a job's queue, 0
- * at the timeout, or a failure of the connection. Callbacks may call anything but nibble_close. */
+/* Handles what has come in and runs callbacks. Waits up to timeout_ms (0: not at all, -1: for ever)
+ * for something to happen; a signal does not end the wait. Returns how many events were handed
+ * over, to a callback or to a job's queue, 0 at the timeout, or a failure of the connection.
+ * Callbacks may call anything but nibble_close. */
 NIBBLE_API int nibble_dispatch(nibble *connection, int timeout_ms);
 
-/* ---- What the daemon has (blocking, short) ---------------------------------------------------------------------- */
+/* ---- What the daemon has (blocking, short) ---- */
 
 struct nibble_model {
     char name[64];
     char architecture[32];
-    char type[16];      /* the type of most of its weights, "Q4_1" */
+    char type[16]; /* the type of most of its weights, "Q4_1" */
     char device[32];
-    char precision[16]; /* "fast", "balanced", "exact" */
-    char state[16];     /* "loading", "ready", "restarting", "lost" */
+    char precision[16];    /* "fast", "balanced", "exact" */
+    char state[16];        /* "loading", "ready", "restarting", "lost" */
     uint64_t packed_bytes; /* the one copy of the weights in shared memory */
     uint64_t kv_bytes;     /* memory set aside for KV blocks */
     uint64_t parameters;
@@ -102,7 +105,7 @@ struct nibble_device {
 struct nibble_holder {
     char role[16]; /* "broker", "worker", "client" */
     char model[64];
-    uint32_t pid;  /* for display alone */
+    uint32_t pid; /* for display alone */
     uint32_t uid;
     uint32_t sessions, jobs;
     uint64_t shared_bytes;  /* weights mapped, or the channel's memory */
@@ -116,7 +119,8 @@ struct nibble_status {
     uint64_t uptime_ms;
     uint64_t weights_bytes, kv_bytes, kv_used_bytes, channel_bytes;
     uint32_t models, clients, sessions, jobs, worker_restarts;
-    uint64_t steps, mixed_steps; /* steps run; those with prefill and decode rows of different sessions */
+    /* Steps run, and those with prefill and decode rows of different sessions */
+    uint64_t steps, mixed_steps;
     uint64_t prefill_tokens, decode_tokens;
 };
 
@@ -126,7 +130,7 @@ NIBBLE_API int nibble_devices(nibble *connection, struct nibble_device *ret_rows
 NIBBLE_API int nibble_holders(nibble *connection, struct nibble_holder *ret_rows, size_t max);
 NIBBLE_API int nibble_get_status(nibble *connection, struct nibble_status *ret_status);
 
-/* ---- Administration (admin connection; blocking) ------------------------------------------------------------------ */
+/* ---- Administration (admin connection; blocking) ---- */
 
 struct nibble_load_options {
     const char *name;      /* required: 1 to 63 of [A-Za-z0-9._-] */
@@ -134,46 +138,55 @@ struct nibble_load_options {
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */
-    /* Called as the file is read; a return other than 0 cancels the load. It cannot use the connection. May be NULL. */
+    /* Called as the file is read; a return other than 0 cancels the load. It cannot use the
+     * connection. May be NULL. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
 };
 
-/* Loads the model file behind `fd` (borrowed; opened for reading). Returns when the model is ready. */
+/* Loads the model file behind `fd` (borrowed; opened for reading). Returns when the model is ready.
+ */
 NIBBLE_API int nibble_load(nibble *admin, int fd, const struct nibble_load_options *options);
-/* Unloads. Without `force`, fails with NIBBLE_E_BUSY while sessions use the model; with it, their jobs end with
- * NIBBLE_E_NO_MODEL. */
+/* Unloads. Without `force`, fails with NIBBLE_E_BUSY while sessions use the model; with it, their
+ * jobs end with NIBBLE_E_NO_MODEL. */
 NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
 
-/* ---- Sessions ----------------------------------------------------------------------------------------------------- */
+/* ---- Sessions ---- */
 
 struct nibble_session_options {
-    uint64_t arena_bytes; /* shared memory for this connection's texts and results with the model; 0: 4 MiB; the first
-                             session of a connection on a model decides */
+    /* Shared memory for this connection's texts and results with the model; 0: 4 MiB. The first
+     * session of a connection on a model decides. */
+    uint64_t arena_bytes;
 };
 
-/* A session is one sequence of tokens on a model. It keeps its KV cache between jobs, as far as memory allows, and
- * rebuilds it when not. Blocks for the handshake. options may be NULL. */
+/* A session is one sequence of tokens on a model. It keeps its KV cache between jobs, as far as
+ * memory allows, and rebuilds it when not. Blocks for the handshake. options may be NULL. */
 NIBBLE_API int nibble_session_open(nibble *connection, const char *model,
-                                   const struct nibble_session_options *options, nibble_session **ret_session);
+                                   const struct nibble_session_options *options,
+                                   nibble_session **ret_session);
 /* Cancels its job, which stays its owner's to free. NULL is fine. Does not block. */
 NIBBLE_API void nibble_session_close(nibble_session *session);
 /* What the model is; valid for the session's life. */
 NIBBLE_API const struct nibble_model *nibble_session_model(const nibble_session *session);
-/* The session's token log: every token it was given and has generated. Valid until the next call on the session. */
+/* The session's token log: every token it was given and has generated. Valid until the next call on
+ * the session. */
 NIBBLE_API size_t nibble_session_tokens(const nibble_session *session, const int32_t **ret_tokens);
 
 enum {
-    NIBBLE_TOKENIZE_SPECIAL = 1, /* special tokens written in the text count as such; never for a user's text */
-    NIBBLE_TOKENIZE_BOS = 2      /* begin as the model wants a text to begin (BOS, where it uses one) */
+    /* Special tokens written in the text count as such; never for a user's text */
+    NIBBLE_TOKENIZE_SPECIAL = 1,
+    /* Begin as the model wants a text to begin (BOS, where it uses one) */
+    NIBBLE_TOKENIZE_BOS = 2
 };
 /* Text of any bytes to token ids. Writes up to `max`; returns how many there are. Blocks. */
-NIBBLE_API int nibble_tokenize(nibble_session *session, const char *text, size_t len, unsigned flags,
-                               int32_t *ret_tokens, size_t max);
-/* Token ids to bytes, special tokens written out. Writes up to `max`; returns how many there are. Blocks. */
-NIBBLE_API int nibble_detokenize(nibble_session *session, const int32_t *tokens, size_t n, char *ret_text, size_t max);
+NIBBLE_API int nibble_tokenize(nibble_session *session, const char *text, size_t len,
+                               unsigned flags, int32_t *ret_tokens, size_t max);
+/* Token ids to bytes, special tokens written out. Writes up to `max`; returns how many there are.
+ * Blocks. */
+NIBBLE_API int nibble_detokenize(nibble_session *session, const int32_t *tokens, size_t n,
+                                 char *ret_text, size_t max);
 
-/* ---- Generation --------------------------------------------------------------------------------------------------- */
+/* ---- Generation ---- */
 
 struct nibble_message {
     const char *role; /* "system", "user", "assistant" */
@@ -181,9 +194,10 @@ struct nibble_message {
 };
 
 /* What to go on from: exactly one of text, messages, tokens is set. Copied during the call.
- * messages: the whole conversation, rendered by the model's chat template, ready for the assistant's turn; tokens that the
- *   session's log already begins with are not computed again.
- * text, tokens: replace the log in the same way, or, with `append`, are added at its end. */
+ *
+ * Messages are the whole conversation, rendered by the model's chat template, ready for the
+ * assistant's turn. Text and tokens take the log's place, or with `append` join its end. Tokens
+ * that the session's log begins with already are not computed again. */
 struct nibble_prompt {
     const char *text;
     size_t text_len;
@@ -195,10 +209,10 @@ struct nibble_prompt {
 };
 
 struct nibble_sampling {
-    float temperature; /* 0: greedy */
-    uint32_t top_k;    /* 0: off */
-    float top_p;       /* 1: off */
-    float min_p;       /* 0: off */
+    float temperature;    /* 0: greedy */
+    uint32_t top_k;       /* 0: off */
+    float top_p;          /* 1: off */
+    float min_p;          /* 0: off */
     float repeat_penalty; /* 1: off */
     uint32_t repeat_window;
     uint64_t seed;
@@ -206,11 +220,12 @@ struct nibble_sampling {
 
 struct nibble_generate_options {
     struct nibble_sampling sampling;
-    uint32_t max_tokens;      /* 0: to the end of the context */
-    const char *const *stop;  /* strings that end the text; not part of it; 16 at most, of 128 bytes at most */
+    uint32_t max_tokens; /* 0: to the end of the context */
+    /* Strings that end the text and are no part of it; 16 at most, of 128 bytes at most */
+    const char *const *stop;
     size_t n_stop;
     int ignore_eos;
-    int logprobs;             /* tell each token's log-probability */
+    int logprobs; /* tell each token's log-probability */
 };
 /* Temperature 0, no filters, to the end of the context. */
 NIBBLE_API void nibble_generate_options_init(struct nibble_generate_options *ret_options);
@@ -237,9 +252,11 @@ struct nibble_timings {
 
 struct nibble_event {
     enum nibble_event_type type;
-    int32_t token; /* -1: text alone, which was held back as the possible beginning of a stop string */
+    /* -1: text alone, which had been held back as the possible beginning of a stop string */
+    int32_t token;
     float logprob; /* NaN when not asked for */
-    const char *text; /* whole UTF-8, not NUL-terminated; valid during the callback, or to the next nibble_job_next */
+    /* Whole UTF-8, not NUL-terminated; valid during the callback, or to the next nibble_job_next */
+    const char *text;
     size_t text_len;
     uint32_t done, total;
     enum nibble_finish finish;
@@ -250,13 +267,14 @@ struct nibble_event {
 /* Runs inside nibble_dispatch and the blocking calls. */
 typedef void (*nibble_callback)(nibble_job *job, const struct nibble_event *event, void *user);
 
-/* Starts a job; does not wait for it (a text is tokenized by the worker first, in order). With a callback, events come
- * by it; without, fetch them with nibble_job_next. A session runs one job at a time. */
+/* Starts a job; does not wait for it (a text is tokenized by the worker first, in order). With a
+ * callback, events come by it; without, fetch them with nibble_job_next. A session runs one job at
+ * a time. */
 NIBBLE_API int nibble_generate(nibble_session *session, const struct nibble_prompt *prompt,
-                               const struct nibble_generate_options *options, nibble_callback callback, void *user,
-                               nibble_job **ret_job);
-/* The next event of a job without a callback: 1 with an event, 0 at the timeout, negative on failure of the
- * connection. After DONE: 0. Blocks up to timeout_ms (-1: for ever). */
+                               const struct nibble_generate_options *options,
+                               nibble_callback callback, void *user, nibble_job **ret_job);
+/* The next event of a job without a callback: 1 with an event, 0 at the timeout, negative on
+ * failure of the connection. After DONE: 0. Blocks up to timeout_ms (-1: for ever). */
 NIBBLE_API int nibble_job_next(nibble_job *job, struct nibble_event *ret_event, int timeout_ms);
 /* Dispatches until the job is done; returns 0 or the job's error. Blocks. */
 NIBBLE_API int nibble_job_wait(nibble_job *job);
@@ -265,16 +283,19 @@ NIBBLE_API void nibble_job_cancel(nibble_job *job);
 /* Frees; a running job is cancelled and its events are dropped. NULL is fine. */
 NIBBLE_API void nibble_job_free(nibble_job *job);
 
-/* ---- Scoring ------------------------------------------------------------------------------------------------------ */
+/* ---- Scoring ---- */
 
-/* Sets the session's log to the tokens and computes, for each position p in [first, n - 1), the log-probability of
- * token p + 1 given all before it: ret_logprobs[p - first]. Blocks. */
+/* Sets the session's log to the tokens and computes, for each position p in [first, n - 1), the
+ * log-probability of token p + 1 given all before it: ret_logprobs[p - first]. Blocks. */
 NIBBLE_API int nibble_score(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
                             float *ret_logprobs);
-/* The same with the whole distribution: calls `row` for each position p in [first, n) in order with vocab logits that
- * are valid during the call. A return other than 0 stops and is returned. Blocks. */
+/* The same with the whole distribution: calls `row` for each position p in [first, n) in order with
+ * vocab logits that are valid during the call. A return other than 0 stops and is returned. Blocks.
+ */
 NIBBLE_API int nibble_logits(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
-                             int (*row)(void *user, size_t position, const float *logits, size_t vocab), void *user);
+                             int (*row)(void *user, size_t position, const float *logits,
+                                        size_t vocab),
+                             void *user);
 
 #ifdef __cplusplus
 }
