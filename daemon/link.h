@@ -1,7 +1,8 @@
-// Between the broker and its workers: packets of wire.h's shape over a SOCK_SEQPACKET pair (fd 3 of a worker), and one
-// page of shared memory (fd 4 of a serving worker) in which the worker counts and names what it is running, so that the broker
-// can tell without asking, and still after the worker's death. The worker may be compromised: the broker checks
-// what comes from it as it checks a client.
+// Between the broker and its workers: packets of wire.h's shape over a SOCK_SEQPACKET pair (fd 3 of
+// a worker), and one page of shared memory (fd 4 of a serving worker) in which the worker counts
+// and names what it is running, so that the broker can tell without asking, and still after the
+// worker's death. The worker may be compromised: the broker checks what comes from it as it checks
+// a client.
 #pragma once
 
 #include <stdalign.h>
@@ -11,14 +12,18 @@
 #include "libclient/include/nibble.h"
 #include "libclient/wire.h"
 
-// A worker's command line (stdin is /dev/null, stdout and stderr the daemon's log; every other fd is closed):
+// A worker's command line (stdin is /dev/null, stdout and stderr the daemon's log; every other fd
+// is closed):
 //   nibble-worker probe           sends a DEVICE for each device, exits 0
-//   nibble-worker load BUDGET     packs; a model whose packed form is larger than BUDGET bytes is answered before a page is
-//                                 written by LOADED with status NIBBLE_E_TOO_LARGE and the bytes it needs: the broker
-//                                 knows the figures and words the refusal (RLIMIT_FSIZE is BUDGET too). Seals a memfd it has packed (WRITE, SHRINK,
-//                                 GROW, SEAL); the broker checks that. Exits after LOADED.
+//   nibble-worker load BUDGET     packs; a model whose packed form is larger than BUDGET bytes is
+//   answered before a page is
+//                                 written by LOADED with status NIBBLE_E_TOO_LARGE and the bytes it
+//                                 needs: the broker knows the figures and words the refusal
+//                                 (RLIMIT_FSIZE is BUDGET too). Seals a memfd it has packed (WRITE,
+//                                 SHRINK, GROW, SEAL); the broker checks that. Exits after LOADED.
 //   nibble-worker serve DEVICE    sends its DEVICE, then serves; exits when the link ends
-// Packets are handled in order: a CHANNEL_ADD may follow its model's MODEL_ADD at once, before MODEL_READY.
+// Packets are handled in order: a CHANNEL_ADD may follow its model's MODEL_ADD at once, before
+// MODEL_READY.
 #define NB_LINK_FD  3
 #define NB_PAGE_FD  4 // serve
 #define NB_FILE_FD  4 // load: the model file, to read
@@ -35,14 +40,15 @@ enum nb_link_type {
     NB_LINK_MODEL_REMOVE,      // its channels were removed before
     NB_LINK_CHANNEL_ADD,       // two fds: the channel's memfd, the worker's end of its socket
     NB_LINK_CHANNEL_REMOVE,
-    NB_LINK_DRAIN,             // finish what runs, take nothing new, exit 0
+    NB_LINK_DRAIN, // finish what runs, take nothing new, exit 0
     // worker to broker
-    NB_LINK_DEVICE = 0x500,    // probe, and serve at its start: one device
-    NB_LINK_PROGRESS,          // load: struct nb_wire_progress
-    NB_LINK_LOADED,            // load: the image is packed (status, text, bytes)
-    NB_LINK_MODEL_READY,       // serve: status, text, and what the model is
-    NB_LINK_CHANNEL_GONE,      // serve: the client hung up or broke the protocol; answered by CHANNEL_REMOVE. A REMOVE of
-                               // what is gone already, or was never accepted, is no error.
+    NB_LINK_DEVICE = 0x500, // probe, and serve at its start: one device
+    NB_LINK_PROGRESS,       // load: struct nb_wire_progress
+    NB_LINK_LOADED,         // load: the image is packed (status, text, bytes)
+    NB_LINK_MODEL_READY,    // serve: status, text, and what the model is
+    NB_LINK_CHANNEL_GONE,   // serve: the client hung up or broke the protocol; answered by
+                          // CHANNEL_REMOVE. A REMOVE of what is gone already, or was never
+                          // accepted, is no error.
 };
 
 struct nb_link_model_add {
@@ -92,10 +98,10 @@ struct nb_page_model {
     _Atomic uint64_t kv_used_bytes;
 };
 struct nb_page {
-    alignas(64) _Atomic uint64_t beat;                 // counts steps; a hang shows in it
-    _Atomic uint64_t step_started_ns;                  // CLOCK_MONOTONIC; 0 between steps
+    alignas(64) _Atomic uint64_t beat; // counts steps; a hang shows in it
+    _Atomic uint64_t step_started_ns;  // CLOCK_MONOTONIC; 0 between steps
     _Atomic uint64_t steps, mixed_steps, prefill_tokens, decode_tokens;
-    _Atomic uint32_t n_running;                        // channels that take part in the running step
+    _Atomic uint32_t n_running; // channels that take part in the running step
     _Atomic uint64_t running[NB_WORKER_CHANNELS];
     struct nb_page_model models[NB_WORKER_MODELS];
     struct nb_page_channel channels[NB_WORKER_CHANNELS];

@@ -1,0 +1,180 @@
+"""The whole service: nibbled, the real worker, a small random model, and clients as processes of their own."""
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+
+from harness import *
+
+NIBBLE, MAKE_GGUF = os.environ["NIBBLE_TEST_CLI"], os.environ["NIBBLE_TEST_MAKE_GGUF"]
+LONG = 450  # tokens of a stream that something happens to; the model's context is 512
+
+
+def anonymous_bytes(pid):
+    """Private memory, what a leak would grow."""
+    for line in open(f"/proc/{pid}/status"):
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Service(ServiceTest):
+    worker = os.environ["NIBBLE_TEST_WORKER"]
+    config = "[supervision]\nbackoff = 0.05\nhello = 5\n"
+
+    def setUp(self):
+        super().setUp()
+        self.running = []
+        self.addCleanup(self.end_processes)
+        self.path = self.daemon.file("r.gguf", b"")
+        subprocess.run([MAKE_GGUF, "random", self.path, "Q4_0", "3"], check=True)
+        self.admin = self.daemon.admin()
+        self.addCleanup(self.admin.close)
+        self.admin.load("m", self.path)
+
+    def end_processes(self):
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def cli(self, *arguments):
+        process = subprocess.Popen(
+            [NIBBLE, *arguments, "--socket", self.daemon.runtime / "nibble.sock"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.running.append(process)
+        return process
+
+    def stream(self, seed=7, n=LONG):
+        return self.cli("run", "m", "Once upon a time", "--raw", "--ignore-eos", "--temp", "0.8", "--top-k", "40",
+                        "--seed", str(seed), "-n", str(n), "--json")
+
+    def answer(self, process):
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, err)
+        answer = json.loads(out)
+        return answer["text"], answer["tokens"]
+
+    def in_mid_stream(self, start, tokens=20):
+        """Starts a stream and returns with its worker stopped (SIGSTOP) somewhere in its middle."""
+        for _ in range(10):
+            before = self.admin.status().decode_tokens
+            process = start()
+            until(lambda: self.admin.status().decode_tokens >= before + tokens, "tokens")
+            worker = self.daemon.server()
+            os.kill(worker, signal.SIGSTOP)
+            s = self.admin.status()
+            if s.jobs == 1 and s.decode_tokens < before + LONG - 20:
+                return process, worker
+            os.kill(worker, signal.SIGCONT)  # too late: once more
+            process.communicate(timeout=60)
+        self.fail("no stream was caught in its middle")
+
+    def test_the_worker_is_killed_in_mid_stream(self):
+        alone = self.answer(self.stream())
+        self.assertEqual(len(alone[1]), LONG)
+        for _ in range(2):
+            process, worker = self.in_mid_stream(self.stream)
+            os.kill(worker, signal.SIGKILL)
+            self.assertEqual(self.answer(process), alone)
+        self.assertEqual(self.admin.status().worker_restarts, 2)
+        self.assertNotEqual(self.answer(self.stream(seed=8)), alone)
+
+    def test_a_client_is_killed_in_mid_stream(self):
+        self.answer(self.stream(n=10))
+        until(lambda: self.admin.status().clients == 1, "the client's end")
+        worker = self.daemon.server()
+        fds = self.daemon.fds()
+        worker_fds = len(os.listdir(f"/proc/{worker}/fd"))
+        memory = anonymous_bytes(self.daemon.pid)
+        for _ in range(6):
+            process, _ = self.in_mid_stream(self.stream)
+            process.kill()
+            process.communicate()
+            os.kill(worker, signal.SIGCONT)
+            until(lambda: self.admin.status().clients == 1, "the client's end")
+        until(lambda: self.admin.status().jobs == 0, "the job's end")
+        s = self.admin.status()
+        self.assertEqual((s.sessions, s.channel_bytes, s.worker_restarts), (0, 0, 0))
+        self.assertEqual(self.daemon.settled_fds(fds), fds)
+        until(lambda: len(os.listdir(f"/proc/{worker}/fd")) == worker_fds, "the worker's fds of before")
+        self.assertLess(anonymous_bytes(self.daemon.pid) - memory, 512 << 10)
+
+    def test_drain(self):
+        alone = self.answer(self.stream())
+        process, worker = self.in_mid_stream(self.stream)
+        self.daemon.process.send_signal(signal.SIGTERM)
+        until(lambda: "stopping" in self.daemon.logged(), "the drain")
+        os.kill(worker, signal.SIGCONT)
+        self.assertEqual(self.answer(process), alone)
+        self.assertEqual(self.daemon.process.wait(PATIENCE), 0)
+
+    def test_unload(self):
+        process, worker = self.in_mid_stream(self.stream)
+        self.refused(E_BUSY, self.admin.unload, "m")
+        self.admin.unload("m", force=True)
+        os.kill(worker, signal.SIGCONT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, out)
+        self.assertEqual(len(err.strip().splitlines()), 1, err)
+        self.admin.load("m", self.path)
+        self.answer(self.stream(n=5))
+
+    def test_wild_rings(self):
+        """Memory of a client's own that it fills with anything: its channel ends, the stream beside it does not."""
+        alone = self.answer(self.stream())
+        stream = self.stream()
+        worker = self.daemon.server()
+        seed = random.randrange(1 << 32)
+        rng = random.Random(seed)
+        for i in range(40):
+            with self.daemon.client() as c:
+                channel = c.open_channel("m", 1 << 16)
+                memory = channel.map()
+                if i % 2:  # indices alone, else entries too
+                    memory[4096:ARENA_OFFSET] = rng.randbytes(ARENA_OFFSET - 4096)
+                for at in range(0, 6 * 64, 64):
+                    struct.pack_into("<I", memory, at, rng.choice((0, 1, 255, 256, 257, 1 << 31, (1 << 32) - 1,
+                                                                   rng.randrange(1 << 32))))
+                try:
+                    channel.sock.send(rng.randbytes(rng.randrange(1, 100)))
+                    channel.sock.setblocking(False)
+                    channel.sock.recv(64)
+                except (BlockingIOError, ConnectionError):
+                    pass
+                memory.close()
+                channel.close()
+        self.assertEqual(self.answer(stream), alone, f"seed {seed}")
+        self.assertEqual(self.daemon.server(), worker, f"seed {seed}")
+        self.assertEqual(self.admin.status().worker_restarts, 0, f"seed {seed}")
+
+    def test_bad_files(self):
+        whole = self.path.read_bytes()
+        bad = {"truncated": whole[:len(whole) // 2], "short": whole[:20], "text": b"no model at all\n" * 99,
+               "architecture": whole.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lmaal", 1)}
+        self.assertNotEqual(bad["architecture"], whole)
+        for name, content in bad.items():
+            process = self.cli("load", self.daemon.file(name, content), "--name", name)
+            out, err = process.communicate(timeout=60)
+            self.assertEqual((process.returncode, len(err.strip().splitlines())), (1, 1), (name, err))
+        self.assertEqual([m.name for m in self.admin.list(MODELS)], [b"m"])
+        self.answer(self.stream(n=5))
+
+
+class Small(ServiceTest):
+    worker = os.environ["NIBBLE_TEST_WORKER"]
+    config = "[memory]\nbytes = 100K\n"
+
+    def test_a_model_larger_than_memory(self):
+        path = self.daemon.file("r.gguf", b"")
+        subprocess.run([MAKE_GGUF, "random", path, "Q4_0", "3"], check=True)
+        with self.daemon.admin() as a:
+            text = self.refused(E_TOO_LARGE, a.load, "m", path)
+            self.assertRegex(text, r'"m" needs \d+\.\d KiB of memory .* 100\.0 KiB is there')
+            self.assertEqual(a.list(MODELS), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
