@@ -45,23 +45,27 @@ static void key_of(const struct reader *r, const char *name, char key[128])
     snprintf(key, 128, "%s.%s", r->arch->name, name);
 }
 
+static int lacks(const struct reader *r, const char *key)
+{
+    nb_fail(r->error, r->error_size, -EINVAL, "the model's metadata lacks %s", key);
+    return -EINVAL;
+}
+
 // An optional key leaves *ret (the default) as it is.
 static int read_u32(const struct reader *r, const char *name, bool required, uint32_t max,
                     uint32_t *ret)
 {
     char key[128];
     key_of(r, name, key);
-    uint64_t value;
+    uint64_t value = 0;
     int rc = nb_gguf_u64(r->g, key, &value);
-    if (rc == -ENOENT && !required)
-        return 0;
     if (rc == -ENOENT)
-        return nb_fail(r->error, r->error_size, -EINVAL, "the model's metadata lacks %s", key);
-    if (rc < 0)
-        return nb_fail(r->error, r->error_size, -EINVAL, "%s is not a whole number", key);
-    if (value < 1 || value > max)
-        return nb_fail(r->error, r->error_size, -EINVAL, "%s is %llu; the limits are 1 and %u", key,
-                       (unsigned long long)value, max);
+        return required ? lacks(r, key) : 0;
+    if (rc < 0 || value < 1 || value > max) {
+        nb_fail(r->error, r->error_size, -EINVAL, "%s is not a whole number from 1 to %u", key,
+                max);
+        return -EINVAL;
+    }
     *ret = (uint32_t)value;
     return 0;
 }
@@ -71,40 +75,41 @@ static int read_float(const struct reader *r, const char *name, bool required, d
 {
     char key[128];
     key_of(r, name, key);
-    double value;
+    double value = 0;
     int rc = nb_gguf_f64(r->g, key, &value);
-    if (rc == -ENOENT && !required)
-        return 0;
     if (rc == -ENOENT)
-        return nb_fail(r->error, r->error_size, -EINVAL, "the model's metadata lacks %s", key);
-    if (rc < 0 || !(value >= min && value <= max))
-        return nb_fail(r->error, r->error_size, -EINVAL, "%s is not a number between %g and %g",
-                       key, min, max);
+        return required ? lacks(r, key) : 0;
+    if (rc < 0 || !(value >= min && value <= max)) {
+        nb_fail(r->error, r->error_size, -EINVAL, "%s is not a number from %g to %g", key, min,
+                max);
+        return -EINVAL;
+    }
     *ret = value;
     return 0;
 }
 
-static int find_arch(const struct nb_gguf *g, const struct nb_arch **ret, char *error, size_t size)
+static const struct nb_arch *find_arch(struct nb_str name)
 {
-    struct nb_str name;
-    if (nb_gguf_str(g, "general.architecture", &name) < 0)
-        return nb_fail(error, size, -EINVAL, "the model's metadata lacks general.architecture");
     for (uint32_t i = 0; i < COUNT(architectures); i++)
         if (name.len == strlen(architectures[i].name) &&
-            !memcmp(name.data, architectures[i].name, name.len)) {
-            *ret = &architectures[i];
-            return 0;
-        }
-    char known[256] = "";
+            !memcmp(name.data, architectures[i].name, name.len))
+            return &architectures[i];
+    return NULL;
+}
+
+static int refuse_arch(struct nb_str name, char *error, size_t size)
+{
+    char known[256] = "", shown[64] = "";
     for (uint32_t i = 0; i < COUNT(architectures); i++) {
         size_t n = strlen(known);
         snprintf(known + n, sizeof(known) - n, "%s%s", i ? ", " : "", architectures[i].name);
     }
-    char shown[64];
-    size_t n = name.len < sizeof(shown) - 1 ? name.len : sizeof(shown) - 1;
-    for (size_t i = 0; i < n; i++)
-        shown[i] = name.data[i] >= 32 && name.data[i] < 127 ? name.data[i] : '?';
-    shown[n] = 0;
+    for (size_t i = 0; i < name.len && i < sizeof(shown) - 1; i++) {
+        char c = name.data[i];
+        shown[i] = '?';
+        if (c >= 32 && c < 127)
+            shown[i] = c;
+    }
     return nb_fail(error, size, -ENOTSUP, "architecture '%s' is not supported; supported: %s",
                    shown, known);
 }
@@ -285,11 +290,15 @@ int nb_hparams_read(const struct nb_image *image, struct nb_hparams *ret, char *
                     size_t error_size)
 {
     struct reader r = {.g = nb_image_metadata(image), .error = ret_error, .error_size = error_size};
-    int rc = find_arch(r.g, &r.arch, ret_error, error_size);
-    if (rc < 0)
-        return rc;
+    struct nb_str name;
+    if (nb_gguf_str(r.g, "general.architecture", &name) < 0)
+        return nb_fail(ret_error, error_size, -EINVAL,
+                       "the model's metadata lacks general.architecture");
+    r.arch = find_arch(name);
+    if (!r.arch)
+        return refuse_arch(name, ret_error, error_size);
     struct nb_hparams hp = {.arch = r.arch};
-    rc = read_all(&r, image, &hp);
+    int rc = read_all(&r, image, &hp);
     if (rc < 0) {
         nb_hparams_finish(&hp);
         return rc;

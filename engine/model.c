@@ -35,17 +35,15 @@ static int choose_kv(struct nb_model *m, const struct nb_model_options *o, char 
     struct nb_device_info info;
     m->device->ops->info(m->device, &info);
     uint64_t block = m->device->ops->kv_block_bytes(m->plan);
-    uint64_t one = (hp->context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
+    uint64_t one = ((uint64_t)hp->context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
     uint64_t limit = o->kv_bytes ? o->kv_bytes : info.memory_bytes / 4;
-    uint64_t blocks = limit / block;
+    uint64_t blocks = limit / block, most = blocks * NB_KV_POSITIONS;
     if (blocks < one)
         return nb_fail(error, size, -ENOMEM,
-                       "the KV cache of one context of %u tokens takes %llu MB and %llu MB are "
-                       "allowed: raise the limit"
-                       " or ask for a context of at most %llu",
+                       "the KV cache of one context of %u tokens takes %llu MB and %llu MB are"
+                       " allowed: raise the limit or ask for a context of at most %llu",
                        hp->context, (unsigned long long)(one * block >> 20),
-                       (unsigned long long)(limit >> 20),
-                       (unsigned long long)(blocks * NB_KV_POSITIONS));
+                       (unsigned long long)(limit >> 20), (unsigned long long)most);
     if (!o->kv_bytes && blocks > one * DEFAULT_CONTEXTS)
         blocks = one * DEFAULT_CONTEXTS;
     m->kv_blocks = blocks < 1u << 24 ? (uint32_t)blocks : 1u << 24;

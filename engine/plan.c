@@ -24,8 +24,8 @@ static uint32_t terms_of(enum nb_precision precision, enum nb_op_kind kind, uint
 {
     if (precision != NB_PRECISION_BALANCED)
         return precision == NB_PRECISION_EXACT ? 2 : 1;
-    bool last = layer + 1 + n_layers / 30 >= n_layers + (n_layers < 30);
-    return kind == NB_OP_HEAD || kind == NB_OP_QKV || (last && kind != NB_OP_EMBED) ? 2 : 1;
+    uint32_t last = (n_layers + 14) / 15;
+    return kind == NB_OP_HEAD || kind == NB_OP_QKV || layer + last >= n_layers ? 2 : 1;
 }
 
 static bool in_layer(enum nb_op_kind kind)

@@ -114,7 +114,7 @@ static uint32_t collect(const struct nb_sampling *s, uint32_t k, const float *lo
                         uint32_t vocab, float max, struct candidate *out)
 {
     // min-p compares weights exp((logit - max) / T) with min_p: in logits, a threshold.
-    double least = s->min_p > 0 ? max + s->temperature * log(s->min_p) : -INFINITY;
+    double least = s->min_p > 0 ? max + s->temperature * log((double)s->min_p) : -INFINITY;
     uint32_t n = 0;
     for (uint32_t i = 0; i < vocab; i++) {
         struct candidate c = {logits[i], (int32_t)i};
@@ -173,12 +173,12 @@ static int32_t draw(const struct nb_sampling *s, const struct candidate *c, uint
     for (uint32_t i = 0; i < n; i++)
         total += weight_of(s, c[i], max);
     double u = (double)(nb_random(s->seed, position) >> 11) * 0x1p-53 * total;
-    for (uint32_t i = 0; i < n; i++) {
+    int32_t id = -1;
+    for (uint32_t i = 0; i < n && sum <= u; i++) {
         sum += weight_of(s, c[i], max);
-        if (u < sum)
-            return c[i].id;
+        id = c[i].id;
     }
-    return c[n - 1].id;
+    return id;
 }
 
 static int sample(const struct nb_sampling *s, const float *logits, uint32_t vocab, float max,

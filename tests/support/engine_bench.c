@@ -86,7 +86,7 @@ static double run(struct bench *b, uint32_t n, uint32_t prompt, uint32_t gen)
 
 static void bench_prefill(struct bench *b)
 {
-    double v[MAX_RUNS];
+    double v[MAX_RUNS] = {0};
     uint64_t before[NB_OP_KINDS];
     run(b, 1, b->prompt, 1);
     nb_model_times(b->model, before);
@@ -98,7 +98,7 @@ static void bench_prefill(struct bench *b)
 
 static void bench_decode(struct bench *b, uint32_t n)
 {
-    double v[MAX_RUNS];
+    double v[MAX_RUNS] = {0};
     uint64_t before[NB_OP_KINDS];
     run(b, n, 16, 1);
     nb_model_times(b->model, before);
@@ -133,7 +133,7 @@ int main(int argc, char **argv)
           : c == 'c' ? &clients
                      : &value) = value;
     }
-    b.runs = b.runs < MAX_RUNS ? b.runs : MAX_RUNS;
+    b.runs = b.runs < 1 ? 1 : b.runs < MAX_RUNS ? b.runs : MAX_RUNS;
     clients = clients < MAX_SEQUENCES ? clients : MAX_SEQUENCES;
     char error[256];
     struct test_model t;

@@ -42,7 +42,7 @@ static int map_packed(int fd, struct nb_image **ret, char *error, size_t size)
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
                        struct test_model *ret, char *ret_error, size_t error_size)
 {
-    struct nb_image *image;
+    struct nb_image *image = NULL;
     int rc = map_packed(fd, &image, ret_error, error_size);
     if (rc < 0)
         return rc;

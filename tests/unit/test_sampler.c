@@ -70,7 +70,7 @@ static int32_t defined(const struct nb_sampling *s, const float *logits, uint32_
     double max = r[0].logit, total = 0, sum = 0;
     memset(weight, 0, sizeof(weight));
     for (uint32_t i = 0; i < n; i++)
-        if (s->min_p == 0 || r[i].logit >= max + s->temperature * log(s->min_p))
+        if (s->min_p == 0 || r[i].logit >= max + s->temperature * log((double)s->min_p))
             weight[r[i].id] = exp((r[i].logit - max) / s->temperature);
     for (uint32_t i = 0; i < VOCAB; i++)
         total += weight[i];
