@@ -226,7 +226,7 @@ FORCED vi step_sums(const int16_t *sums, uint32_t step, uint32_t n)
         memcpy(last, sums, n * (step / 16) * sizeof(*sums));
         sums = last;
     }
-    return step == 32 ? dot_widen(i_load(sums), 1) : i_of_s16(sums);
+    return step == 32 ? i_add_pairs(i_load(sums)) : i_of_s16(sums);
 }
 
 // What run_tile needs to know of one token's activations: pairs of words for each step, `steps`

@@ -349,3 +349,9 @@ FORCED vi dot_widen(vi sum, int times)
     __m256i t = _mm256_set1_epi16((int16_t)times);
     return VI(_mm256_madd_epi16(sum.a, t), _mm256_madd_epi16(sum.b, t));
 }
+
+// int16 pairs to int32 sums.
+FORCED vi i_add_pairs(vi x)
+{
+    return dot_widen(x, 1);
+}

@@ -56,6 +56,9 @@ struct act {
 };
 struct act random_act(uint32_t n, uint32_t k, uint32_t terms, enum mood m);
 
+// A level that no processor here has, emulated; NULL where there is none.
+const struct nb_kernels *emulated_level(void);
+
 // `kernels-check --bench [filter]`
 // Median seconds of a call.
 double seconds(void (*call)(void *), void *data);

@@ -24,6 +24,8 @@ int main(int argc, char **argv)
             levels[n++] = nb_kernels_of((enum nb_isa)isa);
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench(levels, n, argc > 2 ? argv[2] : "");
+    if (emulated_level())
+        levels[n++] = emulated_level();
     for (size_t l = 0; l < n; l++)
         for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
             size_t failed = check_report.failed;

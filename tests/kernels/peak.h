@@ -3,10 +3,9 @@
 
 #include <stddef.h>
 
-// Operations a second (a multiply and an add are two) of the level's integer dot product chain, on
-// registers alone.
+// Operations a second (a multiply and an add are two) of the AVX2 kernels' vpmaddubsw, vpaddw
+// chain, on registers alone.
 double peak_avx2(void);
-double peak_avx512(void);
 
 // Bytes a second that one thread reads from memory of `n` bytes.
 double peak_read(const void *memory, size_t n);

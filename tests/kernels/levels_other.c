@@ -1,0 +1,18 @@
+// Architectures that have the scalar kernels alone: no emulated level, and nothing to time.
+#include "tests/kernels/check.h"
+#include "tests/kernels/peak.h"
+
+const struct nb_kernels *emulated_level(void)
+{
+    return NULL;
+}
+
+double peak_avx2(void)
+{
+    return 0.0;
+}
+
+double peak_read(const void *memory, size_t n)
+{
+    return 0.0;
+}

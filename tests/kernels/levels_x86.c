@@ -1,0 +1,9 @@
+// The levels to check on x86: those of this processor, and AVX-512 by SIMDe.
+#include "tests/kernels/check.h"
+
+extern const struct nb_kernels nb_kernels_avx512_simde;
+
+const struct nb_kernels *emulated_level(void)
+{
+    return nb_kernels_of(NB_ISA_AVX2) ? &nb_kernels_avx512_simde : NULL;
+}
