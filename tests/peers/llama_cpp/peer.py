@@ -50,3 +50,8 @@ class Peer:
     def measure(self, seed):
         return {"prefill_tps": self.prefill(seed), "decode_tps": self.decode(1, seed),
                 "aggregate_tps": self.decode(self.clients, seed)}
+
+    def close(self):
+        for context in self.contexts.values():
+            context.close()
+        self.model.close()

@@ -1,0 +1,120 @@
+"""Nibble beside llama.cpp: the same files, the same two threads, in turns, medians of one run.
+
+usage: tests/oracle/run tests/peers/llama_cpp/compare.py [--build build] [--runs 5] [--alone]
+                                                          [--json] [--only Q4_1|Q4_0]
+
+Nibble is measured as a client sees it, through daemon and channel (`nibble bench`), at the tiers
+fast and balanced; llama.cpp in this process through its own API, without sampling. Prefill of 512,
+decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble out.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent / "oracle"))
+
+import llama  # noqa: E402
+from peer import Peer  # noqa: E402
+
+FILES = {"Q4_1": lambda: llama.PACKAGED, "Q4_0": llama.q4_0_model}
+TIERS = ["fast", "balanced"]
+METRICS = ["prefill_tps", "decode_tps", "aggregate_tps"]
+
+
+class Nibble:
+    """A private daemon of this build, for as long as the measurement lasts."""
+
+    def __init__(self, build):
+        self.folder = tempfile.TemporaryDirectory()
+        root = pathlib.Path(self.folder.name)
+        self.command = [build / "tools" / "nibble"]
+        self.environment = {**os.environ, "NIBBLE_SOCKET": str(root / "nibble.sock")}
+        self.daemon = subprocess.Popen([build / "daemon" / "nibbled", "--runtime-dir", root,
+                                        "--state-dir", root / "state"])
+        while not (root / "admin.sock").exists():
+            if self.daemon.poll() is not None:
+                sys.exit("nibbled did not start")
+            time.sleep(0.05)
+
+    def run(self, *arguments):
+        return subprocess.run([*self.command, *arguments], env=self.environment, check=True,
+                              stdout=subprocess.PIPE, text=True).stdout
+
+    def load(self, path, tier):
+        self.run("load", path, "--name", tier, "--precision", tier)
+
+    def unload(self, tier):
+        self.run("unload", tier)
+
+    def measure(self, tier):
+        return json.loads(self.run("bench", tier, "--runs", "1", "--json"))
+
+    def close(self):
+        self.daemon.terminate()
+        self.daemon.wait()
+        self.folder.cleanup()
+
+
+def rounds(path, nibble, runs):
+    """{who: [a result for each round]}: one of each in turn, so that noise falls on all alike."""
+    peer = Peer(path)
+    found = {"llama.cpp": [], **({tier: [] for tier in TIERS} if nibble else {})}
+    for tier in TIERS if nibble else []:
+        nibble.load(path, tier)
+    peer.measure(0)  # its first run pays for page faults
+    for seed in range(runs):
+        found["llama.cpp"].append(peer.measure(seed))
+        for tier in TIERS if nibble else []:
+            found[tier].append(nibble.measure(tier))
+    for tier in TIERS if nibble else []:
+        nibble.unload(tier)
+    peer.close()
+    return found
+
+
+def medians(results):
+    return {metric: statistics.median(r[metric] for r in results) for metric in METRICS}
+
+
+def table(name, found):
+    base = medians(found["llama.cpp"])
+    print(f"\n{name:22}" + "".join(f"{metric:>24}" for metric in METRICS))
+    for who, results in found.items():
+        cells = []
+        for metric, median in medians(results).items():
+            ratio = "" if who == "llama.cpp" else f" ({median / base[metric]:.2f} x)"
+            cells.append(f"{median:.0f} t/s{ratio}")
+        print(f"{who:22}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=FILES)
+    options = parser.parse_args()
+    nibble = None if options.alone else Nibble(options.build.resolve())
+    try:
+        everything = {}
+        for name in [options.only] if options.only else FILES:
+            everything[name] = rounds(FILES[name](), nibble, options.runs)
+            if not options.json:
+                table(name, everything[name])
+        if options.json:
+            print(json.dumps(everything))
+    finally:
+        if nibble:
+            nibble.close()
+
+
+if __name__ == "__main__":
+    main()
