@@ -1,5 +1,5 @@
 // The seed corpora: `seeds DIR` writes DIR/fuzz_gguf/TYPE, a small model of each type with every
-// kind of metadata, and DIR/fuzz_image/TYPE, the same packed.
+// kind of metadata, DIR/fuzz_image/TYPE, the same packed, and DIR/fuzz_client (client_input.h).
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,6 +10,7 @@
 
 #include "tensor/gguf_write.h"
 #include "tensor/image.h"
+#include "tests/fuzz/client_input.h"
 
 #define STR(s) ((struct nb_str){(s), strlen(s)})
 
@@ -88,5 +89,6 @@ int main(int argc, char **argv)
         close(model);
         close(image);
     }
+    write_client_seeds(argv[1]);
     return 0;
 }

@@ -1,0 +1,169 @@
+// Any bytes as what a daemon and a worker say to a client: packets with and without fds, and the
+// memory of a channel with its completions. Whatever comes, every call returns, nothing is leaked,
+// and no fd stays open.
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "libclient/include/nibble.h"
+#include "libclient/ring.h"
+#include "libclient/wire.h"
+#include "tests/fuzz/client_input.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int __wrap_connect(int sock, const struct sockaddr *address, socklen_t size);
+
+#define RECORDS_MAX 32
+#define SEALS       (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+static int ends[2]; // the daemon's, the client's
+static volatile unsigned read_bytes;
+
+// The library's socket becomes the end of our pair.
+int __wrap_connect(int sock, const struct sockaddr *address, socklen_t size)
+{
+    return dup2(ends[1], sock) < 0 ? -1 : 0;
+}
+
+static void must(int condition)
+{
+    if (!condition)
+        abort();
+}
+
+static int lowest_free_fd(void)
+{
+    int fd = dup(0);
+    close(fd);
+    return fd;
+}
+
+struct input {
+    const uint8_t *at;
+    size_t left;
+};
+
+static const uint8_t *take(struct input *in, size_t size)
+{
+    const uint8_t *at = in->at;
+    if (size > in->left)
+        return NULL;
+    in->at += size;
+    in->left -= size;
+    return at;
+}
+
+// A channel's memory, with completions that are there from the beginning.
+static int make_memory(uint32_t tail, const uint8_t *completions, size_t size)
+{
+    int fd = memfd_create("channel", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    must(fd >= 0 && ftruncate(fd, (off_t)NB_CHANNEL_BYTES(NB_ARENA_MIN)) == 0);
+    off_t at_tail = offsetof(struct nb_ring_indices, cq_tail);
+    must(pwrite(fd, &tail, sizeof tail, at_tail) == (ssize_t)sizeof tail);
+    must(size == 0 || pwrite(fd, completions, size, NB_CHANNEL_CQ_OFFSET) == (ssize_t)size);
+    must(fcntl(fd, F_ADD_SEALS, SEALS) == 0);
+    return fd;
+}
+
+static void send_packet(const uint8_t *bytes, size_t size, const int *fds, size_t n_fds)
+{
+    char control[CMSG_SPACE(CLIENT_INPUT_FDS * sizeof(int))] = {0};
+    struct iovec part = {(void *)(uintptr_t)bytes, size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (n_fds) {
+        message.msg_control = control;
+        message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(rights), fds, n_fds * sizeof(int));
+    }
+    sendmsg(ends[0], &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+// One record of client_input.h. False at the end.
+static bool play(struct input *in)
+{
+    const uint8_t *head = take(in, sizeof(struct client_record));
+    struct client_record record;
+    if (!head)
+        return false;
+    memcpy(&record, head, sizeof record);
+    const uint8_t *packet = take(in, record.packet_size);
+    const uint8_t *completions = take(in, record.memory_size);
+    if (!packet || !completions)
+        return false;
+    int pair[2], fds[CLIENT_INPUT_FDS];
+    must(nb_wire_pair(SOCK_STREAM, pair) == 0);
+    fds[0] = make_memory(record.cq_tail, completions, record.memory_size);
+    for (size_t i = 1; i < CLIENT_INPUT_FDS; i++)
+        fds[i] = pair[1];
+    send_packet(packet, record.packet_size, fds, record.n_fds % (CLIENT_INPUT_FDS + 1));
+    nb_wire_close_fds((int[]){fds[0], pair[0], pair[1]}, 3);
+    return true;
+}
+
+static int on_row(void *user, size_t position, const float *logits, size_t vocab)
+{
+    return 0;
+}
+
+static void use_session(nibble *c, nibble_session *session)
+{
+    int32_t tokens[8] = {1, 2, 3};
+    float scores[8];
+    char text[64];
+    nibble_job *job = NULL, *other = NULL;
+    struct nibble_event event;
+    struct nibble_message message = {"user", "hello"};
+    struct nibble_prompt prompt = {.tokens = tokens, .n_tokens = 3};
+    nibble_session *second;
+    nibble_generate(session, &prompt, NULL, NULL, NULL, &job);
+    if (nibble_session_open(c, "m", NULL, &second) == 0) {
+        prompt = (struct nibble_prompt){.messages = &message, .n_messages = 1};
+        nibble_generate(second, &prompt, NULL, NULL, NULL, &other);
+    }
+    for (int i = 0; job && i < 100 && nibble_job_next(job, &event, 0) == 1; i++)
+        for (size_t b = 0; b < event.text_len; b++)
+            read_bytes += (unsigned char)event.text[b];
+    nibble_tokenize(session, "text", 4, 0, tokens, 8);
+    nibble_detokenize(session, tokens, 2, text, sizeof text);
+    nibble_score(session, tokens, 3, 0, scores);
+    nibble_logits(session, tokens, 3, 0, on_row, NULL);
+    nibble_job_free(job);
+    if (other)
+        nibble_job_wait(other);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct input in = {data, size};
+    struct nibble_model model;
+    struct nibble_status status;
+    nibble *c;
+    nibble_session *session;
+    int free_fd = lowest_free_fd();
+    must(nb_wire_pair(SOCK_SEQPACKET, ends) == 0);
+    for (int i = 0; i < RECORDS_MAX && play(&in); i++)
+        ;
+    shutdown(ends[0], SHUT_WR); // so that every wait comes to its end
+    if (nibble_connect("/fuzz", &c) == 0) {
+        if (nibble_session_open(c, "m", NULL, &session) == 0)
+            use_session(c, session);
+        nibble_models(c, &model, 1);
+        nibble_get_status(c, &status);
+        nibble_dispatch(c, 0);
+        nibble_close(c);
+    }
+    nb_wire_close_fds(ends, 2);
+    if (lowest_free_fd() != free_fd) {
+        fprintf(stderr, "an fd was lost\n");
+        abort();
+    }
+    return 0;
+}
