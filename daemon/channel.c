@@ -43,7 +43,8 @@ int nb_memfd_sized(const char *name, uint64_t bytes)
 // Two fds of the same memory, and the two ends of the socket: [0] the client's, [1] the worker's.
 static int make_ends(uint64_t bytes, int ret_client[2], int ret_worker[2])
 {
-    int pair[2], memory = nb_memfd_sized("nibble-channel", bytes);
+    int pair[2] = {-1, -1};
+    int memory = nb_memfd_sized("nibble-channel", bytes);
     if (memory < 0)
         return memory;
     int twin = fcntl(memory, F_DUPFD_CLOEXEC, 0);

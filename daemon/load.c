@@ -323,20 +323,26 @@ NB_HANDLER(nb_on_cancel_load)
     return 0;
 }
 
-void nb_load_drop_client(struct nb_client *client)
+// Those of one client, which is told nothing as it is gone, or, with NULL, all.
+static void cancel_of(struct nb_broker *broker, const struct nb_client *client)
 {
     struct nb_load *load, *next;
-    for (load = TAILQ_FIRST(&client->broker->loads); load; load = next) {
+    for (load = TAILQ_FIRST(&broker->loads); load; load = next) {
         next = TAILQ_NEXT(load, entry);
-        if (load->client != client)
+        if (client && load->client != client)
             continue;
-        load->client = NULL;
+        if (client)
+            load->client = NULL;
         cancel(load);
     }
 }
 
+void nb_load_drop_client(struct nb_client *client)
+{
+    cancel_of(client->broker, client);
+}
+
 void nb_load_stop(struct nb_broker *broker)
 {
-    while (!TAILQ_EMPTY(&broker->loads))
-        cancel(TAILQ_FIRST(&broker->loads));
+    cancel_of(broker, NULL);
 }
