@@ -11,10 +11,10 @@
 static float log_probability(const float *logits, uint32_t vocab, int32_t token)
 {
     float max = logits[0];
-    double sum = 0;
     for (uint32_t i = 1; i < vocab; i++)
         max = logits[i] > max ? logits[i] : max;
-    for (uint32_t i = 0; i < vocab; i++)
+    double sum = expf(logits[0] - max);
+    for (uint32_t i = 1; i < vocab; i++)
         sum += expf(logits[i] - max);
     return (float)((double)(logits[token] - max) - log(sum));
 }

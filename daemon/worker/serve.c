@@ -118,19 +118,24 @@ static bool look_at_all(struct nb_serve *s)
 
 // --- the link
 
-static void on_model_add(struct nb_serve *s, void *packet, int *fds)
+struct packet {
+    alignas(8) char bytes[NB_WIRE_MAX];
+    int fds[NB_WIRE_FDS_MAX]; // closed afterwards, unless a handler has set them to -1
+    size_t n_fds;
+};
+
+static void on_model_add(struct nb_serve *s, struct packet *p)
 {
-    struct nb_link_model_add *add = packet;
+    struct nb_link_model_add *add = (void *)p->bytes;
     add->name[sizeof(add->name) - 1] = 0;
     add->precision[sizeof(add->precision) - 1] = 0;
-    nb_worker_model_add(s, add, fds[0]);
+    nb_worker_model_add(s, add, p->fds[0]);
 }
 
-static void on_model_remove(struct nb_serve *s, void *packet, int *fds)
+static void on_model_remove(struct nb_serve *s, struct packet *p)
 {
-    const struct nb_link_ref *ref = packet;
+    const struct nb_link_ref *ref = (const void *)p->bytes;
     struct nb_worker_model *m = nb_worker_model_find(s, ref->model);
-    (void)fds;
     for (uint32_t i = 0; m && i < NB_WORKER_CHANNELS; i++)
         if (s->channels[i] && s->channels[i]->model == m)
             remove_channel(s, &s->channels[i]);
@@ -138,35 +143,32 @@ static void on_model_remove(struct nb_serve *s, void *packet, int *fds)
     nb_worker_model_remove(s, ref->model);
 }
 
-static void on_channel_add(struct nb_serve *s, void *packet, int *fds)
+static void on_channel_add(struct nb_serve *s, struct packet *p)
 {
-    const struct nb_link_channel_add *add = packet;
-    int r = open_channel(s, add, fds);
+    const struct nb_link_channel_add *add = (const void *)p->bytes;
+    int r = open_channel(s, add, p->fds);
     if (r == 0)
         return;
     nb_log("a channel was not accepted: %s", strerror(-r));
     tell_gone(add->channel);
 }
 
-static void on_channel_remove(struct nb_serve *s, void *packet, int *fds)
+static void on_channel_remove(struct nb_serve *s, struct packet *p)
 {
-    const struct nb_link_ref *ref = packet;
+    const struct nb_link_ref *ref = (const void *)p->bytes;
     struct nb_channel **slot = ref->channel ? channel_slot(s, ref->channel) : NULL;
-    (void)fds;
     if (slot)
         remove_channel(s, slot);
 }
 
-static void on_drain(struct nb_serve *s, void *packet, int *fds)
+static void on_drain(struct nb_serve *s, struct packet *p)
 {
-    (void)packet;
-    (void)fds;
     s->draining = true;
 }
 
 static const struct {
     uint32_t type, size, fds;
-    void (*run)(struct nb_serve *s, void *packet, int *fds);
+    void (*run)(struct nb_serve *s, struct packet *p);
 } link_messages[] = {
     {NB_LINK_MODEL_ADD, sizeof(struct nb_link_model_add), 1, on_model_add},
     {NB_LINK_MODEL_REMOVE, sizeof(struct nb_link_ref), 0, on_model_remove},
@@ -175,14 +177,14 @@ static const struct {
     {NB_LINK_DRAIN, sizeof(struct nb_link_ref), 0, on_drain},
 };
 
-static bool run_packet(struct nb_serve *s, void *packet, int *fds, size_t n_fds)
+static bool run_packet(struct nb_serve *s, struct packet *p)
 {
-    const struct nb_wire_header *h = packet;
+    const struct nb_wire_header *h = (const void *)p->bytes;
     for (size_t i = 0; i < sizeof(link_messages) / sizeof(link_messages[0]); i++) {
         if (link_messages[i].type != h->type || link_messages[i].size != h->size ||
-            link_messages[i].fds != n_fds)
+            link_messages[i].fds != p->n_fds)
             continue;
-        link_messages[i].run(s, packet, fds);
+        link_messages[i].run(s, p);
         return true;
     }
     return false;
@@ -191,22 +193,20 @@ static bool run_packet(struct nb_serve *s, void *packet, int *fds, size_t n_fds)
 // The broker's end of the link being gone ends the worker: what clients asked for, they ask again.
 static void listen_to_broker(struct nb_serve *s)
 {
-    alignas(8) char packet[NB_WIRE_MAX];
-    int fds[NB_WIRE_FDS_MAX];
-    size_t n_fds;
+    struct packet p;
     int r;
-    while (!s->ended && (r = nb_wire_recv(NB_LINK_FD, packet, fds, &n_fds)) != -EAGAIN) {
+    while (!s->ended && (r = nb_wire_recv(NB_LINK_FD, p.bytes, p.fds, &p.n_fds)) != -EAGAIN) {
         if (r <= 0) {
             s->ended = true;
             return;
         }
-        if (!run_packet(s, packet, fds, n_fds)) {
+        if (!run_packet(s, &p)) {
             nb_log("a packet on the link that this version does not know: is nibbled of another?");
             s->ended = true;
         }
-        for (size_t i = 0; i < n_fds; i++)
-            if (fds[i] >= 0)
-                close(fds[i]);
+        for (size_t i = 0; i < p.n_fds; i++)
+            if (p.fds[i] >= 0)
+                close(p.fds[i]);
     }
 }
 

@@ -34,7 +34,7 @@ static void load_seals_a_valid_image(void **state)
 {
     char error[256];
     struct nb_image *image;
-    int fd = model_image();
+    int fd = real_image();
     int seals = fcntl(fd, F_GET_SEALS);
     assert_int_equal(seals, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     assert_int_equal(nb_image_map(fd, 1, &image, error, sizeof(error)), 0);

@@ -14,9 +14,13 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <time.h>
 #include <cmocka.h>
 
+#include "tests/support/random_model.h"
+
 #define PATIENCE_MS 60000
+#define N_OF(a)     (sizeof(a) / sizeof((a)[0]))
 #define FIRST_FD    64 // above the places that a worker's fds go to
 
 // --- processes
@@ -116,23 +120,40 @@ const char *model_path(void)
     return path;
 }
 
-int model_image(void)
+int model_image(int file)
 {
-    static int image = -1;
     alignas(8) char packet[NB_WIRE_MAX];
     const struct nb_link_loaded *loaded = (const void *)packet;
-    if (image >= 0)
-        return image;
-    int file = open(model_path(), O_RDONLY | O_CLOEXEC);
-    if (file < 0)
-        fail_msg("no model at %s: run tools/fetch-model", model_path());
-    image = memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int image = memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     assert_true(image >= 0);
     struct worker w = worker_spawn("load", "1000000000", (int[]){file, image}, 2);
     worker_expect(&w, NB_LINK_LOADED, packet);
     if (loaded->header.status)
         fail_msg("load: %d %s", loaded->header.status, loaded->text);
     assert_int_equal(worker_wait(&w), 0);
+    return image;
+}
+
+int random_image(void)
+{
+    static int image = -1;
+    struct random_model r = RANDOM_MODEL;
+    r.context = CONTEXT;
+    if (image < 0) {
+        int file = random_model_create(&r);
+        assert_true(file >= 0);
+        image = model_image(file);
+        close(file);
+    }
+    return image;
+}
+
+int real_image(void)
+{
+    int file = open(model_path(), O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        fail_msg("no model at %s: run tools/fetch-model", model_path());
+    int image = model_image(file);
     close(file);
     return image;
 }
@@ -150,11 +171,11 @@ struct worker worker_serve(void)
     return w;
 }
 
-struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, uint32_t context)
+struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, uint32_t context,
+                                            int image)
 {
     alignas(8) char packet[NB_WIRE_MAX];
     struct nb_link_model_add add = {.model = model, .context = context, .kv_bytes = 64u << 20};
-    int image = model_image();
     snprintf(add.name, sizeof(add.name), "m%u", model);
     snprintf(add.precision, sizeof(add.precision), "balanced");
     worker_send(w, NB_LINK_MODEL_ADD, &add, sizeof(add), &image, 1);
@@ -311,4 +332,81 @@ struct nb_desc_generate greedy(struct client *c, const int32_t *tokens, size_t n
         .top_p = 1,
         .repeat_penalty = 1,
     };
+}
+
+// --- what the tests have in common
+
+struct worker worker;
+
+int start_worker(void **state)
+{
+    worker = worker_serve();
+    struct nb_link_model_ready ready = worker_add_model(&worker, MODEL, CONTEXT, random_image());
+    if (ready.header.status)
+        fail_msg("model: %d %s", ready.header.status, ready.text);
+    assert_int_equal(ready.model, MODEL);
+    assert_string_equal(ready.info.architecture, "llama");
+    assert_int_equal(ready.info.context, CONTEXT);
+    assert_true(ready.info.packed_bytes > 0 && ready.info.kv_bytes > 0);
+    return 0;
+}
+
+int kill_worker(void **state)
+{
+    worker_kill(&worker);
+    return 0;
+}
+
+struct answer *new_answer(void)
+{
+    struct answer *a = calloc(1, sizeof(*a));
+    assert_non_null(a);
+    return a;
+}
+
+uint64_t generate(struct client *c, uint32_t session, const struct nb_desc_generate *d)
+{
+    return client_submit(c, NB_OP_GENERATE, session, d, sizeof(*d));
+}
+
+// A greedy continuation of `text`, whole.
+struct answer *continue_text(struct client *c, uint32_t session, const char *text,
+                             uint32_t max_tokens)
+{
+    int32_t ids[CONTEXT];
+    struct answer *a = new_answer();
+    size_t n = client_tokenize(c, text, NB_TEXT_BOS, ids, N_OF(ids));
+    struct nb_desc_generate d = greedy(c, ids, n, max_tokens);
+    assert_true(client_answer(c, generate(c, session, &d), ALL, a));
+    return a;
+}
+
+static void sleep_ms(long ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
+}
+
+// Waits for what the worker counts in its page to become `want`.
+bool becomes(_Atomic uint32_t *value, uint32_t want)
+{
+    for (int i = 0; i < 1000 && atomic_load(value) != want; i++)
+        sleep_ms(10);
+    return atomic_load(value) == want;
+}
+
+struct nb_page_channel *page_of(const struct client *c)
+{
+    for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++)
+        if (atomic_load(&worker.page->channels[i].channel) == c->key)
+            return &worker.page->channels[i];
+    return NULL;
+}
+
+int32_t status_of(struct client *c, uint64_t job)
+{
+    struct answer *a = new_answer();
+    assert_true(client_answer(c, job, ALL, a));
+    int32_t status = a->done.status;
+    free(a);
+    return status;
 }

@@ -26,12 +26,14 @@ bool worker_link_ended(struct worker *w); // waits for it, a minute at most
 void worker_send(struct worker *w, uint32_t type, void *packet, uint32_t size, const int *fds,
                  size_t n_fds);
 
-// The model file of the tests, packed and sealed by the load mode: once for the process.
-const char *model_path(void);
-int model_image(void);
+const char *model_path(void); // the real one's
+int model_image(int file);    // packed and sealed by the load mode
+int random_image(void);       // of a small model of random weights; made once, not to be closed
+int real_image(void);
 struct worker worker_serve(void);
 // MODEL_ADD and its answer.
-struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, uint32_t context);
+struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, uint32_t context,
+                                            int image);
 
 struct client {
     uint64_t key;
@@ -76,3 +78,24 @@ size_t client_tokenize(struct client *c, const char *text, uint32_t flags, int32
                        size_t max);
 struct nb_desc_generate greedy(struct client *c, const int32_t *tokens, size_t n,
                                uint32_t max_tokens);
+
+// --- what the tests have in common: one worker with one model
+
+#define MODEL   1
+#define CONTEXT 1024
+#define ARENA   (4u << 20)
+#define ALL     SIZE_MAX
+#define PROMPT  "Once upon a time there was a lighthouse at the edge of the sea, and in it"
+
+extern struct worker worker;
+int start_worker(void **state);
+int kill_worker(void **state);
+
+struct answer *new_answer(void);
+uint64_t generate(struct client *c, uint32_t session, const struct nb_desc_generate *d);
+// A greedy continuation of `text`, whole.
+struct answer *continue_text(struct client *c, uint32_t session, const char *text,
+                             uint32_t max_tokens);
+int32_t status_of(struct client *c, uint64_t job);       // reads to the job's end
+bool becomes(_Atomic uint32_t *value, uint32_t want);    // waits, ten seconds at most
+struct nb_page_channel *page_of(const struct client *c); // NULL when it has none
