@@ -28,6 +28,7 @@ TAILQ_HEAD(nb_channels, nb_channel);
 TAILQ_HEAD(nb_models, nb_model);
 TAILQ_HEAD(nb_devices, nb_device);
 TAILQ_HEAD(nb_loads, nb_load);
+STAILQ_HEAD(nb_kept_images, nb_kept);
 
 // Why a request failed, in one sentence for the user.
 struct nb_refusal {
@@ -59,6 +60,7 @@ struct nb_broker {
     struct nb_models models;
     struct nb_devices devices;
     struct nb_workers workers;
+    struct nb_kept_images kept;
     struct nb_loads loads;      // the first one runs, the others wait
     sd_event_source *load_turn; // starts the first one, from the loop
     uint32_t n_clients, last_id, restarts;
@@ -153,6 +155,8 @@ struct nb_model {
 int nb_model_create(struct nb_device *device, const struct nb_wire_load *request,
                     struct nb_model **ret);
 void nb_model_destroy(struct nb_model *model); // its channels must be gone
+int nb_model_seal(struct nb_model *model,
+                  uint64_t max);            // its image, which must be of at most `max` bytes
 int nb_model_serve(struct nb_model *model); // starts the device's worker if need be, and tells it
 void nb_model_ready(struct nb_model *model, const struct nb_link_model_ready *message);
 void nb_model_lose(struct nb_model *model, const char *text);
@@ -201,6 +205,14 @@ int nb_load_init(struct nb_broker *broker);
 void nb_load_settle(struct nb_load *load, int status, const struct nb_refusal *refusal);
 void nb_load_drop_client(struct nb_client *client); // cancels what it asked for
 void nb_load_stop(struct nb_broker *broker);        // all of them
+
+// ---- store.c: systemd keeps the images over a restart of the broker
+void nb_store_put(const struct nb_model *model);
+void nb_store_drop(const struct nb_model *model);
+int nb_store_take(struct nb_broker *broker, int fd,
+                  const char *name); // 1: it is one, and was taken
+void nb_store_restore(
+    struct nb_broker *broker); // serves what was taken, once the devices are known
 
 // ---- probe.c
 void nb_probe(struct nb_broker *broker); // lists the devices, then starts to listen

@@ -47,8 +47,8 @@ enum nb_link_type {
     NB_LINK_LOADED,         // load: the image is packed (status, text, bytes)
     NB_LINK_MODEL_READY,    // serve: status, text, and what the model is
     NB_LINK_CHANNEL_GONE,   // serve: the client hung up or broke the protocol; answered by
-                          // CHANNEL_REMOVE. A REMOVE of what is gone already, or was never
-                          // accepted, is no error.
+                            // CHANNEL_REMOVE. A REMOVE of what is gone already, or was never
+                            // accepted, is no error.
 };
 
 struct nb_link_model_add {

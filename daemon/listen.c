@@ -96,9 +96,14 @@ static int door_of(int fd)
 
 static int take_from_systemd(struct nb_broker *broker)
 {
-    int n = sd_listen_fds(1);
+    char **names = NULL;
+    int n = sd_listen_fds_with_names(1, &names), r = n;
     for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + n; fd++) {
-        int i = door_of(fd);
+        char *name = names[fd - SD_LISTEN_FDS_START];
+        int kept = nb_store_take(broker, fd, name), i = kept ? -1 : door_of(fd);
+        free(name);
+        if (kept)
+            continue;
         if (i < 0 || broker->listeners[i].fd >= 0) {
             nb_log(LOG_ERR, "a socket of systemd is neither nibble.sock nor admin.sock "
                             "(ListenSequentialPacket=)");
@@ -107,10 +112,11 @@ static int take_from_systemd(struct nb_broker *broker)
         }
         int flags = fcntl(fd, F_GETFL);
         if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
-            return -errno;
+            r = -errno;
         broker->listeners[i].fd = fd;
     }
-    return n;
+    free(names);
+    return r;
 }
 
 int nb_listen(struct nb_broker *broker)

@@ -13,8 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define FILE_MAX  (UINT64_C(1) << 46)
-#define ALL_SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define FILE_MAX (UINT64_C(1) << 46)
 
 struct nb_load {
     TAILQ_ENTRY(nb_load) entry;
@@ -65,27 +64,6 @@ void nb_load_settle(struct nb_load *load, int status, const struct nb_refusal *r
 
 // ---- From a packed image to a model that is served
 
-// A loader seals what it has packed; a memfd that it left open is sealed here. Either way the seals
-// are looked at.
-static int seal(int fd, uint64_t max, uint64_t *ret_bytes)
-{
-    struct stat st;
-    int seals = fcntl(fd, F_GET_SEALS);
-    if (seals >= 0 && (seals & ALL_SEALS) != ALL_SEALS) {
-        if (fcntl(fd, F_ADD_SEALS, ALL_SEALS) < 0)
-            return -errno;
-        seals = fcntl(fd, F_GET_SEALS);
-    }
-    if (seals < 0 || (seals & ALL_SEALS) != ALL_SEALS)
-        return -EPERM;
-    if (fstat(fd, &st) < 0)
-        return -errno;
-    if (st.st_size <= 0 || (uint64_t)st.st_size > max)
-        return -EFBIG;
-    *ret_bytes = (uint64_t)st.st_size;
-    return 0;
-}
-
 static int refuse_size(const struct nb_load *load, uint64_t bytes, struct nb_refusal *refusal)
 {
     char needs[24], has[24];
@@ -108,7 +86,7 @@ static int judge(struct nb_load *load, const char *how, struct nb_refusal *refus
         return refuse_size(load, answer->bytes, refusal);
     if (status < 0)
         return nb_refuse(refusal, status, "%.239s", answer->text);
-    int r = seal(load->model->image_fd, load->budget, &load->model->info.packed_bytes);
+    int r = nb_model_seal(load->model, load->budget);
     if (r < 0)
         return nb_refuse(refusal, r, "the packed image could not be sealed (%s)", strerror(-r));
     return 0;

@@ -3,10 +3,14 @@
 #include "daemon/broker.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+#define ALL_SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static const char *const state_names[] = {"loading", "ready", "restarting", "lost"};
 
@@ -58,6 +62,27 @@ void nb_model_destroy(struct nb_model *model)
     if (model->image_fd >= 0)
         close(model->image_fd);
     free(model);
+}
+
+// A loader seals what it has packed; a memfd that it left open is sealed here. Either way the seals
+// are looked at.
+int nb_model_seal(struct nb_model *model, uint64_t max)
+{
+    struct stat st;
+    int seals = fcntl(model->image_fd, F_GET_SEALS);
+    if (seals >= 0 && (seals & ALL_SEALS) != ALL_SEALS) {
+        if (fcntl(model->image_fd, F_ADD_SEALS, ALL_SEALS) < 0)
+            return -errno;
+        seals = fcntl(model->image_fd, F_GET_SEALS);
+    }
+    if (seals < 0 || (seals & ALL_SEALS) != ALL_SEALS)
+        return -EPERM;
+    if (fstat(model->image_fd, &st) < 0)
+        return -errno;
+    if (st.st_size <= 0 || (uint64_t)st.st_size > max)
+        return -EFBIG;
+    model->info.packed_bytes = (uint64_t)st.st_size;
+    return 0;
 }
 
 int nb_model_serve(struct nb_model *model)
@@ -113,6 +138,7 @@ void nb_model_ready(struct nb_model *model, const struct nb_link_model_ready *me
     set_state(model, NB_MODEL_READY);
     if (model->load) {
         nb_log(LOG_INFO, "model %s is ready on %s", model->info.name, model->info.device);
+        nb_store_put(model);
         nb_load_settle(model->load, 0, NULL);
     }
     nb_broker_tell_systemd(model->broker);
@@ -150,6 +176,7 @@ void nb_model_unload(struct nb_model *model)
     lose_channels(model, NIBBLE_E_NO_MODEL, "the model was unloaded");
     if (model->served)
         nb_device_send(device, &gone, NULL, 0);
+    nb_store_drop(model);
     nb_model_destroy(model);
     nb_device_rest(device);
 }

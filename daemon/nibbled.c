@@ -154,6 +154,7 @@ static int set_up(struct nb_broker *broker)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    broker->listeners[0].fd = broker->listeners[1].fd = -1;
     broker->started_us = nb_now_us();
     broker->ledger.limits = broker->config.limits;
     TAILQ_INIT(&broker->clients);
@@ -161,6 +162,7 @@ static int set_up(struct nb_broker *broker)
     TAILQ_INIT(&broker->devices);
     TAILQ_INIT(&broker->workers);
     TAILQ_INIT(&broker->loads);
+    STAILQ_INIT(&broker->kept);
     int r = load_config(broker);
     if (!r)
         r = make_dir(broker->runtime_dir, 0755);
@@ -184,6 +186,7 @@ static void tear_down(struct nb_broker *broker)
     while (!TAILQ_EMPTY(&broker->clients))
         nb_client_destroy(TAILQ_FIRST(&broker->clients));
     nb_load_stop(broker);
+    nb_store_restore(broker);
     while (!TAILQ_EMPTY(&broker->models))
         nb_model_destroy(TAILQ_FIRST(&broker->models));
     while (!TAILQ_EMPTY(&broker->devices))

@@ -20,6 +20,7 @@ static void open_the_door(struct nb_broker *broker)
 {
     if (TAILQ_EMPTY(&broker->devices))
         nb_log(LOG_ERR, "no device was found: models cannot be loaded; see the lines above");
+    nb_store_restore(broker);
     int r = nb_listen_start(broker);
     if (r < 0) {
         nb_log(LOG_ERR, "cannot listen: %s", strerror(-r));

@@ -18,30 +18,34 @@ class Systemd(unittest.TestCase):
         self.addCleanup(self.notify.close)
         self.notify.bind(str(self.root / "notify"))
         self.notify.settimeout(PATIENCE)
-        self.said = []
+        self.said, self.stored = [], []
 
-    def activate(self, *names):
-        """Starts nibbled as systemd would, with listening sockets of these names as fds 3 and up."""
+    def activate(self, *names, stored=()):
+        """Starts nibbled as systemd would, with listening sockets of these names as fds 3 and up, then (name, fd) of
+        the store."""
         runtime = self.root / "run"
-        runtime.mkdir()
+        runtime.mkdir(exist_ok=True)
         listening = []
         for name in names:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.addCleanup(sock.close)
+            (runtime / name).unlink(missing_ok=True)
             sock.bind(str(runtime / name))
             sock.listen()
             listening.append(sock)
+        given = [(s.fileno(), "nibble.socket") for s in listening] + [(fd, name) for name, fd in stored]
 
         def in_the_child():
-            high = [fcntl.fcntl(s.fileno(), fcntl.F_DUPFD, 100) for s in listening]
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd, _ in given]
             for i, fd in enumerate(high):
                 os.dup2(fd, 3 + i)
             os.environ.update(NIBBLE_WORKER=FAKE, NOTIFY_SOCKET=str(self.root / "notify"), WATCHDOG_USEC="200000",
-                              WATCHDOG_PID=str(os.getpid()), LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)))
+                              WATCHDOG_PID=str(os.getpid()), LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)),
+                              LISTEN_FDNAMES=":".join(name for _, name in given))
         self.process = subprocess.Popen(
             [os.environ["NIBBLE_TEST_NIBBLED"], "--runtime-dir", runtime, "--state-dir", self.root / "state"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            pass_fds=range(3, 3 + len(names)), preexec_fn=in_the_child)
+            pass_fds=range(3, 3 + len(given)), preexec_fn=in_the_child)
         self.addCleanup(self.end)
         return runtime
 
@@ -52,7 +56,12 @@ class Systemd(unittest.TestCase):
 
     def hear(self, wanted):
         while wanted not in self.said:
-            self.said += self.notify.recv(4096).decode().splitlines()
+            data, fds, _, _ = socket.recv_fds(self.notify, 4096, 4)
+            lines = data.decode().splitlines()
+            self.said += lines
+            if "FDSTORE=1" in lines:
+                self.stored.append((lines[1].removeprefix("FDNAME="), fds[0]))
+                self.addCleanup(os.close, fds[0])
 
     def test_activation(self):
         # The other way round than the daemon lists them: it goes by their names.
@@ -76,12 +85,49 @@ class Systemd(unittest.TestCase):
         # They are systemd's: left where they are.
         self.assertTrue((runtime / "nibble.sock").exists())
 
+    def test_models_outlive_the_broker(self):
+        runtime = self.activate("admin.sock", "nibble.sock")
+        path = self.root / "m"
+        path.write_bytes(b"ok ok")
+        self.hear("READY=1")
+        with Client(runtime / "admin.sock") as a:
+            a.load("m", path, precision="exact", context=77, kv=4096)
+            self.hear("FDNAME=model+m+cpu+exact+77+4096")  # unheard messages would block the daemon
+            a.load("n", path)
+            self.hear("FDNAME=model+n+cpu+balanced+0+0")
+            a.unload("n")
+            self.hear("FDSTOREREMOVE=1")
+        self.assertEqual([name for name, _ in self.stored], ["model+m+cpu+exact+77+4096", "model+n+cpu+balanced+0+0"])
+        self.process.kill()
+        self.process.communicate()
+
+        # What is no sealed image, or has no such name, is left out.
+        plain = os.open(path, os.O_RDONLY)
+        self.addCleanup(os.close, plain)
+        self.said = []
+        bad = [("model+p+cpu+exact+0+0", plain), ("model+q+cpu", plain), ("model+m+gone+exact+0+0", plain)]
+        self.activate("admin.sock", "nibble.sock", stored=self.stored[:1] + bad)
+        self.hear("READY=1")
+        with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
+            m = until(lambda: next((m for m in a.list(MODELS) if m.state == b"ready"), None), "the model")
+            self.assertEqual((m.name, m.precision, m.context, m.packed_bytes), (b"m", b"exact", 77, 4096))
+            self.assertEqual(len(a.list(MODELS)), 1)
+            channel = c.open_channel("m")
+            channel.sock.send(b"x")
+            self.assertEqual(channel.sock.recv(1), b"x")
+            channel.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.hear("STOPPING=1")
+        _, log = self.process.communicate(timeout=PATIENCE)
+        self.assertEqual(log.count("not served again"), 3, log)
+
     def test_a_socket_of_another_name(self):
         runtime = self.activate("other.sock")
         self.hear("READY=1")
         with Client(runtime / "nibble.sock") as c:  # its own, then
             c.status()
         self.process.send_signal(signal.SIGTERM)
+        self.hear("STOPPING=1")
         _, log = self.process.communicate(timeout=PATIENCE)
         self.assertIn("neither nibble.sock nor admin.sock", log)
         self.assertFalse((runtime / "nibble.sock").exists())

@@ -1,0 +1,108 @@
+// Models outlive a restart of the broker: systemd keeps their sealed images (FDSTORE=), each under
+// a name that says all that the broker must know to serve it again. Without systemd nothing here
+// does anything.
+#include "daemon/broker.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#define PREFIX     "model+"
+#define STORE_NAME 256 // of systemd, with the NUL
+
+struct nb_kept {
+    STAILQ_ENTRY(nb_kept) entry;
+    int fd;
+    char name[STORE_NAME];
+};
+
+// model+NAME+DEVICE+PRECISION+CONTEXT+KV
+static void write_name(const struct nb_model *model, char ret[STORE_NAME])
+{
+    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64, model->info.name,
+             model->info.device, model->info.precision, model->context, model->kv_bytes);
+}
+
+static int read_name(const char *name, struct nb_wire_load *ret)
+{
+    struct nb_wire_load m = {.pad = 0};
+    int end = -1;
+    int n = sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%" SCNu64 "%n", m.name,
+                   m.device, m.precision, &m.context, &m.kv_bytes, &end);
+    if (n != 5 || end < 0 || name[end])
+        return -EINVAL;
+    *ret = m;
+    return 0;
+}
+
+void nb_store_put(const struct nb_model *model)
+{
+    char name[STORE_NAME], state[STORE_NAME + 32];
+    write_name(model, name);
+    snprintf(state, sizeof state, "FDSTORE=1\nFDNAME=%s", name);
+    sd_pid_notify_with_fds(0, 0, state, &model->image_fd, 1);
+}
+
+void nb_store_drop(const struct nb_model *model)
+{
+    char name[STORE_NAME];
+    write_name(model, name);
+    sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
+}
+
+int nb_store_take(struct nb_broker *broker, int fd, const char *name)
+{
+    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0)
+        return 0;
+    struct nb_kept *kept = calloc(1, sizeof *kept);
+    if (!kept)
+        return 0;
+    kept->fd = fd;
+    snprintf(kept->name, sizeof kept->name, "%s", name);
+    STAILQ_INSERT_TAIL(&broker->kept, kept, entry);
+    return 1;
+}
+
+static int restore(struct nb_broker *broker, struct nb_kept *kept)
+{
+    struct nb_wire_load request;
+    struct nb_model *model;
+    int r = read_name(kept->name, &request);
+    if (r < 0)
+        return r;
+    struct nb_device *device = nb_device_by_name(broker, request.device);
+    if (!device)
+        return -ENODEV;
+    if (nb_model_by_name(broker, request.name))
+        return -EEXIST;
+    r = nb_model_create(device, &request, &model);
+    if (r < 0)
+        return r;
+    model->image_fd = kept->fd;
+    kept->fd = -1;
+    r = nb_model_seal(model, UINT64_MAX);
+    if (!r)
+        r = nb_model_serve(model);
+    if (r < 0)
+        nb_model_unload(model);
+    return r;
+}
+
+void nb_store_restore(struct nb_broker *broker)
+{
+    struct nb_kept *kept;
+    while ((kept = STAILQ_FIRST(&broker->kept))) {
+        int r = broker->stopping ? 0 : restore(broker, kept);
+        if (r < 0)
+            nb_log(LOG_ERR, "%s of before the restart is not served again (%s): load it again",
+                   kept->name, strerror(-r));
+        STAILQ_REMOVE_HEAD(&broker->kept, entry);
+        if (kept->fd >= 0)
+            close(kept->fd);
+        free(kept);
+    }
+}
