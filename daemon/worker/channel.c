@@ -169,12 +169,12 @@ bool nb_channel_has_room(struct nb_channel *c)
 
 bool nb_channel_doze(struct nb_channel *c)
 {
-    bool hungry = c->held || c->backlog_n;
+    bool held = c->held && c->n_jobs, hungry = held || c->backlog_n;
     atomic_store(&c->ring->worker_sleeps, hungry ? NB_SLEEPS_FOR_ROOM : NB_SLEEPS);
     if (c->backlog_n)
         return !free_slots(c) && !c->broken;
     bool work = atomic_load(&c->ring->sq_tail) != c->sq_head;
-    return !work && !(c->held && nb_channel_has_room(c)) && !c->broken;
+    return !work && !(held && nb_channel_has_room(c)) && !c->broken;
 }
 
 void nb_channel_wake(struct nb_channel *c)

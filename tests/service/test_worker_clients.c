@@ -218,6 +218,28 @@ static void garbage_in_the_ring_and_the_arena_harms_no_one(void **state)
 
 // --- slow readers
 
+static void a_parked_client_that_gives_up_lets_the_worker_sleep(void **state)
+{
+    struct client c = client_open(&worker, MODEL, ARENA);
+    uint64_t jobs[NB_SESSIONS_MAX];
+    size_t done = 0;
+    struct nb_completion got;
+    for (uint32_t i = 0; i < NB_SESSIONS_MAX; i++) {
+        struct nb_desc_generate d = greedy(&c, (int32_t[]){1, 2, 3 + (int32_t)i}, 3, 0);
+        d.flags = NB_GENERATE_IGNORE_EOS;
+        jobs[i] = generate(&c, i, &d);
+    }
+    // Its ring is full up to what is reserved when the worker sleeps for room.
+    assert_true(becomes(&c.ring->worker_sleeps, NB_SLEEPS_FOR_ROOM));
+    for (uint32_t i = 0; i < NB_SESSIONS_MAX; i++)
+        client_submit_raw(&c, &(struct nb_submission){.op = NB_OP_CANCEL, .target = jobs[i]});
+    while (done < NB_SESSIONS_MAX && client_next(&c, &got))
+        done += got.kind == NB_COMPLETION_DONE;
+    assert_int_equal(done, NB_SESSIONS_MAX);
+    assert_true(becomes(&c.ring->worker_sleeps, NB_SLEEPS));
+    client_close(&c);
+}
+
 static void a_client_that_does_not_read_is_parked_alone(void **state)
 {
     enum { SESSIONS = NB_SESSIONS_MAX, TOKENS = 24 };
@@ -355,6 +377,7 @@ int main(void)
         cmocka_unit_test(a_removed_channel_ends),
         cmocka_unit_test(who_breaks_the_protocol_is_closed_alone),
         cmocka_unit_test(garbage_in_the_ring_and_the_arena_harms_no_one),
+        cmocka_unit_test(a_parked_client_that_gives_up_lets_the_worker_sleep),
         cmocka_unit_test(a_client_that_does_not_read_is_parked_alone),
         cmocka_unit_test(a_wrong_precision_is_refused_in_a_line),
         cmocka_unit_test(two_models_take_turns),
