@@ -10,9 +10,12 @@ int main(int argc, char **argv)
     struct nibble_message message = {"user", argc > 2 ? argv[2] : "Hello!"};
     struct nibble_prompt prompt = {.messages = &message, .n_messages = 1};
     struct nibble_event event = {.error = 0};
+    struct nibble_generate_options options;
+    nibble_generate_options_init(&options);
+    options.max_tokens = 200;
     if (nibble_connect(NULL, &connection) < 0 ||
         nibble_session_open(connection, argc > 1 ? argv[1] : "smol", NULL, &session) < 0 ||
-        nibble_generate(session, &prompt, NULL, NULL, NULL, &job) < 0) {
+        nibble_generate(session, &prompt, &options, NULL, NULL, &job) < 0) {
         fprintf(stderr, "hello: %s\n", nibble_error(connection));
         return 1;
     }
