@@ -273,28 +273,25 @@ static void store_rows(const struct nb_packed *w, uint32_t row, const float *bia
     }
 }
 
-// Where a call keeps what it prepares.
+// Where a call keeps what it prepares: offsets in its scratch, and the bytes of all.
 struct prepared {
-    float *ws, *wm;
-    uint32_t *constants;
+    size_t wm, constants, panel, end;
     size_t stride; // words of a token's constants
-    uint8_t *panel;
 };
 
-static size_t prepare_in(const struct nb_packed *w, uint32_t n, uint8_t *mem, struct prepared *ret)
+static struct prepared prepare(const struct nb_packed *w, uint32_t n)
 {
     size_t steps = w->cols / scale_step(w->layout), scales = steps * 16 * sizeof(float);
-    size_t stride = (steps + 15) / 16 * 32, constants = n * stride * sizeof(uint32_t);
+    struct prepared p = {.wm = scales, .constants = 2 * scales, .stride = (steps + 15) / 16 * 32};
+    p.panel = p.constants + n * p.stride * sizeof(uint32_t);
     const struct format *panel = panel_of(tiles_of(w->layout))->format;
-    *ret = (struct prepared){(float *)mem, (float *)(mem + scales), (uint32_t *)(mem + 2 * scales),
-                             stride, mem + 2 * scales + constants};
-    return 2 * scales + constants + (n < PANEL_FROM ? 0 : w->cols / CELL * (size_t)panel->low);
+    p.end = p.panel + (n < PANEL_FROM ? 0 : w->cols / CELL * (size_t)panel->low);
+    return p;
 }
 
 static size_t gemm_scratch(const struct nb_packed *w, uint32_t n)
 {
-    struct prepared p;
-    return is_float(w) ? 0 : prepare_in(w, n, NULL, &p);
+    return is_float(w) ? 0 : prepare(w, n).end;
 }
 
 static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, uint32_t g0,
@@ -305,26 +302,27 @@ static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, ui
     if (a->n >= PANEL_FROM)
         tiles = panel_of(direct);
     uint32_t columns = (uint32_t)max_columns(*tiles->format), log2;
-    struct prepared p;
-    prepare_in(w, a->n, scratch, &p);
+    struct prepared p = prepare(w, a->n);
+    uint8_t *mem = scratch, *panel = mem + p.panel;
+    float *ws = scratch, *wm = (float *)(mem + p.wm);
+    uint32_t *constants = (uint32_t *)(mem + p.constants);
     for (uint32_t t = 0; t < a->n; t++)
-        load_constants(w, a, t, p.constants + t * p.stride);
+        load_constants(w, a, t, constants + t * p.stride);
     for (uint32_t g = g0; g < g1; g++) {
         const uint8_t *group = w->data + g * w->stride;
         struct tile tile = {.low = group,
                             .high = group + w->high,
-                            .ws = p.ws,
-                            .wm = p.wm,
-
+                            .ws = ws,
+                            .wm = wm,
                             .stride = p.stride,
                             .cells = w->cols / CELL,
                             .has_min = w->layout->has_min};
         tile.prefetch = (uint32_t)(w->stride / tile.cells);
         tile.ahead = w->stride < AHEAD ? (uint32_t)w->stride : AHEAD;
-        load_scales(w, group, p.ws, p.wm);
+        load_scales(w, group, ws, wm);
         if (tiles != direct) {
-            direct->expand(&tile, p.panel);
-            tile.low = p.panel;
+            direct->expand(&tile, panel);
+            tile.low = panel;
             tile.prefetch = 0;
         }
         for (uint32_t t = 0; t < a->n; t += 1u << log2) {
@@ -335,7 +333,7 @@ static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, ui
                 tile.q[(1u << log2) * (a->terms - 1) + i] =
                     (a->terms == 2 ? a->q2 : a->q1) + (size_t)(t + i) * a->k;
             }
-            tile.constants = p.constants + t * p.stride;
+            tile.constants = constants + t * p.stride;
             tiles->run[a->terms - 1][log2](&tile, out);
             for (uint32_t i = 0; i < 1u << log2; i++)
                 store_rows(w, g * 16, bias, accumulate, out + 16 * i, y + (t + i) * ldy);

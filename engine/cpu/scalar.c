@@ -131,42 +131,32 @@ static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const
             v_block[((size_t)h * NB_KV_TILE + slot) * v_dim + d] = finite_half(v[h * v_dim + d]);
 }
 
+// Bits of weight k of row r in a plane of `bits` bits a code (8, 4, 2 or 1).
+static int plane_bits(const uint8_t *plane, int bits, uint32_t r, uint32_t k)
+{
+    uint32_t at = k % 32, words = (uint32_t)bits,
+             in_word = at / 4 / words; // words of 4 codes a row
+    const uint8_t *cell = plane + k / 32 * (size_t)words * 64;
+    int byte = cell[(at / 4 % words * 16 + r) * 4 + at % 4];
+    return byte >> ((int)in_word * bits) & ((1 << bits) - 1);
+}
+
 // The code of weight k of row r in a row group, as an integer with its offset taken off or its
 // table looked up.
 static int code(const struct nb_packed *w, const uint8_t *group, uint32_t r, uint32_t k)
 {
     static const int8_t iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
-    size_t cell = k / 32;
-    uint32_t at = k % 32, i = at % 4;
-    const uint8_t *low = group, *high = group + w->high;
-    int b4 = low[cell * 256 + (at % 16 / 4 * 16 + r) * 4 + i] >> (at / 16 * 4) & 15;
-    int c = 0;
-    switch (w->layout->planes) {
-    case NB_PLANES_8:
-        c = low[cell * 512 + (at / 4 * 16 + r) * 4 + i];
-        break;
-    case NB_PLANES_4:
-        c = b4;
-        break;
-    case NB_PLANES_4_1:
-        c = b4 | (high[cell * 64 + r * 4 + i] >> at / 4 & 1) << 4;
-        break;
-    case NB_PLANES_4_2:
-        c = b4 | (high[cell * 128 + (at % 8 / 4 * 16 + r) * 4 + i] >> (at / 8 * 2) & 3) << 4;
-        break;
-    case NB_PLANES_2:
-        c = low[cell * 128 + (at % 8 / 4 * 16 + r) * 4 + i] >> (at / 8 * 2) & 3;
-        break;
-    case NB_PLANES_2_1:
-        c = low[cell * 128 + (at % 8 / 4 * 16 + r) * 4 + i] >> (at / 8 * 2) & 3;
-        c |= (high[cell * 64 + r * 4 + i] >> at / 4 & 1) << 2;
-        break;
-    case NB_PLANES_F32:
-    case NB_PLANES_F16:
-    case NB_PLANES_BF16:
-        break;
-    }
+    static const struct {
+        int low, high;
+    } planes[] = {
+        [NB_PLANES_8] = {8, 0},   [NB_PLANES_4] = {4, 0}, [NB_PLANES_4_1] = {4, 1},
+        [NB_PLANES_4_2] = {4, 2}, [NB_PLANES_2] = {2, 0}, [NB_PLANES_2_1] = {2, 1},
+    };
+    int low = planes[w->layout->planes].low, high = planes[w->layout->planes].high;
+    int c = plane_bits(group, low, r, k);
+    if (high)
+        c |= plane_bits(group + w->high, high, r, k) << low;
     return w->layout->codebook == NB_CODEBOOK_IQ4 ? iq4[c] : c - (int)w->layout->offset;
 }
 

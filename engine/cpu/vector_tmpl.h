@@ -158,33 +158,27 @@ static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const
         }
 }
 
-static uint32_t word(const uint8_t *plane, int j, uint32_t r)
+// Weights 4j .. 4j + 3 of row r in a plane of `bits` bits a code: a byte for each.
+static uint32_t plane_word(const uint8_t *plane, int bits, int j, uint32_t r)
 {
     uint32_t w;
-    memcpy(&w, plane + ((size_t)j * 16 + r) * 4, 4);
-    return w;
+    memcpy(&w, plane + ((size_t)(j % bits) * 16 + r) * 4, 4);
+    return w >> (j / bits * bits) & ((1u << bits) - 1) * 0x01010101u;
 }
 
 // The 32 codes of row r in a cell: `unpack` of tile_tmpl.h for one row, a word of 4 codes at a
-// time.
-static void row_codes(const struct nb_layout *l, const uint8_t *low, const uint8_t *high,
-                      uint32_t r, uint8_t out[CELL])
+// time. A cell's plane has 64 bytes for each bit.
+static void row_codes(const struct format *f, const uint8_t *low, const uint8_t *high, uint32_t r,
+                      uint8_t out[CELL])
 {
+    int low_bits = f->low / 64, high_bits = f->high / 64;
     for (int j = 0; j < 8; j++) {
-        uint32_t c = word(low, j, r);
-        if (l->planes == NB_PLANES_2 || l->planes == NB_PLANES_2_1)
-            c = word(low, j % 2, r) >> (j / 2 * 2) & 0x03030303;
-        else if (l->planes != NB_PLANES_8)
-            c = word(low, j % 4, r) >> (j / 4 * 4) & 0x0f0f0f0f;
-        if (l->planes == NB_PLANES_4_1)
-            c |= (word(high, 0, r) >> j & 0x01010101) << 4;
-        if (l->planes == NB_PLANES_4_2)
-            c |= (word(high, j % 2, r) >> (j / 2 * 2) & 0x03030303) << 4;
-        if (l->planes == NB_PLANES_2_1)
-            c |= (word(high, 0, r) >> j & 0x01010101) << 2;
+        uint32_t c = plane_word(low, low_bits, j, r);
+        if (high_bits)
+            c |= plane_word(high, high_bits, j, r) << low_bits;
         memcpy(out + 4 * j, &c, 4);
     }
-    for (int i = 0; i < CELL && l->codebook == NB_CODEBOOK_IQ4; i++)
+    for (int i = 0; i < CELL && f->table; i++)
         out[i] = iq4_table[out[i]];
 }
 
@@ -199,7 +193,7 @@ static void decode_quantized(const struct nb_packed *w, uint32_t row, float *out
         uint8_t codes[CELL];
         size_t cell = k / CELL;
         if (k % CELL == 0)
-            row_codes(l, group + cell * (size_t)f->low, group + w->high + cell * (size_t)f->high, r,
+            row_codes(f, group + cell * (size_t)f->low, group + w->high + cell * (size_t)f->high, r,
                       codes);
         float s[16], m[16];
         vf ws, wm;
