@@ -34,7 +34,9 @@ static void become(const char *mode, const char *argument, int link, const int *
     for (size_t i = 0; i <= n_fds; i++)
         dup2(moved[i], NB_LINK_FD + (int)i);
     close_range(NB_LINK_FD + (unsigned)n_fds + 1, ~0u, 0);
-    execl(getenv("NIBBLE_WORKER"), "nibble-worker", mode, argument, NULL);
+    const char *path = getenv("NIBBLE_WORKER");
+    if (path)
+        execl(path, "nibble-worker", mode, argument, NULL);
     _exit(127);
 }
 
