@@ -1,8 +1,8 @@
 """Nibble's logits beside a float oracle's: llama.cpp on the same weights in float32, float32 KV.
 
 Four windows of 512 tokens of each of a novel, a manual and code; the second half of each is scored,
-as llama-perplexity does. Checks, for every tier of precision and every domain, the mean KL divergence of Nibble's
-distribution from the oracle's and the ratio of their perplexities.
+as llama-perplexity does. Checks, for every tier of precision and every domain, the mean KL
+divergence of Nibble's distribution from the oracle's and the ratio of their perplexities.
 
 usage: test_logits.py ENGINE-LOGITS    (the test executable of engine_logits.c)
 """

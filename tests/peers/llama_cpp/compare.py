@@ -6,6 +6,9 @@ usage: tests/oracle/run tests/peers/llama_cpp/compare.py [--build build] [--runs
 Nibble is measured as a client sees it, through daemon and channel (`nibble bench`), at the tiers
 fast and balanced; llama.cpp in this process through its own API, without sampling. Prefill of 512,
 decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble out.
+
+Run it on an idle machine: llama.cpp's threads spin while they wait and lose far more than ours when
+other programs want the processors, so that ratios of a busy machine flatter Nibble.
 """
 import argparse
 import json
@@ -102,6 +105,10 @@ def main():
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=FILES)
     options = parser.parse_args()
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"load average {busy:.1f}: the machine is not idle, these ratios flatter Nibble",
+              file=sys.stderr)
     nibble = None if options.alone else Nibble(options.build.resolve())
     try:
         everything = {}
