@@ -1,19 +1,12 @@
-// Sixteen lanes on AVX-512 (F, BW, VL, DQ, VNNI): the words of simd_avx2.h, a register each. Under
-// NB_SIMDE the same source is compiled for AVX2 by SIMDe, so that a machine without AVX-512 can
-// check it.
+// Sixteen lanes on AVX-512 (F, BW, VL, DQ, VNNI): the words of simd_avx2.h, a register each.
 #pragma once
 
-#ifdef NB_SIMDE
-#include "tests/kernels/simde.h"
-#else
 #include <immintrin.h>
-#endif
 #include <stdbool.h>
 #include <stdint.h>
 
 #define FORCED static inline __attribute__((always_inline))
-#ifdef NB_SIMDE
-#define UNROLL
+#if defined(UNROLL) // the harness compiles for size
 #elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -1,7 +1,10 @@
-// AVX-512 by SIMDe on AVX2, for the harness alone: what Debian's SIMDe 0.7.4 lacks of the
-// instructions that engine/cpu/simd_avx512.h uses, as two halves.
+// AVX-512 by SIMDe on AVX2, for the harness alone: included before engine/cpu/simd_avx512.h, it
+// gives AVX-512's names to SIMDe's functions, and what Debian's SIMDe 0.7.4 lacks (or takes with a
+// constant count alone) as two halves.
 #pragma once
 
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#define UNROLL
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
 
@@ -70,6 +73,11 @@ static inline __m512i simde_srai_epi32(__m512i x, int n)
     return simde_join(_mm256_srai_epi32(simde_low(x), n), _mm256_srai_epi32(simde_high(x), n));
 }
 
+static inline __m512i simde_srli_epi16(__m512i x, int n)
+{
+    return simde_join(_mm256_srli_epi16(simde_low(x), n), _mm256_srli_epi16(simde_high(x), n));
+}
+
 #define _mm512_cvtepi32_ps    simde_cvtepi32_ps
 #define _mm512_cvtps_epi32    simde_cvtps_epi32
 #define _mm512_cvtepu8_epi32  simde_cvtepu8_epi32
@@ -78,3 +86,5 @@ static inline __m512i simde_srai_epi32(__m512i x, int n)
 #define _mm512_cvtepi16_epi32 simde_cvtepi16_epi32
 #define _mm512_cvtepi32_epi8  simde_cvtepi32_epi8
 #define _mm512_srai_epi32     simde_srai_epi32
+#undef _mm512_srli_epi16
+#define _mm512_srli_epi16 simde_srli_epi16

@@ -173,7 +173,7 @@ static void compare(const struct arrival *a, uint32_t i)
 static struct nibble_status read_status(const char *socket, const char *model, uint32_t *ret_vocab)
 {
     nibble *connection;
-    nibble_session *session;
+    nibble_session *session = NULL;
     struct nibble_status status;
     int r = nibble_connect(socket, &connection);
     if (r < 0)
