@@ -135,7 +135,7 @@ static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const
 static int plane_bits(const uint8_t *plane, int bits, uint32_t r, uint32_t k)
 {
     uint32_t at = k % 32, words = (uint32_t)bits,
-             in_word = at / 4 / words; // words of 4 codes a row
+             in_word = at / 4 / words; // words of 4 codes a row; NOLINT(*DivideZero)
     const uint8_t *cell = plane + k / 32 * (size_t)words * 64;
     int byte = cell[(at / 4 % words * 16 + r) * 4 + at % 4];
     return byte >> ((int)in_word * bits) & ((1 << bits) - 1);
@@ -371,7 +371,8 @@ static void attend_tile(struct query *q, uint32_t lo, uint32_t hi)
 
 static void attention(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
                       uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
-                      uint32_t v_dim, float scale, float softcap, uint32_t window, float *out,
+                      uint32_t v_dim, float scale, float softcap, uint32_t window,
+                      float *out, // NOLINT(*non-const-parameter)
                       size_t ldo, void *scratch)
 {
     for (uint32_t t = 0; t < n_q; t++)

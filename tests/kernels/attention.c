@@ -69,7 +69,8 @@ static void check_shape(const struct nb_kernels *k, const struct shape *s)
                  s->k_dim, s->v_dim, s->group, s->n_q, s->pos0, s->window, s->softcap);
     for (size_t i = 0; i < n_out; i++)
         finite[i] = got[i] - got[i];
-    float *zero = calloc(n_out, 4);
+    float *zero = buffer(n_out * 4);
+    memset(zero, 0, n_out * 4);
     check_floats(zero, finite, n_out, "an unseen slot leaks at %u", s->pos0);
     for (uint32_t t = 0; t < s->n_q; t++)
         attend(k, s, &c, q, t, 1, want);

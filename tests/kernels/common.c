@@ -81,11 +81,18 @@ static void fail(const char *format, va_list args)
     vfprintf(stderr, format, args);
 }
 
+static uint32_t bits_of(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
 void check_floats(const float *want, const float *got, size_t n, const char *format, ...)
 {
     check_report.compared += n;
     for (size_t i = 0; i < n; i++) {
-        if (memcmp(want + i, got + i, 4) == 0 || (isnan(want[i]) && isnan(got[i])))
+        if (bits_of(want[i]) == bits_of(got[i]) || (isnan(want[i]) && isnan(got[i])))
             continue;
         va_list args;
         va_start(args, format);

@@ -73,9 +73,10 @@ static inline __m512i simde_srai_epi32(__m512i x, int n)
     return simde_join(_mm256_srai_epi32(simde_low(x), n), _mm256_srai_epi32(simde_high(x), n));
 }
 
-static inline __m512i simde_srli_epi16(__m512i x, int n)
+static inline __m512i simde_srli_epi16(__m512i x, unsigned n)
 {
-    return simde_join(_mm256_srli_epi16(simde_low(x), n), _mm256_srli_epi16(simde_high(x), n));
+    return simde_join(_mm256_srli_epi16(simde_low(x), (int)n),
+                      _mm256_srli_epi16(simde_high(x), (int)n));
 }
 
 #define _mm512_cvtepi32_ps    simde_cvtepi32_ps

@@ -375,7 +375,7 @@ uint64_t generate(struct client *c, uint32_t session, const struct nb_desc_gener
 struct answer *continue_text(struct client *c, uint32_t session, const char *text,
                              uint32_t max_tokens)
 {
-    int32_t ids[CONTEXT];
+    int32_t ids[CONTEXT] = {0};
     struct answer *a = new_answer();
     size_t n = client_tokenize(c, text, NB_TEXT_BOS, ids, N_OF(ids));
     struct nb_desc_generate d = greedy(c, ids, n, max_tokens);

@@ -110,14 +110,13 @@ static int poll_clients(struct bench *b, struct pollfd *fds, uint32_t *running)
     return 0;
 }
 
-// Tokens of all clients from the moment when the last of them has its first token to the first
-// one's end.
+// Tokens of all clients, from the first one's first to the last one's last.
 static int run_aggregate(struct bench *b, uint32_t seed, double *ret_tps)
 {
-    struct pollfd *fds = calloc(b->clients, sizeof *fds);
+    struct pollfd *fds = cli_alloc(b->clients, sizeof *fds);
     uint32_t running = b->clients, tokens = 0;
     double first = 1e300, last = 0;
-    int r = fds ? 0 : cli_error("out of memory");
+    int r = 0;
     for (uint32_t i = 0; i < b->clients && !r; i++)
         r = start(b, &b->c[i], b->depth, b->gen, seed + i);
     while (running && !r)
@@ -143,8 +142,8 @@ static int measure(struct bench *b, json_t *result)
     } parts[] = {
         {"prefill_tps", run_prefill}, {"decode_tps", run_decode}, {"aggregate_tps", run_aggregate}};
     for (size_t p = 0; p < sizeof parts / sizeof parts[0]; p++) {
-        double *tps = calloc(b->runs, sizeof *tps), warm;
-        int r = tps ? parts[p].run(b, 1000000, &warm) : cli_error("out of memory");
+        double *tps = cli_alloc(b->runs, sizeof *tps), warm = 0;
+        int r = parts[p].run(b, 1000000, &warm);
         for (uint32_t i = 0; i < b->runs && !r; i++) {
             r = parts[p].run(b, 1 + 100 * i, &tps[i]);
             cli_progress(parts[p].key, i + 1, b->runs);
@@ -182,9 +181,9 @@ static int bench_model(struct bench *b, const char *model)
     json_t *result = json_object();
     const char *key;
     json_t *value;
-    b->c = calloc(b->clients, sizeof *b->c);
-    b->ids = calloc(b->prompt > b->depth ? b->prompt : b->depth, sizeof *b->ids);
-    int status = b->c && b->ids ? open_clients(b, model) : cli_error("out of memory");
+    b->c = cli_alloc(b->clients, sizeof *b->c);
+    b->ids = cli_alloc(b->prompt > b->depth ? b->prompt : b->depth, sizeof *b->ids);
+    int status = open_clients(b, model);
     if (status == CLI_OK && measure(b, result))
         status = CLI_FAILED;
     if (status == CLI_OK) {
@@ -204,7 +203,7 @@ static int bench_model(struct bench *b, const char *model)
                 : printf("%-14s %.1f\n", key, json_number_value(value));
         }
     }
-    for (uint32_t i = 0; b->c && i < b->clients; i++)
+    for (uint32_t i = 0; i < b->clients; i++)
         nibble_close(b->c[i].connection);
     json_decref(result);
     free(b->ids);

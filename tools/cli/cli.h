@@ -59,6 +59,8 @@ struct nibble_model *cli_models(nibble *connection, size_t *ret_n);
 struct nibble_device *cli_devices(nibble *connection, size_t *ret_n);
 struct nibble_holder *cli_holders(nibble *connection, size_t *ret_n);
 
+// n zeroed elements; never NULL: without memory the command ends with status 1.
+void *cli_alloc(size_t n, size_t size);
 // The file's bytes with a NUL behind them, malloc'ed; "-" is standard input. NULL after saying why
 // not.
 char *cli_read_file(const char *path, size_t *ret_len);

@@ -41,6 +41,14 @@ int cli_failed(nibble *connection, const char *what, int code)
     return cli_error("%s: %s", what, *sentence ? sentence : nibble_strerror(code));
 }
 
+void *cli_alloc(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size);
+    if (!p)
+        exit(cli_error("out of memory"));
+    return p;
+}
+
 static nibble *connect_by(int (*connect)(const char *, nibble **), const char *what,
                           const struct common *common)
 {

@@ -113,7 +113,7 @@ static void check_models(struct report *r, nibble *connection)
 static void check_daemon(struct report *r, const char *path)
 {
     nibble *connection = NULL;
-    struct nibble_status status;
+    struct nibble_status status = {0};
     int error = nibble_connect(path, &connection);
     if (error == 0)
         error = nibble_get_status(connection, &status);

@@ -211,9 +211,8 @@ static int eval_text(struct eval *e, const char *model, const char *text, size_t
 {
     struct loaded subject = {0}, reference = {0};
     nibble *connection = NULL;
-    e->tokens = malloc((len + 16) * sizeof *e->tokens);
-    int status = e->tokens ? cli_model_or_file(&e->common, model, e->precision, &subject)
-                           : cli_error("out of memory");
+    e->tokens = cli_alloc(len + 16, sizeof *e->tokens);
+    int status = cli_model_or_file(&e->common, model, e->precision, &subject);
     if (status == CLI_OK && e->reference)
         status = cli_model_or_file(&e->common, e->reference,
                                    access(e->reference, R_OK) ? NULL : "exact", &reference);

@@ -25,12 +25,11 @@ static void name_of_file(const char *file, char *ret, size_t size)
         len -= 5;
     if (len >= size)
         len = size - 1;
-    for (size_t i = 0; i < len; i++)
-        ret[i] =
-            strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-", base[i])
-                ? base[i]
-                : '-';
+    memcpy(ret, base, len);
     ret[len] = '\0';
+    const char *allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    for (char *c = ret; *(c += strspn(c, allowed));)
+        *c = '-';
 }
 
 int cli_load(const struct common *common, const char *file, struct nibble_load_options *options,

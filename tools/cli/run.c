@@ -178,7 +178,8 @@ static int chat_add(struct chat *chat, const char *role, const char *content)
     char *copy = strdup(content);
     if (!copy)
         return -ENOMEM;
-    chat->messages[chat->n++] = (struct nibble_message){role, copy};
+    chat->messages[chat->n].role = role;
+    chat->messages[chat->n++].content = copy;
     return 0;
 }
 
