@@ -59,3 +59,9 @@ struct nb_device {
 
 // threads: 0 = one for each core that this process may use.
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);
+
+// "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h). `threads` is the CPU's.
+// -EINVAL for another name, or what the device's own creation returns; the line in `ret_error` says
+// why.
+int nb_device_create(const char *name, uint32_t threads, struct nb_device **ret, char *ret_error,
+                     size_t error_size);

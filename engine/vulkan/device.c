@@ -1,0 +1,310 @@
+// Which Vulkan devices there are, and making one of them ours.
+#include "engine/vulkan/model.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tensor/fail.h"
+
+#define MAX_DEVICES    16
+#define MAX_EXTENSIONS 512
+#define TEXEL_BYTES    16
+#define MAX_WINDOW     (128u << 20)
+#define LOCAL_CPU      8 // invocations of a workgroup where a vector register holds 8
+#define LOCAL_GPU      64
+
+// --- Enumeration
+
+static uint64_t largest_heap(const VkPhysicalDeviceMemoryProperties *m)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < m->memoryHeapCount; i++)
+        if (m->memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT &&
+            m->memoryHeaps[i].size > most)
+            most = m->memoryHeaps[i].size;
+    return most;
+}
+
+static void describe(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_vulkan_device_info *ret)
+{
+    VkPhysicalDeviceDriverProperties driver = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
+    VkPhysicalDeviceIDProperties id = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES,
+                                       .pNext = &driver};
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &id};
+    VkPhysicalDeviceMemoryProperties memory;
+    vk->GetPhysicalDeviceProperties2(p, &p2);
+    vk->GetPhysicalDeviceMemoryProperties(p, &memory);
+    VkPhysicalDeviceType type = p2.properties.deviceType;
+    *ret = (struct nb_vulkan_device_info){.is_cpu = type == VK_PHYSICAL_DEVICE_TYPE_CPU,
+                                          .unified = type == VK_PHYSICAL_DEVICE_TYPE_CPU ||
+                                                     type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
+                                          .memory = largest_heap(&memory),
+                                          .max_window = p2.properties.limits.maxStorageBufferRange,
+                                          .tier = "registers"};
+    snprintf(ret->name, sizeof(ret->name), "%s", p2.properties.deviceName);
+    snprintf(ret->driver, sizeof(ret->driver), "%.120s %.120s", driver.driverName,
+             driver.driverInfo);
+    memcpy(ret->uuid, id.deviceUUID, sizeof(ret->uuid));
+}
+
+static int list(const struct nb_vk *vk, VkPhysicalDevice p[MAX_DEVICES], uint32_t *ret_n,
+                char *error, size_t error_size)
+{
+    *ret_n = MAX_DEVICES;
+    VkResult r = vk->EnumeratePhysicalDevices(vk->instance, ret_n, p);
+    if (r != VK_SUCCESS && r != VK_INCOMPLETE)
+        return nb_fail(error, error_size, nb_vk_errno(r), "Vulkan cannot list its devices (%d)",
+                       (int)r);
+    return 0;
+}
+
+int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
+                        size_t error_size)
+{
+    struct nb_vk vk;
+    VkPhysicalDevice p[MAX_DEVICES];
+    uint32_t n;
+    int rc = nb_vk_open(&vk, ret_error, error_size);
+    if (rc < 0)
+        return rc;
+    rc = list(&vk, p, &n, ret_error, error_size);
+    for (uint32_t i = 0; rc == 0 && i < n && i < max; i++)
+        describe(&vk, p[i], &ret[i]);
+    nb_vk_close(&vk);
+    return rc < 0 ? rc : (int)n;
+}
+
+// --- Creation
+
+static bool has_extension(const struct nb_vulkan_device *d, const char *name)
+{
+    static const size_t size = sizeof(VkExtensionProperties);
+    uint32_t n = MAX_EXTENSIONS;
+    VkExtensionProperties *e = calloc(n, size);
+    bool found = false;
+    if (e)
+        d->vk.EnumerateDeviceExtensionProperties(d->physical, NULL, &n, e);
+    for (uint32_t i = 0; e && i < n && !found; i++)
+        found = !strcmp(e[i].extensionName, name);
+    free(e);
+    return found;
+}
+
+static void read_limits(struct nb_vulkan_device *d)
+{
+    VkPhysicalDeviceExternalMemoryHostPropertiesEXT host = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_MEMORY_HOST_PROPERTIES_EXT};
+    VkPhysicalDeviceMaintenance3Properties m3 = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+    if (d->can_import)
+        m3.pNext = &host;
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &m3};
+    d->vk.GetPhysicalDeviceProperties2(d->physical, &p2);
+    d->vk.GetPhysicalDeviceMemoryProperties(d->physical, &d->memory);
+    const VkPhysicalDeviceLimits *l = &p2.properties.limits;
+    d->import_alignment = host.minImportedHostPointerAlignment;
+    d->buffer_alignment =
+        l->minTexelBufferOffsetAlignment > 64 ? l->minTexelBufferOffsetAlignment : 64;
+    d->max_range = l->maxStorageBufferRange < MAX_WINDOW ? l->maxStorageBufferRange : MAX_WINDOW;
+    if (l->maxTexelBufferElements < d->max_range / TEXEL_BYTES)
+        d->max_range = (VkDeviceSize)l->maxTexelBufferElements * TEXEL_BYTES;
+    d->max_allocation = m3.maxMemoryAllocationSize;
+    d->tick_ns = (double)l->timestampPeriod;
+}
+
+static int find_queue(struct nb_vulkan_device *d)
+{
+    VkQueueFamilyProperties q[MAX_DEVICES];
+    uint32_t n = MAX_DEVICES;
+    d->vk.GetPhysicalDeviceQueueFamilyProperties(d->physical, &n, q);
+    for (d->family = 0; d->family < n; d->family++)
+        if (q[d->family].queueFlags & VK_QUEUE_COMPUTE_BIT && q[d->family].timestampValidBits)
+            return 0;
+    return -ENOTSUP;
+}
+
+static int make_device(struct nb_vulkan_device *d)
+{
+    static const char *const import = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
+    d->can_import = d->info.unified && has_extension(d, import);
+    read_limits(d);
+    int rc = find_queue(d);
+    if (rc < 0)
+        return rc;
+    const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                           .queueFamilyIndex = d->family,
+                                           .queueCount = 1,
+                                           .pQueuePriorities = &(float){1.0f}};
+    const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                                     .queueCreateInfoCount = 1,
+                                     .pQueueCreateInfos = &queue,
+                                     .enabledExtensionCount = d->can_import,
+                                     .ppEnabledExtensionNames = &import};
+    rc = nb_vk_errno(d->vk.CreateDevice(d->physical, &info, NULL, &d->device));
+    if (rc == 0)
+        rc = nb_vk_load_device(&d->vk, d->device);
+    if (rc == 0)
+        d->vk.GetDeviceQueue(d->device, d->family, 0, &d->queue);
+    return rc;
+}
+
+VkDescriptorType nb_vulkan_descriptor(uint32_t binding)
+{
+    bool texels = binding != 2 && binding != 5 && binding != 6; // shaders/common.glsl
+    return texels ? VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER : VK_DESCRIPTOR_TYPE_STORAGE_BUFFER;
+}
+
+static int make_layout(struct nb_vulkan_device *d)
+{
+    VkDescriptorSetLayoutBinding binding[NB_VULKAN_BINDINGS];
+    for (uint32_t i = 0; i < NB_VULKAN_BINDINGS; i++)
+        binding[i] = (VkDescriptorSetLayoutBinding){.binding = i,
+                                                    .descriptorType = nb_vulkan_descriptor(i),
+                                                    .descriptorCount = 1,
+                                                    .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
+    const VkDescriptorSetLayoutCreateInfo set = {
+        .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO,
+        .bindingCount = NB_VULKAN_BINDINGS,
+        .pBindings = binding};
+    VkResult r = d->vk.CreateDescriptorSetLayout(d->device, &set, NULL, &d->set_layout);
+    if (r != VK_SUCCESS)
+        return nb_vk_errno(r);
+    const VkPushConstantRange push = {VK_SHADER_STAGE_COMPUTE_BIT, 0, NB_VULKAN_PUSH_BYTES};
+    const VkPipelineLayoutCreateInfo info = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
+                                             .setLayoutCount = 1,
+                                             .pSetLayouts = &d->set_layout,
+                                             .pushConstantRangeCount = 1,
+                                             .pPushConstantRanges = &push};
+    return nb_vk_errno(d->vk.CreatePipelineLayout(d->device, &info, NULL, &d->layout));
+}
+
+static int make_modules(struct nb_vulkan_device *d)
+{
+    VkResult r = VK_SUCCESS;
+    for (int i = 0; i < NB_SHADERS && r == VK_SUCCESS; i++) {
+        const VkShaderModuleCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
+                                               .codeSize = nb_shader_code[i].bytes,
+                                               .pCode = nb_shader_code[i].words};
+        r = d->vk.CreateShaderModule(d->device, &info, NULL, &d->module[i]);
+    }
+    return nb_vk_errno(r);
+}
+
+static int make_commands(struct nb_vulkan_device *d)
+{
+    const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                          .queueFamilyIndex = d->family};
+    const VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
+    VkResult r = d->vk.CreateCommandPool(d->device, &pool, NULL, &d->commands);
+    if (r == VK_SUCCESS)
+        r = d->vk.CreateFence(d->device, &fence, NULL, &d->fence);
+    return nb_vk_errno(r);
+}
+
+static void vulkan_destroy(struct nb_device *base)
+{
+    struct nb_vulkan_device *d = (struct nb_vulkan_device *)base;
+    if (!d)
+        return;
+    if (d->device && d->vk.DestroyDevice) {
+        for (int i = 0; i < NB_SHADERS; i++)
+            d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
+        d->vk.DestroyPipelineLayout(d->device, d->layout, NULL);
+        d->vk.DestroyDescriptorSetLayout(d->device, d->set_layout, NULL);
+        d->vk.DestroyFence(d->device, d->fence, NULL);
+        d->vk.DestroyCommandPool(d->device, d->commands, NULL);
+        d->vk.DestroyDevice(d->device, NULL);
+    }
+    nb_vk_close(&d->vk);
+    free(d);
+}
+
+static int open_index(struct nb_vulkan_device *d, char *error, size_t error_size)
+{
+    VkPhysicalDevice p[MAX_DEVICES];
+    uint32_t n;
+    int rc = nb_vk_open(&d->vk, error, error_size);
+    if (rc < 0 || (rc = list(&d->vk, p, &n, error, error_size)) < 0)
+        return rc;
+    if (d->index >= n)
+        return nb_fail(error, error_size, -ENODEV,
+                       "there is no device vulkan%u: this machine has %u Vulkan device%s", d->index,
+                       n, n == 1 ? "" : "s");
+    d->physical = p[d->index];
+    describe(&d->vk, d->physical, &d->info);
+    if ((rc = make_device(d)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
+        (rc = make_commands(d)) < 0)
+        return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,
+                       rc == -ENOTSUP ? "it has no queue that computes and keeps time"
+                                      : strerror(-rc));
+    return 0;
+}
+
+int nb_vulkan_device_create(uint32_t index, struct nb_device **ret, char *ret_error,
+                            size_t error_size)
+{
+    struct nb_vulkan_device *d = calloc(1, sizeof(*d));
+    if (!d)
+        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+    d->base.ops = &nb_vulkan_ops;
+    d->index = index;
+    int rc = open_index(d, ret_error, error_size);
+    if (rc < 0)
+        vulkan_destroy(&d->base);
+    else
+        *ret = &d->base;
+    return rc;
+}
+
+uint32_t nb_vulkan_local(const struct nb_vulkan_device *d)
+{
+    return d->info.is_cpu ? LOCAL_CPU : LOCAL_GPU;
+}
+
+int nb_vulkan_pipeline(struct nb_vulkan_device *d, enum nb_shader shader,
+                       const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret)
+{
+    VkSpecializationMapEntry entry[NB_VULKAN_CONSTANTS];
+    uint32_t value[NB_VULKAN_CONSTANTS];
+    memcpy(value, constants, sizeof(value));
+    value[0] = nb_vulkan_local(d);
+    for (uint32_t i = 0; i < NB_VULKAN_CONSTANTS; i++)
+        entry[i] = (VkSpecializationMapEntry){i, i * 4, 4};
+    const VkSpecializationInfo special = {NB_VULKAN_CONSTANTS, entry, sizeof(value), value};
+    const VkComputePipelineCreateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
+        .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                  .stage = VK_SHADER_STAGE_COMPUTE_BIT,
+                  .module = d->module[shader],
+                  .pName = "main",
+                  .pSpecializationInfo = &special},
+        .layout = d->layout};
+    return nb_vk_errno(
+        d->vk.CreateComputePipelines(d->device, VK_NULL_HANDLE, 1, &info, NULL, ret));
+}
+
+static void vulkan_info(const struct nb_device *base, struct nb_device_info *ret)
+{
+    const struct nb_vulkan_device *d = (const struct nb_vulkan_device *)base;
+    *ret = (struct nb_device_info){.memory_bytes = d->info.memory};
+    snprintf(ret->name, sizeof(ret->name), "vulkan%u", d->index);
+    snprintf(ret->description, sizeof(ret->description), "%.60s, %.60s", d->info.name,
+             d->info.driver);
+    snprintf(ret->isa, sizeof(ret->isa), "%s", d->info.tier);
+}
+
+const struct nb_device_ops nb_vulkan_ops = {
+    .info = vulkan_info,
+    .destroy = vulkan_destroy,
+    .kv_block_bytes = nb_vulkan_kv_block_bytes,
+    .model_open = nb_vulkan_model_open,
+    .model_close = nb_vulkan_model_close,
+    .step = nb_vulkan_step,
+    .kv_clear = nb_vulkan_kv_clear,
+    .times = nb_vulkan_times,
+};

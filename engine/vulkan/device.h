@@ -1,0 +1,67 @@
+// A Vulkan device from the inside: its queue, its memory, its pipelines. For engine/vulkan/ alone.
+#pragma once
+
+#include <stdint.h>
+
+#include "engine/device.h"
+#include "engine/vulkan/api.h"
+#include "engine/vulkan/shaders.h"
+#include "engine/vulkan/vulkan.h"
+
+enum { NB_VULKAN_BINDINGS = 8, NB_VULKAN_PUSH_BYTES = 128, NB_VULKAN_CONSTANTS = 12 };
+
+struct nb_vulkan_device {
+    struct nb_device base;
+    struct nb_vk vk;
+    struct nb_vulkan_device_info info;
+    uint32_t index;
+    VkPhysicalDevice physical;
+    VkDevice device;
+    VkQueue queue;
+    uint32_t family;
+    bool can_import;
+    VkDeviceSize import_alignment, buffer_alignment, max_range, max_allocation;
+    double tick_ns; // of a timestamp
+    VkPhysicalDeviceMemoryProperties memory;
+    VkDescriptorSetLayout set_layout;
+    VkPipelineLayout layout;
+    VkShaderModule module[NB_SHADERS];
+    VkCommandPool commands;
+    VkFence fence;
+};
+
+struct nb_vulkan_buffer {
+    VkBuffer buffer;
+    VkDeviceMemory memory;
+    VkDeviceSize bytes;
+    void *map; // or NULL
+};
+
+// Memory that the host writes and reads, or the device's own.
+enum nb_vulkan_memory { NB_VULKAN_HOST, NB_VULKAN_DEVICE };
+
+int nb_vulkan_buffer_init(struct nb_vulkan_device *d, VkDeviceSize bytes,
+                          enum nb_vulkan_memory where, struct nb_vulkan_buffer *ret);
+// Host memory as the buffer's own, whole pages, which must outlive it. -ENOTSUP where the device
+// cannot.
+int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize bytes,
+                            struct nb_vulkan_buffer *ret);
+// Copies to a buffer of the device's own memory.
+int nb_vulkan_buffer_upload(struct nb_vulkan_device *d, const struct nb_vulkan_buffer *to,
+                            const void *from, VkDeviceSize bytes);
+void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b);
+
+int nb_vulkan_begin(struct nb_vulkan_device *d, bool once, VkCommandBuffer *ret);
+// Submits and waits.
+int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands);
+int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); // and frees
+
+// Invocations of a workgroup.
+uint32_t nb_vulkan_local(const struct nb_vulkan_device *d);
+int nb_vulkan_pipeline(struct nb_vulkan_device *d, enum nb_shader shader,
+                       const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret);
+
+// What is only read is read as texels of four words; the rest are storage buffers.
+VkDescriptorType nb_vulkan_descriptor(uint32_t binding);
+
+extern const struct nb_device_ops nb_vulkan_ops;

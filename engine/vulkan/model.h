@@ -1,0 +1,89 @@
+// A model on a Vulkan device: its buffers, and the dispatches that its plan became. program.c makes
+// the dispatches, record.c command buffers of them, model.c owns the memory and runs steps.
+#pragma once
+
+#include "engine/plan.h"
+#include "engine/vulkan/device.h"
+
+enum {
+    NB_VULKAN_TILES = 3,       // variants of a product: tokens of one invocation
+    NB_VULKAN_BUCKETS = 13,    // rows of a recorded step: 1, 2, 4 .. 4096
+    NB_VULKAN_VECTOR_PAD = 32, // floats; so that a vector begins at a texel and ends in zeros
+    NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
+};
+extern const uint32_t nb_vulkan_tile[NB_VULKAN_TILES];
+
+// What a dispatch's count of invocations follows from.
+enum nb_vulkan_shape {
+    NB_VULKAN_ROWS,  // `units` for each row
+    NB_VULKAN_TOKENS // `units` for each tile of tokens
+};
+
+struct nb_vulkan_dispatch {
+    uint32_t op; // of the plan
+    bool beside; // needs no barrier after the one before
+    enum nb_vulkan_shape shape;
+    uint32_t units, few_units; // few_units: with few rows, and then the first push constant
+    VkPipeline pipeline[NB_VULKAN_TILES];
+    VkDescriptorSet set;
+    uint32_t push[NB_VULKAN_PUSH_BYTES / 4], n_push;
+};
+
+// Word offsets into the step buffer: what the shaders read of a step's rows.
+struct nb_vulkan_tables {
+    uint32_t token, position, sequence, logits_row, rope, blocks, block_stride, words;
+};
+
+struct nb_vulkan_pipeline {
+    enum nb_shader shader;
+    uint32_t constants[NB_VULKAN_CONSTANTS];
+    VkPipeline pipeline;
+};
+
+struct nb_device_model {
+    struct nb_vulkan_device *device;
+    const struct nb_plan *plan;
+    uint32_t max_rows, padded_rows, kv_blocks, head_rows;
+
+    // The weights where they lie in the image (imported) or one copy, from the page of the first
+    // matrix on.
+    const uint8_t *span;
+    size_t span_bytes;
+    struct nb_vulkan_buffer weights, vectors;
+    uint32_t n_vectors; // floats laid in `vectors`
+    struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, act, logits;
+    struct nb_vulkan_buffer *kv; // of each layer
+    struct nb_vulkan_tables tables;
+    float *host_logits;
+    size_t host_logits_bytes;
+
+    VkDescriptorPool sets;
+    VkBufferView *views;
+    uint32_t n_views;
+    struct nb_vulkan_pipeline *pipelines;
+    uint32_t n_pipelines;
+    struct nb_vulkan_dispatch *dispatches; // in the order of the plan; the head's from `head` on
+    uint32_t n_dispatches, head;
+    VkCommandBuffer body_commands[NB_VULKAN_BUCKETS], head_commands[NB_VULKAN_BUCKETS];
+    VkQueryPool queries; // after each op of the body, then the head's two
+    uint64_t time_ns[NB_OP_KINDS];
+};
+
+static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size);
+uint32_t nb_vulkan_bucket(uint32_t rows);
+// The command buffer of a bucket, recorded at its first use.
+int nb_vulkan_commands(struct nb_device_model *m, uint32_t bucket, bool head, VkCommandBuffer *ret);
+
+size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan);
+int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
+                         uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
+                         size_t error_size);
+void nb_vulkan_model_close(struct nb_device_model *m);
+int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits);
+void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block);
+void nb_vulkan_times(const struct nb_device_model *m, uint64_t *ret_ns);

@@ -1,0 +1,18 @@
+// Builds without Vulkan (-Dvulkan=false): there are no such devices, and asking for one says so.
+#include "engine/vulkan/vulkan.h"
+
+#include <errno.h>
+
+#include "tensor/fail.h"
+
+int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
+                        size_t error_size)
+{
+    return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
+}
+
+int nb_vulkan_device_create(uint32_t index, struct nb_device **ret, char *ret_error,
+                            size_t error_size)
+{
+    return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
+}

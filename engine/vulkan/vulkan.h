@@ -1,0 +1,24 @@
+// Vulkan devices: which there are, and one of them as a device of the engine. The loader is opened
+// at run time, so a machine without Vulkan is one without such devices, not an error of its own.
+#pragma once
+
+#include "engine/device.h"
+
+// A Vulkan device as enumerated; its index is the N of its name, "vulkanN".
+struct nb_vulkan_device_info {
+    char name[256], driver[256];
+    uint8_t uuid[16];
+    bool is_cpu;         // never chosen but by name
+    bool unified;        // its memory is the host's
+    uint64_t memory;     // of its largest heap of its own
+    uint64_t max_window; // bytes that a shader may address at once
+    const char *tier;
+};
+
+// Up to `max` devices; returns how many there are. -ENODEV without a loader, -EIO when it fails.
+int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
+                        size_t error_size);
+// -ENODEV no loader or no such device, -ENOTSUP a device that lacks what the shaders need, -ENOMEM,
+// -EIO; the line in `ret_error` says which.
+int nb_vulkan_device_create(uint32_t index, struct nb_device **ret, char *ret_error,
+                            size_t error_size);

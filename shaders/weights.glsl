@@ -1,0 +1,134 @@
+// Reading packed weights (tensor/layout.h): four rows of a row group at a time, because their words
+// lie side by side.
+
+const bool WIDE = PLANES == PLANES_8 || PLANES == PLANES_4_1 || PLANES == PLANES_4_2 ||
+                  CODEBOOK != 0; // codes of more than 4 bits
+const uint ZERO = CODEBOOK != 0 ? 128 : OFFSET; // the code that means 0
+
+uvec4 read4(uint at)
+{
+    return texelFetch(weights, int(at));
+}
+
+uvec2 read2(uint at)
+{
+    uvec4 v = read4(at / 2);
+    return at % 2 != 0 ? v.zw : v.xy;
+}
+
+uint read1(uint at)
+{
+    uvec4 v = read4(at / 4);
+    uvec2 pair = at % 4 >= 2 ? v.zw : v.xy;
+    return at % 2 != 0 ? pair.y : pair.x;
+}
+
+// Where a matrix's planes lie in a row group, in the units of the reads.
+struct Planes {
+    uint high4, scale2, min2, sub1;
+};
+
+uvec4 table_bytes(uvec4 nibbles) // four codes a word to IQ4's values + 128
+{
+    const uvec4 words = uvec4(0x3f2d1801u, 0x766a5d4fu, 0xa6998d81u, 0xf1d9c5b5u);
+    uvec4 bytes = uvec4(0);
+    for (int i = 0; i < 32; i += 8) {
+        uvec4 n = nibbles >> i & 15;
+        uvec4 low = mix(uvec4(words.x), uvec4(words.y), greaterThan(n & 4, uvec4(0)));
+        uvec4 high = mix(uvec4(words.z), uvec4(words.w), greaterThan(n & 4, uvec4(0)));
+        uvec4 word = mix(low, high, greaterThan(n & 8, uvec4(0)));
+        bytes |= (word >> (n & 3) * 8 & 255) << i;
+    }
+    return bytes;
+}
+
+// The codes of 32 weights from block `b` on, as bytes: word q holds 4q .. 4q + 3. `at`: the rows'
+// first uvec4 of the group.
+void load_codes(uint at, uint high, uint b, out uvec4 c[8])
+{
+    if (PLANES == PLANES_8) {
+        [[unroll]] for (uint q = 0; q < 8; q++)
+            c[q] = read4(at + b * 32 + q * 4);
+    } else if (PLANES <= PLANES_4_2) {
+        [[unroll]] for (uint j = 0; j < 4; j++) {
+            uvec4 v = read4(at + b * 16 + j * 4);
+            c[j] = v & 0x0f0f0f0f;
+            c[4 + j] = v >> 4 & 0x0f0f0f0f;
+        }
+    } else {
+        [[unroll]] for (uint j = 0; j < 2; j++) {
+            uvec4 v = read4(at + b * 8 + j * 4);
+            [[unroll]] for (uint p = 0; p < 4; p++)
+                c[2 * p + j] = v >> 2 * p & 0x03030303;
+        }
+    }
+    if (PLANES == PLANES_4_1 || PLANES == PLANES_2_1) {
+        uvec4 v = read4(at + high + b * 4);
+        [[unroll]] for (uint q = 0; q < 8; q++)
+            c[q] |= (v >> q & 0x01010101) << (PLANES == PLANES_4_1 ? 4 : 2);
+    }
+    if (PLANES == PLANES_4_2) {
+        [[unroll]] for (uint j = 0; j < 2; j++) {
+            uvec4 v = read4(at + high + b * 8 + j * 4);
+            [[unroll]] for (uint p = 0; p < 4; p++)
+                c[2 * p + j] |= (v >> 2 * p & 0x03030303) << 4;
+        }
+    }
+    if (CODEBOOK != 0) {
+        [[unroll]] for (uint q = 0; q < 8; q++)
+            c[q] = table_bytes(c[q]);
+    }
+}
+
+uvec4 bytes_of(uint word)
+{
+    return uvec4(word, word >> 8, word >> 16, word >> 24) & 255;
+}
+
+vec4 halves_of(uvec2 words)
+{
+    return vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
+}
+
+// Effective scale and minimum of the group that holds weight k, for the four rows of `quad`.
+// `group1`: the row group's first word.
+void load_scales(uint group1, Planes p, uint quad, uint k, out vec4 ws, out vec4 wm)
+{
+    uint block = k / SCALE_BLOCK;
+    ws = halves_of(read2(group1 / 2 + p.scale2 + block * 4 + quad));
+    wm = vec4(0.0);
+    if (HAS_MIN != 0)
+        wm = halves_of(read2(group1 / 2 + p.min2 + block * 4 + quad));
+    if (SUB == SUB_NONE)
+        return;
+    uint g = k % SCALE_BLOCK / GROUP;
+    uint sub = group1 + p.sub1 + block * SUB_BYTES * 4 + quad;
+    ivec4 scale, least = ivec4(0);
+    if (SUB == SUB_SM8) {
+        scale = ivec4(bytes_of(read1(sub + g * 4)));
+        least = ivec4(bytes_of(read1(sub + (8 + g) * 4)));
+    } else if (SUB == SUB_SM4) {
+        uvec4 both = bytes_of(read1(sub + g * 4));
+        scale = ivec4(both & 15);
+        least = ivec4(both >> 4);
+    } else if (SUB == SUB_S6) {
+        uvec4 low = bytes_of(read1(sub + g % 8 * 4)) >> g / 8 * 4 & 15;
+        uvec4 high = bytes_of(read1(sub + (8 + g % 4) * 4)) >> g / 4 * 2 & 3;
+        scale = ivec4(low | high << 4) - 32;
+    } else {
+        scale = ivec4(bytes_of(read1(sub + g * 4)) << 24) >> 24;
+    }
+    ws *= vec4(scale);
+    wm = -(wm * vec4(least));
+}
+
+// Elements of a float matrix: row quad `quad` at column k.
+vec4 load_floats(uint group1, uint quad, uint k)
+{
+    if (PLANES == PLANES_F32)
+        return uintBitsToFloat(read4(group1 / 4 + k * 4 + quad));
+    uvec2 w = read2(group1 / 2 + k * 4 + quad);
+    if (PLANES == PLANES_F16)
+        return halves_of(w);
+    return uintBitsToFloat(uvec4(w.x << 16, w.x & 0xffff0000u, w.y << 16, w.y & 0xffff0000u));
+}
