@@ -1,4 +1,4 @@
-// engine-logits MODEL.gguf TOKENS.bin --precision P --ctx N --threads T -o LOGITS.f32
+// engine-logits MODEL.gguf TOKENS.bin --precision P --ctx N --threads T --device D -o LOGITS.f32
 // The engine's logits for a file of int32 tokens (little-endian), as float32 [tokens][vocabulary]:
 // windows of N tokens, each in a sequence of its own, for the Python oracles to compare.
 #include <errno.h>
@@ -19,6 +19,7 @@ static int parse(int argc, char **argv, struct arguments *a)
 {
     static const struct option options[] = {{"precision", required_argument, NULL, 'p'},
                                             {"ctx", required_argument, NULL, 'c'},
+                                            {"device", required_argument, NULL, 'd'},
                                             {"threads", required_argument, NULL, 't'},
                                             {NULL, 0, NULL, 0}};
     int c;
@@ -27,6 +28,8 @@ static int parse(int argc, char **argv, struct arguments *a)
             a->out = optarg;
         else if (c == 'c')
             a->ctx = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 'd')
+            test_device(optarg);
         else if (c == 't')
             a->threads = (uint32_t)strtoul(optarg, NULL, 10);
         else if (c != 'p' || test_precision(optarg, &a->precision) < 0)
@@ -95,7 +98,7 @@ int main(int argc, char **argv)
         fprintf(
             stderr,
             "usage: engine-logits MODEL.gguf TOKENS.bin [--precision fast|balanced|exact] [--ctx N]"
-            " [--threads T] -o LOGITS.f32\n");
+            " [--threads T] [--device D] -o LOGITS.f32\n");
         return 2;
     }
     uint32_t n = 0;

@@ -1,5 +1,6 @@
-// engine-bench [MODEL.gguf]: the engine's speed without service or channel, to see where the time
-// goes: prefill, decode of several sequences together, and the share of each kind of op.
+// engine-bench [--device cpu|vulkanN] [MODEL.gguf]: the engine's speed without service or channel,
+// to see where the time goes: prefill, decode of several sequences together, and the share of each
+// kind of op.
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -110,13 +111,11 @@ static void bench_decode(struct bench *b, uint32_t n)
 
 int main(int argc, char **argv)
 {
-    static const struct option longs[] = {{"precision", required_argument, NULL, 'e'},
-                                          {"threads", required_argument, NULL, 't'},
-                                          {"prompt", required_argument, NULL, 'p'},
-                                          {"gen", required_argument, NULL, 'n'},
-                                          {"runs", required_argument, NULL, 'r'},
-                                          {"clients", required_argument, NULL, 'c'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {
+        {"device", required_argument, NULL, 'd'},  {"precision", required_argument, NULL, 'e'},
+        {"threads", required_argument, NULL, 't'}, {"prompt", required_argument, NULL, 'p'},
+        {"gen", required_argument, NULL, 'n'},     {"runs", required_argument, NULL, 'r'},
+        {"clients", required_argument, NULL, 'c'}, {NULL, 0, NULL, 0}};
     struct bench b = {.prompt = 512, .gen = 64, .runs = 5};
     struct nb_model_options options = {.precision = NB_PRECISION_FAST};
     uint32_t threads = 0, clients = 16;
@@ -124,6 +123,8 @@ int main(int argc, char **argv)
         uint32_t value = optarg ? (uint32_t)strtoul(optarg, NULL, 10) : 0;
         if (c == 'e')
             check(test_precision(optarg, &options.precision), optarg);
+        else if (c == 'd')
+            test_device(optarg);
         else if (c == '?')
             return 2;
         *(c == 't'   ? &threads

@@ -39,6 +39,13 @@ static int map_packed(int fd, struct nb_image **ret, char *error, size_t size)
     return rc;
 }
 
+static const char *device_name = "cpu";
+
+void test_device(const char *name)
+{
+    device_name = name;
+}
+
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
                        struct test_model *ret, char *ret_error, size_t error_size)
 {
@@ -47,10 +54,8 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
     if (rc < 0)
         return rc;
     struct test_model t = {0};
-    rc = nb_cpu_device_create(threads, &t.device);
-    if (rc < 0)
-        nb_fail(ret_error, error_size, rc, "CPU device: %s", strerror(-rc));
-    else
+    rc = nb_device_create(device_name, threads, &t.device, ret_error, error_size);
+    if (rc == 0)
         rc = nb_model_open(image, t.device, options, &t.model, ret_error, error_size);
     if (rc < 0) {
         nb_image_unmap(image);

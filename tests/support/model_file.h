@@ -1,5 +1,5 @@
 // What tests and benchmarks of the engine begin with: a model file packed into a memfd and opened
-// on a CPU device.
+// on a device.
 #pragma once
 
 #include "engine/engine.h"
@@ -9,6 +9,9 @@ struct test_model {
     struct nb_model *model;
 };
 
+// The device that models are opened on from now on: a name as nb_device_create takes it; "cpu" at
+// first.
+void test_device(const char *name);
 // NULL: NIBBLE_MODEL, or the packaged model in the cache (tools/fetch-model).
 const char *test_model_path(const char *path);
 // On failure the line in `ret_error` says why. test_model_close takes what it made.
