@@ -1,0 +1,214 @@
+// The Vulkan device against the CPU device, logit by logit, on random models of every weight type
+// and of odd shapes; and its own promise: a row's logits are the same bits however the rows were
+// cut and whatever runs beside them. On Mesa's CPU driver, which a machine without a GPU has too;
+// where it is missing this fails.
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/vulkan/vulkan.h"
+#include "tensor/type.h"
+#include "tests/support/model_file.h"
+#include "tests/support/random_model.h"
+
+#define MOST_ROWS    128
+#define MOST_DEVICES 16
+
+static char device[16]; // the driver's name among the devices
+
+// A run: the logits of each position of a prompt and of what follows it greedily.
+struct run {
+    struct random_model model;
+    enum nb_precision precision;
+    uint32_t prompt, generate, chunk, others;
+};
+
+struct logits {
+    float row[MOST_ROWS][RANDOM_VOCAB];
+    uint32_t n;
+};
+
+static void on_logits(void *user, uint32_t position, const float *logits, uint32_t vocab)
+{
+    struct logits *l = user;
+    if (!l)
+        return;
+    assert_true(position < MOST_ROWS && vocab == RANDOM_VOCAB);
+    memcpy(l->row[position], logits, sizeof(l->row[position]));
+    l->n++;
+}
+
+static void start(struct nb_sequence *s, uint64_t seed, const struct run *r, bool score)
+{
+    int32_t tokens[MOST_ROWS];
+    for (uint32_t i = 0; i < r->prompt; i++)
+        tokens[i] = (int32_t)(nb_random(seed, i) % RANDOM_VOCAB);
+    struct nb_request request = {.max_tokens = r->generate,
+                                 .sampling = NB_SAMPLING_GREEDY,
+                                 .ignore_eos = true,
+                                 .score = score};
+    assert_int_equal(nb_sequence_set(s, 0, tokens, r->prompt), 0);
+    assert_int_equal(nb_sequence_start(s, &request), 0);
+}
+
+static void compute(const char *name, const struct run *r, struct logits *ret)
+{
+    struct nb_model_options o = {
+        .precision = r->precision, .max_rows = r->chunk, .max_context = MOST_ROWS};
+    struct nb_sequence *s, *other[8];
+    struct test_model t;
+    char error[256] = "";
+    int fd = random_model_create(&r->model);
+    assert_true(fd >= 0 && r->others <= 8);
+    test_device(name);
+    if (test_model_open_fd(fd, 1, &o, &t, error, sizeof(error)) < 0)
+        fail_msg("%s", error);
+    close(fd);
+    nb_model_set_events(t.model, &(struct nb_model_events){.on_logits = on_logits});
+    for (uint32_t i = 0; i < r->others; i++) {
+        assert_int_equal(nb_sequence_create(t.model, NULL, &other[i]), 0);
+        start(other[i], 100 + i, r, false);
+    }
+    ret->n = 0;
+    assert_int_equal(nb_sequence_create(t.model, ret, &s), 0);
+    start(s, 1, r, true);
+    while (nb_model_has_work(t.model))
+        assert_int_equal(nb_model_step(t.model, NULL), 1);
+    assert_int_equal(ret->n, r->prompt + (r->generate ? r->generate - 1 : 0));
+    nb_sequence_destroy(s);
+    for (uint32_t i = 0; i < r->others; i++)
+        nb_sequence_destroy(other[i]);
+    test_model_close(&t);
+}
+
+// The largest difference over the largest logit.
+static double difference(const struct logits *a, const struct logits *b)
+{
+    double most = 0, size = 0;
+    for (uint32_t i = 0; i < a->n; i++)
+        for (uint32_t j = 0; j < RANDOM_VOCAB; j++) {
+            double d = fabs((double)a->row[i][j] - (double)b->row[i][j]);
+            most = d > most || isnan(d) ? d : most;
+            size = fmax(size, fabs((double)a->row[i][j]));
+        }
+    return most / size;
+}
+
+// docs/numerics.md says what may differ. Two-term inputs hardly feel another rounding; with one
+// term an input that lies between two codes may fall to the other side.
+static void check_close(const struct run *r, const char *what)
+{
+    static struct logits cpu, gpu;
+    compute("cpu", r, &cpu);
+    compute(device, r, &gpu);
+    assert_int_equal(cpu.n, gpu.n);
+    double d = difference(&cpu, &gpu), most = r->precision == NB_PRECISION_EXACT ? 5e-4 : 5e-2;
+    if (!(d <= most))
+        fail_msg("%s: logits differ by %g of the largest, more than %g", what, d, most);
+    print_message("%s: %.2g\n", what, d);
+}
+
+static void every_type(void **state)
+{
+    static const int types[] = {NB_TYPE_F32,  NB_TYPE_F16,  NB_TYPE_BF16,   NB_TYPE_Q4_0,
+                                NB_TYPE_Q4_1, NB_TYPE_Q5_0, NB_TYPE_Q5_1,   NB_TYPE_Q8_0,
+                                NB_TYPE_Q2_K, NB_TYPE_Q3_K, NB_TYPE_Q4_K,   NB_TYPE_Q5_K,
+                                NB_TYPE_Q6_K, NB_TYPE_Q2_0, NB_TYPE_IQ4_NL, NB_TYPE_IQ4_XS};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        struct run r = {.model = {1, 256, 256, 4, 2, 512, 3, types[i]},
+                        .precision = NB_PRECISION_EXACT,
+                        .prompt = 3};
+        check_close(&r, nb_type_name((uint32_t)types[i]));
+    }
+}
+
+// Types mixed within an op, so that its matrices take dispatches of their own.
+static void mixed_types(void **state)
+{
+    struct run r = {
+        .model = {2, 256, 256, 4, 2, 512, 5, -1}, .precision = NB_PRECISION_EXACT, .prompt = 3};
+    check_close(&r, "mixed types");
+}
+
+static void odd_shapes(void **state)
+{
+    static const struct random_model models[] = {
+        {1, 96, 160, 3, 1, 512, 7, NB_TYPE_Q4_1},
+        {1, 32, 32, 1, 1, 512, 8, NB_TYPE_Q8_0},
+        {2, 192, 96, 6, 3, 512, 9, NB_TYPE_F32},
+    };
+    for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++)
+        for (int p = i ? NB_PRECISION_EXACT : NB_PRECISION_FAST; p <= NB_PRECISION_EXACT; p += 2) {
+            struct run r = {models[i], (enum nb_precision)p, 70, i ? 0 : 4, 0, 0};
+            check_close(&r, p ? "odd shape, exact" : "odd shape, fast");
+        }
+}
+
+static void rows_alone_and_together(void **state)
+{
+    static struct logits want, got;
+    struct run r = {.model = {2, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1},
+                    .precision = NB_PRECISION_BALANCED,
+                    .prompt = 75,
+                    .generate = 5};
+    static const uint32_t chunks[] = {1, 3, 7, 20, 128}, companies[] = {0, 1, 3, 8, 5};
+    compute(device, &r, &want);
+    for (int i = 0; i < 5; i++) {
+        r.chunk = chunks[i];
+        r.others = companies[i];
+        compute(device, &r, &got);
+        assert_int_equal(want.n, got.n);
+        if (memcmp(want.row, got.row, want.n * sizeof(want.row[0])) != 0)
+            fail_msg("chunks of %u beside %u others give other bits", r.chunk, r.others);
+    }
+}
+
+static void refusals(void **state)
+{
+    struct nb_device *d;
+    char error[256] = "";
+    assert_int_equal(nb_device_create("vulkan9999", 0, &d, error, sizeof(error)), -ENODEV);
+    assert_non_null(strstr(error, "there is no device vulkan9999"));
+    static const char *const names[] = {"", "gpu", "vulkan", "vulkan-1", "vulkan0x", "cpu0"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        assert_int_equal(nb_device_create(names[i], 0, &d, error, sizeof(error)), -EINVAL);
+}
+
+static int find_device(void **state)
+{
+    struct nb_vulkan_device_info info[MOST_DEVICES];
+    char error[256] = "";
+    int n = nb_vulkan_enumerate(info, MOST_DEVICES, error, sizeof(error));
+    if (n < 0)
+        fprintf(stderr, "%s\n", error);
+    for (int i = 0; i < n && i < MOST_DEVICES; i++) {
+        if (!info[i].is_cpu)
+            continue;
+        print_message("vulkan%d: %s, %s\n", i, info[i].name, info[i].driver);
+        snprintf(device, sizeof(device), "vulkan%d", i);
+        return 0;
+    }
+    fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers\n");
+    return -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(every_type),
+        cmocka_unit_test(mixed_types),
+        cmocka_unit_test(odd_shapes),
+        cmocka_unit_test(rows_alone_and_together),
+    };
+    return cmocka_run_group_tests(tests, find_device, NULL);
+}
