@@ -143,7 +143,8 @@ struct nb_model {
     struct nb_broker *broker;
     struct nb_device *device;
     struct nb_channels channels;
-    struct nb_load *load; // that is making it, until it is ready
+    struct nb_load *load;    // that is making it, until it is ready
+    struct nb_client *owner; // of a temporary one: it goes with this connection
     struct nibble_model info;
     uint32_t id, context;
     uint32_t n_channels;
@@ -160,8 +161,9 @@ int nb_model_seal(struct nb_model *model,
 int nb_model_serve(struct nb_model *model); // starts the device's worker if need be, and tells it
 void nb_model_ready(struct nb_model *model, const struct nb_link_model_ready *message);
 void nb_model_lose(struct nb_model *model, const char *text);
-void nb_model_restart(struct nb_model *model); // its worker is gone, a new one will serve it
-void nb_model_unload(struct nb_model *model);  // loses channels, tells the worker, destroys
+void nb_model_restart(struct nb_model *model);        // its worker is gone, a new one will serve it
+void nb_model_unload(struct nb_model *model);         // loses channels, tells the worker, destroys
+void nb_models_drop_client(struct nb_client *client); // unloads its temporary ones
 struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name);
 
 // ---- device.c

@@ -192,6 +192,7 @@ void nb_client_destroy(struct nb_client *client)
     if (!client)
         return;
     nb_load_drop_client(client);
+    nb_models_drop_client(client);
     while (!TAILQ_EMPTY(&client->channels))
         nb_channel_destroy(TAILQ_FIRST(&client->channels));
     TAILQ_REMOVE(&client->broker->clients, client, entry);

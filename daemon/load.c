@@ -277,6 +277,7 @@ NB_HANDLER(nb_on_load)
     load->file_fd = fds[0];
     fds[0] = -1;
     load->model->load = load;
+    load->model->owner = request->temporary ? client : NULL;
     TAILQ_INSERT_TAIL(&broker->loads, load, entry);
     sd_event_source_set_enabled(broker->load_turn, SD_EVENT_ONESHOT);
     return 0;

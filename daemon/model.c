@@ -181,6 +181,16 @@ void nb_model_unload(struct nb_model *model)
     nb_device_rest(device);
 }
 
+void nb_models_drop_client(struct nb_client *client)
+{
+    struct nb_model *model = TAILQ_FIRST(&client->broker->models), *next;
+    for (; model; model = next) {
+        next = TAILQ_NEXT(model, of_broker);
+        if (model->owner == client)
+            nb_model_unload(model);
+    }
+}
+
 NB_HANDLER(nb_on_unload)
 {
     const struct nb_wire_unload *request = packet;

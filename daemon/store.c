@@ -29,7 +29,7 @@ static void write_name(const struct nb_model *model, char ret[STORE_NAME])
 
 static int read_name(const char *name, struct nb_wire_load *ret)
 {
-    struct nb_wire_load m = {.pad = 0};
+    struct nb_wire_load m = {.context = 0};
     int end = -1;
     int n = sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%" SCNu64 "%n", m.name,
                    m.device, m.precision, &m.context, &m.kv_bytes, &end);
@@ -42,6 +42,8 @@ static int read_name(const char *name, struct nb_wire_load *ret)
 void nb_store_put(const struct nb_model *model)
 {
     char name[STORE_NAME], state[STORE_NAME + 32];
+    if (model->owner)
+        return;
     write_name(model, name);
     snprintf(state, sizeof state, "FDSTORE=1\nFDNAME=%s", name);
     sd_pid_notify_with_fds(0, 0, state, &model->image_fd, 1);

@@ -33,7 +33,9 @@ static int put(nibble *c, char *to, size_t size, const char *what, const char *t
 
 int nibble_load(nibble *c, int fd, const struct nibble_load_options *options)
 {
-    struct nb_wire_load request = {.context = options->context, .kv_bytes = options->kv_bytes};
+    struct nb_wire_load request = {.context = options->context,
+                                   .kv_bytes = options->kv_bytes,
+                                   .temporary = options->temporary != 0};
     int r = check_name(c, options->name);
     if (r == 0)
         r = put(c, request.name, sizeof request.name, "name", options->name);

@@ -98,9 +98,9 @@ struct nb_wire_channel_ref { // CLOSE_CHANNEL request; CHANNEL_LOST event
 struct nb_wire_load {
     struct nb_wire_header header;
     char name[NB_NAME_MAX];
-    char device[32];    // "": the CPU
-    char precision[16]; // "": balanced
-    uint32_t context, pad;
+    char device[32];             // "": the CPU
+    char precision[16];          // "": balanced
+    uint32_t context, temporary; // 1: unloaded when this connection ends
     uint64_t kv_bytes;
 };
 

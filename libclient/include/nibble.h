@@ -138,6 +138,7 @@ struct nibble_load_options {
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */
+    int temporary;         /* unloaded when this connection ends, however it ends */
     /* Called as the file is read; a return other than 0 cancels the load. It cannot use the
      * connection. May be NULL. */
     int (*progress)(void *user, uint64_t done, uint64_t total);

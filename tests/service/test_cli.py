@@ -102,23 +102,6 @@ class Real(CliTest):
         self.assertEqual(got + out.encode(), whole)
         self.assertGreaterEqual(self.json("status")["worker_restarts"], 1)
 
-    def test_client_dies(self):
-        """kill -9 a client in mid-stream: its sessions, channel and memory are given back."""
-        before = self.json("status")
-        process = self.start("run", "smol", "Count to a thousand.", "-n", "500", "--ignore-eos")
-        os.read(process.stdout.fileno(), 1)
-        process.kill()
-        process.communicate()
-        until(lambda: self.json("status")["sessions"] == before["sessions"], "no sessions")
-        self.assertEqual(self.json("status")["channel_bytes"], before["channel_bytes"])
-
-    def test_drain(self):
-        process = self.start("run", "smol", "Count to twenty.", "-n", "40", "--ignore-eos", "--json")
-        until(lambda: self.json("status")["decode_tokens"] > 0, "a first token")
-        self.daemon.process.send_signal(signal.SIGTERM)
-        out, _ = self.finish(process)
-        self.assertEqual(json.loads(out)["timings"]["generated_tokens"], 40)
-
     def test_eval(self):
         text = self.daemon.file("text", b"The quick brown fox jumps over the lazy dog. " * 20)
         same = self.json("eval", "smol", "--text", text, "--ctx", "64", "--reference", "smol")
@@ -129,6 +112,15 @@ class Real(CliTest):
         self.assertLess(0, other["kld_mean"])
         self.assertLess(other["kld_mean"], 0.02)
         self.assertEqual(len(self.json("models")["models"]), 1)
+
+    def test_eval_dies(self):
+        """The file of an eval that is killed does not stay loaded."""
+        text = self.daemon.file("text", b"The quick brown fox jumps over the lazy dog. " * 500)
+        process = self.start("eval", MODEL, "--text", text)
+        until(lambda: self.json("status")["sessions"], "a session")
+        process.kill()
+        process.communicate()
+        until(lambda: len(self.json("models")["models"]) == 1, "the file's model to be gone")
 
     def test_bench(self):
         got = self.json("bench", "smol", "--prompt", "32", "--gen", "4", "--clients", "2", "--runs", "1")

@@ -129,7 +129,7 @@ int cli_model_or_file(const struct common *common, const char *name_or_file, con
     }
     static unsigned count;
     snprintf(l.name, sizeof l.name, "tmp-%ld-%u", (long)getpid(), count++);
-    struct nibble_load_options options = {.name = l.name, .precision = precision};
+    struct nibble_load_options options = {.name = l.name, .precision = precision, .temporary = 1};
     int status = cli_load(common, name_or_file, &options, &l.admin);
     if (status != CLI_OK)
         return status;
