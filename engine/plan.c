@@ -18,15 +18,16 @@ struct builder {
 };
 
 // Which inputs get two terms. `balanced` spends them where they buy most (docs/numbers.md has the
-// measurement): the head, which prefill hardly computes, q/k/v, and the whole of the last layers
-// (one in 30).
+// measurement): the head, which prefill hardly computes, q/k/v but for the first quarter of the
+// layers, and the whole of the last layers (one in 30).
 static uint32_t terms_of(enum nb_precision precision, enum nb_op_kind kind, uint32_t layer,
                          uint32_t n_layers)
 {
     if (precision != NB_PRECISION_BALANCED)
         return precision == NB_PRECISION_EXACT ? 2 : 1;
     uint32_t last = (n_layers + 29) / 30;
-    return kind == NB_OP_HEAD || kind == NB_OP_QKV || layer + last >= n_layers ? 2 : 1;
+    bool qkv = kind == NB_OP_QKV && layer >= n_layers / 4;
+    return kind == NB_OP_HEAD || qkv || layer + last >= n_layers ? 2 : 1;
 }
 
 static bool in_layer(enum nb_op_kind kind)
