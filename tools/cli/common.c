@@ -49,29 +49,23 @@ void *cli_alloc(size_t n, size_t size)
     return p;
 }
 
-static nibble *connect_by(int (*connect)(const char *, nibble **), const char *what,
-                          const struct common *common)
+static nibble *connect_by(int (*connect)(const char *, nibble **), const struct common *common)
 {
     nibble *connection = NULL;
-    const char *path = common->socket ? common->socket : getenv("NIBBLE_SOCKET");
-    int r = connect(common->socket, &connection);
-    if (r == 0)
+    if (connect(common->socket, &connection) == 0)
         return connection;
-    cli_error("cannot reach the daemon's %s socket (%s): %s. Start it with `systemctl start "
-              "nibble.socket`, or run "
-              "`nibbled`; --socket or NIBBLE_SOCKET name another socket",
-              what, path ? path : "/run/nibble/nibble.sock", nibble_strerror(r));
+    cli_error("%s", nibble_error(NULL));
     return NULL;
 }
 
 nibble *cli_connect(const struct common *common)
 {
-    return connect_by(nibble_connect, "application", common);
+    return connect_by(nibble_connect, common);
 }
 
 nibble *cli_connect_admin(const struct common *common)
 {
-    return connect_by(nibble_connect_admin, "admin", common);
+    return connect_by(nibble_connect_admin, common);
 }
 
 nibble_session *cli_session(nibble *connection, const char *model, uint64_t arena_bytes)
