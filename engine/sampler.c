@@ -225,19 +225,26 @@ static double log_sum_exp(const float *logits, uint32_t vocab, float max)
     return max + log(sum);
 }
 
+static bool is_finite(const float *logits, int32_t best)
+{
+    return best >= 0 && logits[best] < INFINITY;
+}
+
 int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log,
               uint32_t log_len, uint32_t position, int32_t *ret_token, float *ret_logprob)
 {
     struct seen seen;
     bool penalty = s->repeat_penalty != 1 && s->repeat_window;
     int32_t best = best_of(logits, vocab);
-    if (best < 0 || logits[best] == INFINITY)
+    if (!is_finite(logits, best))
         return -EDOM;
     double lse = s->logprobs ? log_sum_exp(logits, vocab, logits[best]) : 0;
     if (penalty) {
         memset(&seen, 0, sizeof(seen));
         penalize(s, logits, vocab, log, log_len, &seen);
         best = best_of(logits, vocab);
+        if (!is_finite(logits, best)) // a tiny or a large penalty can leave none
+            return -EDOM;
     }
     int32_t token = best;
     if (s->temperature > 0) {

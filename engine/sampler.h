@@ -24,8 +24,8 @@ struct nb_sampling {
 // 0, or -EINVAL for values out of range (NaN, negative temperature, top_p outside 0..1 ...).
 int nb_sampling_check(const struct nb_sampling *s);
 // Chooses the token for `position` (the index it will have in the log). `logits` is scratch:
-// changed. Ties go to the lower id. NaN logits count as -inf; when no finite logit is left, returns
-// -EDOM.
+// changed. Ties go to the lower id. NaN logits count as -inf; when no finite logit is left, or
+// the penalty makes one infinite, returns -EDOM.
 int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log,
               uint32_t log_len, uint32_t position, int32_t *ret_token, float *ret_logprob);
 // The generator itself: 64 random bits for (seed, counter).

@@ -163,6 +163,27 @@ static void no_number(void **state)
     assert_int_equal(nb_sample(&s, logits, 3, NULL, 0, 0, &token, NULL), -EDOM);
 }
 
+// What a client may ask for, on logits that a model may have.
+static void penalties_beyond_all_numbers(void **state)
+{
+    static const struct {
+        float logit, penalty;
+    } cases[] = {{20, 1e-38f}, {-1e38f, 100}};
+    const int32_t log[] = {0, 1};
+    for (size_t i = 0; i < 2; i++)
+        for (int hot = 0; hot < 2; hot++) {
+            float logits[2] = {cases[i].logit, cases[i].logit};
+            int32_t token = -2;
+            struct nb_sampling s = {.temperature = (float)hot,
+                                    .top_p = 1,
+                                    .repeat_penalty = cases[i].penalty,
+                                    .repeat_window = 2};
+            assert_int_equal(nb_sampling_check(&s), 0);
+            assert_int_equal(nb_sample(&s, logits, 2, log, 2, 2, &token, NULL), -EDOM);
+            assert_int_equal(token, -2);
+        }
+}
+
 static void ranges(void **state)
 {
     struct nb_sampling s = NB_SAMPLING_GREEDY;
@@ -187,6 +208,7 @@ int main(void)
         cmocka_unit_test(greedy_ties),
         cmocka_unit_test(penalty_counts_once),
         cmocka_unit_test(no_number),
+        cmocka_unit_test(penalties_beyond_all_numbers),
         cmocka_unit_test(ranges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
