@@ -49,6 +49,7 @@ struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key)
 static void remove_channel(struct nb_serve *s, struct nb_channel **slot)
 {
     struct nb_page_channel *page = (*slot)->page;
+    nb_text_forget((*slot)->key);
     nb_channel_close(*slot);
     *slot = NULL;
     atomic_store(&page->channel, 0);
@@ -139,7 +140,8 @@ static void on_model_remove(struct nb_serve *s, struct packet *p)
     for (uint32_t i = 0; m && i < NB_WORKER_CHANNELS; i++)
         if (s->channels[i] && s->channels[i]->model == m)
             remove_channel(s, &s->channels[i]);
-    nb_text_settle();
+    if (m)
+        nb_text_settle(nb_model_tokenizer(m->model));
     nb_worker_model_remove(s, ref->model);
 }
 

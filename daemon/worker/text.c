@@ -89,9 +89,9 @@ static struct {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    struct nb_text_task *waiting, *done;
+    struct nb_text_task *waiting, *running, *done;
     uint64_t last_channel; // whose turn it is not
-    bool busy, ending;
+    bool ending;
     int fd;
 } helper = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .fd = -1};
 
@@ -126,12 +126,11 @@ static void *helper_main(void *unused)
             pthread_cond_wait(&helper.changed, &helper.lock);
         if (helper.ending)
             break;
-        struct nb_text_task *t = pop_waiting();
-        helper.busy = true;
+        struct nb_text_task *t = helper.running = pop_waiting();
         pthread_mutex_unlock(&helper.lock);
         run_task(t);
         pthread_mutex_lock(&helper.lock);
-        helper.busy = false;
+        helper.running = NULL;
         push(&helper.done, t);
         pthread_cond_broadcast(&helper.changed);
         if (write(helper.fd, &one, sizeof(one)) < 0)
@@ -183,10 +182,27 @@ void nb_text_stop(void)
     helper.waiting = NULL;
 }
 
-void nb_text_settle(void)
+void nb_text_forget(uint64_t channel)
+{
+    struct nb_text_task *gone = NULL;
+    pthread_mutex_lock(&helper.lock);
+    for (struct nb_text_task **at = &helper.waiting, *t; (t = *at);) {
+        if (t->channel != channel) {
+            at = &t->next;
+            continue;
+        }
+        *at = t->next;
+        t->next = gone;
+        gone = t;
+    }
+    pthread_mutex_unlock(&helper.lock);
+    drop_list(gone);
+}
+
+void nb_text_settle(const struct nb_tokenizer *tokenizer)
 {
     pthread_mutex_lock(&helper.lock);
-    while (helper.waiting || helper.busy)
+    while (helper.running && helper.running->tokenizer == tokenizer)
         pthread_cond_wait(&helper.changed, &helper.lock);
     pthread_mutex_unlock(&helper.lock);
 }

@@ -25,6 +25,9 @@ struct nb_text_task {
 
 // The helper thread; *ret_fd is readable when there is something to deliver.
 int nb_text_start(int *ret_fd);
-void nb_text_stop(void);   // waits for what runs
-void nb_text_settle(void); // waits until nothing runs or waits: before a tokenizer goes
+void nb_text_stop(void);               // waits for what runs
+void nb_text_forget(uint64_t channel); // drops what waits for a channel that goes
+// Waits for a text that runs with this tokenizer, before it goes; its channels were forgotten
+// before.
+void nb_text_settle(const struct nb_tokenizer *tokenizer);
 void nb_text_deliver(struct nb_serve *s);

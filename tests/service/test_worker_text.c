@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "daemon/worker/worker_config.h"
 #include "tests/service/worker_harness.h"
 
 #define N_OF(a) (sizeof(a) / sizeof((a)[0]))
@@ -99,12 +100,56 @@ static void a_long_text_is_tokenized_as_its_parts(void **state)
     client_close(&c);
 }
 
+// KiB of private memory.
+static long worker_memory(void)
+{
+    char path[64], line[256];
+    long kib = -1;
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)worker.pid);
+    FILE *file = fopen(path, "re");
+    assert_non_null(file);
+    while (kib < 0 && fgets(line, sizeof(line), file))
+        sscanf(line, "RssAnon: %ld", &kib);
+    fclose(file);
+    assert_true(kib >= 0);
+    return kib;
+}
+
+static void texts_of_who_hung_up_are_dropped(void **state)
+{
+    enum { LEN = 512 << 10, TEXTS = 16, CLIENTS = 30 };
+    if (NB_SANITIZED)
+        skip(); // freed memory is kept in quarantine
+    char *text = malloc(LEN);
+    assert_non_null(text);
+    memset(text, 'a', LEN);
+    for (size_t i = 7; i < LEN; i += 8)
+        text[i] = ' ';
+    long before = worker_memory();
+    for (int i = 0; i < CLIENTS; i++) {
+        struct nb_completion done;
+        struct client c = client_open(&worker, MODEL, ARENA);
+        struct nb_desc_tokenize d = {.text_len = LEN};
+        d.text = client_put(&c, text, LEN);
+        for (int j = 0; j < TEXTS; j++)
+            client_submit(&c, NB_OP_TOKENIZE, 0, &d, sizeof(d));
+        uint64_t last = client_submit(&c, NB_OP_NOP, 0, NULL, 0);
+        do
+            assert_true(client_next(&c, &done));
+        while (done.user_data != last); // by then the others were taken
+        client_close(&c);
+    }
+    free(text);
+    assert_true(worker_memory() - before < CLIENTS * TEXTS * (LEN >> 10) / 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_goes_to_tokens_and_back),
         cmocka_unit_test(a_conversation_is_rendered_by_the_models_template),
         cmocka_unit_test(a_long_text_is_tokenized_as_its_parts),
+        cmocka_unit_test(texts_of_who_hung_up_are_dropped),
     };
     return cmocka_run_group_tests_name("worker text", tests, start_real_worker, kill_worker);
 }
