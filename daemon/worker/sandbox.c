@@ -1,12 +1,14 @@
 // The profiles as lists of system calls. A list says what the mode, libc and the engine's threads
 // need; what opens, connects, executes or names another process is in none of them.
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #include <seccomp.h>
 
 #include "daemon/worker/sandbox.h"
@@ -30,7 +32,6 @@ static const int any_mode[] = {
     CALL(getrandom),
     CALL(getpid),
     CALL(gettid),
-    CALL(tgkill),
     CALL(rt_sigaction),
     CALL(rt_sigprocmask),
     CALL(rt_sigreturn),
@@ -39,7 +40,6 @@ static const int any_mode[] = {
     CALL(fstat),
     CALL(newfstatat),
     CALL(close),
-    CALL(fcntl),
     CALL(read),
     CALL(write),
     CALL(writev),
@@ -60,19 +60,10 @@ static const int load[] = {
 };
 
 static const int serve[] = {
-    CALL(recvmsg),
-    CALL(recvfrom),
-    CALL(sendto),
-    CALL(epoll_ctl),
-    CALL(epoll_wait),
-    CALL(epoll_pwait),
-    CALL(memfd_create),
-    CALL(ftruncate),
-    CALL(eventfd2),
-    CALL(membarrier),
-    CALL(sched_setaffinity),
-    CALL(prlimit64),
-    CALL(set_mempolicy),
+    CALL(recvmsg),      CALL(recvfrom),          CALL(sendto),
+    CALL(epoll_ctl),    CALL(epoll_wait),        CALL(epoll_pwait),
+    CALL(memfd_create), CALL(ftruncate),         CALL(eventfd2),
+    CALL(membarrier),   CALL(sched_setaffinity), CALL(set_mempolicy),
     CALL(mbind),
 };
 
@@ -96,22 +87,39 @@ static int allow(scmp_filter_ctx ctx, const int *calls, size_t n)
     return r;
 }
 
-// Memory that can be written is never executed; a clone is a thread, never a process. clone3 hides
-// its flags in memory: libc takes ENOSYS as the sign to use clone.
+static int allow_if(scmp_filter_ctx ctx, int call, struct scmp_arg_cmp arg)
+{
+    return seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, call, 1, &arg);
+}
+
+// Calls by one of their arguments. Memory that can be written is never executed; a clone is a
+// thread, never a process; signals and limits are the process's own, for the broker and the other
+// workers run as the same user. F_SETOWN and O_ASYNC, which send signals too, are no fcntl of ours.
 static int allow_checked(scmp_filter_ctx ctx, int threads)
 {
-    const struct scmp_arg_cmp no_exec = SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0);
-    const struct scmp_arg_cmp thread = SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD);
-    const struct scmp_arg_cmp set_name = SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0);
-    int r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1, no_exec);
-    if (r == 0)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1, no_exec);
-    if (r == 0 && threads)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1, thread);
+    static const int fcntls[] = {F_DUPFD_CLOEXEC, F_GETFD,     F_SETFD,
+                                 F_GETFL,         F_ADD_SEALS, F_GET_SEALS};
+    const struct {
+        int call;
+        struct scmp_arg_cmp arg;
+        int for_threads;
+    } rules[] = {
+        {CALL(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0},
+        {CALL(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0},
+        {CALL(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0), 0},
+        {CALL(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0), 0},
+        {CALL(prlimit64), SCMP_A0(SCMP_CMP_EQ, 0, 0), 1},
+        {CALL(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD), 1},
+    };
+    int r = 0;
+    for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]) && r == 0; i++)
+        if (threads || !rules[i].for_threads)
+            r = allow_if(ctx, rules[i].call, rules[i].arg);
+    for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && r == 0; i++)
+        r = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
+    // clone3 hides its flags in memory: libc takes ENOSYS as the sign to use clone.
     if (r == 0)
         r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-    if (r == 0)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, set_name);
     return r;
 }
 

@@ -12,7 +12,9 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -62,6 +64,33 @@ static int try_kill(void)
     return kill(getppid(), 0);
 }
 
+// The other ways to reach a process of the same user: the broker, another worker.
+static int try_tgkill(void)
+{
+    return (int)syscall(SYS_tgkill, getppid(), getppid(), 0);
+}
+
+static int try_owner(void)
+{
+    return fcntl(0, F_SETOWN, getppid());
+}
+
+static int try_owners_signal(void)
+{
+    return fcntl(0, F_SETSIG, SIGKILL);
+}
+
+static int try_limits(void)
+{
+    struct rlimit limit;
+    return prlimit(getppid(), RLIMIT_CORE, NULL, &limit);
+}
+
+static int signal_itself(void)
+{
+    return raise(SIGURG);
+}
+
 static int try_ptrace(void)
 {
     return (int)ptrace(PTRACE_TRACEME, 0, 0, 0);
@@ -109,8 +138,8 @@ static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_SERVE};
 static void what_a_mode_has_no_use_for_is_refused(void **state)
 {
     static int (*const attempts[])(void) = {
-        try_socket, try_open,   try_exec, try_fork,
-        try_kill,   try_ptrace, try_code, try_becoming_dumpable,
+        try_socket, try_open,          try_exec,   try_fork,   try_kill, try_tgkill,
+        try_owner,  try_owners_signal, try_limits, try_ptrace, try_code, try_becoming_dumpable,
     };
     for (size_t p = 0; p < 2; p++)
         for (size_t i = 0; i < sizeof(attempts) / sizeof(attempts[0]); i++)
@@ -119,8 +148,10 @@ static void what_a_mode_has_no_use_for_is_refused(void **state)
 
 static void memory_and_the_engines_threads_work(void **state)
 {
-    for (size_t p = 0; p < 2; p++)
+    for (size_t p = 0; p < 2; p++) {
         assert_int_equal(in_sandbox(profiles[p], use_memory), 0);
+        assert_int_equal(in_sandbox(profiles[p], signal_itself), 0);
+    }
     assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, start_thread), EPERM);
 }
