@@ -132,6 +132,7 @@ static int on_restart(sd_event_source *source, uint64_t usec, void *user)
     {
         int r = model->state == NB_MODEL_RESTARTING ? nb_model_serve(model) : 0;
         if (r < 0) {
+            nb_worker_kill(device->worker); // perhaps it was, for another model
             down(device, "could not be started");
             return 0;
         }

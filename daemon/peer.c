@@ -26,6 +26,7 @@ struct nb_peer {
     int broken, why;
 };
 
+#define FD_COST   512  // bytes that a queued fd counts for: fds are scarcer than memory
 #define DRAIN_MAX 4096 // packets; a dead worker's heir to its socket could send for ever
 
 static void close_fds(const int *fds, size_t n)
@@ -33,6 +34,11 @@ static void close_fds(const int *fds, size_t n)
     for (size_t i = 0; i < n; i++)
         if (fds[i] >= 0)
             close(fds[i]);
+}
+
+static size_t cost(size_t size, size_t n_fds)
+{
+    return size + n_fds * FD_COST;
 }
 
 static void watch(struct nb_peer *peer)
@@ -46,7 +52,7 @@ static void pop(struct nb_peer *peer)
     struct packet *p = STAILQ_FIRST(&peer->queue);
     STAILQ_REMOVE_HEAD(&peer->queue, entry);
     peer->n_queued--;
-    peer->queued_bytes -= p->size;
+    peer->queued_bytes -= cost(p->size, p->n_fds);
     close_fds(p->fds, p->n_fds);
     free(p);
 }
@@ -138,7 +144,7 @@ void nb_peer_destroy(struct nb_peer *peer)
 
 static int enqueue(struct nb_peer *peer, const void *bytes, size_t size, const int *fds, size_t n)
 {
-    if (size > peer->queue_max - peer->queued_bytes)
+    if (cost(size, n) > peer->queue_max - peer->queued_bytes)
         return -ENOBUFS;
     struct packet *p = malloc(sizeof *p + size);
     if (!p)
@@ -150,7 +156,7 @@ static int enqueue(struct nb_peer *peer, const void *bytes, size_t size, const i
     memcpy(p->bytes, bytes, size);
     STAILQ_INSERT_TAIL(&peer->queue, p, entry);
     peer->n_queued++;
-    peer->queued_bytes += size;
+    peer->queued_bytes += cost(size, n);
     watch(peer);
     return 0;
 }

@@ -127,6 +127,18 @@ class Hostile(ServiceTest):
             with self.daemon.client() as other:
                 other.status()
 
+    def test_one_that_closes_channels_whose_fds_it_never_takes(self):
+        """A closed channel is charged to nobody: what waits for its client is bounded all the same."""
+        most = 0
+        with self.daemon.client() as c:
+            with self.assertRaises(Gone):
+                for i in range(1, 5000):
+                    c.send(HEADER.pack(OPEN, 88, i, 0) + struct.pack("<64sQ", b"m", 1 << 16))
+                    c.send(HEADER.pack(CLOSE, 264, i, 0) + struct.pack("<I", i).ljust(248, b"\0"))
+                    if i % 20 == 0:
+                        most = max(most, len(self.daemon.fds()))
+        self.assertLess(most, len(self.before) + 60)
+
     def test_one_that_never_says_hello(self):
         silent = [self.daemon.client(hello=False) for _ in range(30)]
         with self.daemon.client() as c:
