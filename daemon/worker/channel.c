@@ -14,6 +14,10 @@
 #include "daemon/worker/worker.h"
 #include "engine/engine.h"
 
+// More than all jobs of a channel can bring in one step. A replay whose client wants its texts
+// again is the only other way to get there.
+#define BACKLOG_MAX (1u << 18)
+
 static int map_memory(struct nb_channel *c, int memfd)
 {
     int seals = fcntl(memfd, F_GET_SEALS);
@@ -122,6 +126,8 @@ static void write_slot(struct nb_channel *c, const struct nb_completion *complet
 
 static int push_backlog(struct nb_channel *c, const struct nb_completion *completion)
 {
+    if (c->backlog_n == BACKLOG_MAX)
+        return -ENOBUFS;
     if (c->backlog_n == c->backlog_capacity) {
         size_t capacity = c->backlog_capacity ? 2 * c->backlog_capacity : 64;
         void *grown = realloc(c->backlog, capacity * sizeof(*c->backlog));

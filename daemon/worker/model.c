@@ -213,8 +213,9 @@ int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m)
     atomic_store(&s->page->step_started_ns, 0);
     atomic_store(&s->page->n_running, 0);
     atomic_fetch_add(&s->page->beat, 1);
+    // Sequences without KV blocks wait for those whose turn is the next step.
     if (r <= 0)
-        return r;
+        return r < 0 ? r : nb_model_has_work(m->model);
     count(s->page, &stats);
     after_step(s, m);
     return 1;

@@ -33,6 +33,6 @@ struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key); // NULL: 
 void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd);
 void nb_worker_model_remove(struct nb_serve *s, uint32_t id);
 struct nb_worker_model *nb_worker_model_find(struct nb_serve *s, uint32_t id);
-// One step of the model, its batch named in the page before and counted after. 1: something ran, 0:
-// nothing could, or negative: the device is lost.
+// One step of the model, its batch named in the page before and counted after. 1: something ran or
+// can in the next one, 0: there is nothing to run, or negative: the device is lost.
 int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m);
