@@ -97,21 +97,40 @@ static const struct nb_arch *find_arch(struct nb_str name)
     return NULL;
 }
 
+// A file's string as a user may see it: cut, and with no byte that could move the terminal.
+static const char *shown(struct nb_str s, char buffer[64])
+{
+    size_t n = 0;
+    for (; n < s.len && n < 63; n++) {
+        char c = s.data[n];
+        buffer[n] = '?';
+        if (c >= 32 && c < 127)
+            buffer[n] = c;
+    }
+    buffer[n] = 0;
+    return buffer;
+}
+
 static int refuse_arch(struct nb_str name, char *error, size_t size)
 {
-    char known[256] = "", shown[64] = "";
+    char known[256] = "", buffer[64];
     for (uint32_t i = 0; i < COUNT(architectures); i++) {
         size_t n = strlen(known);
         snprintf(known + n, sizeof(known) - n, "%s%s", i ? ", " : "", architectures[i].name);
     }
-    for (size_t i = 0; i < name.len && i < sizeof(shown) - 1; i++) {
-        char c = name.data[i];
-        shown[i] = '?';
-        if (c >= 32 && c < 127)
-            shown[i] = c;
-    }
-    return nb_fail(error, size, -ENOTSUP, "architecture '%s' is not supported; supported: %s",
-                   shown, known);
+    return nb_fail(error, size, -ENOTSUP,
+                   "Nibble does not compute the architecture '%s'; choose a model of one of "
+                   "these: %s",
+                   shown(name, buffer), known);
+}
+
+static int refuse_scaling(const struct reader *r, const char *key, struct nb_str type)
+{
+    char buffer[64];
+    return nb_fail(r->error, r->error_size, -ENOTSUP,
+                   "%s is '%s', which Nibble does not compute; choose a model with none, linear "
+                   "or yarn here, or with its factors in rope_freqs.weight",
+                   key, shown(type, buffer));
 }
 
 struct rope {
@@ -171,10 +190,7 @@ static int read_rope(const struct reader *rd, const struct nb_image *image, stru
     r.yarn = type.len == 4 && !memcmp(type.data, "yarn", 4);
     bool linear = type.len == 6 && !memcmp(type.data, "linear", 6);
     if (!r.yarn && !linear && !(type.len == 4 && !memcmp(type.data, "none", 4)))
-        return nb_fail(
-            rd->error, rd->error_size, -ENOTSUP,
-            "%s is not supported; supported: none, linear, yarn, and factors by rope_freqs.weight",
-            key);
+        return refuse_scaling(rd, key, type);
     hp->rope_dims = hp->k_dim;
     int rc;
     if ((rc = read_float(rd, "rope.freq_base", false, 1.001, 1e12, &r.base)) < 0 ||
