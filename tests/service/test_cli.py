@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import signal
+import struct
 import subprocess
 import time
 
@@ -147,15 +148,39 @@ class Real(CliTest):
 class Files(CliTest):
     """Files that are no model, and a daemon that is not there."""
 
+    def random_model(self):
+        path = self.daemon.file("random.gguf", b"")
+        subprocess.run([os.environ["NIBBLE_TEST_MAKE_GGUF"], "random", path, "Q4_0"], check=True)
+        self.nibble("load", path, "--name", "whole")  # only what a case changes is wrong with it
+        self.nibble("unload", "whole")
+        return path.read_bytes()
+
     def test_files(self):
-        data = MODEL.read_bytes()[:4 << 20]
+        real, small = MODEL.read_bytes()[:4 << 20], self.random_model()
+
+        def patched(before, after):
+            self.assertEqual((small.count(before), len(after)), (1, len(before)), before)
+            return small.replace(before, after)
+
+        def string(s):
+            return len(s).to_bytes(8, "little") + s
+
+        def tensor(kind):
+            return string(b"blk.0.attn_q.weight") + struct.pack("<IQQI", 2, 256, 256, kind)
+
+        # One pair more: 64 bytes, as the tensors' data begins at a multiple of 32.
+        pairs = struct.unpack_from("<Q", small, 16)[0] + 1
+        scaling = string(b"llama.rope.scaling.type") + struct.pack("<I", 8) + string(
+            b"longrope\n\x1b[31m".ljust(21, b"."))
         for name, content, words in [
-                ("truncated", data, "truncated|past the end|bytes"),
+                ("truncated", real, "truncated|past the end|bytes"),
                 ("empty", b"", "empty|GGUF"),
                 ("text", b"this is not a model" * 100, "GGUF"),
-                ("version", b"GGUF\x09\0\0\0" + data[8:], "version"),
-                ("arch", data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lamma", 1),
-                 "lamma|truncated|past the end")]:
+                ("version", b"GGUF\x09\0\0\0" + real[8:], "version"),
+                ("arch", patched(string(b"llama"), string(b"lamma")), r"'lamma'.* choose .*\bllama\b"),
+                ("type", patched(tensor(2), tensor(16)), r"blk\.0\.attn_q\.weight.*\bIQ2_XXS\b"),
+                ("scaling", small[:16] + struct.pack("<Q", pairs) + scaling + small[24:],
+                 r"llama\.rope\.scaling\.type is 'longrope\?\?\[31m\.*'.* linear")]:
             with self.subTest(name):
                 self.assertRegex(self.fails("load", self.daemon.file(name + ".gguf", content)), words)
         self.fails("load", "/nonexistent.gguf")
