@@ -17,7 +17,7 @@
 #include "tests/support/model_file.h"
 #include "tests/support/random_model.h"
 
-#define MOST_ROWS   512
+#define MOST_ROWS   640 // and the context
 #define MOST_OTHERS 15
 
 struct variant {
@@ -26,10 +26,11 @@ struct variant {
     uint32_t threads, chunk, others;
 };
 
-// What is computed: a prompt, then tokens that follow greedily.
+// What is computed: a prompt, then tokens that follow greedily. The prompt's head is only computed,
+// as a request that hands out logits cuts its chunks shorter than the largest.
 struct work {
     bool real;
-    uint32_t prompt, generate;
+    uint32_t head, prompt, generate;
 };
 
 struct watch {
@@ -59,7 +60,7 @@ static void on_logits(void *user, uint32_t position, const float *logits, uint32
 static struct test_model open_variant(const struct work *work, const struct variant *v)
 {
     struct nb_model_options o = {
-        .precision = v->precision, .max_rows = v->chunk, .max_context = 512};
+        .precision = v->precision, .max_rows = v->chunk, .max_context = MOST_ROWS};
     if (v->isa)
         setenv("NIBBLE_ISA", v->isa, 1);
     else
@@ -67,6 +68,7 @@ static struct test_model open_variant(const struct work *work, const struct vari
     struct test_model t;
     char error[256] = "";
     struct random_model r = RANDOM_MODEL;
+    r.context = MOST_ROWS;
     int fd = work->real ? -1 : random_model_create(&r), rc;
     if (work->real)
         rc = test_model_open(NULL, v->threads, &o, &t, error, sizeof(error));
@@ -80,19 +82,21 @@ static struct test_model open_variant(const struct work *work, const struct vari
     return t;
 }
 
-static void start(struct test_model *t, struct watch *w, uint64_t seed, uint32_t prompt,
+// Tokens [from, to) of a text that the seed gives; with none to generate they are only computed.
+static void start(struct test_model *t, struct watch *w, uint64_t seed, uint32_t from, uint32_t to,
                   uint32_t generate)
 {
     struct nb_model_info info;
     nb_model_info(t->model, &info);
     int32_t tokens[MOST_ROWS];
-    for (uint32_t i = 0; i < prompt; i++)
-        tokens[i] = (int32_t)(nb_random(seed, i) % info.vocab);
+    for (uint32_t i = from; i < to; i++)
+        tokens[i - from] = (int32_t)(nb_random(seed, i) % info.vocab);
     struct nb_request r = {.max_tokens = generate,
                            .sampling = NB_SAMPLING_GREEDY,
                            .ignore_eos = true,
-                           .score = !w->other};
-    assert_int_equal(nb_sequence_set(w->s, 0, tokens, prompt), 0);
+                           .score = generate && !w->other,
+                           .score_from = from};
+    assert_int_equal(nb_sequence_set(w->s, from, tokens, to - from), 0);
     assert_int_equal(nb_sequence_start(w->s, &r), 0);
 }
 
@@ -110,7 +114,20 @@ static void keep_company(struct test_model *t, struct watch *others, uint32_t n,
     }
     w->other = true;
     assert_int_equal(nb_sequence_create(t->model, w, &w->s), 0);
-    start(t, w, step, 1 + r % 40, 1 + (uint32_t)(r >> 32) % 60);
+    start(t, w, step, 0, 1 + r % 40, 1 + (uint32_t)(r >> 32) % 60);
+}
+
+static void advance(struct test_model *t, struct watch *others, uint32_t n, uint32_t step)
+{
+    assert_true(step < 20000);
+    assert_int_equal(nb_model_step(t->model, NULL), 1);
+    keep_company(t, others, n, step);
+}
+
+static uint32_t steps_of(const struct work *work, uint32_t chunk)
+{
+    uint32_t tail = work->prompt - work->head;
+    return (work->head + chunk - 1) / chunk + (tail + chunk - 1) / chunk + work->generate - 1;
 }
 
 static void compute(const struct work *work, const struct variant *v, struct watch *ret)
@@ -123,13 +140,16 @@ static void compute(const struct work *work, const struct variant *v, struct wat
     for (; step < 3 * v->others; step++) // the others come first
         keep_company(&t, others, v->others, step);
     assert_int_equal(nb_sequence_create(t.model, ret, &ret->s), 0);
-    start(&t, ret, 1, work->prompt, work->generate);
-    while (nb_sequence_length(ret->s) < work->prompt + work->generate) {
-        assert_true(step < 5000);
-        assert_int_equal(nb_model_step(t.model, NULL), 1);
-        keep_company(&t, others, v->others, step++);
-    }
-    assert_int_equal(ret->rows, work->prompt + work->generate - 1);
+    if (work->head)
+        start(&t, ret, 1, 0, work->head, 0);
+    while (nb_sequence_computed(ret->s) < work->head)
+        advance(&t, others, v->others, step++);
+    start(&t, ret, 1, work->head, work->prompt, work->generate);
+    while (nb_sequence_length(ret->s) < work->prompt + work->generate)
+        advance(&t, others, v->others, step++);
+    assert_int_equal(ret->rows, work->prompt - work->head + work->generate - 1);
+    if (!v->others) // the prompt was cut as the variant says
+        assert_int_equal(step, steps_of(work, v->chunk));
     for (uint32_t i = 0; i < v->others; i++)
         nb_sequence_destroy(others[i].s);
     nb_sequence_destroy(ret->s);
@@ -138,7 +158,7 @@ static void compute(const struct work *work, const struct variant *v, struct wat
 
 static void assert_equal_rows(const struct watch *a, const struct watch *b, const struct variant *v)
 {
-    for (uint32_t i = 0; i < a->rows; i++)
+    for (uint32_t i = 0; i < MOST_ROWS; i++)
         if (a->hash[i] != b->hash[i])
             fail_msg("row %u differs: isa %s, precision %d, %u threads, chunks of %u, %u others", i,
                      v->isa ? v->isa : "best", v->precision, v->threads, v->chunk, v->others);
@@ -168,7 +188,19 @@ static void random_model_wide(void **state)
                     if (precision == NB_PRECISION_EXACT || c == o)
                         v[n++] = (struct variant){NULL, (enum nb_precision)precision, threads,
                                                   chunks[c], companies[o]};
-    assert_all_equal(&(struct work){false, 70, 10}, v, n);
+    assert_all_equal(&(struct work){false, 0, 70, 10}, v, n);
+}
+
+// A prompt that is longer than the largest chunk, at the tier that is the default.
+static void long_prompt(void **state)
+{
+    static const uint32_t chunks[] = {512, 64, 7, 1};
+    struct variant v[2 * 4];
+    for (int c = 0; c < 4; c++)
+        for (uint32_t o = 0; o < 2; o++)
+            v[2 * c + o] =
+                (struct variant){NULL, NB_PRECISION_BALANCED, 2, chunks[c], o * MOST_OTHERS};
+    assert_all_equal(&(struct work){false, 590, 600, 10}, v, 2 * 4);
 }
 
 static void isa_levels(void **state)
@@ -180,7 +212,7 @@ static void isa_levels(void **state)
         for (int isa = 0; isa < NB_ISA_COUNT; isa++)
             if (nb_kernels_of((enum nb_isa)isa))
                 v[n++] = (struct variant){names[isa], (enum nb_precision)precision, 2, 64, 1};
-    assert_all_equal(&(struct work){false, 70, 4}, v, n);
+    assert_all_equal(&(struct work){false, 0, 70, 4}, v, n);
 }
 
 static void real_model(void **state)
@@ -191,13 +223,14 @@ static void real_model(void **state)
         {NULL, NB_PRECISION_BALANCED, 1, 512, 15}, {NULL, NB_PRECISION_FAST, 2, 64, 4},
         {NULL, NB_PRECISION_FAST, 1, 7, 0},
     };
-    assert_all_equal(&(struct work){true, 66, 4}, v, sizeof(v) / sizeof(v[0]));
+    assert_all_equal(&(struct work){true, 0, 66, 4}, v, sizeof(v) / sizeof(v[0]));
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_model_wide),
+        cmocka_unit_test(long_prompt),
         cmocka_unit_test(isa_levels),
         cmocka_unit_test(real_model),
     };
