@@ -405,16 +405,6 @@ static size_t attn_scratch(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_
     return 0;
 }
 
-const struct nb_kernels nb_kernels_scalar = {
-    .name = "scalar",
-    .quantize = quantize,
-    .rmsnorm = rmsnorm,
-    .gemm = gemm,
-    .gemm_scratch = gemm_scratch,
-    .swiglu = swiglu,
-    .rope = rope,
-    .kv_write = kv_write,
-    .attention = attention,
-    .attn_scratch = attn_scratch,
-    .decode_row = decode_row,
-};
+#define LEVEL      nb_kernels_scalar
+#define LEVEL_NAME "scalar"
+#include "engine/cpu/table_tmpl.h"

@@ -1,4 +1,4 @@
-// The table of one ISA level, from the templates included before it.
+// The table of one ISA level, from the functions defined before it.
 const struct nb_kernels LEVEL = {
     .name = LEVEL_NAME,
     .quantize = quantize,
