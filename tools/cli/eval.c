@@ -18,8 +18,7 @@ struct score {
     double nll, nll2; // of the model: sums of -log P and of its square
     double kld, kld_max;
     size_t same_top;
-    double *kld_each;
-    size_t room;
+    double *kld_each; // room for every scored token
 };
 
 struct eval {
@@ -60,27 +59,18 @@ static int keep_row(void *user, size_t position, const float *logits, size_t voc
     return 0;
 }
 
-static int add_divergence(struct score *s, const float *p, double p_log, const float *q,
-                          double q_log, size_t vocab)
+static void add_divergence(struct score *s, const float *p, double p_log, const float *q,
+                           double q_log, size_t vocab)
 {
     double kld = 0;
     for (size_t i = 0; i < vocab; i++) {
         double log_p = (double)p[i] - p_log;
         kld += exp(log_p) * (log_p - ((double)q[i] - q_log));
     }
-    if (s->n == s->room) {
-        size_t room = s->room ? 2 * s->room : 4096;
-        double *grown = realloc(s->kld_each, room * sizeof *grown);
-        if (!grown)
-            return -1;
-        s->kld_each = grown;
-        s->room = room;
-    }
     kld = fmax(kld, 0); // rounding
     s->kld_each[s->n] = kld;
     s->kld += kld;
     s->kld_max = fmax(s->kld_max, kld);
-    return 0;
 }
 
 static int score_row(void *user, size_t position, const float *logits, size_t vocab)
@@ -94,8 +84,7 @@ static int score_row(void *user, size_t position, const float *logits, size_t vo
     if (w->reference) {
         const float *p = w->reference + (position - w->first) * vocab;
         double p_norm = log_sum_exp(p, vocab, &reference_top);
-        if (add_divergence(s, p, p_norm, logits, norm, vocab) < 0)
-            return 1;
+        add_divergence(s, p, p_norm, logits, norm, vocab);
         s->same_top += top == reference_top;
     }
     double nll = norm - (double)logits[w->tokens[position + 1]];
@@ -109,6 +98,7 @@ static int eval_windows(struct eval *e, nibble_session *model, nibble_session *r
 {
     size_t vocab = nibble_session_model(model)->vocab, rows = e->window - e->window / 2;
     struct window w = {.eval = e, .first = e->window / 2};
+    e->score.kld_each = cli_alloc(e->n_windows * rows, sizeof *e->score.kld_each);
     int r = 0;
     if (reference && !(w.reference = malloc(rows * vocab * sizeof *w.reference)))
         return cli_error("no memory for %s of reference logits; use a smaller --ctx",
