@@ -10,15 +10,15 @@
 
 #define MAX_DIGITS 4
 
-static int create_cpu(uint32_t index, uint32_t threads, struct nb_device **ret, char *error,
-                      size_t error_size)
+static int create_cpu(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
+                      char *error, size_t error_size)
 {
-    int rc = nb_cpu_device_create(threads, ret);
+    int rc = nb_cpu_device_create(o->threads, ret);
     return rc < 0 ? nb_fail(error, error_size, rc, "CPU device: %s", strerror(-rc)) : 0;
 }
 
-static int create_vulkan(uint32_t index, uint32_t threads, struct nb_device **ret, char *error,
-                         size_t error_size)
+static int create_vulkan(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
+                         char *error, size_t error_size)
 {
     return nb_vulkan_device_create(index, ret, error, error_size);
 }
@@ -26,8 +26,8 @@ static int create_vulkan(uint32_t index, uint32_t threads, struct nb_device **re
 static const struct kind {
     const char *name;
     bool indexed;
-    int (*create)(uint32_t index, uint32_t threads, struct nb_device **ret, char *error,
-                  size_t error_size);
+    int (*create)(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
+                  char *error, size_t error_size);
 } kinds[] = {
     {"cpu", false, create_cpu},
     {"vulkan", true, create_vulkan},
@@ -40,8 +40,8 @@ static int index_of(const char *digits)
     return n && n <= MAX_DIGITS && !digits[n] ? (int)strtol(digits, NULL, 10) : -1;
 }
 
-int nb_device_create(const char *name, uint32_t threads, struct nb_device **ret, char *ret_error,
-                     size_t error_size)
+int nb_device_create(const char *name, const struct nb_device_options *options,
+                     struct nb_device **ret, char *ret_error, size_t error_size)
 {
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
         size_t n = strlen(kinds[i].name);
@@ -49,7 +49,7 @@ int nb_device_create(const char *name, uint32_t threads, struct nb_device **ret,
             continue;
         int index = kinds[i].indexed ? index_of(name + n) : name[n] ? -1 : 0;
         if (index >= 0)
-            return kinds[i].create((uint32_t)index, threads, ret, ret_error, error_size);
+            return kinds[i].create((uint32_t)index, options, ret, ret_error, error_size);
     }
     return nb_fail(ret_error, error_size, -EINVAL,
                    "there is no device \"%s\": say cpu, or vulkan0, vulkan1 ...", name);

@@ -33,35 +33,49 @@ struct nb_rows {
 struct nb_device;
 struct nb_device_model;
 
+// What a device keeps and computes for a model.
+struct nb_device_model_options {
+    uint32_t kv_blocks; // memory for so many blocks of 32 positions
+    uint32_t max_rows;  // of a step
+    // Called now and then while weights go to the device's own memory; may be NULL.
+    void (*on_progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
+};
+
+// What one kind of op has taken: device time, and dispatches (0 where the device has none).
+struct nb_op_time {
+    uint64_t ns, dispatches;
+};
+
 struct nb_device_ops {
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
     // Memory of one KV block (32 positions, all layers).
     size_t (*kv_block_bytes)(const struct nb_plan *plan);
-    // Prepares a plan with memory for `kv_blocks` blocks and steps of at most `max_rows` rows.
-    int (*model_open)(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
-                      uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
-                      size_t error_size);
+    int (*model_open)(struct nb_device *d, const struct nb_plan *plan,
+                      const struct nb_device_model_options *options, struct nb_device_model **ret,
+                      char *ret_error, size_t error_size);
     void (*model_close)(struct nb_device_model *dm);
     // Runs the plan over the rows; logits: [n_logits][vocab] fp32, valid until the next step; the
     // caller may change them. Blocks. A negative errno means the device is lost.
     int (*step)(struct nb_device_model *dm, const struct nb_rows *rows, float **ret_logits);
     // A freshly assigned block must not show its last owner's content.
     void (*kv_clear)(struct nb_device_model *dm, uint32_t block);
-    // Device time of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was
-    // opened.
-    void (*times)(const struct nb_device_model *dm, uint64_t *ret_ns);
+    // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened.
+    void (*times)(const struct nb_device_model *dm, struct nb_op_time *ret);
 };
 
 struct nb_device {
     const struct nb_device_ops *ops;
 };
 
-// threads: 0 = one for each core that this process may use.
+struct nb_device_options {
+    uint32_t threads; // of the CPU; 0: one for each core that this process may use
+};
+
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);
 
-// "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h). `threads` is the CPU's.
-// -EINVAL for another name, or what the device's own creation returns; the line in `ret_error` says
-// why.
-int nb_device_create(const char *name, uint32_t threads, struct nb_device **ret, char *ret_error,
-                     size_t error_size);
+// "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h). -EINVAL for another name,
+// or what the device's own creation returns; the line in `ret_error` says why.
+int nb_device_create(const char *name, const struct nb_device_options *options,
+                     struct nb_device **ret, char *ret_error, size_t error_size);

@@ -23,6 +23,9 @@ struct nb_model_options {
     uint32_t max_rows;    // rows of a step; 0: 512
     uint64_t
         kv_bytes; // memory for KV blocks; 0: a default by free memory, at least one full context
+    // While the weights go to a device's own memory; may be NULL.
+    void (*on_progress)(void *user, uint64_t done, uint64_t total);
+    void *user;
 };
 
 struct nb_model_info {
@@ -43,8 +46,8 @@ int nb_model_open(struct nb_image *image, struct nb_device *device,
                   size_t error_size);
 void nb_model_close(struct nb_model *m); // every sequence must be gone
 void nb_model_info(const struct nb_model *m, struct nb_model_info *ret);
-// Device time of each kind of op since the model was opened: NB_OP_KINDS values (engine/arch.h).
-void nb_model_times(const struct nb_model *m, uint64_t *ret_ns);
+// Of each kind of op since the model was opened: NB_OP_KINDS values (engine/arch.h).
+void nb_model_times(const struct nb_model *m, struct nb_op_time *ret);
 const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m);
 const struct nb_chat_template *
 nb_model_chat_template(const struct nb_model *m); // NULL when none is recognised

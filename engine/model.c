@@ -97,8 +97,11 @@ static int open_model(struct nb_model *m, const struct nb_model_options *o, char
         return rc;
     if ((rc = make_arrays(m)) < 0)
         return nb_fail(error, size, rc, "out of memory");
-    return m->device->ops->model_open(m->device, m->plan, m->kv_blocks, m->max_rows, &m->dm, error,
-                                      size);
+    const struct nb_device_model_options device_options = {.kv_blocks = m->kv_blocks,
+                                                           .max_rows = m->max_rows,
+                                                           .on_progress = o->on_progress,
+                                                           .user = o->user};
+    return m->device->ops->model_open(m->device, m->plan, &device_options, &m->dm, error, size);
 }
 
 // `keep_image`: a model that could not be opened leaves the image to its owner.
@@ -160,9 +163,9 @@ void nb_model_info(const struct nb_model *m, struct nb_model_info *ret)
                                   .kv_blocks_free = m->n_free};
 }
 
-void nb_model_times(const struct nb_model *m, uint64_t *ret_ns)
+void nb_model_times(const struct nb_model *m, struct nb_op_time *ret)
 {
-    m->device->ops->times(m->dm, ret_ns);
+    m->device->ops->times(m->dm, ret);
 }
 
 const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m)

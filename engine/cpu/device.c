@@ -163,9 +163,9 @@ static void cpu_model_close(struct nb_device_model *m)
     free(m);
 }
 
-static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
-                          uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
-                          size_t error_size)
+static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan,
+                          const struct nb_device_model_options *options,
+                          struct nb_device_model **ret, char *ret_error, size_t error_size)
 {
     const struct nb_hparams *hp = &plan->hp;
     struct nb_device_model *m = calloc(1, sizeof(*m));
@@ -173,8 +173,8 @@ static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan, uint3
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     *m = (struct nb_device_model){.device = (struct nb_cpu_device *)d,
                                   .plan = plan,
-                                  .max_rows = max_rows,
-                                  .kv_blocks = kv_blocks,
+                                  .max_rows = options->max_rows,
+                                  .kv_blocks = options->kv_blocks,
                                   .kv_fd = -1,
                                   .kv_block_bytes = cpu_kv_block_bytes(plan),
                                   .kv_layer_bytes = cpu_kv_block_bytes(plan) / hp->n_layers,
@@ -185,8 +185,8 @@ static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan, uint3
     if (rc < 0) {
         nb_fail(ret_error, error_size, rc,
                 "cannot map %zu MB for steps of %u rows and %u KV blocks: %s",
-                (m->memory_bytes + kv_blocks * m->kv_block_bytes) >> 20, max_rows, kv_blocks,
-                strerror(-rc));
+                (m->memory_bytes + m->kv_blocks * m->kv_block_bytes) >> 20, m->max_rows,
+                m->kv_blocks, strerror(-rc));
         cpu_model_close(m);
         return rc;
     }
@@ -208,9 +208,9 @@ static void cpu_kv_clear(struct nb_device_model *m, uint32_t block)
     memset(m->kv + block * m->kv_block_bytes, 0, m->kv_block_bytes);
 }
 
-static void cpu_times(const struct nb_device_model *m, uint64_t *ret_ns)
+static void cpu_times(const struct nb_device_model *m, struct nb_op_time *ret)
 {
-    memcpy(ret_ns, m->time_ns, sizeof(m->time_ns));
+    memcpy(ret, m->times, sizeof(m->times));
 }
 
 static const struct nb_device_ops cpu_ops = {

@@ -72,7 +72,7 @@ struct nb_device_model {
     // wanted.
     const struct nb_rows *rows;
     struct nb_cpu_chunks all, wanted;
-    uint64_t time_ns[NB_OP_KINDS];
+    struct nb_op_time times[NB_OP_KINDS];
 };
 
 void nb_cpu_step_prepare(struct nb_device_model *m, const struct nb_rows *rows);

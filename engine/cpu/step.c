@@ -345,7 +345,7 @@ void nb_cpu_step_thread(void *model, uint32_t thread)
         if (thread > 0)
             continue;
         uint64_t now = now_ns();
-        m->time_ns[op->kind] += now - before;
+        m->times[op->kind].ns += now - before;
         before = now;
     }
     if (thread == 0)

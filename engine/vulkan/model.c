@@ -223,18 +223,19 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     free(m);
 }
 
-int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
-                         uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
-                         size_t error_size)
+int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
+                         const struct nb_device_model_options *options,
+                         struct nb_device_model **ret, char *ret_error, size_t error_size)
 {
     struct nb_device_model *m = calloc(1, sizeof(*m));
+    const uint32_t max_rows = options->max_rows;
     if (!m)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     *m = (struct nb_device_model){.device = (struct nb_vulkan_device *)d,
                                   .plan = plan,
                                   .max_rows = max_rows,
                                   .padded_rows = nb_vulkan_pad(max_rows, ROW_PAD),
-                                  .kv_blocks = kv_blocks,
+                                  .kv_blocks = options->kv_blocks,
                                   .head_rows = max_rows < NB_VULKAN_HEAD_ROWS
                                                    ? nb_vulkan_pad(max_rows, ROW_PAD)
                                                    : NB_VULKAN_HEAD_ROWS};
@@ -245,7 +246,8 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan, uint32
             (rc = clear_buffers(m)) < 0 || (rc = make_queries(m)) < 0)
             nb_fail(ret_error, error_size, rc,
                     "%s: no memory for %zu MB of weights, steps of %u rows and %u KV blocks: %s",
-                    m->device->info.name, m->span_bytes >> 20, max_rows, kv_blocks, strerror(-rc));
+                    m->device->info.name, m->span_bytes >> 20, max_rows, m->kv_blocks,
+                    strerror(-rc));
         else
             rc = nb_vulkan_program(m, ret_error, error_size);
     }
@@ -283,9 +285,15 @@ static void count_time(struct nb_device_model *m, uint32_t first, uint32_t n, ui
     if (tick && vk->GetQueryPoolResults(m->device->device, m->queries, first, n, n * sizeof(*tick),
                                         tick, sizeof(*tick), VK_QUERY_RESULT_64_BIT) == VK_SUCCESS)
         for (uint32_t i = 1; i < n; i++, op++)
-            m->time_ns[m->plan->ops[op].kind] +=
+            m->times[m->plan->ops[op].kind].ns +=
                 (uint64_t)((double)(tick[i] - tick[i - 1]) * m->device->tick_ns);
     free(tick);
+}
+
+static void count_dispatches(struct nb_device_model *m, uint32_t from, uint32_t to)
+{
+    for (; from < to; from++)
+        m->times[m->plan->ops[m->dispatches[from].op].kind].dispatches++;
 }
 
 // Logits of rows [first, first + n) of those wanted, with the body before them when it has not run.
@@ -309,10 +317,14 @@ static int run(struct nb_device_model *m, const struct nb_rows *rows, uint32_t f
     for (uint32_t i = 0; i < n; i++)
         memcpy(m->host_logits + (size_t)(first + i) * vocab,
                (const float *)m->logits.map + (size_t)i * width, vocab * sizeof(float));
-    if (first == 0)
+    if (first == 0) {
         count_time(m, 0, m->plan->n_ops, 0);
-    if (n)
+        count_dispatches(m, 0, m->head);
+    }
+    if (n) {
         count_time(m, m->plan->n_ops, 2, m->plan->n_ops - 1);
+        count_dispatches(m, m->head, m->n_dispatches);
+    }
     return 0;
 }
 
@@ -342,7 +354,7 @@ void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
     (void)nb_vulkan_run_once(m->device, c);
 }
 
-void nb_vulkan_times(const struct nb_device_model *m, uint64_t *ret_ns)
+void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret)
 {
-    memcpy(ret_ns, m->time_ns, sizeof(m->time_ns));
+    memcpy(ret, m->times, sizeof(m->times));
 }

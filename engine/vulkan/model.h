@@ -66,7 +66,7 @@ struct nb_device_model {
     uint32_t n_dispatches, head;
     VkCommandBuffer body_commands[NB_VULKAN_BUCKETS], head_commands[NB_VULKAN_BUCKETS];
     VkQueryPool queries; // after each op of the body, then the head's two
-    uint64_t time_ns[NB_OP_KINDS];
+    struct nb_op_time times[NB_OP_KINDS];
 };
 
 static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
@@ -80,10 +80,10 @@ uint32_t nb_vulkan_bucket(uint32_t rows);
 int nb_vulkan_commands(struct nb_device_model *m, uint32_t bucket, bool head, VkCommandBuffer *ret);
 
 size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan);
-int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan, uint32_t kv_blocks,
-                         uint32_t max_rows, struct nb_device_model **ret, char *ret_error,
-                         size_t error_size);
+int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
+                         const struct nb_device_model_options *options,
+                         struct nb_device_model **ret, char *ret_error, size_t error_size);
 void nb_vulkan_model_close(struct nb_device_model *m);
 int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits);
 void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block);
-void nb_vulkan_times(const struct nb_device_model *m, uint64_t *ret_ns);
+void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret);

@@ -46,15 +46,15 @@ static void check(int rc, const char *what)
     exit(1);
 }
 
-static void print_ops(const struct bench *b, const uint64_t *before, double tokens)
+static void print_ops(const struct bench *b, const struct nb_op_time *before, double tokens)
 {
     static const char *const names[NB_OP_KINDS] = {"embed",   "qkv",  "attention", "out",
                                                    "gate_up", "down", "head"};
-    uint64_t ns[NB_OP_KINDS];
-    nb_model_times(b->model, ns);
+    struct nb_op_time times[NB_OP_KINDS];
+    nb_model_times(b->model, times);
     printf("   us/token:");
     for (int i = 0; i < NB_OP_KINDS; i++)
-        printf(" %s %.1f", names[i], (double)(ns[i] - before[i]) / 1e3 / tokens);
+        printf(" %s %.1f", names[i], (double)(times[i].ns - before[i].ns) / 1e3 / tokens);
     printf("\n");
 }
 
@@ -88,7 +88,7 @@ static double run(struct bench *b, uint32_t n, uint32_t prompt, uint32_t gen)
 static void bench_prefill(struct bench *b)
 {
     double v[MAX_RUNS] = {0};
-    uint64_t before[NB_OP_KINDS];
+    struct nb_op_time before[NB_OP_KINDS];
     run(b, 1, b->prompt, 1);
     nb_model_times(b->model, before);
     for (uint32_t i = 0; i < b->runs; i++)
@@ -100,7 +100,7 @@ static void bench_prefill(struct bench *b)
 static void bench_decode(struct bench *b, uint32_t n)
 {
     double v[MAX_RUNS] = {0};
-    uint64_t before[NB_OP_KINDS];
+    struct nb_op_time before[NB_OP_KINDS];
     run(b, n, 16, 1);
     nb_model_times(b->model, before);
     for (uint32_t i = 0; i < b->runs; i++)

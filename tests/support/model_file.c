@@ -54,7 +54,8 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
     if (rc < 0)
         return rc;
     struct test_model t = {0};
-    rc = nb_device_create(device_name, threads, &t.device, ret_error, error_size);
+    rc = nb_device_create(device_name, &(struct nb_device_options){.threads = threads}, &t.device,
+                          ret_error, error_size);
     if (rc == 0)
         rc = nb_model_open(image, t.device, options, &t.model, ret_error, error_size);
     if (rc < 0) {

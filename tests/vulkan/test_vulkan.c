@@ -174,13 +174,14 @@ static void rows_alone_and_together(void **state)
 
 static void refusals(void **state)
 {
+    const struct nb_device_options none = {0};
     struct nb_device *d;
     char error[256] = "";
-    assert_int_equal(nb_device_create("vulkan9999", 0, &d, error, sizeof(error)), -ENODEV);
+    assert_int_equal(nb_device_create("vulkan9999", &none, &d, error, sizeof(error)), -ENODEV);
     assert_non_null(strstr(error, "there is no device vulkan9999"));
     static const char *const names[] = {"", "gpu", "vulkan", "vulkan-1", "vulkan0x", "cpu0"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        assert_int_equal(nb_device_create(names[i], 0, &d, error, sizeof(error)), -EINVAL);
+        assert_int_equal(nb_device_create(names[i], &none, &d, error, sizeof(error)), -EINVAL);
 }
 
 static int find_device(void **state)
