@@ -205,8 +205,7 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     d->vk.DestroyDescriptorPool(d->device, m->sets, NULL);
     for (uint32_t i = 0; i < m->n_views; i++)
         d->vk.DestroyBufferView(d->device, m->views[i], NULL);
-    for (uint32_t i = 0; i < m->n_pipelines; i++)
-        d->vk.DestroyPipeline(d->device, m->pipelines[i].pipeline, NULL);
+    nb_vulkan_pipelines_destroy(m);
     struct nb_vulkan_buffer *const list[] = {&m->weights, &m->vectors, &m->step, &m->x,
                                              &m->normed,  &m->qkv,     &m->attn, &m->hidden,
                                              &m->act,     &m->logits};
@@ -218,7 +217,6 @@ void nb_vulkan_model_close(struct nb_device_model *m)
         munmap(m->host_logits, m->host_logits_bytes);
     free(m->kv);
     free(m->views);
-    free(m->pipelines);
     free(m->dispatches);
     free(m);
 }

@@ -24,7 +24,7 @@ struct nb_vulkan_dispatch {
     bool beside; // needs no barrier after the one before
     enum nb_vulkan_shape shape;
     uint32_t units, few_units; // few_units: with few rows, and then the first push constant
-    VkPipeline pipeline[NB_VULKAN_TILES];
+    uint16_t pipeline[NB_VULKAN_TILES]; // of the model's
     VkDescriptorSet set;
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], n_push;
 };
@@ -73,6 +73,12 @@ static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
 {
     return (n + to - 1) / to * to;
 }
+
+// pipelines.c. The index of a pipeline, named now and made later, or a negative errno.
+int nb_vulkan_pipeline_name(struct nb_device_model *m, enum nb_shader shader,
+                            const uint32_t constants[NB_VULKAN_CONSTANTS]);
+int nb_vulkan_pipelines_make(struct nb_device_model *m);
+void nb_vulkan_pipelines_destroy(struct nb_device_model *m);
 
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size);
 uint32_t nb_vulkan_bucket(uint32_t rows);

@@ -7,7 +7,6 @@
 
 #include "tensor/fail.h"
 
-#define MAX_PIPELINES  256
 #define MAX_DISPATCHES 4096
 #define MAX_VIEWS      (MAX_DISPATCHES * 4)
 #define NONE           0xffffffffu
@@ -64,23 +63,23 @@ static uint32_t record_words4(uint32_t terms)
 
 // --- Pipelines and sets
 
-static VkPipeline pipeline(struct builder *b, enum nb_shader shader,
-                           const uint32_t constants[NB_VULKAN_CONSTANTS])
+// One variant of a dispatch.
+static void variant(struct builder *b, struct nb_vulkan_dispatch *p, uint32_t tile,
+                    enum nb_shader shader, const uint32_t constants[NB_VULKAN_CONSTANTS])
 {
-    struct nb_device_model *m = b->m;
-    for (uint32_t i = 0; i < m->n_pipelines; i++)
-        if (m->pipelines[i].shader == shader &&
-            !memcmp(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants)))
-            return m->pipelines[i].pipeline;
-    struct nb_vulkan_pipeline p = {.shader = shader};
-    memcpy(p.constants, constants, sizeof(p.constants));
-    if (b->rc == 0)
-        b->rc = m->n_pipelines < MAX_PIPELINES
-                    ? nb_vulkan_pipeline(m->device, shader, constants, &p.pipeline)
-                    : -EOVERFLOW;
-    if (b->rc == 0)
-        m->pipelines[m->n_pipelines++] = p;
-    return p.pipeline;
+    int i = nb_vulkan_pipeline_name(b->m, shader, constants);
+    if (i < 0)
+        b->rc = i;
+    else
+        p->pipeline[tile] = (uint16_t)i;
+}
+
+// A dispatch that is the same whatever the tile.
+static void only_variant(struct builder *b, struct nb_vulkan_dispatch *p, enum nb_shader shader,
+                         const uint32_t constants[NB_VULKAN_CONSTANTS])
+{
+    for (uint32_t t = 0; t < NB_VULKAN_TILES; t++)
+        variant(b, p, t, shader, constants);
 }
 
 static void constants_of(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTANTS])
@@ -261,7 +260,7 @@ static void product(struct builder *b, const struct part *parts, uint32_t n, uin
     c[CONST_MODE] = mode;
     for (uint32_t t = 0; t < NB_VULKAN_TILES; t++) {
         c[CONST_TOKENS] = nb_vulkan_tile[t];
-        p->pipeline[t] = pipeline(b, NB_SHADER_GEMM, c);
+        variant(b, p, t, NB_SHADER_GEMM, c);
     }
     bind(b, p, &win,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
@@ -348,8 +347,7 @@ static const struct nb_vulkan_buffer *input(struct builder *b, const struct nb_v
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = op->terms, [CONST_TOKENS] = 1};
     c[CONST_MODE] = (op->norm ? MODE_NORM : 0) | (op->norm && floats ? MODE_FLOAT : 0) |
                     (quantized ? MODE_QUANTIZED : 0);
-    for (uint32_t t = 0; t < NB_VULKAN_TILES; t++)
-        p->pipeline[t] = pipeline(b, NB_SHADER_QUANTIZE, c);
+    only_variant(b, p, NB_SHADER_QUANTIZE, c);
     bind(b, p, NULL,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_VECTORS] = &m->vectors,
                                                                     [BIND_IN] = from,
@@ -386,8 +384,7 @@ static void add_embed(struct builder *b, const struct nb_op *op)
         push(p, data, sizeof(data));
         uint32_t c[NB_VULKAN_CONSTANTS] = {0};
         constants_of(w, c);
-        for (uint32_t t = 0; t < NB_VULKAN_TILES; t++)
-            p->pipeline[t] = pipeline(b, NB_SHADER_EMBED, c);
+        only_variant(b, p, NB_SHADER_EMBED, c);
         bind(b, p, &win,
              (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_OUT] = &m->x});
     }
@@ -434,8 +431,7 @@ static void add_rope(struct builder *b, const struct nb_op *op)
     struct nb_vulkan_dispatch *p = add(b, NB_VULKAN_ROWS, pairs);
     push(p, data, sizeof(data));
     const uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1, [CONST_TOKENS] = 1};
-    for (uint32_t t = 0; t < NB_VULKAN_TILES; t++)
-        p->pipeline[t] = pipeline(b, NB_SHADER_ROPE, c);
+    only_variant(b, p, NB_SHADER_ROPE, c);
     bind(b, p, NULL,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_IN] = &m->qkv,
                                                                     [BIND_KV] = &m->step,
@@ -485,8 +481,7 @@ static void add_attention(struct builder *b, const struct nb_op *op)
     push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = out->terms, [CONST_TOKENS] = 1};
     c[CONST_MODE] = is_float(out->m[0].w) ? MODE_FLOAT : MODE_QUANTIZED;
-    for (uint32_t t = 0; t < NB_VULKAN_TILES; t++)
-        p->pipeline[t] = pipeline(b, NB_SHADER_ATTENTION, c);
+    only_variant(b, p, NB_SHADER_ATTENTION, c);
     bind(b, p, NULL,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_IN] = &m->qkv,
                                                                     [BIND_OUT] = &m->attn,
@@ -552,14 +547,15 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
                                              .poolSizeCount = 2,
                                              .pPoolSizes = size};
     m->dispatches = calloc(MAX_DISPATCHES, sizeof(*m->dispatches));
-    m->pipelines = calloc(MAX_PIPELINES, sizeof(*m->pipelines));
     m->views = calloc(MAX_VIEWS, sizeof(*m->views));
-    if (!m->views || !m->dispatches || !m->pipelines)
+    if (!m->views || !m->dispatches)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     const struct nb_vk *vk = &m->device->vk;
     b.rc = nb_vk_errno(vk->CreateDescriptorPool(m->device->device, &pool, NULL, &m->sets));
     for (; b.op < m->plan->n_ops && b.rc == 0; b.op++)
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
+    if (b.rc == 0)
+        b.rc = nb_vulkan_pipelines_make(m);
     if (b.rc < 0)
         return nb_fail(ret_error, error_size, b.rc, "%s: cannot make the model's pipelines: %s",
                        m->device->info.name, strerror(-b.rc));

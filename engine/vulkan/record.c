@@ -44,7 +44,8 @@ static void dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_
         push[0] = units;
         units *= rows;
     }
-    vk->CmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE, p->pipeline[tile]);
+    vk->CmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE,
+                        m->pipelines[p->pipeline[tile]].pipeline);
     vk->CmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, &p->set, 0, NULL);
     vk->CmdPushConstants(c, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, p->n_push * 4, push);
     vk->CmdDispatch(
