@@ -12,9 +12,9 @@ for path in map(pathlib.Path, modules):
     lines.append(f"static const uint32_t {name}[] = {{")
     lines += ["    " + " ".join(f"{w:#x}," for w in words[i:i + 10]) for i in range(0, len(words), 10)]
     lines.append("};")
-lines.append("const struct nb_shader_code nb_shader_code[NB_SHADERS] = {")
+lines.append("const struct nb_shader_code nb_shader_code[NB_MODULES] = {")
 for path in map(pathlib.Path, modules):
     name = path.name.removesuffix(".spv")
-    lines.append(f"    [NB_SHADER_{name.upper()}] = {{{name}, sizeof({name})}},")
+    lines.append(f"    [NB_MODULE_{name.upper()}] = {{{name}, sizeof({name})}},")
 lines.append("};")
 pathlib.Path(out).write_text("\n".join(lines) + "\n")

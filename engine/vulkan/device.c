@@ -44,7 +44,7 @@ static void describe(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_vulka
                                                      type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
                                           .memory = largest_heap(&memory),
                                           .max_window = p2.properties.limits.maxStorageBufferRange,
-                                          .tier = "registers"};
+                                          .tier = nb_tier_best()->name};
     snprintf(ret->name, sizeof(ret->name), "%s", p2.properties.deviceName);
     snprintf(ret->driver, sizeof(ret->driver), "%.120s %.120s", driver.driverName,
              driver.driverInfo);
@@ -186,7 +186,7 @@ static int make_layout(struct nb_vulkan_device *d)
 static int make_modules(struct nb_vulkan_device *d)
 {
     VkResult r = VK_SUCCESS;
-    for (int i = 0; i < NB_SHADERS && r == VK_SUCCESS; i++) {
+    for (int i = 0; i < NB_MODULES && r == VK_SUCCESS; i++) {
         const VkShaderModuleCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
                                                .codeSize = nb_shader_code[i].bytes,
                                                .pCode = nb_shader_code[i].words};
@@ -212,7 +212,7 @@ static void vulkan_destroy(struct nb_device *base)
     if (!d)
         return;
     if (d->device && d->vk.DestroyDevice) {
-        for (int i = 0; i < NB_SHADERS; i++)
+        for (int i = 0; i < NB_MODULES; i++)
             d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
         d->vk.DestroyPipelineLayout(d->device, d->layout, NULL);
         d->vk.DestroyDescriptorSetLayout(d->device, d->set_layout, NULL);
@@ -237,6 +237,7 @@ static int open_index(struct nb_vulkan_device *d, char *error, size_t error_size
                        n, n == 1 ? "" : "s");
     d->physical = p[d->index];
     describe(&d->vk, d->physical, &d->info);
+    d->tier = nb_tier_best();
     if ((rc = make_device(d)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
         (rc = make_commands(d)) < 0)
         return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,
@@ -261,18 +262,18 @@ int nb_vulkan_device_create(uint32_t index, struct nb_device **ret, char *ret_er
     return rc;
 }
 
-uint32_t nb_vulkan_local(const struct nb_vulkan_device *d)
+uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v)
 {
-    return d->info.is_cpu ? LOCAL_CPU : LOCAL_GPU;
+    return v->local ? v->local : d->info.is_cpu ? LOCAL_CPU : LOCAL_GPU;
 }
 
-int nb_vulkan_pipeline(struct nb_vulkan_device *d, enum nb_shader shader,
+int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
                        const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret)
 {
     VkSpecializationMapEntry entry[NB_VULKAN_CONSTANTS];
     uint32_t value[NB_VULKAN_CONSTANTS];
     memcpy(value, constants, sizeof(value));
-    value[0] = nb_vulkan_local(d);
+    value[0] = nb_vulkan_local(d, v);
     for (uint32_t i = 0; i < NB_VULKAN_CONSTANTS; i++)
         entry[i] = (VkSpecializationMapEntry){i, i * 4, 4};
     const VkSpecializationInfo special = {NB_VULKAN_CONSTANTS, entry, sizeof(value), value};
@@ -280,7 +281,7 @@ int nb_vulkan_pipeline(struct nb_vulkan_device *d, enum nb_shader shader,
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
-                  .module = d->module[shader],
+                  .module = d->module[v->module],
                   .pName = "main",
                   .pSpecializationInfo = &special},
         .layout = d->layout};
@@ -295,7 +296,7 @@ static void vulkan_info(const struct nb_device *base, struct nb_device_info *ret
     snprintf(ret->name, sizeof(ret->name), "vulkan%u", d->index);
     snprintf(ret->description, sizeof(ret->description), "%.60s, %.60s", d->info.name,
              d->info.driver);
-    snprintf(ret->isa, sizeof(ret->isa), "%s", d->info.tier);
+    snprintf(ret->isa, sizeof(ret->isa), "%s", d->tier->name);
 }
 
 const struct nb_device_ops nb_vulkan_ops = {

@@ -5,7 +5,7 @@
 
 #include "engine/device.h"
 #include "engine/vulkan/api.h"
-#include "engine/vulkan/shaders.h"
+#include "engine/vulkan/tier.h"
 #include "engine/vulkan/vulkan.h"
 
 enum { NB_VULKAN_BINDINGS = 8, NB_VULKAN_PUSH_BYTES = 128, NB_VULKAN_CONSTANTS = 12 };
@@ -14,6 +14,7 @@ struct nb_vulkan_device {
     struct nb_device base;
     struct nb_vk vk;
     struct nb_vulkan_device_info info;
+    const struct nb_tier *tier;
     uint32_t index;
     VkPhysicalDevice physical;
     VkDevice device;
@@ -25,7 +26,7 @@ struct nb_vulkan_device {
     VkPhysicalDeviceMemoryProperties memory;
     VkDescriptorSetLayout set_layout;
     VkPipelineLayout layout;
-    VkShaderModule module[NB_SHADERS];
+    VkShaderModule module[NB_MODULES];
     VkCommandPool commands;
     VkFence fence;
 };
@@ -57,8 +58,8 @@ int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer 
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); // and frees
 
 // Invocations of a workgroup.
-uint32_t nb_vulkan_local(const struct nb_vulkan_device *d);
-int nb_vulkan_pipeline(struct nb_vulkan_device *d, enum nb_shader shader,
+uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v);
+int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
                        const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret);
 
 // What is only read is read as texels of four words; the rest are storage buffers.

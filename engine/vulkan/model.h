@@ -6,12 +6,10 @@
 #include "engine/vulkan/device.h"
 
 enum {
-    NB_VULKAN_TILES = 3,       // variants of a product: tokens of one invocation
     NB_VULKAN_BUCKETS = 13,    // rows of a recorded step: 1, 2, 4 .. 4096
     NB_VULKAN_VECTOR_PAD = 32, // floats; so that a vector begins at a texel and ends in zeros
     NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
 };
-extern const uint32_t nb_vulkan_tile[NB_VULKAN_TILES];
 
 // What a dispatch's count of invocations follows from.
 enum nb_vulkan_shape {
@@ -24,7 +22,9 @@ struct nb_vulkan_dispatch {
     bool beside; // needs no barrier after the one before
     enum nb_vulkan_shape shape;
     uint32_t units, few_units; // few_units: with few rows, and then the first push constant
-    uint16_t pipeline[NB_VULKAN_TILES]; // of the model's
+    uint32_t teams;            // of a row, and the first push constant where teams are workgroups
+    enum nb_shader shader;
+    uint16_t pipeline[NB_TIER_TILES]; // of the model's
     VkDescriptorSet set;
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], n_push;
 };
@@ -35,7 +35,7 @@ struct nb_vulkan_tables {
 };
 
 struct nb_vulkan_pipeline {
-    enum nb_shader shader;
+    const struct nb_tier_variant *variant;
     uint32_t constants[NB_VULKAN_CONSTANTS];
     VkPipeline pipeline;
 };
@@ -75,7 +75,7 @@ static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
 }
 
 // pipelines.c. The index of a pipeline, named now and made later, or a negative errno.
-int nb_vulkan_pipeline_name(struct nb_device_model *m, enum nb_shader shader,
+int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS]);
 int nb_vulkan_pipelines_make(struct nb_device_model *m);
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m);

@@ -12,7 +12,7 @@
 #define MAX_PIPELINES 256
 #define MAX_THREADS   8
 
-int nb_vulkan_pipeline_name(struct nb_device_model *m, enum nb_shader shader,
+int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS])
 {
     if (!m->pipelines)
@@ -21,12 +21,13 @@ int nb_vulkan_pipeline_name(struct nb_device_model *m, enum nb_shader shader,
         return -ENOMEM;
     uint32_t i = 0;
     for (; i < m->n_pipelines; i++)
-        if (m->pipelines[i].shader == shader &&
+        if (m->pipelines[i].variant->module == variant->module &&
+            m->pipelines[i].variant->local == variant->local &&
             !memcmp(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants)))
             return (int)i;
     if (i == MAX_PIPELINES)
         return -EOVERFLOW;
-    m->pipelines[i].shader = shader;
+    m->pipelines[i].variant = variant;
     memcpy(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants));
     return (int)m->n_pipelines++;
 }
@@ -45,7 +46,7 @@ static void *make_some(void *user)
     while ((i = atomic_fetch_add(&making->next, 1)) < m->n_pipelines) {
         struct nb_vulkan_pipeline *p = &m->pipelines[i];
         int rc =
-            p->pipeline ? 0 : nb_vulkan_pipeline(m->device, p->shader, p->constants, &p->pipeline);
+            p->pipeline ? 0 : nb_vulkan_pipeline(m->device, p->variant, p->constants, &p->pipeline);
         if (rc < 0)
             atomic_store(&making->rc, rc);
     }

@@ -30,8 +30,6 @@ enum { MODE_STORE, MODE_ADD, MODE_SWIGLU, MODE_SWIGLU_UP }; // gemm.comp
 enum { MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4 }; // quantize.comp, attention.comp
 enum { COUNT_ROWS, COUNT_LOGITS };                          // words of the step
 
-const uint32_t nb_vulkan_tile[NB_VULKAN_TILES] = {1, 4, 8};
-
 // A window of the packed weights.
 struct window {
     VkDeviceSize offset, bytes;
@@ -63,23 +61,20 @@ static uint32_t record_words4(uint32_t terms)
 
 // --- Pipelines and sets
 
-// One variant of a dispatch.
-static void variant(struct builder *b, struct nb_vulkan_dispatch *p, uint32_t tile,
-                    enum nb_shader shader, const uint32_t constants[NB_VULKAN_CONSTANTS])
+// The device's tier says how many tokens each of the tiles has, and in which module.
+static void specialise(struct builder *b, struct nb_vulkan_dispatch *p, enum nb_shader shader,
+                       uint32_t c[NB_VULKAN_CONSTANTS])
 {
-    int i = nb_vulkan_pipeline_name(b->m, shader, constants);
-    if (i < 0)
-        b->rc = i;
-    else
-        p->pipeline[tile] = (uint16_t)i;
-}
-
-// A dispatch that is the same whatever the tile.
-static void only_variant(struct builder *b, struct nb_vulkan_dispatch *p, enum nb_shader shader,
-                         const uint32_t constants[NB_VULKAN_CONSTANTS])
-{
-    for (uint32_t t = 0; t < NB_VULKAN_TILES; t++)
-        variant(b, p, t, shader, constants);
+    p->shader = shader;
+    for (uint32_t t = 0; t < NB_TIER_TILES; t++) {
+        const struct nb_tier_variant *v = &b->m->device->tier->variant[shader][t];
+        c[CONST_TOKENS] = v->tokens;
+        int i = nb_vulkan_pipeline_name(b->m, v, c);
+        if (i < 0)
+            b->rc = i;
+        else
+            p->pipeline[t] = (uint16_t)i;
+    }
 }
 
 static void constants_of(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTANTS])
@@ -94,7 +89,6 @@ static void constants_of(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTAN
     c[CONST_HAS_MIN] = l->has_min;
     c[CONST_SUB_BYTES] = l->sub_bytes;
     c[CONST_TERMS] = 1;
-    c[CONST_TOKENS] = 1;
 }
 
 static VkBufferView texels(struct builder *b, const VkDescriptorBufferInfo *what)
@@ -167,7 +161,7 @@ static struct nb_vulkan_dispatch *add(struct builder *b, enum nb_vulkan_shape sh
     // After an error the last one serves for the rest; nothing of it is used.
     struct nb_vulkan_dispatch *p = &m->dispatches[b->rc < 0 ? 0 : m->n_dispatches++];
     *p = (struct nb_vulkan_dispatch){
-        .op = b->op, .shape = shape, .units = units, .few_units = units};
+        .op = b->op, .shape = shape, .units = units, .few_units = units, .teams = 1};
     return p;
 }
 
@@ -258,10 +252,7 @@ static void product(struct builder *b, const struct part *parts, uint32_t n, uin
     constants_of(w, c);
     c[CONST_TERMS] = is_float(w) ? 1 : op->terms;
     c[CONST_MODE] = mode;
-    for (uint32_t t = 0; t < NB_VULKAN_TILES; t++) {
-        c[CONST_TOKENS] = nb_vulkan_tile[t];
-        variant(b, p, t, NB_SHADER_GEMM, c);
-    }
+    specialise(b, p, is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM, c);
     bind(b, p, &win,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
              [BIND_VECTORS] = &m->vectors, [BIND_IN] = in, [BIND_ACT] = &m->act, [BIND_OUT] = out});
@@ -344,10 +335,10 @@ static const struct nb_vulkan_buffer *input(struct builder *b, const struct nb_v
     struct nb_vulkan_dispatch *p = add(b, NB_VULKAN_ROWS, 2);
     p->few_units = width / 32;
     push(p, &data, sizeof(data));
-    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = op->terms, [CONST_TOKENS] = 1};
+    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = op->terms};
     c[CONST_MODE] = (op->norm ? MODE_NORM : 0) | (op->norm && floats ? MODE_FLOAT : 0) |
                     (quantized ? MODE_QUANTIZED : 0);
-    only_variant(b, p, NB_SHADER_QUANTIZE, c);
+    specialise(b, p, NB_SHADER_QUANTIZE, c);
     bind(b, p, NULL,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_VECTORS] = &m->vectors,
                                                                     [BIND_IN] = from,
@@ -384,7 +375,7 @@ static void add_embed(struct builder *b, const struct nb_op *op)
         push(p, data, sizeof(data));
         uint32_t c[NB_VULKAN_CONSTANTS] = {0};
         constants_of(w, c);
-        only_variant(b, p, NB_SHADER_EMBED, c);
+        specialise(b, p, NB_SHADER_EMBED, c);
         bind(b, p, &win,
              (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_OUT] = &m->x});
     }
@@ -430,8 +421,8 @@ static void add_rope(struct builder *b, const struct nb_op *op)
                              hp->dim[NB_DIM_K] * 16};
     struct nb_vulkan_dispatch *p = add(b, NB_VULKAN_ROWS, pairs);
     push(p, data, sizeof(data));
-    const uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1, [CONST_TOKENS] = 1};
-    only_variant(b, p, NB_SHADER_ROPE, c);
+    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1};
+    specialise(b, p, NB_SHADER_ROPE, c);
     bind(b, p, NULL,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_IN] = &m->qkv,
                                                                     [BIND_KV] = &m->step,
@@ -478,10 +469,11 @@ static void add_attention(struct builder *b, const struct nb_op *op)
               hp->attn_scale,
               hp->attn_softcap};
     struct nb_vulkan_dispatch *p = add(b, NB_VULKAN_ROWS, data.lanes);
+    p->teams = hp->n_heads;
     push(p, &data, sizeof(data));
-    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = out->terms, [CONST_TOKENS] = 1};
+    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = out->terms};
     c[CONST_MODE] = is_float(out->m[0].w) ? MODE_FLOAT : MODE_QUANTIZED;
-    only_variant(b, p, NB_SHADER_ATTENTION, c);
+    specialise(b, p, NB_SHADER_ATTENTION, c);
     bind(b, p, NULL,
          (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_IN] = &m->qkv,
                                                                     [BIND_OUT] = &m->attn,

@@ -14,10 +14,10 @@ uint32_t nb_vulkan_bucket(uint32_t rows)
     return bucket;
 }
 
-static uint32_t tile_of(uint32_t rows)
+static uint32_t tile_of(const struct nb_tier *t, uint32_t rows)
 {
-    uint32_t tile = NB_VULKAN_TILES - 1;
-    while (tile > 0 && nb_vulkan_tile[tile - 1] >= rows)
+    uint32_t tile = NB_TIER_TILES - 1;
+    while (tile > 0 && t->variant[NB_SHADER_GEMM][tile - 1].tokens >= rows)
         tile--;
     return tile;
 }
@@ -36,22 +36,26 @@ static void dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_
 {
     const struct nb_vk *vk = &m->device->vk;
     VkPipelineLayout layout = m->device->layout;
-    uint32_t local = nb_vulkan_local(m->device), tile = tile_of(rows);
-    uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units;
+    uint32_t tile = tile_of(m->device->tier, rows);
+    const struct nb_tier_variant *v = &m->device->tier->variant[p->shader][tile];
+    uint32_t covered = v->units ? v->units : nb_vulkan_local(m->device, v);
+    uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;
     memcpy(push, p->push, sizeof(push));
-    if (p->shape == NB_VULKAN_ROWS) {
-        units = rows <= FEW_ROWS ? p->few_units : p->units;
-        push[0] = units;
+    if (p->shape == NB_VULKAN_TOKENS) {
+        y = (rows + v->tokens - 1) / v->tokens;
+    } else if (v->team) {
+        push[0] = units = p->teams;
+        covered = 1;
+        y = rows;
+    } else {
+        push[0] = units = rows <= FEW_ROWS ? p->few_units : p->units;
         units *= rows;
     }
     vk->CmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE,
                         m->pipelines[p->pipeline[tile]].pipeline);
     vk->CmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, &p->set, 0, NULL);
     vk->CmdPushConstants(c, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, p->n_push * 4, push);
-    vk->CmdDispatch(
-        c, (units + local - 1) / local,
-        p->shape == NB_VULKAN_TOKENS ? (rows + nb_vulkan_tile[tile] - 1) / nb_vulkan_tile[tile] : 1,
-        1);
+    vk->CmdDispatch(c, (units + covered - 1) / covered, y, 1);
 }
 
 static void record(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows, bool head)

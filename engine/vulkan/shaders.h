@@ -4,13 +4,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// What a shader computes. Which module does that depends on the device's tier (tier.h).
 enum nb_shader {
     NB_SHADER_EMBED,
     NB_SHADER_QUANTIZE,
     NB_SHADER_GEMM,
+    NB_SHADER_GEMM_FLOATS, // by weights that are floats
     NB_SHADER_ROPE,
     NB_SHADER_ATTENTION,
     NB_SHADERS,
+};
+
+enum nb_module {
+    NB_MODULE_EMBED,
+    NB_MODULE_QUANTIZE,
+    NB_MODULE_GEMM,
+    NB_MODULE_ROPE,
+    NB_MODULE_ATTENTION,
+    NB_MODULES,
 };
 
 struct nb_shader_code {
@@ -18,4 +29,4 @@ struct nb_shader_code {
     size_t bytes;
 };
 
-extern const struct nb_shader_code nb_shader_code[NB_SHADERS];
+extern const struct nb_shader_code nb_shader_code[NB_MODULES];
