@@ -20,7 +20,7 @@ static int create_cpu(uint32_t index, const struct nb_device_options *o, struct 
 static int create_vulkan(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
                          char *error, size_t error_size)
 {
-    return nb_vulkan_device_create(index, ret, error, error_size);
+    return nb_vulkan_device_create(index, o, ret, error, error_size);
 }
 
 static const struct kind {

@@ -61,6 +61,9 @@ struct nb_device_ops {
     int (*step)(struct nb_device_model *dm, const struct nb_rows *rows, float **ret_logits);
     // A freshly assigned block must not show its last owner's content.
     void (*kv_clear)(struct nb_device_model *dm, uint32_t block);
+    // What is worth keeping for the next device's options: 1 and a blob to be freed when it differs
+    // from what was given or returned last, 0 when not. NULL where there is never anything.
+    int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);
     // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened.
     void (*times)(const struct nb_device_model *dm, struct nb_op_time *ret);
 };
@@ -71,6 +74,10 @@ struct nb_device {
 
 struct nb_device_options {
     uint32_t threads; // of the CPU; 0: one for each core that this process may use
+    // What a device of before had to keep (nb_device_ops.cache), or NULL; copied. One that another
+    // device, driver or build wrote, or that is damaged, counts as none.
+    const void *cache;
+    size_t cache_bytes;
 };
 
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);

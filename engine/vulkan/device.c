@@ -212,6 +212,7 @@ static void vulkan_destroy(struct nb_device *base)
     if (!d)
         return;
     if (d->device && d->vk.DestroyDevice) {
+        nb_vulkan_cache_finish(d);
         for (int i = 0; i < NB_MODULES; i++)
             d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
         d->vk.DestroyPipelineLayout(d->device, d->layout, NULL);
@@ -224,7 +225,8 @@ static void vulkan_destroy(struct nb_device *base)
     free(d);
 }
 
-static int open_index(struct nb_vulkan_device *d, char *error, size_t error_size)
+static int open_index(struct nb_vulkan_device *d, const struct nb_device_options *o, char *error,
+                      size_t error_size)
 {
     VkPhysicalDevice p[MAX_DEVICES];
     uint32_t n;
@@ -239,22 +241,22 @@ static int open_index(struct nb_vulkan_device *d, char *error, size_t error_size
     describe(&d->vk, d->physical, &d->info);
     d->tier = nb_tier_best();
     if ((rc = make_device(d)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
-        (rc = make_commands(d)) < 0)
+        (rc = make_commands(d)) < 0 || (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
         return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,
                        rc == -ENOTSUP ? "it has no queue that computes and keeps time"
                                       : strerror(-rc));
     return 0;
 }
 
-int nb_vulkan_device_create(uint32_t index, struct nb_device **ret, char *ret_error,
-                            size_t error_size)
+int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,
+                            struct nb_device **ret, char *ret_error, size_t error_size)
 {
     struct nb_vulkan_device *d = calloc(1, sizeof(*d));
     if (!d)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     d->base.ops = &nb_vulkan_ops;
     d->index = index;
-    int rc = open_index(d, ret_error, error_size);
+    int rc = open_index(d, options, ret_error, error_size);
     if (rc < 0)
         vulkan_destroy(&d->base);
     else
@@ -286,7 +288,7 @@ int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant 
                   .pSpecializationInfo = &special},
         .layout = d->layout};
     return nb_vk_errno(
-        d->vk.CreateComputePipelines(d->device, VK_NULL_HANDLE, 1, &info, NULL, ret));
+        d->vk.CreateComputePipelines(d->device, d->cache.pipelines, 1, &info, NULL, ret));
 }
 
 static void vulkan_info(const struct nb_device *base, struct nb_device_info *ret)
@@ -308,4 +310,5 @@ const struct nb_device_ops nb_vulkan_ops = {
     .step = nb_vulkan_step,
     .kv_clear = nb_vulkan_kv_clear,
     .times = nb_vulkan_times,
+    .cache = nb_vulkan_cache_save,
 };

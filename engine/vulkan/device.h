@@ -5,10 +5,19 @@
 
 #include "engine/device.h"
 #include "engine/vulkan/api.h"
+#include "engine/vulkan/cache.h"
 #include "engine/vulkan/tier.h"
 #include "engine/vulkan/vulkan.h"
 
 enum { NB_VULKAN_BINDINGS = 8, NB_VULKAN_PUSH_BYTES = 128, NB_VULKAN_CONSTANTS = 12 };
+
+struct nb_vulkan_cache { // cache.h
+    struct nb_vulkan_cache_id id;
+    VkPipelineCache pipelines;
+    struct nb_vulkan_choice *choices;
+    uint32_t n_choices;
+    uint64_t kept; // the hash of what was last read or saved
+};
 
 struct nb_vulkan_device {
     struct nb_device base;
@@ -27,6 +36,7 @@ struct nb_vulkan_device {
     VkDescriptorSetLayout set_layout;
     VkPipelineLayout layout;
     VkShaderModule module[NB_MODULES];
+    struct nb_vulkan_cache cache;
     VkCommandPool commands;
     VkFence fence;
 };

@@ -6,7 +6,6 @@
 #include "engine/vulkan/device.h"
 
 enum {
-    NB_VULKAN_BUCKETS = 13,    // rows of a recorded step: 1, 2, 4 .. 4096
     NB_VULKAN_VECTOR_PAD = 32, // floats; so that a vector begins at a texel and ends in zeros
     NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
 };

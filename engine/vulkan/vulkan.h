@@ -20,5 +20,5 @@ int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *r
                         size_t error_size);
 // -ENODEV no loader or no such device, -ENOTSUP a device that lacks what the shaders need, -ENOMEM,
 // -EIO; the line in `ret_error` says which.
-int nb_vulkan_device_create(uint32_t index, struct nb_device **ret, char *ret_error,
-                            size_t error_size);
+int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,
+                            struct nb_device **ret, char *ret_error, size_t error_size);
