@@ -64,6 +64,7 @@ struct nb_broker {
     struct nb_loads loads;      // the first one runs, the others wait
     sd_event_source *load_turn; // starts the first one, from the loop
     uint32_t n_clients, last_id, restarts;
+    uint32_t incarnations; // of all devices' workers
     uint64_t last_channel;
     uint64_t started_us;
     struct nb_worker *probe;
@@ -149,6 +150,8 @@ struct nb_model {
     uint32_t id, context;
     uint32_t n_channels;
     uint64_t kv_bytes; // asked for
+    char fallback[32]; // the device that takes over, by the administrator's leave; "": none
+    char why[216];     // it is lost
     int image_fd;      // sealed; -1 until packed
     enum nb_model_state state;
     int served; // the device's worker was told of it
@@ -165,6 +168,11 @@ void nb_model_restart(struct nb_model *model);        // its worker is gone, a n
 void nb_model_unload(struct nb_model *model);         // loses channels, tells the worker, destroys
 void nb_models_drop_client(struct nb_client *client); // unloads its temporary ones
 struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name);
+
+// ---- move.c
+// Its device is given up: it goes to its fallback, or is lost with that text.
+void nb_model_flee(struct nb_model *model, const char *why);
+uint32_t nb_device_channels(const struct nb_device *device);
 
 // ---- device.c
 struct nb_counts {
@@ -183,6 +191,9 @@ struct nb_device {
     uint32_t incarnation;
     uint32_t id;
     uint64_t beat, beat_since_us;
+    int opened;              // its worker has said what the device is
+    char fault[112];         // what its worker says is wrong with it; "": nothing
+    char reason[192];        // for the state
     struct nb_counts before; // of earlier incarnations
 };
 int nb_device_add(struct nb_broker *broker, const struct nibble_device *info);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -82,7 +83,9 @@ int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
         .channel = channel->id,
         .incarnation = device->incarnation,
         .arena_bytes = channel->arena_bytes,
+        .numerics = NB_NUMERICS,
     };
+    memcpy(reply.device, device->info.name, sizeof reply.device);
     nb_device_send(device, &add, of_worker, NB_CHANNEL_FDS);
     nb_peer_send(channel->client->peer, &reply, of_client, NB_CHANNEL_FDS);
     return 0;
@@ -107,19 +110,14 @@ static int find_model(struct nb_client *client, const struct nb_wire_open_channe
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "no model \"%.63s\" is loaded%s",
                          request->model, model ? " yet: it is being loaded" : "");
     if (model->state == NB_MODEL_LOST)
-        return nb_refuse(refusal, NIBBLE_E_LOST,
-                         "the worker of \"%s\" died too often: see the daemon's log, then unload "
-                         "and load the model again",
-                         model->info.name);
+        return nb_refuse(refusal, NIBBLE_E_LOST, "\"%s\" is lost: %s; unload it, load it again",
+                         model->info.name, model->why);
     if (client->n_channels >= client->broker->config.channels_per_connection)
         return nb_refuse(refusal, NIBBLE_E_QUOTA,
                          "this connection has %u channels, the limit: close one, or raise "
                          "channels-per-connection in [limits]",
                          client->n_channels);
-    unsigned n = 0;
-    struct nb_model *m;
-    TAILQ_FOREACH(m, &model->device->models, of_device)
-    n += m->n_channels;
+    uint32_t n = nb_device_channels(model->device);
     if (n >= NB_WORKER_CHANNELS ||
         (model->device->worker && nb_peer_queued(model->device->worker->link) > LINK_BUSY))
         return nb_refuse(refusal, NIBBLE_E_BUSY,

@@ -26,6 +26,7 @@ static const struct setting settings[] = {
     {"limits", "queue-bytes", AT(queue_bytes), BYTES, 64 << 10, 4 << 10, 16 << 20},
     {"memory", "bytes", AT(memory_bytes), BYTES, 0, 0, UINT64_C(1) << 46},
     {"memory", "reserve", AT(reserve_bytes), BYTES, 256 << 20, 0, UINT64_C(1) << 46},
+    {"supervision", "start", AT(start_ms), SECONDS, 60000, 100, 86400000},
     {"supervision", "hang", AT(hang_ms), SECONDS, 60000, 100, 86400000},
     {"supervision", "deaths", AT(deaths), COUNT, 5, 1, 16},
     {"supervision", "deaths-window", AT(deaths_window_ms), SECONDS, 60000, 100, 86400000},

@@ -13,6 +13,7 @@ struct nb_config {
     uint64_t queue_bytes;   // not yet read by a client, before it is disconnected
     uint64_t memory_bytes;  // of all packed weights and their KV; 0: what the machine has
     uint64_t reserve_bytes; // of memory to leave free
+    uint64_t start_ms;      // so long a worker may take to open its device
     uint64_t hang_ms;       // a step longer than this is a hang
     uint64_t deaths,
         deaths_window_ms; // so many deaths of a worker within that time: it is given up

@@ -15,9 +15,15 @@ static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds
 static void on_exited(void *owner, int clean, const char *how);
 static const struct nb_worker_ops ops = {on_packet, on_exited};
 
-static void set_state(struct nb_device *device, const char *state)
+static void set_state(struct nb_device *device, const char *state, const char *why)
 {
     snprintf(device->info.state, sizeof device->info.state, "%s", state);
+    snprintf(device->reason, sizeof device->reason, "%s", why);
+}
+
+static int is_lost(const struct nb_device *device)
+{
+    return !strcmp(device->info.state, "lost");
 }
 
 struct nb_device *nb_device_by_name(struct nb_broker *broker, const char *name)
@@ -110,14 +116,19 @@ static unsigned recent_deaths(const struct nb_device *device)
 
 static void give_up(struct nb_device *device, unsigned deaths, const char *how)
 {
-    char text[160];
-    struct nb_model *model;
-    snprintf(text, sizeof text, "its worker died %u times within %g s, at last it %s", deaths,
-             (double)device->broker->config.deaths_window_ms / 1000, how);
-    set_state(device, "lost");
-    TAILQ_FOREACH(model, &device->models, of_device)
-    if (model->state != NB_MODEL_LOST)
-        nb_model_lose(model, text);
+    char text[192];
+    struct nb_model *model, *next;
+    snprintf(text, sizeof text,
+             "device %s is given up: its worker died %u times within %g s, at last it %s",
+             device->info.name, deaths, (double)device->broker->config.deaths_window_ms / 1000,
+             how);
+    nb_log(LOG_ERR, "%s", text);
+    set_state(device, "lost", text);
+    for (model = TAILQ_FIRST(&device->models); model; model = next) {
+        next = TAILQ_NEXT(model, of_device);
+        if (model->state != NB_MODEL_LOST)
+            nb_model_flee(model, text);
+    }
 }
 
 static void down(struct nb_device *device, const char *how);
@@ -130,7 +141,7 @@ static int on_restart(sd_event_source *source, uint64_t usec, void *user)
     device->restart = sd_event_source_disable_unref(device->restart);
     TAILQ_FOREACH(model, &device->models, of_device)
     {
-        int r = model->state == NB_MODEL_RESTARTING ? nb_model_serve(model) : 0;
+        int r = model->state == NB_MODEL_RESTARTING && !model->served ? nb_model_serve(model) : 0;
         if (r < 0) {
             nb_worker_kill(device->worker); // perhaps it was, for another model
             down(device, "could not be started");
@@ -146,20 +157,20 @@ static int on_restart(sd_event_source *source, uint64_t usec, void *user)
 }
 
 // A model that was being added when the worker died is the first suspect: its load fails, the
-// others go on.
+// others go on. Not so when the worker says that it was the device.
 static unsigned keep_models(struct nb_device *device, const char *how)
 {
     struct nb_model *model, *next;
     unsigned n = 0;
     for (model = TAILQ_FIRST(&device->models); model; model = next) {
         next = TAILQ_NEXT(model, of_device);
-        if (model->load && model->served) {
+        if (model->load && model->served && !*device->fault) {
             struct nb_refusal why;
             int r = nb_refuse(&why, NIBBLE_E_LOST,
                               "the worker %s while it took the model: see the daemon's log", how);
             model->served = 0;
             nb_load_settle(model->load, r, &why);
-        } else if (!model->load && model->state != NB_MODEL_LOST) {
+        } else if (model->load ? model->served : model->state != NB_MODEL_LOST) {
             nb_model_restart(model);
             n++;
         }
@@ -182,11 +193,13 @@ static void down(struct nb_device *device, const char *how)
         give_up(device, deaths, how);
         return;
     }
+    char text[sizeof device->reason];
     uint64_t wait = deaths > 1 ? broker->config.backoff_ms * 1000 << (deaths - 2) : 0;
     wait = wait < BACKOFF_MAX_US ? wait : BACKOFF_MAX_US;
     nb_log(LOG_ERR, "the worker of %s %s; a new one takes over its %u models in %g s",
            device->info.name, how, models, (double)wait / 1e6);
-    set_state(device, "restarting");
+    snprintf(text, sizeof text, "its worker %s", how);
+    set_state(device, "restarting", text);
     sd_event_source_disable_unref(device->restart);
     device->restart = NULL;
     int r = sd_event_add_time_relative(broker->loop, &device->restart, CLOCK_MONOTONIC, wait, 0,
@@ -195,25 +208,32 @@ static void down(struct nb_device *device, const char *how)
         give_up(device, deaths, "could not be restarted");
 }
 
+// What the worker said of its device says more than how it ended.
 static void on_exited(void *owner, int clean, const char *how)
 {
-    down(owner, how);
+    const struct nb_device *device = owner;
+    char text[sizeof device->fault + 16];
+    snprintf(text, sizeof text, "ended itself: %s", device->fault);
+    down(owner, *device->fault ? text : how);
 }
 
-// A step that runs while the beat stands still for too long is a hang. The times are the broker's
-// own.
+// A step that runs while the beat stands still for too long is a hang, and so is a device that does
+// not open. The times are the broker's own.
 static int on_pulse(sd_event_source *source, uint64_t usec, void *user)
 {
     struct nb_device *device = user;
-    uint64_t now = nb_now_us(), hang = device->broker->config.hang_ms * 1000;
+    const struct nb_config *config = &device->broker->config;
+    uint64_t now = nb_now_us();
+    uint64_t hang = (device->opened ? config->hang_ms : config->start_ms) * 1000;
     uint64_t beat = atomic_load_explicit(&device->page->beat, memory_order_relaxed);
     uint64_t step = atomic_load_explicit(&device->page->step_started_ns, memory_order_relaxed);
-    if (beat != device->beat || !step) {
+    if (beat != device->beat || (device->opened && !step)) {
         device->beat = beat;
         device->beat_since_us = now;
     } else if (now - device->beat_since_us > hang) {
         nb_worker_kill(device->worker);
-        down(device, "hung in a step and was killed");
+        down(device, device->opened ? "hung in a step and was killed"
+                                    : "hung while it opened the device and was killed");
         return 0;
     }
     uint64_t period = hang / 4 < 1000000 ? hang / 4 : 1000000;
@@ -256,9 +276,13 @@ int nb_device_start(struct nb_device *device)
         detach(device);
         return r;
     }
-    device->incarnation++;
+    device->incarnation = ++device->broker->incarnations;
     device->beat_since_us = nb_now_us();
-    set_state(device, "ready");
+    device->opened = 0;
+    *device->fault = 0;
+    if (is_lost(device)) // somebody wants to try it again: all is forgiven
+        memset(device->deaths_us, 0, sizeof device->deaths_us);
+    set_state(device, "ready", "");
     return 0;
 }
 
@@ -275,8 +299,10 @@ void nb_device_rest(struct nb_device *device)
     if (!TAILQ_EMPTY(&device->models) || device->broker->stopping)
         return;
     device->restart = sd_event_source_disable_unref(device->restart);
-    memset(device->deaths_us, 0, sizeof device->deaths_us);
-    set_state(device, "ready");
+    if (!is_lost(device)) {
+        memset(device->deaths_us, 0, sizeof device->deaths_us);
+        set_state(device, "ready", "");
+    }
     if (device->worker)
         nb_worker_drain(device->worker);
     detach(device);
@@ -285,8 +311,16 @@ void nb_device_rest(struct nb_device *device)
 static void on_device(struct nb_device *device, const void *packet)
 {
     const struct nb_link_device *m = packet;
+    device->opened = 1;
     device->info.memory_bytes = m->device.memory_bytes;
     device->info.threads = m->device.threads;
+}
+
+static void on_fault(struct nb_device *device, const void *packet)
+{
+    const struct nb_link_fault *m = packet;
+    memcpy(device->fault, m->text, sizeof device->fault);
+    nb_text_clean(device->fault, sizeof device->fault);
 }
 
 static void on_model_ready(struct nb_device *device, const void *packet)
@@ -315,6 +349,7 @@ static const struct {
     {NB_LINK_DEVICE, sizeof(struct nb_link_device), on_device},
     {NB_LINK_MODEL_READY, sizeof(struct nb_link_model_ready), on_model_ready},
     {NB_LINK_CHANNEL_GONE, sizeof(struct nb_link_ref), on_channel_gone},
+    {NB_LINK_FAULT, sizeof(struct nb_link_fault), on_fault},
 };
 
 static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds, size_t n_fds)

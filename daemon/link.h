@@ -31,6 +31,8 @@
 
 #define NB_NUMERICS "n1" // docs/numerics.md's id, shown with results
 
+#define NB_EXIT_FAULT 3 // the exit status of a worker whose device failed
+
 #define NB_WORKER_MODELS   32
 #define NB_WORKER_CHANNELS 256
 
@@ -49,6 +51,7 @@ enum nb_link_type {
     NB_LINK_CHANNEL_GONE,   // serve: the client hung up or broke the protocol; answered by
                             // CHANNEL_REMOVE. A REMOVE of what is gone already, or was never
                             // accepted, is no error.
+    NB_LINK_FAULT,          // serve: why it ends itself, before it exits with NB_EXIT_FAULT
 };
 
 struct nb_link_model_add {
@@ -79,6 +82,10 @@ struct nb_link_loaded {
     struct nb_wire_header header; // status: 0 or the failure
     uint64_t bytes;
     char text[240];
+};
+struct nb_link_fault {
+    struct nb_wire_header header;
+    char text[112]; // what its device failed with
 };
 struct nb_link_model_ready {
     struct nb_wire_header header;

@@ -218,6 +218,22 @@ static int check_precision(const char *precision, struct nb_refusal *refusal)
     return nb_refuse(refusal, -EINVAL, "precision is fast, balanced or exact");
 }
 
+static int check_fallback(struct nb_broker *broker, const struct nb_wire_load *request,
+                          const char *device, struct nb_refusal *refusal)
+{
+    const char *name = request->fallback;
+    if (!*name)
+        return 0;
+    if (!strncmp(name, device, sizeof request->fallback))
+        return nb_refuse(refusal, -EINVAL, "a device cannot be its own fallback: \"%.31s\"", name);
+    if (!nb_device_by_name(broker, name))
+        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED,
+                         "this machine has no device \"%.31s\" to fall back on: `nibble devices` "
+                         "lists them",
+                         name);
+    return 0;
+}
+
 static int check_request(struct nb_broker *broker, const struct nb_wire_load *request, int fd,
                          struct nb_device **ret, struct nb_refusal *refusal)
 {
@@ -241,6 +257,9 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
     if (!*ret)
         return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED,
                          "this machine has no device \"%.31s\": `nibble devices` lists them", name);
+    r = check_fallback(broker, request, name, refusal);
+    if (r < 0)
+        return r;
     unsigned n = 0;
     struct nb_model *m;
     TAILQ_FOREACH(m, &(*ret)->models, of_device)

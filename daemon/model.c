@@ -45,6 +45,7 @@ int nb_model_create(struct nb_device *device, const struct nb_wire_load *request
     snprintf(model->info.device, sizeof model->info.device, "%s", device->info.name);
     snprintf(model->info.precision, sizeof model->info.precision, "%s",
              *request->precision ? request->precision : "balanced");
+    snprintf(model->fallback, sizeof model->fallback, "%.31s", request->fallback);
     set_state(model, NB_MODEL_LOADING);
     TAILQ_INIT(&model->channels);
     TAILQ_INSERT_TAIL(&device->broker->models, model, of_broker);
@@ -161,7 +162,8 @@ void nb_model_lose(struct nb_model *model, const char *text)
 {
     char line[240];
     nb_log(LOG_ERR, "model %s is lost: %s; unload and load it again", model->info.name, text);
-    snprintf(line, sizeof line, "the model is not served any more: %.200s", text);
+    snprintf(model->why, sizeof model->why, "%s", text);
+    snprintf(line, sizeof line, "%.210s; unload it, load it again", model->why);
     set_state(model, NB_MODEL_LOST);
     lose_channels(model, NIBBLE_E_LOST, line);
 }

@@ -20,20 +20,23 @@ struct nb_kept {
     char name[STORE_NAME];
 };
 
-// model+NAME+DEVICE+PRECISION+CONTEXT+KV
+// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one
 static void write_name(const struct nb_model *model, char ret[STORE_NAME])
 {
-    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64, model->info.name,
-             model->info.device, model->info.precision, model->context, model->kv_bytes);
+    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64 "%s%s", model->info.name,
+             model->info.device, model->info.precision, model->context, model->kv_bytes,
+             *model->fallback ? "+" : "", model->fallback);
 }
 
 static int read_name(const char *name, struct nb_wire_load *ret)
 {
     struct nb_wire_load m = {.context = 0};
-    int end = -1;
-    int n = sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%" SCNu64 "%n", m.name,
-                   m.device, m.precision, &m.context, &m.kv_bytes, &end);
-    if (n != 5 || end < 0 || name[end])
+    int end = -1, end_6 = -1;
+    int n =
+        sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%" SCNu64 "%n+%31[^+]%n", m.name,
+               m.device, m.precision, &m.context, &m.kv_bytes, &end, m.fallback, &end_6);
+    end = n == 6 ? end_6 : end;
+    if (n < 5 || end < 0 || name[end])
         return -EINVAL;
     *ret = m;
     return 0;

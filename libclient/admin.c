@@ -43,6 +43,8 @@ int nibble_load(nibble *c, int fd, const struct nibble_load_options *options)
         r = put(c, request.device, sizeof request.device, "device", options->device);
     if (r == 0)
         r = put(c, request.precision, sizeof request.precision, "precision", options->precision);
+    if (r == 0)
+        r = put(c, request.fallback, sizeof request.fallback, "device", options->fallback);
     if (r < 0)
         return r;
     if (c->requesting)

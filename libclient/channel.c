@@ -76,6 +76,17 @@ void nb_channel_unmap(struct nb_channel *channel)
     channel->sock = -1;
 }
 
+bool nb_channel_place(struct nb_channel *channel, const struct nb_wire_channel *packet)
+{
+    char device[sizeof packet->device], numerics[sizeof packet->numerics];
+    snprintf(device, sizeof device, "%.*s", (int)sizeof device - 1, packet->device);
+    snprintf(numerics, sizeof numerics, "%.*s", (int)sizeof numerics - 1, packet->numerics);
+    bool other = strcmp(device, channel->model.device) || strcmp(numerics, channel->numerics);
+    memcpy(channel->model.device, device, sizeof device);
+    memcpy(channel->numerics, numerics, sizeof numerics);
+    return other;
+}
+
 // ---- Opening and closing ----
 
 struct nb_channel *nb_channel_find(nibble *c, uint32_t handle)
@@ -144,6 +155,7 @@ int nb_channel_open(nibble *c, const char *model, uint64_t arena_bytes,
         nb_channel_close(channel);
         return r;
     }
+    nb_channel_place(channel, &opened); // the list may be older, or newer
     *ret_channel = channel;
     return 0;
 }

@@ -142,6 +142,8 @@ struct nb_channel {
     struct nb_link link;
     nibble *connection;
     struct nibble_model model;
+    char numerics[16];
+    unsigned moves; // to another device, or to other numerics
     uint32_t handle;
     bool gone; // the daemon has closed it
     int lost;  // not 0: of no use any more, and why
@@ -195,6 +197,8 @@ void nb_channel_close(struct nb_channel *channel);
 int nb_channel_map(struct nb_channel *channel, const struct nb_wire_channel *packet,
                    const int *fds);
 void nb_channel_unmap(struct nb_channel *channel);
+// Keeps who computes. True: it is another than before.
+bool nb_channel_place(struct nb_channel *channel, const struct nb_wire_channel *packet);
 struct nb_channel *nb_channel_find(nibble *connection, uint32_t handle);
 int nb_channel_drain(struct nb_channel *channel);       // returns completions handled
 bool nb_channel_pending(struct nb_channel *channel);    // completions wait
@@ -215,6 +219,7 @@ struct nibble_session {
     bool used; // the worker knows it
     bool scoring;
     bool closed;
+    unsigned moves;  // of its channel, as far as the user was told
     unsigned pins;   // calls that still look at it
     nibble_job *job; // that runs
     int32_t *log;

@@ -52,6 +52,7 @@ void nb_channel_rebind(struct nb_channel *channel, const struct nb_wire_channel 
         nb_channel_lose(channel, NIBBLE_E_LOST, "the new worker's channel cannot be mapped");
         return;
     }
+    channel->moves += nb_channel_place(channel, packet);
     take_back(channel);
     nb_channel_pump(channel);
 }

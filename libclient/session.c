@@ -55,6 +55,7 @@ static int open_on(struct nb_channel *channel, nibble_session **ret_session)
         return nb_fail(c, -ENOMEM, "out of memory");
     session->channel = channel;
     session->id = id;
+    session->moves = channel->moves;
     nb_list_append(&channel->sessions, &session->link);
     *ret_session = session;
     return 0;

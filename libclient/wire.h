@@ -87,6 +87,7 @@ struct nb_wire_channel {
     uint32_t channel;     // valid on this connection alone
     uint32_t incarnation; // of the worker
     uint64_t arena_bytes;
+    char device[32], numerics[16]; // who computes, and by which rules
 };
 
 struct nb_wire_channel_ref { // CLOSE_CHANNEL request; CHANNEL_LOST event
@@ -102,6 +103,7 @@ struct nb_wire_load {
     char precision[16];          // "": balanced
     uint32_t context, temporary; // 1: unloaded when this connection ends
     uint64_t kv_bytes;
+    char fallback[32]; // the device that takes over when this one is lost; "": none
 };
 
 struct nb_wire_unload {

@@ -138,7 +138,10 @@ struct nibble_load_options {
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */
-    int temporary;         /* unloaded when this connection ends, however it ends */
+    /* The device that takes the model over, with its sessions, when `device` is lost; they are told
+     * by NIBBLE_EVENT_MOVED. NULL: none, and their jobs end with NIBBLE_E_LOST. */
+    const char *fallback;
+    int temporary; /* unloaded when this connection ends, however it ends */
     /* Called as the file is read; a return other than 0 cancels the load. It cannot use the
      * connection. May be NULL. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
@@ -234,7 +237,8 @@ NIBBLE_API void nibble_generate_options_init(struct nibble_generate_options *ret
 enum nibble_event_type {
     NIBBLE_EVENT_TOKEN,   /* a token; `text` is what became whole UTF-8 with it, perhaps nothing */
     NIBBLE_EVENT_PREFILL, /* progress of the prompt: `done` of `total` tokens computed */
-    NIBBLE_EVENT_MOVED,   /* the worker died; another one continues the job; nothing is lost */
+    NIBBLE_EVENT_MOVED,   /* the worker died; another one continues the job; nothing is lost. With
+                             `device` set the model has moved to another device */
     NIBBLE_EVENT_DONE     /* the last event */
 };
 enum nibble_finish {
@@ -260,6 +264,10 @@ struct nibble_event {
     const char *text;
     size_t text_len;
     uint32_t done, total;
+    /* With MOVED: the device that computes from here on, where it is another than before: what
+     * follows is that device's, not always the bytes that would have come. Told to each session
+     * once, at the job that runs or at its next one; else NULL. Valid as `text`. */
+    const char *device;
     enum nibble_finish finish;
     int error;
     struct nibble_timings timings; /* with DONE */

@@ -195,9 +195,9 @@ class Client:
     def close_channel(self, channel):
         self.call(CLOSE, struct.pack("<II240s", channel, 0, b""))
 
-    def load_body(self, name, device="", precision="", context=0, kv=0):
-        return struct.pack("<64s32s16sIIQ", name.encode(), device.encode(), precision.encode(),
-                           context, 0, kv)
+    def load_body(self, name, device="", precision="", context=0, kv=0, fallback=""):
+        return struct.pack("<64s32s16sIIQ32s", name.encode(), device.encode(), precision.encode(),
+                           context, 0, kv, fallback.encode())
 
     def load(self, name, file, **options):
         with open(file, "rb") as f:
@@ -217,6 +217,8 @@ class Channel:
     def __init__(self, client, packet):
         self.client = client
         self.id, self.incarnation, self.arena = struct.unpack_from("<IIQ", packet.data, 16)
+        self.device, self.numerics = (t.split(b"\0")[0].decode()
+                                      for t in struct.unpack_from("<32s16s", packet.data, 32))
         self.memfd, sock = packet.fds
         self.sock = socket.socket(fileno=sock)
         self.sock.settimeout(PATIENCE)

@@ -76,13 +76,17 @@ drain = 1
             self.assertIn("died 3 times", lost.text(24))
             self.assertEqual(a.model("m").state, b"lost")
             self.assertEqual(a.list(DEVICES)[0].state, b"lost")
-            self.refused(E_LOST, c.open_channel, "m")
+            self.assertIn("died 3 times", self.refused(E_LOST, c.open_channel, "m"))
             self.assertEqual(self.daemon.children(), [])
             self.assertEqual(c.status().channel_bytes, 0)
             channel.close()
             a.unload("m")
-            self.load(a)
+            self.assertEqual(a.list(DEVICES)[0].state, b"lost")
+            self.load(a)  # which tries the device again
+            self.assertEqual(a.list(DEVICES)[0].state, b"ready")
             channel = c.open_channel("m")
+            os.kill(self.daemon.server(), signal.SIGKILL)
+            channel = self.rebound(c, channel)  # with as many deaths to come as any device
             self.echo(channel)
             channel.close()
 

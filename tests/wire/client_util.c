@@ -52,6 +52,9 @@ void on_event(nibble_job *job, const struct nibble_event *event, void *user)
     assert_false(got->done);
     got->prefills += event->type == NIBBLE_EVENT_PREFILL;
     got->moves += event->type == NIBBLE_EVENT_MOVED;
+    if (event->device)
+        snprintf(got->devices + strlen(got->devices), sizeof got->devices - strlen(got->devices),
+                 "%s@%u ", event->device, got->tokens);
     if (event->type == NIBBLE_EVENT_TOKEN) {
         assert_true(got->len + event->text_len < sizeof got->text);
         memcpy(got->text + got->len, event->text, event->text_len);

@@ -12,6 +12,7 @@ struct collected {
     char text[8192];
     size_t len, longest;
     unsigned tokens, prefills, moves;
+    char devices[64]; // that the job moved to, and after how many tokens
     bool done;
     enum nibble_finish finish;
     int error;

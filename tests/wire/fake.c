@@ -50,13 +50,14 @@ static void close_memory(struct fake_channel *channel)
     close(channel->sock);
 }
 
-void fake_rebind(struct fake_channel *channel)
+void fake_rebind(struct fake *fake, struct fake_channel *channel)
 {
     struct nb_wire_channel packet = {.header = {.type = NB_WIRE_REBIND, .size = sizeof packet},
                                      .channel = channel->handle,
                                      .incarnation = ++channel->incarnation,
                                      .arena_bytes = channel->arena};
     int fds[2];
+    memcpy(packet.device, fake->device, sizeof packet.device);
     close_memory(channel);
     open_memory(channel, fds);
     nb_wire_send(channel->control, &packet, sizeof packet, fds, 2);
@@ -159,6 +160,7 @@ static void open_channel(struct fake *fake, int sock, const struct nb_wire_open_
     open_memory(channel, fds);
     struct nb_wire_channel reply = {
         .channel = channel->handle, .incarnation = 1, .arena_bytes = channel->arena};
+    memcpy(reply.device, fake->device, sizeof reply.device);
     fake_reply(sock, &request->header, &reply, sizeof reply, fds, 2);
     nb_wire_close_fds(fds, 2);
     atomic_fetch_add(&fake->n_channels, 1);

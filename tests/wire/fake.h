@@ -55,6 +55,7 @@ struct fake {
     uint32_t eos_after;        // of generated tokens; 0: never
     uint32_t token_text;       // bytes of text a token; 0: one
     _Atomic int hold;          // 1: the worker computes nothing
+    char device[32];           // that REBIND and OPEN_CHANNEL name
     _Atomic int die_after;     // so many tokens from now, the worker dies; 0: never
     _Atomic int die_every;     // the same, of each worker
     _Atomic int die_in_text;   // ... when it has told the first part of that token's text

@@ -9,6 +9,6 @@ void fake_violation(struct fake *fake, const char *what);
 bool fake_work(struct fake *fake);
 
 // The daemon
-void fake_rebind(struct fake_channel *channel); // a new worker, with new memory
+void fake_rebind(struct fake *fake, struct fake_channel *channel); // a new worker, with new memory
 void fake_lose(struct fake_channel *channel);
 void fake_drop_client(struct fake *fake, unsigned i);

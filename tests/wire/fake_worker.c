@@ -329,7 +329,7 @@ static bool step_job(struct fake *fake, struct fake_channel *channel, unsigned i
     int every = atomic_load(&fake->die_every);
     if (!post_token(fake, channel, job, token) || countdown(&fake->die_after) ||
         (every && ++channel->tokens % (uint32_t)every == 0)) {
-        fake_rebind(channel);
+        fake_rebind(fake, channel);
         return false;
     }
     if (countdown(&fake->lose_after)) {

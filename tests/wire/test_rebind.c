@@ -130,6 +130,38 @@ static void a_cancelled_job_does_not_move(void **state)
     nibble_session_close(other);
 }
 
+// Each session is told of another device once: at its running job, or at its next one.
+static void a_move_to_another_device_is_told(void **state)
+{
+    struct collected got = {0}, idle = {0}, later = {0};
+    nibble_session *other;
+    assert_int_equal(nibble_session_open(connection, "m0", NULL, &other), 0);
+    char text[64];
+    generate_text(other, "before", 3, text);
+    snprintf(fake->device, sizeof fake->device, "cpu");
+    atomic_store(&fake->die_after, 5);
+    nibble_job *job = begin_tokens(session, "a story", 20, on_event, &got);
+    assert_int_equal(nibble_job_wait(job), 0);
+    nibble_job_free(job);
+    assert_string_equal(got.devices, "cpu@5 ");
+    assert_int_equal(got.moves, 1);
+    assert_int_equal(got.len, 20);
+    assert_string_equal(nibble_session_model(session)->device, "cpu");
+
+    job = begin_tokens(other, "a story", 20, on_event, &idle);
+    assert_int_equal(nibble_job_wait(job), 0);
+    nibble_job_free(job);
+    assert_string_equal(idle.devices, "cpu@0 ");
+
+    atomic_store(&fake->die_after, 5); // the same device again
+    job = begin_tokens(session, "a story", 20, on_event, &later);
+    assert_int_equal(nibble_job_wait(job), 0);
+    nibble_job_free(job);
+    assert_int_equal(later.moves, 1);
+    assert_string_equal(later.devices, "");
+    nibble_session_close(other);
+}
+
 static void calls_move_too(void **state)
 {
     // A job whose first token kills the worker, with calls behind it.
@@ -374,6 +406,7 @@ int main(void)
         CLIENT_TEST(all_sessions_of_a_channel_move),
         CLIENT_TEST(an_idle_session_is_rebuilt_from_its_log),
         CLIENT_TEST(a_cancelled_job_does_not_move),
+        CLIENT_TEST(a_move_to_another_device_is_told),
         CLIENT_TEST(calls_move_too),
         CLIENT_TEST(a_lost_channel_ends_its_jobs),
         CLIENT_TEST(a_daemon_that_hangs_up_ends_everything),

@@ -65,6 +65,11 @@ static void on_event(nibble_job *job, const struct nibble_event *event, void *us
         }
     } else if (event->type == NIBBLE_EVENT_PREFILL && event->total >= 1024) {
         cli_progress("reading the prompt", event->done, event->total);
+    } else if (event->type == NIBBLE_EVENT_MOVED && event->device) {
+        fprintf(stderr,
+                "%snibble: the model has moved to device %s, which answers from here on; "
+                "`nibble devices` says why\n",
+                a->len && !a->quiet ? "\n" : "", event->device);
     } else if (event->type == NIBBLE_EVENT_MOVED && isatty(STDERR_FILENO)) {
         fputs("\n[the worker died; another one goes on]\n", stderr);
     } else if (event->type == NIBBLE_EVENT_DONE) {
