@@ -81,8 +81,15 @@ static void take_page(struct nb_device *device)
     device->page = NULL;
 }
 
+// A worker that does not end keeps what it holds, and the device keeps the charge until it does.
 static void detach(struct nb_device *device)
 {
+    const struct nb_model *model;
+    if (device->worker)
+        device->worker->device = device->id;
+    TAILQ_FOREACH(model, &device->models, of_device)
+    if (device->worker && model->served)
+        device->worker->held_bytes += model->info.kv_bytes;
     nb_worker_disown(device->worker);
     device->worker = NULL;
     device->pulse = sd_event_source_disable_unref(device->pulse);

@@ -95,6 +95,7 @@ static void list_devices(struct nb_broker *broker, struct page *page)
 {
     struct nb_device *device;
     struct nb_model *model;
+    struct nb_worker *worker;
     TAILQ_FOREACH(device, &broker->devices, entry)
     {
         struct nibble_device row = device->info;
@@ -104,6 +105,9 @@ static void list_devices(struct nb_broker *broker, struct page *page)
             row.models++;
             row.used_bytes += model->info.packed_bytes + model->info.kv_bytes;
         }
+        TAILQ_FOREACH(worker, &broker->workers, entry)
+        if (worker->device == device->id)
+            row.used_bytes += worker->held_bytes;
         add_row(page, device->id, &row);
     }
 }

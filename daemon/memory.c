@@ -85,6 +85,9 @@ static uint64_t models_take(const struct nb_broker *broker)
     struct nb_model *model;
     TAILQ_FOREACH(model, &broker->models, of_broker)
     taken += model->info.packed_bytes + model->info.kv_bytes;
+    struct nb_worker *worker;
+    TAILQ_FOREACH(worker, &broker->workers, entry)
+    taken += worker->held_bytes;
     return taken;
 }
 

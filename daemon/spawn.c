@@ -21,6 +21,7 @@
 
 #define LINK_QUEUE_MAX (1u << 20)
 #define EXIT_US        UINT64_C(2000000) // from the end of its link to the end of a worker
+#define STUCK_US       UINT64_C(2000000) // from SIGKILL to a line in the log
 #define FIRST_FREE_FD  (NB_LINK_FD + NB_WIRE_FDS_MAX)
 
 // Beside nibbled, below it as in a build tree, or where `meson install` puts it; NIBBLE_WORKER is
@@ -82,6 +83,14 @@ static void become(const struct nb_spawn *spawn, const char *path, int link)
 static int on_deadline(sd_event_source *source, uint64_t usec, void *user)
 {
     struct nb_worker *w = user;
+    if (w->killed) {
+        nb_log(
+            LOG_ERR,
+            "worker %d (%s) was killed and does not end: it is stuck in the kernel, perhaps in a "
+            "driver. Nobody waits for it; what it holds stays charged until it ends",
+            (int)w->pid, w->mode);
+        return 0;
+    }
     nb_log(LOG_WARNING, "worker %d (%s) did not finish in time and is killed", (int)w->pid,
            w->mode);
     nb_worker_kill(w);
@@ -187,8 +196,11 @@ int nb_worker_spawn(struct nb_broker *broker, const struct nb_spawn *spawn,
 
 void nb_worker_kill(struct nb_worker *worker)
 {
-    if (worker && worker->pid > 0)
-        pidfd_send_signal(worker->pidfd, SIGKILL, NULL, 0);
+    if (!worker || worker->pid <= 0)
+        return;
+    pidfd_send_signal(worker->pidfd, SIGKILL, NULL, 0);
+    if (!worker->killed++)
+        set_deadline(worker, STUCK_US);
 }
 
 void nb_worker_drain(struct nb_worker *worker)

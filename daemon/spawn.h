@@ -28,7 +28,9 @@ struct nb_worker {
     uint32_t id; // for listings
     pid_t pid;
     int pidfd;
-    int draining;
+    int draining, killed;
+    uint32_t device;     // that it held memory of until its end, once it is nobody's
+    uint64_t held_bytes; // so much
     char mode[8];
 };
 TAILQ_HEAD(nb_workers, nb_worker);

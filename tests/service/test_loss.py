@@ -125,5 +125,34 @@ class Opening(LossTest):
             self.assertIn("hung while it opened the device", text)
 
 
+UNDYING = os.environ.get("NIBBLE_TEST_UNDYING")
+
+
+@unittest.skipUnless(UNDYING, "a preloaded library is not for sanitizers")
+class Stuck(LossTest):
+    env = dict(LossTest.env, LD_PRELOAD=UNDYING or "")
+
+    def test_a_worker_that_does_not_die_is_not_waited_for(self):
+        with self.daemon.client() as c, self.daemon.admin() as a:
+            self.load(a, "m", b"ok gpu:hang", device="gpu", fallback="cpu")
+            self.load(a, "other", b"ok ok", device="cpu")
+            before = self.device(a, "gpu").used_bytes
+            kv = a.model("m").kv_bytes
+            seen, lost = self.rebinds(c, self.opened(c, "m"))
+            self.assertIsNone(lost)
+            self.echo(seen[-1])
+            # Three workers hang there still; the device keeps what they hold, the models are gone.
+            stuck = [p for p, mode in self.daemon.children() if mode == "serve"]
+            self.assertEqual(len(stuck), 3 + 1)
+            self.assertEqual(self.device(a, "gpu").used_bytes, 3 * kv)
+            self.assertLess(3 * kv, before)  # weights have one copy, which is the models'
+            until(lambda: "stuck in the kernel" in self.daemon.logged(), "a line in the log")
+            serving = {h.pid for h in c.list(HOLDERS) if h.role == b"worker" and h.model}
+            for left, pid in enumerate(sorted(set(stuck) - serving), -2):
+                os.kill(pid, signal.SIGKILL)  # the driver lets go
+                until(lambda: self.device(a, "gpu").used_bytes == -left * kv, "the charge")
+            self.echo(seen[-1])
+
+
 if __name__ == "__main__":
     unittest.main()
