@@ -66,10 +66,22 @@ struct nb_device_ops {
     int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);
     // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened.
     void (*times)(const struct nb_device_model *dm, struct nb_op_time *ret);
+    // Once a function has returned a negative errno for want of the device: why, in one line; or
+    // NULL. May be missing: such a device is never lost.
+    const char *(*fault)(const struct nb_device *d);
 };
 
 struct nb_device {
     const struct nb_device_ops *ops;
+};
+
+// Whether a device reads the weights where they lie in the host's memory, or has them copied to its
+// own.
+enum nb_weights {
+    NB_WEIGHTS_CHOSEN,   // imported by a CPU's driver, on a GPU by the measurement
+    NB_WEIGHTS_MEASURED, // imported where that is hardly slower to read than a copy
+    NB_WEIGHTS_IMPORTED,
+    NB_WEIGHTS_COPIED,
 };
 
 struct nb_device_options {
@@ -78,6 +90,11 @@ struct nb_device_options {
     // device, driver or build wrote, or that is damaged, counts as none.
     const void *cache;
     size_t cache_bytes;
+    // The rest is of Vulkan devices.
+    uint32_t timeout_ms;   // a submission that takes longer means a hang; 0: 30 s
+    uint64_t buffer_bytes; // weights in buffers and windows no larger, whatever the device allows,
+    uint64_t window_bytes; // so that a small model shows what a large one needs; 0: as it allows
+    enum nb_weights weights;
 };
 
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);

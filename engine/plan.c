@@ -123,6 +123,7 @@ static int bind_all(const struct builder *b)
 static int lay_out(struct nb_plan *plan, enum nb_precision precision)
 {
     uint32_t layers = plan->hp.n_layers;
+    plan->n_layers = layers;
     plan->n_ops = 2 + layers * (NB_OP_HEAD - NB_OP_QKV);
     plan->ops = calloc(plan->n_ops, sizeof(*plan->ops));
     if (!plan->ops)
@@ -154,6 +155,17 @@ int nb_plan_create(const struct nb_image *image, enum nb_precision precision, st
     }
     *ret = plan;
     return 0;
+}
+
+struct nb_plan nb_plan_part(const struct nb_plan *plan, uint32_t first, uint32_t end, bool embed,
+                            bool head)
+{
+    struct nb_plan part = *plan;
+    part.first_layer = first;
+    part.n_layers = end - first;
+    part.n_ops = embed + part.n_layers * (NB_OP_HEAD - NB_OP_QKV) + head;
+    part.ops = op_of(&part, NB_OP_QKV, first) - embed;
+    return part;
 }
 
 void nb_plan_destroy(struct nb_plan *plan)

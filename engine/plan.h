@@ -1,6 +1,6 @@
 // A model's plan: the list of ops that a step runs, each with its weights and the precision of its
 // inputs, fixed when the model is loaded. A device interprets it (CPU) or has it recorded (Vulkan);
-// one layer alone is a range of ops.
+// one layer alone, or some of them on a device of their own, is a range of ops.
 #pragma once
 
 #include "engine/arch.h"
@@ -21,7 +21,8 @@ struct nb_op {
 };
 
 struct nb_plan {
-    struct nb_hparams hp;
+    struct nb_hparams hp;           // of the whole model
+    uint32_t first_layer, n_layers; // that the plan runs
     uint32_t n_ops;
     struct nb_op *ops; // embed, then QKV .. DOWN of each layer, then head
 };
@@ -31,3 +32,15 @@ struct nb_plan {
 int nb_plan_create(const struct nb_image *image, enum nb_precision precision, struct nb_plan **ret,
                    char *ret_error, size_t error_size);
 void nb_plan_destroy(struct nb_plan *plan);
+
+// A plan of the layers [first, end) alone, with the embedding before them and the head behind them
+// where asked for. It borrows from `plan`, and is not destroyed. A step of a plan without embedding
+// begins with the hidden states of struct nb_rows, one without head ends there.
+struct nb_plan nb_plan_part(const struct nb_plan *plan, uint32_t first, uint32_t end, bool embed,
+                            bool head);
+
+// Whether the plan has its embedding, its head.
+static inline bool nb_plan_has(const struct nb_plan *plan, enum nb_op_kind end)
+{
+    return plan->ops[end == NB_OP_EMBED ? 0 : plan->n_ops - 1].kind == end;
+}

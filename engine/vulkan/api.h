@@ -14,6 +14,7 @@
     X(EnumeratePhysicalDevices)                                                                    \
     X(GetPhysicalDeviceProperties2)                                                                \
     X(GetPhysicalDeviceMemoryProperties)                                                           \
+    X(GetPhysicalDeviceMemoryProperties2)                                                          \
     X(GetPhysicalDeviceQueueFamilyProperties)                                                      \
     X(EnumerateDeviceExtensionProperties)                                                          \
     X(CreateDevice)                                                                                \
@@ -65,10 +66,9 @@
     X(DestroyQueryPool)                                                                            \
     X(GetQueryPoolResults)                                                                         \
     X(QueueSubmit)                                                                                 \
-    X(CreateFence)                                                                                 \
-    X(DestroyFence)                                                                                \
-    X(WaitForFences)                                                                               \
-    X(ResetFences)
+    X(CreateSemaphore)                                                                             \
+    X(DestroySemaphore)                                                                            \
+    X(WaitSemaphores)
 
 // Of extensions; NULL where the device lacks them.
 #define NB_VK_OPTIONAL(X) X(GetMemoryHostPointerPropertiesEXT)

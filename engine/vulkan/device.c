@@ -14,6 +14,7 @@
 #define MAX_WINDOW     (128u << 20)
 #define LOCAL_CPU      8 // invocations of a workgroup where a vector register holds 8
 #define LOCAL_GPU      64
+#define TIMEOUT_MS     30000 // far above a submission's 5 ms: a CPU compiles shaders in it
 
 // --- Enumeration
 
@@ -94,7 +95,7 @@ static bool has_extension(const struct nb_vulkan_device *d, const char *name)
     return found;
 }
 
-static void read_limits(struct nb_vulkan_device *d)
+static void read_limits(struct nb_vulkan_device *d, const struct nb_device_options *o)
 {
     VkPhysicalDeviceExternalMemoryHostPropertiesEXT host = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_MEMORY_HOST_PROPERTIES_EXT};
@@ -110,46 +111,70 @@ static void read_limits(struct nb_vulkan_device *d)
     d->import_alignment = host.minImportedHostPointerAlignment;
     d->buffer_alignment =
         l->minTexelBufferOffsetAlignment > 64 ? l->minTexelBufferOffsetAlignment : 64;
-    d->max_range = l->maxStorageBufferRange < MAX_WINDOW ? l->maxStorageBufferRange : MAX_WINDOW;
-    if (l->maxTexelBufferElements < d->max_range / TEXEL_BYTES)
-        d->max_range = (VkDeviceSize)l->maxTexelBufferElements * TEXEL_BYTES;
-    d->max_allocation = m3.maxMemoryAllocationSize;
+    d->max_range = (VkDeviceSize)l->maxTexelBufferElements * TEXEL_BYTES;
+    if (l->maxStorageBufferRange < d->max_range)
+        d->max_range = l->maxStorageBufferRange;
+    d->max_window = d->max_range < MAX_WINDOW ? d->max_range : MAX_WINDOW;
+    if (o->window_bytes && o->window_bytes < d->max_window)
+        d->max_window = o->window_bytes;
+    d->max_buffer = d->max_allocation = m3.maxMemoryAllocationSize;
+    if (o->buffer_bytes && o->buffer_bytes < d->max_buffer)
+        d->max_buffer = o->buffer_bytes;
     d->tick_ns = (double)l->timestampPeriod;
 }
 
-static int find_queue(struct nb_vulkan_device *d)
+// The family that computes and keeps time, and one that only copies; where there is none, the same.
+static int find_queues(struct nb_vulkan_device *d, uint32_t *ret_compute, uint32_t *ret_transfer)
 {
+    const VkQueueFlags both = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT;
     VkQueueFamilyProperties q[MAX_DEVICES];
-    uint32_t n = MAX_DEVICES;
+    uint32_t n = MAX_DEVICES, compute = n, transfer = n;
     d->vk.GetPhysicalDeviceQueueFamilyProperties(d->physical, &n, q);
-    for (d->family = 0; d->family < n; d->family++)
-        if (q[d->family].queueFlags & VK_QUEUE_COMPUTE_BIT && q[d->family].timestampValidBits)
-            return 0;
-    return -ENOTSUP;
+    for (uint32_t i = n; i-- > 0;) {
+        if (q[i].queueFlags & VK_QUEUE_COMPUTE_BIT && q[i].timestampValidBits)
+            compute = i;
+        if (q[i].queueFlags & VK_QUEUE_TRANSFER_BIT && !(q[i].queueFlags & both))
+            transfer = i;
+    }
+    if (compute >= n)
+        return -ENOTSUP;
+    *ret_compute = compute;
+    *ret_transfer = transfer < n ? transfer : compute;
+    return 0;
 }
 
-static int make_device(struct nb_vulkan_device *d)
+static int make_device(struct nb_vulkan_device *d, const struct nb_device_options *o)
 {
     static const char *const import = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
     d->can_import = d->info.unified && has_extension(d, import);
-    read_limits(d);
-    int rc = find_queue(d);
+    read_limits(d, o);
+    uint32_t family[2];
+    int rc = find_queues(d, &family[0], &family[1]);
     if (rc < 0)
         return rc;
-    const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
-                                           .queueFamilyIndex = d->family,
-                                           .queueCount = 1,
-                                           .pQueuePriorities = &(float){1.0f}};
+    VkDeviceQueueCreateInfo queue[2];
+    for (int i = 0; i < 2; i++)
+        queue[i] = (VkDeviceQueueCreateInfo){.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                             .queueFamilyIndex = family[i],
+                                             .queueCount = 1,
+                                             .pQueuePriorities = &(float){1.0f}};
+    const VkPhysicalDeviceVulkan12Features features = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES, .timelineSemaphore = true};
     const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
-                                     .queueCreateInfoCount = 1,
-                                     .pQueueCreateInfos = &queue,
+                                     .pNext = &features,
+                                     .queueCreateInfoCount = family[0] == family[1] ? 1 : 2,
+                                     .pQueueCreateInfos = queue,
                                      .enabledExtensionCount = d->can_import,
                                      .ppEnabledExtensionNames = &import};
     rc = nb_vk_errno(d->vk.CreateDevice(d->physical, &info, NULL, &d->device));
     if (rc == 0)
         rc = nb_vk_load_device(&d->vk, d->device);
     if (rc == 0)
-        d->vk.GetDeviceQueue(d->device, d->family, 0, &d->queue);
+        rc = nb_vulkan_queue_init(d, family[0], &d->compute);
+    if (rc == 0 && family[0] != family[1]) {
+        rc = nb_vulkan_queue_init(d, family[1], &d->transfer);
+        d->copies = &d->transfer;
+    }
     return rc;
 }
 
@@ -195,21 +220,12 @@ static int make_modules(struct nb_vulkan_device *d)
     return nb_vk_errno(r);
 }
 
-static int make_commands(struct nb_vulkan_device *d)
-{
-    const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                          .queueFamilyIndex = d->family};
-    const VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    VkResult r = d->vk.CreateCommandPool(d->device, &pool, NULL, &d->commands);
-    if (r == VK_SUCCESS)
-        r = d->vk.CreateFence(d->device, &fence, NULL, &d->fence);
-    return nb_vk_errno(r);
-}
-
 static void vulkan_destroy(struct nb_device *base)
 {
     struct nb_vulkan_device *d = (struct nb_vulkan_device *)base;
     if (!d)
+        return;
+    if (d->hangs) // its driver may wait for what never comes; the process ends soon
         return;
     if (d->device && d->vk.DestroyDevice) {
         nb_vulkan_cache_finish(d);
@@ -217,8 +233,8 @@ static void vulkan_destroy(struct nb_device *base)
             d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
         d->vk.DestroyPipelineLayout(d->device, d->layout, NULL);
         d->vk.DestroyDescriptorSetLayout(d->device, d->set_layout, NULL);
-        d->vk.DestroyFence(d->device, d->fence, NULL);
-        d->vk.DestroyCommandPool(d->device, d->commands, NULL);
+        nb_vulkan_queue_finish(d, &d->transfer);
+        nb_vulkan_queue_finish(d, &d->compute);
         d->vk.DestroyDevice(d->device, NULL);
     }
     nb_vk_close(&d->vk);
@@ -240,8 +256,8 @@ static int open_index(struct nb_vulkan_device *d, const struct nb_device_options
     d->physical = p[d->index];
     describe(&d->vk, d->physical, &d->info);
     d->tier = nb_tier_best();
-    if ((rc = make_device(d)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
-        (rc = make_commands(d)) < 0 || (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
+    if ((rc = make_device(d, o)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
+        (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
         return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,
                        rc == -ENOTSUP ? "it has no queue that computes and keeps time"
                                       : strerror(-rc));
@@ -256,6 +272,10 @@ int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *opti
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     d->base.ops = &nb_vulkan_ops;
     d->index = index;
+    d->copies = &d->compute;
+    d->weights = options->weights;
+    snprintf(d->weights_why, sizeof(d->weights_why), "as asked");
+    d->timeout_ns = (uint64_t)(options->timeout_ms ? options->timeout_ms : TIMEOUT_MS) * 1000000;
     int rc = open_index(d, options, ret_error, error_size);
     if (rc < 0)
         vulkan_destroy(&d->base);
@@ -311,4 +331,5 @@ const struct nb_device_ops nb_vulkan_ops = {
     .kv_clear = nb_vulkan_kv_clear,
     .times = nb_vulkan_times,
     .cache = nb_vulkan_cache_save,
+    .fault = nb_vulkan_fault,
 };

@@ -19,6 +19,15 @@ struct nb_vulkan_cache { // cache.h
     uint64_t kept; // the hash of what was last read or saved
 };
 
+// Submissions are numbered from 1; the timeline is at the number of the last that is done.
+struct nb_vulkan_queue {
+    VkQueue queue;
+    uint32_t family;
+    VkCommandPool commands;
+    VkSemaphore timeline;
+    uint64_t submitted;
+};
+
 struct nb_vulkan_device {
     struct nb_device base;
     struct nb_vk vk;
@@ -27,18 +36,25 @@ struct nb_vulkan_device {
     uint32_t index;
     VkPhysicalDevice physical;
     VkDevice device;
-    VkQueue queue;
-    uint32_t family;
+    struct nb_vulkan_queue compute, transfer;
+    struct nb_vulkan_queue *copies; // the one that fills buffers: transfer where there is one
+    uint64_t timeout_ns;            // of a submission
+    bool hangs;                     // nothing it was given may be freed
+    char fault[192];                // why it is lost; "": it is not
     bool can_import;
-    VkDeviceSize import_alignment, buffer_alignment, max_range, max_allocation;
+    enum nb_weights weights;
+    char weights_why[64];
+    VkDeviceSize import_alignment, buffer_alignment;
+    VkDeviceSize max_range;  // that a shader sees of a buffer
+    VkDeviceSize max_window; // of weights that a dispatch binds
+    VkDeviceSize max_buffer; // of weights
+    VkDeviceSize max_allocation;
     double tick_ns; // of a timestamp
     VkPhysicalDeviceMemoryProperties memory;
     VkDescriptorSetLayout set_layout;
     VkPipelineLayout layout;
     VkShaderModule module[NB_MODULES];
     struct nb_vulkan_cache cache;
-    VkCommandPool commands;
-    VkFence fence;
 };
 
 struct nb_vulkan_buffer {
@@ -57,13 +73,24 @@ int nb_vulkan_buffer_init(struct nb_vulkan_device *d, VkDeviceSize bytes,
 // cannot.
 int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize bytes,
                             struct nb_vulkan_buffer *ret);
-// Copies to a buffer of the device's own memory.
-int nb_vulkan_buffer_upload(struct nb_vulkan_device *d, const struct nb_vulkan_buffer *to,
-                            const void *from, VkDeviceSize bytes);
 void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b);
 
+int nb_vulkan_queue_init(struct nb_vulkan_device *d, uint32_t family, struct nb_vulkan_queue *ret);
+void nb_vulkan_queue_finish(struct nb_vulkan_device *d, struct nb_vulkan_queue *q);
+int nb_vulkan_begin_on(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, bool once,
+                       VkCommandBuffer *ret);
+void nb_vulkan_release(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCommandBuffer *c);
+// Gives the queue one more submission and does not wait for it.
+int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCommandBuffer c,
+                     uint64_t *ret_number);
+// -ETIMEDOUT when the device hangs.
+int nb_vulkan_wait(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, uint64_t number);
+// Why the device is lost, after a negative errno; or NULL.
+const char *nb_vulkan_fault(const struct nb_device *d);
+
+// On the queue that computes.
 int nb_vulkan_begin(struct nb_vulkan_device *d, bool once, VkCommandBuffer *ret);
-// Submits and waits.
+// A submission for each, one after the other, and waits.
 int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands);
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); // and frees
 

@@ -1,10 +1,7 @@
-// Buffers and submissions: one allocation for each buffer, because a model needs few.
+// Buffers: one allocation for each, because a model needs few.
 #include <errno.h>
-#include <string.h>
 
 #include "engine/vulkan/device.h"
-
-#define UPLOAD_BYTES (16u << 20)
 
 // The first type with `want`, preferring one that has `best` as well; -1 when there is none.
 static int memory_type(const struct nb_vulkan_device *d, uint32_t allowed,
@@ -22,10 +19,16 @@ static int memory_type(const struct nb_vulkan_device *d, uint32_t allowed,
 static int make_buffer(struct nb_vulkan_device *d, VkDeviceSize bytes, const void *next,
                        VkBuffer *ret)
 {
+    // Shared between two families, or one's alone.
+    const bool shared = d->copies != &d->compute;
+    const uint32_t family[] = {d->compute.family, d->copies->family};
     const VkBufferCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
         .pNext = next,
         .size = bytes,
+        .sharingMode = shared ? VK_SHARING_MODE_CONCURRENT : VK_SHARING_MODE_EXCLUSIVE,
+        .queueFamilyIndexCount = shared ? 2 : 0,
+        .pQueueFamilyIndices = family,
         .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_UNIFORM_TEXEL_BUFFER_BIT |
                  VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
     return nb_vk_errno(d->vk.CreateBuffer(d->device, &info, NULL, ret));
@@ -102,25 +105,6 @@ int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize
     return rc;
 }
 
-int nb_vulkan_buffer_upload(struct nb_vulkan_device *d, const struct nb_vulkan_buffer *to,
-                            const void *from, VkDeviceSize bytes)
-{
-    struct nb_vulkan_buffer staging = {0};
-    int rc = nb_vulkan_buffer_init(d, UPLOAD_BYTES, NB_VULKAN_HOST, &staging);
-    for (VkDeviceSize at = 0; at < bytes && rc == 0; at += UPLOAD_BYTES) {
-        VkDeviceSize n = bytes - at < UPLOAD_BYTES ? bytes - at : UPLOAD_BYTES;
-        memcpy(staging.map, (const uint8_t *)from + at, n);
-        VkCommandBuffer c;
-        rc = nb_vulkan_begin(d, true, &c);
-        if (rc < 0)
-            break;
-        d->vk.CmdCopyBuffer(c, staging.buffer, to->buffer, 1, &(VkBufferCopy){0, at, n});
-        rc = nb_vulkan_run_once(d, c);
-    }
-    nb_vulkan_buffer_finish(d, &staging);
-    return rc;
-}
-
 void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b)
 {
     if (b->buffer)
@@ -128,48 +112,4 @@ void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer
     if (b->memory)
         d->vk.FreeMemory(d->device, b->memory, NULL);
     *b = (struct nb_vulkan_buffer){0};
-}
-
-int nb_vulkan_begin(struct nb_vulkan_device *d, bool once, VkCommandBuffer *ret)
-{
-    const VkCommandBufferAllocateInfo info = {.sType =
-                                                  VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-                                              .commandPool = d->commands,
-                                              .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-                                              .commandBufferCount = 1};
-    VkCommandBuffer c;
-    int rc = nb_vk_errno(d->vk.AllocateCommandBuffers(d->device, &info, &c));
-    if (rc < 0)
-        return rc;
-    const VkCommandBufferBeginInfo begin = {
-        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
-        .flags = once ? VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT : 0};
-    rc = nb_vk_errno(d->vk.BeginCommandBuffer(c, &begin));
-    if (rc < 0)
-        d->vk.FreeCommandBuffers(d->device, d->commands, 1, &c);
-    else
-        *ret = c;
-    return rc;
-}
-
-int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands)
-{
-    const VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
-                                 .commandBufferCount = n,
-                                 .pCommandBuffers = commands};
-    VkResult r = d->vk.QueueSubmit(d->queue, 1, &submit, d->fence);
-    if (r == VK_SUCCESS)
-        r = d->vk.WaitForFences(d->device, 1, &d->fence, VK_TRUE, UINT64_MAX);
-    if (r == VK_SUCCESS)
-        r = d->vk.ResetFences(d->device, 1, &d->fence);
-    return nb_vk_errno(r);
-}
-
-int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)
-{
-    int rc = nb_vk_errno(d->vk.EndCommandBuffer(commands));
-    if (rc == 0)
-        rc = nb_vulkan_run(d, 1, &commands);
-    d->vk.FreeCommandBuffers(d->device, d->commands, 1, &commands);
-    return rc;
 }

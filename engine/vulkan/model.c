@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "tensor/fail.h"
 
@@ -20,7 +19,7 @@ static size_t layer_block_bytes(const struct nb_hparams *hp)
 
 size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan)
 {
-    return layer_block_bytes(&plan->hp) * plan->hp.n_layers;
+    return layer_block_bytes(&plan->hp) * plan->n_layers;
 }
 
 // --- Memory
@@ -34,13 +33,6 @@ static int check_model(const struct nb_device_model *m, char *error, size_t size
                        "heads of %u by %u: the Vulkan device wants values in blocks of 32; use the "
                        "CPU",
                        hp->k_dim, hp->v_dim);
-    if (m->span_bytes > m->device->max_allocation || m->span_bytes > m->device->info.memory)
-        return nb_fail(error, size, -ENOMEM,
-                       "the weights take %zu MB; %s has %llu MB, %llu MB at once: use a smaller "
-                       "type or the CPU",
-                       m->span_bytes >> 20, name,
-                       (unsigned long long)(m->device->info.memory >> 20),
-                       (unsigned long long)(m->device->max_allocation >> 20));
     size_t kv = layer_block_bytes(hp) * m->kv_blocks;
     if (kv > m->device->max_range)
         return nb_fail(error, size, -ENOMEM,
@@ -48,35 +40,6 @@ static int check_model(const struct nb_device_model *m, char *error, size_t size
                        "less KV memory",
                        kv >> 20, name, (unsigned long long)(m->device->max_range >> 20));
     return 0;
-}
-
-// The pages that hold every matrix.
-static void find_span(struct nb_device_model *m)
-{
-    const uint8_t *low = m->plan->ops[0].m[0].w->data, *high = low;
-    for (uint32_t i = 0; i < m->plan->n_ops; i++)
-        for (int j = 0; j < 3; j++) {
-            const struct nb_packed *w = m->plan->ops[i].m[j].w;
-            if (!w)
-                continue;
-            const uint8_t *end = w->data + nb_packed_bytes(w);
-            low = w->data < low ? w->data : low;
-            high = end > high ? end : high;
-        }
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    m->span = low - (uintptr_t)low % page;
-    m->span_bytes = ((size_t)(high - m->span) + page - 1) / page * page;
-}
-
-static int load_weights(struct nb_device_model *m)
-{
-    struct nb_vulkan_device *d = m->device;
-    // Read only, whatever the pointer's type says: shaders declare the binding so.
-    int rc = nb_vulkan_buffer_import(d, (void *)(uintptr_t)m->span, m->span_bytes, &m->weights);
-    if (rc == 0)
-        return 0;
-    rc = nb_vulkan_buffer_init(d, m->span_bytes, NB_VULKAN_DEVICE, &m->weights);
-    return rc < 0 ? rc : nb_vulkan_buffer_upload(d, &m->weights, m->span, m->span_bytes);
 }
 
 static size_t count_vectors(const struct nb_plan *plan)
@@ -145,10 +108,10 @@ static int make_buffers(struct nb_device_model *m)
         rc = list[i].bytes > d->max_range
                  ? -E2BIG
                  : nb_vulkan_buffer_init(d, list[i].bytes, list[i].where, list[i].buffer);
-    m->kv = calloc(hp->n_layers, sizeof(*m->kv));
+    m->kv = calloc(m->plan->n_layers, sizeof(*m->kv));
     if (!m->kv)
         return -ENOMEM;
-    for (uint32_t i = 0; i < hp->n_layers && rc == 0; i++)
+    for (uint32_t i = 0; i < m->plan->n_layers && rc == 0; i++)
         rc = nb_vulkan_buffer_init(d, layer_block_bytes(hp) * m->kv_blocks, NB_VULKAN_DEVICE,
                                    &m->kv[i]);
     m->host_logits_bytes = (size_t)m->max_rows * hp->vocab * sizeof(float);
@@ -171,7 +134,7 @@ static int clear_buffers(struct nb_device_model *m)
         return rc;
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         m->device->vk.CmdFillBuffer(c, list[i]->buffer, 0, VK_WHOLE_SIZE, 0);
-    for (uint32_t i = 0; i < m->plan->hp.n_layers; i++)
+    for (uint32_t i = 0; i < m->plan->n_layers; i++)
         m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, 0, VK_WHOLE_SIZE, 0);
     return nb_vulkan_run_once(m->device, c);
 }
@@ -186,18 +149,15 @@ static int make_queries(struct nb_device_model *m)
 
 static void free_commands(struct nb_device_model *m)
 {
-    struct nb_vulkan_device *d = m->device;
     for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++) {
-        VkCommandBuffer both[] = {m->body_commands[i], m->head_commands[i]};
-        for (int j = 0; j < 2; j++)
-            if (both[j])
-                d->vk.FreeCommandBuffers(d->device, d->commands, 1, &both[j]);
+        nb_vulkan_release(m->device, &m->device->compute, &m->body_commands[i]);
+        nb_vulkan_release(m->device, &m->device->compute, &m->head_commands[i]);
     }
 }
 
 void nb_vulkan_model_close(struct nb_device_model *m)
 {
-    if (!m)
+    if (!m || m->device->hangs)
         return;
     struct nb_vulkan_device *d = m->device;
     free_commands(m);
@@ -206,12 +166,12 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     for (uint32_t i = 0; i < m->n_views; i++)
         d->vk.DestroyBufferView(d->device, m->views[i], NULL);
     nb_vulkan_pipelines_destroy(m);
-    struct nb_vulkan_buffer *const list[] = {&m->weights, &m->vectors, &m->step, &m->x,
-                                             &m->normed,  &m->qkv,     &m->attn, &m->hidden,
-                                             &m->act,     &m->logits};
+    nb_vulkan_weights_finish(m);
+    struct nb_vulkan_buffer *const list[] = {&m->vectors, &m->step,   &m->x,   &m->normed, &m->qkv,
+                                             &m->attn,    &m->hidden, &m->act, &m->logits};
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         nb_vulkan_buffer_finish(d, list[i]);
-    for (uint32_t i = 0; m->kv && i < m->plan->hp.n_layers; i++)
+    for (uint32_t i = 0; m->kv && i < m->plan->n_layers; i++)
         nb_vulkan_buffer_finish(d, &m->kv[i]);
     if (m->host_logits)
         munmap(m->host_logits, m->host_logits_bytes);
@@ -237,14 +197,15 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
                                   .head_rows = max_rows < NB_VULKAN_HEAD_ROWS
                                                    ? nb_vulkan_pad(max_rows, ROW_PAD)
                                                    : NB_VULKAN_HEAD_ROWS};
-    find_span(m);
     int rc = check_model(m, ret_error, error_size);
+    if (rc == 0)
+        rc = nb_vulkan_weights_cut(m, ret_error, error_size);
     if (rc == 0) {
-        if ((rc = load_weights(m)) < 0 || (rc = make_buffers(m)) < 0 ||
+        if ((rc = nb_vulkan_weights_load(m, options)) < 0 || (rc = make_buffers(m)) < 0 ||
             (rc = clear_buffers(m)) < 0 || (rc = make_queries(m)) < 0)
             nb_fail(ret_error, error_size, rc,
                     "%s: no memory for %zu MB of weights, steps of %u rows and %u KV blocks: %s",
-                    m->device->info.name, m->span_bytes >> 20, max_rows, m->kv_blocks,
+                    m->device->info.name, nb_vulkan_weights_bytes(m) >> 20, max_rows, m->kv_blocks,
                     strerror(-rc));
         else
             rc = nb_vulkan_program(m, ret_error, error_size);
@@ -347,7 +308,7 @@ void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
     VkCommandBuffer c;
     if (nb_vulkan_begin(m->device, true, &c) < 0)
         return;
-    for (uint32_t i = 0; i < m->plan->hp.n_layers; i++)
+    for (uint32_t i = 0; i < m->plan->n_layers; i++)
         m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, block * bytes, bytes, 0);
     (void)nb_vulkan_run_once(m->device, c);
 }

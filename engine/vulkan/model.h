@@ -39,16 +39,21 @@ struct nb_vulkan_pipeline {
     VkPipeline pipeline;
 };
 
+// A part of the image that holds some of the weights, and its buffer.
+struct nb_vulkan_piece {
+    const uint8_t *from;
+    size_t bytes;
+    struct nb_vulkan_buffer buffer;
+};
+
 struct nb_device_model {
     struct nb_vulkan_device *device;
     const struct nb_plan *plan;
     uint32_t max_rows, padded_rows, kv_blocks, head_rows;
 
-    // The weights where they lie in the image (imported) or one copy, from the page of the first
-    // matrix on.
-    const uint8_t *span;
-    size_t span_bytes;
-    struct nb_vulkan_buffer weights, vectors;
+    struct nb_vulkan_piece *pieces; // the weights, by address
+    uint32_t n_pieces;
+    struct nb_vulkan_buffer vectors;
     uint32_t n_vectors; // floats laid in `vectors`
     struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, act, logits;
     struct nb_vulkan_buffer *kv; // of each layer
@@ -78,6 +83,16 @@ int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_vari
                             const uint32_t constants[NB_VULKAN_CONSTANTS]);
 int nb_vulkan_pipelines_make(struct nb_device_model *m);
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m);
+
+// weights.c. Cutting makes no buffers, so that what the model needs is known before it is taken.
+int nb_vulkan_weights_cut(struct nb_device_model *m, char *error, size_t error_size);
+size_t nb_vulkan_weights_bytes(const struct nb_device_model *m);
+int nb_vulkan_weights_load(struct nb_device_model *m,
+                           const struct nb_device_model_options *options);
+void nb_vulkan_weights_finish(struct nb_device_model *m);
+// The piece that holds the row group at this address.
+const struct nb_vulkan_piece *nb_vulkan_piece_of(const struct nb_device_model *m,
+                                                 const uint8_t *at);
 
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size);
 uint32_t nb_vulkan_bucket(uint32_t rows);

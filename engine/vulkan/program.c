@@ -32,7 +32,8 @@ enum { COUNT_ROWS, COUNT_LOGITS };                          // words of the step
 
 // A window of the packed weights.
 struct window {
-    VkDeviceSize offset, bytes;
+    const struct nb_vulkan_piece *piece;
+    VkDeviceSize offset, bytes; // in the piece
 };
 
 // Row groups of one matrix, and the column of the result where they begin.
@@ -129,16 +130,14 @@ static void bind(struct builder *b, struct nb_vulkan_dispatch *p, const struct w
     VkWriteDescriptorSet write[NB_VULKAN_BINDINGS];
     uint32_t n = 0;
     for (uint32_t i = 0; i < NB_VULKAN_BINDINGS; i++) {
-        const struct nb_vulkan_buffer *buffer = buffers[i];
+        const struct nb_vulkan_buffer *buffer = i == BIND_STEP ? &m->step : buffers[i];
         if (i == BIND_WEIGHTS && weights)
-            buffer = &m->weights;
-        else if (i == BIND_STEP)
-            buffer = &m->step;
-        if (!buffer)
+            what[i] = (VkDescriptorBufferInfo){weights->piece->buffer.buffer, weights->offset,
+                                               weights->bytes};
+        else if (buffer)
+            what[i] = (VkDescriptorBufferInfo){buffer->buffer, 0, VK_WHOLE_SIZE};
+        else
             continue;
-        what[i] = (VkDescriptorBufferInfo){buffer->buffer, 0, VK_WHOLE_SIZE};
-        if (i == BIND_WEIGHTS)
-            what[i] = (VkDescriptorBufferInfo){m->weights.buffer, weights->offset, weights->bytes};
         write[n] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
                                           .dstSet = p->set,
                                           .dstBinding = i,
@@ -187,24 +186,40 @@ struct gemm_push {
     uint32_t weight1[3], first[3], column4[3], rows[3], bias[3];
 };
 
-static VkDeviceSize place(const struct nb_device_model *m, const struct part *p)
+static const uint8_t *begin_of(const struct part *p)
 {
-    return (VkDeviceSize)(p->w->data - m->span) + p->group0 * (VkDeviceSize)p->w->stride;
+    return p->w->data + p->group0 * p->w->stride;
 }
 
-// The window that holds all parts. False when it is too wide.
+// How many row groups from `group` on one window can hold.
+static uint32_t fitting(const struct nb_device_model *m, const struct nb_packed *w, uint32_t group)
+{
+    const uint8_t *at = w->data + group * w->stride;
+    const struct nb_vulkan_piece *piece = nb_vulkan_piece_of(m, at);
+    uint64_t room = (uint64_t)(piece->from + piece->bytes - at),
+             most = m->device->max_window - m->device->buffer_alignment;
+    uint64_t fit = (room < most ? room : most) / w->stride;
+    uint32_t left = (w->rows + 15) / 16 - group;
+    return fit < left ? (uint32_t)fit : left;
+}
+
+// The window that holds all parts. False when no one does.
 static bool window_of(const struct nb_device_model *m, const struct part *p, uint32_t n,
                       struct window *ret)
 {
+    const struct nb_vulkan_piece *piece = nb_vulkan_piece_of(m, begin_of(p));
     VkDeviceSize low = UINT64_MAX, high = 0;
     for (uint32_t i = 0; i < n; i++) {
-        VkDeviceSize at = place(m, &p[i]), end = at + p[i].groups * (VkDeviceSize)p[i].w->stride;
+        if (nb_vulkan_piece_of(m, begin_of(&p[i])) != piece)
+            return false;
+        VkDeviceSize at = (VkDeviceSize)(begin_of(&p[i]) - piece->from);
+        VkDeviceSize end = at + p[i].groups * (VkDeviceSize)p[i].w->stride;
         low = at < low ? at : low;
         high = end > high ? end : high;
     }
     low -= low % m->device->buffer_alignment;
-    *ret = (struct window){low, high - low};
-    return high - low <= m->device->max_range;
+    *ret = (struct window){piece, low, high - low};
+    return high <= piece->bytes && high - low <= m->device->max_window;
 }
 
 static void describe(struct nb_device_model *m, const struct part *parts, uint32_t n, uint32_t mode,
@@ -223,7 +238,7 @@ static void describe(struct nb_device_model *m, const struct part *parts, uint32
             continue;
         const struct part *p = &parts[i];
         uint32_t done = p->group0 * 16, left = p->w->rows - done;
-        ret->weight1[i] = (uint32_t)((place(m, p) - win->offset) / 4);
+        ret->weight1[i] = (uint32_t)((size_t)(begin_of(p) - win->piece->from - win->offset) / 4);
         ret->column4[i] = (p->column + done) / 4;
         ret->rows[i] = left < p->groups * 16 ? left : p->groups * 16;
         ret->bias[i] = p->bias ? vector(m, p->bias + done, ret->rows[i]) : NONE;
@@ -269,14 +284,12 @@ static void products(struct builder *b, const struct part *parts, uint32_t n, ui
     uint32_t n_run = 0;
     bool beside = false;
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t groups = parts[i].groups;
-        uint64_t fit =
-            (b->m->device->max_range - b->m->device->buffer_alignment) / parts[i].w->stride;
-        uint32_t most = fit < groups ? (uint32_t)fit : groups;
-        for (uint32_t g = 0; g < groups; g += most) {
+        const uint32_t groups = parts[i].groups;
+        for (uint32_t g = 0, next; g < groups; g = next) {
             struct part p = parts[i];
             p.group0 = g;
-            p.groups = groups - g < most ? groups - g : most;
+            p.groups = fitting(b->m, p.w, g);
+            next = g + p.groups;
             run[n_run] = p;
             if (n_run > 0 &&
                 (run[0].w->layout != p.w->layout || !window_of(b->m, run, n_run + 1, &win))) {
@@ -285,7 +298,7 @@ static void products(struct builder *b, const struct part *parts, uint32_t n, ui
                 run[0] = p;
                 n_run = 0;
             }
-            if (++n_run == 3 || (g + most >= groups && i + 1 == n)) {
+            if (++n_run == 3 || (next == groups && i + 1 == n)) {
                 product(b, run, n_run, mode, in, in_width, out, out_width, beside);
                 beside = true;
                 n_run = 0;
@@ -359,10 +372,9 @@ static void add_embed(struct builder *b, const struct nb_op *op)
     struct nb_device_model *m = b->m;
     const struct nb_packed *w = op->m[0].w;
     uint32_t groups = (w->rows + 15) / 16;
-    uint64_t most = (m->device->max_range - m->device->buffer_alignment) / w->stride;
-    for (uint32_t g = 0; g < groups; g += most < groups ? (uint32_t)most : groups) {
-        struct part part = {.w = w, .group0 = g};
-        part.groups = groups - g < most ? groups - g : (uint32_t)most;
+    for (uint32_t g = 0, next; g < groups; g = next) {
+        struct part part = {.w = w, .group0 = g, .groups = fitting(m, w, g)};
+        next = g + part.groups;
         struct window win;
         window_of(m, &part, 1, &win);
         struct gemm_push d = {0};
@@ -424,11 +436,11 @@ static void add_rope(struct builder *b, const struct nb_op *op)
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1};
     specialise(b, p, NB_SHADER_ROPE, c);
     bind(b, p, NULL,
-         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_IN] = &m->qkv,
-                                                                    [BIND_KV] = &m->step,
-                                                                    [BIND_OUT] = &m->qkv,
-                                                                    [BIND_OUT2] =
-                                                                        &m->kv[op->layer]});
+         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
+             [BIND_IN] = &m->qkv,
+             [BIND_KV] = &m->step,
+             [BIND_OUT] = &m->qkv,
+             [BIND_OUT2] = &m->kv[op->layer - m->plan->first_layer]});
 }
 
 static void add_qkv(struct builder *b, const struct nb_op *op)
@@ -475,10 +487,11 @@ static void add_attention(struct builder *b, const struct nb_op *op)
     c[CONST_MODE] = is_float(out->m[0].w) ? MODE_FLOAT : MODE_QUANTIZED;
     specialise(b, p, NB_SHADER_ATTENTION, c);
     bind(b, p, NULL,
-         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_IN] = &m->qkv,
-                                                                    [BIND_OUT] = &m->attn,
-                                                                    [BIND_OUT2] = &m->act,
-                                                                    [BIND_KV] = &m->kv[op->layer]});
+         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
+             [BIND_IN] = &m->qkv,
+             [BIND_OUT] = &m->attn,
+             [BIND_OUT2] = &m->act,
+             [BIND_KV] = &m->kv[op->layer - m->plan->first_layer]});
 }
 
 static void add_out(struct builder *b, const struct nb_op *op)
@@ -546,6 +559,8 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
     b.rc = nb_vk_errno(vk->CreateDescriptorPool(m->device->device, &pool, NULL, &m->sets));
     for (; b.op < m->plan->n_ops && b.rc == 0; b.op++)
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
+    if (!nb_plan_has(m->plan, NB_OP_HEAD))
+        m->head = m->n_dispatches;
     if (b.rc == 0)
         b.rc = nb_vulkan_pipelines_make(m);
     if (b.rc < 0)

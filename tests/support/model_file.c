@@ -40,10 +40,16 @@ static int map_packed(int fd, struct nb_image **ret, char *error, size_t size)
 }
 
 static const char *device_name = "cpu";
+static struct nb_device_options device_options;
 
 void test_device(const char *name)
 {
     device_name = name;
+}
+
+void test_device_options(const struct nb_device_options *options)
+{
+    device_options = options ? *options : (struct nb_device_options){.threads = 0};
 }
 
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
@@ -54,8 +60,9 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
     if (rc < 0)
         return rc;
     struct test_model t = {0};
-    rc = nb_device_create(device_name, &(struct nb_device_options){.threads = threads}, &t.device,
-                          ret_error, error_size);
+    struct nb_device_options how = device_options;
+    how.threads = threads;
+    rc = nb_device_create(device_name, &how, &t.device, ret_error, error_size);
     if (rc == 0)
         rc = nb_model_open(image, t.device, options, &t.model, ret_error, error_size);
     if (rc < 0) {

@@ -12,6 +12,8 @@ struct test_model {
 // The device that models are opened on from now on: a name as nb_device_create takes it; "cpu" at
 // first.
 void test_device(const char *name);
+// And how, but for the threads; NULL: as it is.
+void test_device_options(const struct nb_device_options *options);
 // NULL: NIBBLE_MODEL, or the packaged model in the cache (tools/fetch-model).
 const char *test_model_path(const char *path);
 // On failure the line in `ret_error` says why. test_model_close takes what it made.

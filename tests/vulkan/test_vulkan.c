@@ -172,6 +172,46 @@ static void rows_alone_and_together(void **state)
     }
 }
 
+// A model in many small buffers, each seen through smaller windows, and copied rather than
+// imported: the same bits as in one piece.
+static void weights_in_pieces(void **state)
+{
+    static struct logits want, got;
+    static const struct nb_device_options how[] = {
+        {.buffer_bytes = 80 << 10, .window_bytes = 32 << 10},
+        {.buffer_bytes = 24 << 10},
+        {.window_bytes = 18 << 10, .weights = NB_WEIGHTS_COPIED},
+        {.buffer_bytes = 80 << 10, .weights = NB_WEIGHTS_COPIED},
+        {.weights = NB_WEIGHTS_MEASURED},
+    };
+    struct run r = {
+        .model = {2, 256, 256, 4, 2, 512, 13, -1}, .precision = NB_PRECISION_BALANCED, .prompt = 3};
+    compute(device, &r, &want);
+    for (size_t i = 0; i < sizeof(how) / sizeof(how[0]); i++) {
+        test_device_options(&how[i]);
+        compute(device, &r, &got);
+        test_device_options(NULL);
+        if (memcmp(want.row, got.row, want.n * sizeof(want.row[0])) != 0)
+            fail_msg("weights cut in the way %zu give other bits", i);
+    }
+}
+
+static void refuse(const struct run *r, struct nb_device_options how, int code, const char *why)
+{
+    struct nb_model_options o = {.precision = r->precision, .max_context = MOST_ROWS};
+    struct test_model t;
+    char error[256] = "";
+    int fd = random_model_create(&r->model);
+    assert_true(fd >= 0);
+    test_device(device);
+    test_device_options(&how);
+    assert_int_equal(test_model_open_fd(fd, 1, &o, &t, error, sizeof(error)), code);
+    test_device_options(NULL);
+    close(fd);
+    print_message("%s\n", error);
+    assert_non_null(strstr(error, why));
+}
+
 static void refusals(void **state)
 {
     const struct nb_device_options none = {0};
@@ -179,6 +219,8 @@ static void refusals(void **state)
     char error[256] = "";
     assert_int_equal(nb_device_create("vulkan9999", &none, &d, error, sizeof(error)), -ENODEV);
     assert_non_null(strstr(error, "there is no device vulkan9999"));
+    struct run r = {.model = {1, 256, 256, 4, 2, 512, 13, NB_TYPE_F32}, .prompt = 1};
+    refuse(&r, (struct nb_device_options){.window_bytes = 4 << 10}, -E2BIG, "16 rows of a matrix");
     static const char *const names[] = {"", "gpu", "vulkan", "vulkan-1", "vulkan0x", "cpu0"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         assert_int_equal(nb_device_create(names[i], &none, &d, error, sizeof(error)), -EINVAL);
@@ -210,6 +252,7 @@ int main(void)
         cmocka_unit_test(mixed_types),
         cmocka_unit_test(odd_shapes),
         cmocka_unit_test(rows_alone_and_together),
+        cmocka_unit_test(weights_in_pieces),
     };
     return cmocka_run_group_tests(tests, find_device, NULL);
 }

@@ -1,0 +1,147 @@
+// Submissions: a queue counts them on a timeline, whoever needs one's end waits for its number, and
+// no wait is for ever. What ends a device keeps its cause in words.
+#include "engine/vulkan/device.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+int nb_vulkan_queue_init(struct nb_vulkan_device *d, uint32_t family, struct nb_vulkan_queue *ret)
+{
+    const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                          .queueFamilyIndex = family};
+    const VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO,
+                                            .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
+    const VkSemaphoreCreateInfo semaphore = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO,
+                                             .pNext = &type};
+    *ret = (struct nb_vulkan_queue){.family = family};
+    d->vk.GetDeviceQueue(d->device, family, 0, &ret->queue);
+    VkResult r = d->vk.CreateCommandPool(d->device, &pool, NULL, &ret->commands);
+    if (r == VK_SUCCESS)
+        r = d->vk.CreateSemaphore(d->device, &semaphore, NULL, &ret->timeline);
+    return nb_vk_errno(r);
+}
+
+void nb_vulkan_queue_finish(struct nb_vulkan_device *d, struct nb_vulkan_queue *q)
+{
+    d->vk.DestroySemaphore(d->device, q->timeline, NULL);
+    d->vk.DestroyCommandPool(d->device, q->commands, NULL);
+}
+
+// The first cause is the one that is kept; what comes after follows from it.
+static int failed(struct nb_vulkan_device *d, VkResult r, const char *what)
+{
+    if (r == VK_SUCCESS)
+        return 0;
+    if (d->fault[0])
+        return r == VK_TIMEOUT ? -ETIMEDOUT : nb_vk_errno(r);
+    if (r == VK_TIMEOUT)
+        snprintf(d->fault, sizeof(d->fault), "vulkan%u (%.60s) hangs: %s for %llu s", d->index,
+                 d->info.name, what, (unsigned long long)(d->timeout_ns / 1000000000));
+    else
+        snprintf(d->fault, sizeof(d->fault), "vulkan%u (%.60s) %s: %s (%d)", d->index, d->info.name,
+                 r == VK_ERROR_DEVICE_LOST ? "is lost" : "failed", what, (int)r);
+    d->hangs = r == VK_TIMEOUT;
+    return d->hangs ? -ETIMEDOUT : nb_vk_errno(r);
+}
+
+const char *nb_vulkan_fault(const struct nb_device *base)
+{
+    const struct nb_vulkan_device *d = (const struct nb_vulkan_device *)base;
+    return d->fault[0] ? d->fault : NULL;
+}
+
+int nb_vulkan_begin_on(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, bool once,
+                       VkCommandBuffer *ret)
+{
+    const VkCommandBufferAllocateInfo info = {.sType =
+                                                  VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                              .commandPool = q->commands,
+                                              .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                              .commandBufferCount = 1};
+    VkCommandBuffer c;
+    int rc = nb_vk_errno(d->vk.AllocateCommandBuffers(d->device, &info, &c));
+    if (rc < 0)
+        return rc;
+    const VkCommandBufferBeginInfo begin = {
+        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+        .flags = once ? VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT : 0};
+    rc = nb_vk_errno(d->vk.BeginCommandBuffer(c, &begin));
+    if (rc < 0)
+        nb_vulkan_release(d, q, &c);
+    else
+        *ret = c;
+    return rc;
+}
+
+int nb_vulkan_begin(struct nb_vulkan_device *d, bool once, VkCommandBuffer *ret)
+{
+    return nb_vulkan_begin_on(d, &d->compute, once, ret);
+}
+
+void nb_vulkan_release(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCommandBuffer *c)
+{
+    if (*c)
+        d->vk.FreeCommandBuffers(d->device, q->commands, 1, c);
+    *c = VK_NULL_HANDLE;
+}
+
+int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCommandBuffer c,
+                     uint64_t *ret_number)
+{
+    const uint64_t number = q->submitted + 1;
+    // Another queue's copies are made visible to what is computed from them.
+    const bool joins = q != d->copies;
+    const VkPipelineStageFlags stage = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
+    const VkTimelineSemaphoreSubmitInfo timeline = {
+        .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+        .waitSemaphoreValueCount = joins,
+        .pWaitSemaphoreValues = &d->copies->submitted,
+        .signalSemaphoreValueCount = 1,
+        .pSignalSemaphoreValues = &number};
+    const VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                                 .pNext = &timeline,
+                                 .waitSemaphoreCount = joins,
+                                 .pWaitSemaphores = &d->copies->timeline,
+                                 .pWaitDstStageMask = &stage,
+                                 .commandBufferCount = 1,
+                                 .pCommandBuffers = &c,
+                                 .signalSemaphoreCount = 1,
+                                 .pSignalSemaphores = &q->timeline};
+    VkResult r = d->vk.QueueSubmit(q->queue, 1, &submit, VK_NULL_HANDLE);
+    if (r != VK_SUCCESS)
+        return failed(d, r, "it takes no more work");
+    *ret_number = q->submitted = number;
+    return 0;
+}
+
+int nb_vulkan_wait(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, uint64_t number)
+{
+    const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
+                                      .semaphoreCount = 1,
+                                      .pSemaphores = &q->timeline,
+                                      .pValues = &number};
+    return failed(d, d->vk.WaitSemaphores(d->device, &info, d->timeout_ns),
+                  "it has not finished what it was given");
+}
+
+int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands)
+{
+    uint64_t last = 0;
+    int rc = 0;
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        rc = nb_vulkan_submit(d, &d->compute, commands[i], &last);
+    // One after the other, so that the time allowed is a submission's.
+    for (uint64_t number = last - n + 1; rc == 0 && number <= last; number++)
+        rc = nb_vulkan_wait(d, &d->compute, number);
+    return rc;
+}
+
+int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)
+{
+    int rc = nb_vk_errno(d->vk.EndCommandBuffer(commands));
+    if (rc == 0)
+        rc = nb_vulkan_run(d, 1, &commands);
+    if (!d->hangs)
+        nb_vulkan_release(d, &d->compute, &commands);
+    return rc;
+}
