@@ -193,7 +193,6 @@ struct nb_device {
     uint64_t beat, beat_since_us;
     int opened;              // its worker has said what the device is
     char fault[112];         // what its worker says is wrong with it; "": nothing
-    char reason[192];        // for the state
     struct nb_counts before; // of earlier incarnations
 };
 int nb_device_add(struct nb_broker *broker, const struct nibble_device *info);

@@ -18,7 +18,7 @@ static const struct nb_worker_ops ops = {on_packet, on_exited};
 static void set_state(struct nb_device *device, const char *state, const char *why)
 {
     snprintf(device->info.state, sizeof device->info.state, "%s", state);
-    snprintf(device->reason, sizeof device->reason, "%s", why);
+    snprintf(device->info.reason, sizeof device->info.reason, "%s", why);
 }
 
 static int is_lost(const struct nb_device *device)
@@ -41,6 +41,11 @@ static void clean_texts(struct nibble_device *info)
     nb_text_clean(info->description, sizeof info->description);
     nb_text_clean(info->isa, sizeof info->isa);
     nb_text_clean(info->state, sizeof info->state);
+    nb_text_clean(info->kind, sizeof info->kind);
+    nb_text_clean(info->driver, sizeof info->driver);
+    nb_text_clean(info->uuid, sizeof info->uuid);
+    nb_text_clean(info->node, sizeof info->node);
+    nb_text_clean(info->reason, sizeof info->reason);
 }
 
 int nb_device_add(struct nb_broker *broker, const struct nibble_device *info)
@@ -200,7 +205,7 @@ static void down(struct nb_device *device, const char *how)
         give_up(device, deaths, how);
         return;
     }
-    char text[sizeof device->reason];
+    char text[sizeof device->info.reason];
     uint64_t wait = deaths > 1 ? broker->config.backoff_ms * 1000 << (deaths - 2) : 0;
     wait = wait < BACKOFF_MAX_US ? wait : BACKOFF_MAX_US;
     nb_log(LOG_ERR, "the worker of %s %s; a new one takes over its %u models in %g s",
@@ -315,9 +320,31 @@ void nb_device_rest(struct nb_device *device)
     detach(device);
 }
 
+// The worker cannot have the device: those who load are told now, those who were served when it has
+// exited.
+static void on_refused(struct nb_device *device, const struct nb_link_device *m)
+{
+    struct nb_model *model, *next;
+    struct nb_refusal why;
+    memcpy(why.text, m->device.reason, sizeof m->device.reason);
+    nb_text_clean(why.text, sizeof m->device.reason);
+    snprintf(device->fault, sizeof device->fault, "%.*s", (int)sizeof device->fault - 1, why.text);
+    for (model = TAILQ_FIRST(&device->models); model; model = next) {
+        next = TAILQ_NEXT(model, of_device);
+        if (!model->load || !model->served)
+            continue;
+        model->served = 0;
+        nb_load_settle(model->load, NIBBLE_E_UNSUPPORTED, &why);
+    }
+}
+
 static void on_device(struct nb_device *device, const void *packet)
 {
     const struct nb_link_device *m = packet;
+    if (m->header.status < 0) {
+        on_refused(device, m);
+        return;
+    }
     device->opened = 1;
     device->info.memory_bytes = m->device.memory_bytes;
     device->info.threads = m->device.threads;

@@ -257,6 +257,9 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
     if (!*ret)
         return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED,
                          "this machine has no device \"%.31s\": `nibble devices` lists them", name);
+    if (!strcmp((*ret)->info.state, "unusable"))
+        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "%s cannot be used: %s", name,
+                         (*ret)->info.reason);
     r = check_fallback(broker, request, name, refusal);
     if (r < 0)
         return r;

@@ -23,15 +23,43 @@ static int create_vulkan(uint32_t index, const struct nb_device_options *o, stru
     return nb_vulkan_device_create(index, o, ret, error, error_size);
 }
 
+static int list_cpu(void (*found)(void *user, const struct nb_device_info *info), void *user,
+                    char *error, size_t error_size)
+{
+    struct nb_device *device;
+    int rc = create_cpu(0, &(struct nb_device_options){.threads = 0}, &device, error, error_size);
+    if (rc < 0)
+        return rc;
+    struct nb_device_info info;
+    device->ops->info(device, &info);
+    device->ops->destroy(device);
+    found(user, &info);
+    return 0;
+}
+
 static const struct kind {
     const char *name;
     bool indexed;
     int (*create)(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
                   char *error, size_t error_size);
+    int (*list)(void (*found)(void *user, const struct nb_device_info *info), void *user,
+                char *error, size_t error_size);
 } kinds[] = {
-    {"cpu", false, create_cpu},
-    {"vulkan", true, create_vulkan},
+    {"cpu", false, create_cpu, list_cpu},
+    {"vulkan", true, create_vulkan, nb_vulkan_device_list},
 };
+#define N_KINDS (sizeof(kinds) / sizeof(kinds[0]))
+
+int nb_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
+                   char *ret_error, size_t error_size)
+{
+    int rc = 0;
+    for (size_t i = 0; i < N_KINDS; i++) {
+        int failed = kinds[i].list(found, user, ret_error, error_size);
+        rc = failed < 0 ? failed : rc;
+    }
+    return rc;
+}
 
 // The N of "vulkanN", or -1.
 static int index_of(const char *digits)
@@ -43,7 +71,7 @@ static int index_of(const char *digits)
 int nb_device_create(const char *name, const struct nb_device_options *options,
                      struct nb_device **ret, char *ret_error, size_t error_size)
 {
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+    for (size_t i = 0; i < N_KINDS; i++) {
         size_t n = strlen(kinds[i].name);
         if (strncmp(name, kinds[i].name, n) != 0)
             continue;

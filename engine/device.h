@@ -10,10 +10,23 @@
 
 struct nb_plan; // engine/plan.h: the architecture as a list of ops over the image's tensors
 
+enum nb_device_kind {
+    NB_DEVICE_CPU,
+    NB_DEVICE_GPU,
+    NB_DEVICE_EMULATED, // a Vulkan device that a CPU plays
+};
+
 struct nb_device_info {
     char name[64]; // "cpu", "vulkan0"
     char description[128];
+    char driver[96];
     char isa[32]; // ISA level or shader tier
+    enum nb_device_kind kind;
+    bool has_uuid;
+    uint8_t uuid[16];              // the same wherever the device is plugged in
+    uint32_t drm_major, drm_minor; // of its render node; 0, 0: unknown
+    char pci[16];                  // "0000:01:00.0"; "": unknown
+    char fault[192];               // why it cannot be used; "": it can
     uint32_t threads;
     uint64_t memory_bytes; // that the device can use
 };
@@ -103,3 +116,9 @@ int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);
 // or what the device's own creation returns; the line in `ret_error` says why.
 int nb_device_create(const char *name, const struct nb_device_options *options,
                      struct nb_device **ret, char *ret_error, size_t error_size);
+
+// Names the machine's devices, each as soon as it is known, the CPU first: a driver that crashes
+// hides only what comes after. Makes none of them. 0, or what kept one kind of them from being
+// listed.
+int nb_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
+                   char *ret_error, size_t error_size);

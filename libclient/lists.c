@@ -15,7 +15,7 @@ struct text_field {
     }
 static const struct {
     size_t row_size;
-    struct text_field texts[6];
+    struct text_field texts[9];
 } rows[] = {
     [NB_LIST_MODELS] = {sizeof(struct nibble_model),
                         {TEXT(nibble_model, name), TEXT(nibble_model, architecture),
@@ -23,7 +23,10 @@ static const struct {
                          TEXT(nibble_model, precision), TEXT(nibble_model, state)}},
     [NB_LIST_DEVICES] = {sizeof(struct nibble_device),
                          {TEXT(nibble_device, name), TEXT(nibble_device, description),
-                          TEXT(nibble_device, isa), TEXT(nibble_device, state)}},
+                          TEXT(nibble_device, isa), TEXT(nibble_device, state),
+                          TEXT(nibble_device, kind), TEXT(nibble_device, driver),
+                          TEXT(nibble_device, uuid), TEXT(nibble_device, node),
+                          TEXT(nibble_device, reason)}},
     [NB_LIST_HOLDERS] = {sizeof(struct nibble_holder),
                          {TEXT(nibble_holder, role), TEXT(nibble_holder, model)}},
 };

@@ -67,16 +67,38 @@ static const int serve[] = {
     CALL(mbind),
 };
 
+// What drivers do after their device was opened: compile, which makes memory executable; look for
+// and keep compiled shaders in their cache; open their device's node anew. Which files these are,
+// files.c decides.
+static const int driver[] = {
+    CALL(mmap),       CALL(mprotect),       CALL(openat),          CALL(access),  CALL(faccessat),
+    CALL(faccessat2), CALL(stat),           CALL(lstat),           CALL(statx),   CALL(readlink),
+    CALL(readlinkat), CALL(getdents64),     CALL(statfs),          CALL(fstatfs), CALL(pread64),
+    CALL(pwrite64),   CALL(fallocate),      CALL(flock),           CALL(mkdir),   CALL(mkdirat),
+    CALL(rename),     CALL(unlink),         CALL(unlinkat),        CALL(uname),   CALL(getuid),
+    CALL(geteuid),    CALL(getgid),         CALL(getegid),         CALL(pipe2),   CALL(mlock),
+    CALL(munlock),    CALL(timerfd_create), CALL(timerfd_settime),
+};
+
+// Kinds of ioctl that devices which compute have, by their second byte: DRM, NVIDIA, fences,
+// buffers that are shared. NVIDIA's unified memory has plain small numbers. A terminal's are not
+// here.
+static const unsigned ioctls[] = {'d', 'F', '>', 'b'};
+static const unsigned uvm_ioctls[] = {0, 0x30000000};
+
+enum { THREADS = 1, DRIVER = 2 };
 struct profile {
     const int *calls;
     size_t n;
-    int threads; // may start threads
+    unsigned may; // start threads, have a driver
     uint64_t max_fds;
 };
 static const struct profile profiles[] = {
     [NB_SANDBOX_LOAD] = {load, sizeof(load) / sizeof(load[0]), 0, 16},
     // A channel has two fds while it is mapped, one after.
-    [NB_SANDBOX_SERVE] = {serve, sizeof(serve) / sizeof(serve[0]), 1, 512},
+    [NB_SANDBOX_SERVE] = {serve, sizeof(serve) / sizeof(serve[0]), THREADS, 512},
+    // Drivers hold an fd for each of their memory's objects.
+    [NB_SANDBOX_SERVE_VULKAN] = {serve, sizeof(serve) / sizeof(serve[0]), THREADS | DRIVER, 4096},
 };
 
 static int allow(scmp_filter_ctx ctx, const int *calls, size_t n)
@@ -95,31 +117,42 @@ static int allow_if(scmp_filter_ctx ctx, int call, struct scmp_arg_cmp arg)
 // Calls by one of their arguments. Memory that can be written is never executed; a clone is a
 // thread, never a process; signals and limits are the process's own, for the broker and the other
 // workers run as the same user. F_SETOWN and O_ASYNC, which send signals too, are no fcntl of ours.
-static int allow_checked(scmp_filter_ctx ctx, int threads)
+static int allow_checked(scmp_filter_ctx ctx, unsigned may)
 {
     static const int fcntls[] = {F_DUPFD_CLOEXEC, F_GETFD,     F_SETFD,
                                  F_GETFL,         F_ADD_SEALS, F_GET_SEALS};
     const struct {
         int call;
         struct scmp_arg_cmp arg;
-        int for_threads;
+        unsigned needs, lacks; // of `may`
     } rules[] = {
-        {CALL(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0},
-        {CALL(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0},
-        {CALL(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0), 0},
-        {CALL(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0), 0},
-        {CALL(prlimit64), SCMP_A0(SCMP_CMP_EQ, 0, 0), 1},
-        {CALL(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD), 1},
+        {CALL(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0, DRIVER},
+        {CALL(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0, DRIVER},
+        {CALL(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0), 0, 0},
+        {CALL(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0), 0, 0},
+        {CALL(prlimit64), SCMP_A0(SCMP_CMP_EQ, 0, 0), THREADS, 0},
+        {CALL(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD), THREADS, 0},
     };
     int r = 0;
     for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]) && r == 0; i++)
-        if (threads || !rules[i].for_threads)
+        if ((may & rules[i].needs) == rules[i].needs && !(may & rules[i].lacks))
             r = allow_if(ctx, rules[i].call, rules[i].arg);
     for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && r == 0; i++)
         r = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
     // clone3 hides its flags in memory: libc takes ENOSYS as the sign to use clone.
     if (r == 0)
         r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    return r;
+}
+
+static int allow_driver(scmp_filter_ctx ctx)
+{
+    int r = allow(ctx, driver, sizeof(driver) / sizeof(driver[0]));
+    for (size_t i = 0; i < sizeof(ioctls) / sizeof(ioctls[0]) && r == 0; i++)
+        r = allow_if(ctx, CALL(ioctl),
+                     SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, (scmp_datum_t)ioctls[i] << 8));
+    for (size_t i = 0; i < sizeof(uvm_ioctls) / sizeof(uvm_ioctls[0]) && r == 0; i++)
+        r = allow_if(ctx, CALL(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffff00, uvm_ioctls[i]));
     return r;
 }
 
@@ -134,7 +167,9 @@ static int filter(const struct profile *p)
     if (r == 0)
         r = allow(ctx, p->calls, p->n);
     if (r == 0)
-        r = allow_checked(ctx, p->threads);
+        r = allow_checked(ctx, p->may);
+    if (r == 0 && p->may & DRIVER)
+        r = allow_driver(ctx);
     if (r == 0)
         r = seccomp_load(ctx);
     seccomp_release(ctx);

@@ -4,9 +4,14 @@
 
 enum nb_sandbox {
     NB_SANDBOX_LOAD,
-    NB_SANDBOX_SERVE,
+    NB_SANDBOX_SERVE,        // on the CPU
+    NB_SANDBOX_SERVE_VULKAN, // with a driver in the process
 };
 
 // No new privileges, no core dumps, not traceable, few fds, and the profile's system calls alone
 // (any other fails with EPERM), for every thread of the process. Negative errno.
 int nb_sandbox_enter(enum nb_sandbox profile);
+
+// Limits what this process and its later threads may open to what drivers need (files.c). To be
+// called before a driver is loaded. -ENOSYS or -EOPNOTSUPP: this kernel has no Landlock.
+int nb_sandbox_files(void);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -306,13 +307,44 @@ static int map_page(struct nb_page **ret)
     return 0;
 }
 
-static int start(struct nb_serve *s)
+// The broker tells those who wait for the device why it cannot be had.
+static void tell_failure(int status, const char *why)
+{
+    struct nb_link_device device = {.header.status = nb_link_status(status)};
+    snprintf(device.device.reason, sizeof(device.device.reason), "%.191s", why);
+    nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
+}
+
+static void limit_files(void)
+{
+    int r = nb_sandbox_files();
+    if (r < 0)
+        nb_log("no Landlock here (%s): a driver may open what the service's user may",
+               strerror(-r));
+}
+
+static int open_device(struct nb_serve *s)
+{
+    const struct nb_device_options options = {.threads = 0};
+    char why[192] = "";
+    int r = nb_device_create(s->device_name, &options, &s->device, why, sizeof(why));
+    if (r < 0) {
+        nb_log("%s", why);
+        tell_failure(r, why);
+    }
+    return r;
+}
+
+static int start(struct nb_serve *s, struct nb_device_info *ret_info)
 {
     int r = map_page(&s->page);
+    if (r == 0 && strcmp(s->device_name, "cpu"))
+        limit_files();
     if (r == 0)
-        r = nb_worker_device_open(s->device_name, &s->device);
+        r = open_device(s);
     if (r < 0)
         return r;
+    s->device->ops->info(s->device, ret_info);
     int text_fd;
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (s->epoll < 0)
@@ -323,13 +355,9 @@ static int start(struct nb_serve *s)
     if (r == 0)
         r = watch(s, text_fd, EPOLLIN, TEXT_EVENT);
     if (r == 0)
-        r = nb_sandbox_enter(NB_SANDBOX_SERVE);
-    if (r < 0)
-        return r;
-    struct nb_link_device device;
-    nb_worker_device_describe(s->device, &device);
-    nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
-    return 0;
+        r = nb_sandbox_enter(ret_info->kind == NB_DEVICE_CPU ? NB_SANDBOX_SERVE
+                                                             : NB_SANDBOX_SERVE_VULKAN);
+    return r;
 }
 
 static void stop(struct nb_serve *s)
@@ -348,11 +376,15 @@ int nb_serve_run(char **args)
     static struct nb_serve s;
     s.device_name = args[0];
     signal(SIGTERM, SIG_IGN); // the service's stop goes through the broker: DRAIN
-    int r = start(&s);
+    struct nb_device_info info;
+    int r = start(&s, &info);
     if (r < 0) {
         nb_log("serving on %s: %s", s.device_name, strerror(-r));
         return EXIT_FAILURE;
     }
+    struct nb_link_device device;
+    nb_worker_device_describe(&info, &device);
+    nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
     loop(&s);
     stop(&s);
     return EXIT_SUCCESS;

@@ -23,7 +23,5 @@ int nb_link_status(int error);
 
 uint64_t nb_now_ns(void); // CLOCK_MONOTONIC
 
-// The devices of this machine by index; -ENOENT past the last.
-int nb_worker_device_name(uint32_t i, const char **ret_name);
-int nb_worker_device_open(const char *name, struct nb_device **ret);
-void nb_worker_device_describe(const struct nb_device *device, struct nb_link_device *ret);
+// device.c: a device of the engine as the broker lists it.
+void nb_worker_device_describe(const struct nb_device_info *info, struct nb_link_device *ret);

@@ -1,4 +1,5 @@
-// Which Vulkan devices there are, and making one of them ours.
+// Making a Vulkan device ours.
+#include "engine/vulkan/list.h"
 #include "engine/vulkan/model.h"
 
 #include <errno.h>
@@ -8,92 +9,11 @@
 
 #include "tensor/fail.h"
 
-#define MAX_DEVICES    16
-#define MAX_EXTENSIONS 512
-#define TEXEL_BYTES    16
-#define MAX_WINDOW     (128u << 20)
-#define LOCAL_CPU      8 // invocations of a workgroup where a vector register holds 8
-#define LOCAL_GPU      64
-#define TIMEOUT_MS     30000 // far above a submission's 5 ms: a CPU compiles shaders in it
-
-// --- Enumeration
-
-static uint64_t largest_heap(const VkPhysicalDeviceMemoryProperties *m)
-{
-    uint64_t most = 0;
-    for (uint32_t i = 0; i < m->memoryHeapCount; i++)
-        if (m->memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT &&
-            m->memoryHeaps[i].size > most)
-            most = m->memoryHeaps[i].size;
-    return most;
-}
-
-static void describe(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_vulkan_device_info *ret)
-{
-    VkPhysicalDeviceDriverProperties driver = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
-    VkPhysicalDeviceIDProperties id = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES,
-                                       .pNext = &driver};
-    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
-                                      .pNext = &id};
-    VkPhysicalDeviceMemoryProperties memory;
-    vk->GetPhysicalDeviceProperties2(p, &p2);
-    vk->GetPhysicalDeviceMemoryProperties(p, &memory);
-    VkPhysicalDeviceType type = p2.properties.deviceType;
-    *ret = (struct nb_vulkan_device_info){.is_cpu = type == VK_PHYSICAL_DEVICE_TYPE_CPU,
-                                          .unified = type == VK_PHYSICAL_DEVICE_TYPE_CPU ||
-                                                     type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
-                                          .memory = largest_heap(&memory),
-                                          .max_window = p2.properties.limits.maxStorageBufferRange,
-                                          .tier = nb_tier_best()->name};
-    snprintf(ret->name, sizeof(ret->name), "%s", p2.properties.deviceName);
-    snprintf(ret->driver, sizeof(ret->driver), "%.120s %.120s", driver.driverName,
-             driver.driverInfo);
-    memcpy(ret->uuid, id.deviceUUID, sizeof(ret->uuid));
-}
-
-static int list(const struct nb_vk *vk, VkPhysicalDevice p[MAX_DEVICES], uint32_t *ret_n,
-                char *error, size_t error_size)
-{
-    *ret_n = MAX_DEVICES;
-    VkResult r = vk->EnumeratePhysicalDevices(vk->instance, ret_n, p);
-    if (r != VK_SUCCESS && r != VK_INCOMPLETE)
-        return nb_fail(error, error_size, nb_vk_errno(r), "Vulkan cannot list its devices (%d)",
-                       (int)r);
-    return 0;
-}
-
-int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
-                        size_t error_size)
-{
-    struct nb_vk vk;
-    VkPhysicalDevice p[MAX_DEVICES];
-    uint32_t n;
-    int rc = nb_vk_open(&vk, ret_error, error_size);
-    if (rc < 0)
-        return rc;
-    rc = list(&vk, p, &n, ret_error, error_size);
-    for (uint32_t i = 0; rc == 0 && i < n && i < max; i++)
-        describe(&vk, p[i], &ret[i]);
-    nb_vk_close(&vk);
-    return rc < 0 ? rc : (int)n;
-}
-
-// --- Creation
-
-static bool has_extension(const struct nb_vulkan_device *d, const char *name)
-{
-    static const size_t size = sizeof(VkExtensionProperties);
-    uint32_t n = MAX_EXTENSIONS;
-    VkExtensionProperties *e = calloc(n, size);
-    bool found = false;
-    if (e)
-        d->vk.EnumerateDeviceExtensionProperties(d->physical, NULL, &n, e);
-    for (uint32_t i = 0; e && i < n && !found; i++)
-        found = !strcmp(e[i].extensionName, name);
-    free(e);
-    return found;
-}
+#define TEXEL_BYTES 16
+#define MAX_WINDOW  (128u << 20)
+#define LOCAL_CPU   8 // invocations of a workgroup where a vector register holds 8
+#define LOCAL_GPU   64
+#define TIMEOUT_MS  30000 // far above a submission's 5 ms: a CPU compiles shaders in it
 
 static void read_limits(struct nb_vulkan_device *d, const struct nb_device_options *o)
 {
@@ -123,33 +43,13 @@ static void read_limits(struct nb_vulkan_device *d, const struct nb_device_optio
     d->tick_ns = (double)l->timestampPeriod;
 }
 
-// The family that computes and keeps time, and one that only copies; where there is none, the same.
-static int find_queues(struct nb_vulkan_device *d, uint32_t *ret_compute, uint32_t *ret_transfer)
-{
-    const VkQueueFlags both = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT;
-    VkQueueFamilyProperties q[MAX_DEVICES];
-    uint32_t n = MAX_DEVICES, compute = n, transfer = n;
-    d->vk.GetPhysicalDeviceQueueFamilyProperties(d->physical, &n, q);
-    for (uint32_t i = n; i-- > 0;) {
-        if (q[i].queueFlags & VK_QUEUE_COMPUTE_BIT && q[i].timestampValidBits)
-            compute = i;
-        if (q[i].queueFlags & VK_QUEUE_TRANSFER_BIT && !(q[i].queueFlags & both))
-            transfer = i;
-    }
-    if (compute >= n)
-        return -ENOTSUP;
-    *ret_compute = compute;
-    *ret_transfer = transfer < n ? transfer : compute;
-    return 0;
-}
-
 static int make_device(struct nb_vulkan_device *d, const struct nb_device_options *o)
 {
     static const char *const import = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
-    d->can_import = d->info.unified && has_extension(d, import);
+    d->can_import = d->info.unified && nb_vulkan_has_extension(&d->vk, d->physical, import);
     read_limits(d, o);
     uint32_t family[2];
-    int rc = find_queues(d, &family[0], &family[1]);
+    int rc = nb_vulkan_find_queues(&d->vk, d->physical, &family[0], &family[1]);
     if (rc < 0)
         return rc;
     VkDeviceQueueCreateInfo queue[2];
@@ -244,23 +144,25 @@ static void vulkan_destroy(struct nb_device *base)
 static int open_index(struct nb_vulkan_device *d, const struct nb_device_options *o, char *error,
                       size_t error_size)
 {
-    VkPhysicalDevice p[MAX_DEVICES];
+    VkPhysicalDevice p[NB_VULKAN_DEVICES];
     uint32_t n;
     int rc = nb_vk_open(&d->vk, error, error_size);
-    if (rc < 0 || (rc = list(&d->vk, p, &n, error, error_size)) < 0)
+    if (rc < 0 || (rc = nb_vulkan_list(&d->vk, p, &n, error, error_size)) < 0)
         return rc;
     if (d->index >= n)
         return nb_fail(error, error_size, -ENODEV,
                        "there is no device vulkan%u: this machine has %u Vulkan device%s", d->index,
                        n, n == 1 ? "" : "s");
     d->physical = p[d->index];
-    describe(&d->vk, d->physical, &d->info);
+    nb_vulkan_describe(&d->vk, d->physical, &d->info);
+    if (d->info.fault[0])
+        return nb_fail(error, error_size, -ENOTSUP, "vulkan%u (%s): %s", d->index, d->info.name,
+                       d->info.fault);
     d->tier = nb_tier_best();
     if ((rc = make_device(d, o)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
         (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
         return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,
-                       rc == -ENOTSUP ? "it has no queue that computes and keeps time"
-                                      : strerror(-rc));
+                       strerror(-rc));
     return 0;
 }
 
@@ -314,10 +216,7 @@ int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant 
 static void vulkan_info(const struct nb_device *base, struct nb_device_info *ret)
 {
     const struct nb_vulkan_device *d = (const struct nb_vulkan_device *)base;
-    *ret = (struct nb_device_info){.memory_bytes = d->info.memory};
-    snprintf(ret->name, sizeof(ret->name), "vulkan%u", d->index);
-    snprintf(ret->description, sizeof(ret->description), "%.60s, %.60s", d->info.name,
-             d->info.driver);
+    nb_vulkan_device_show(&d->info, d->index, ret);
     snprintf(ret->isa, sizeof(ret->isa), "%s", d->tier->name);
 }
 

@@ -11,6 +11,12 @@ int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *r
     return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
 }
 
+int nb_vulkan_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
+                          char *ret_error, size_t error_size)
+{
+    return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
+}
+
 int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,
                             struct nb_device **ret, char *ret_error, size_t error_size)
 {

@@ -4,6 +4,8 @@
 
 #include "engine/device.h"
 
+enum { NB_VULKAN_DEVICES = 16 }; // as many are looked at
+
 // A Vulkan device as enumerated; its index is the N of its name, "vulkanN".
 struct nb_vulkan_device_info {
     char name[256], driver[256];
@@ -13,11 +15,17 @@ struct nb_vulkan_device_info {
     uint64_t memory;     // of its largest heap of its own
     uint64_t max_window; // bytes that a shader may address at once
     const char *tier;
+    uint32_t drm_major, drm_minor; // of its render node; 0, 0: unknown
+    char pci[16];                  // "0000:01:00.0"; "": unknown
+    char fault[192];               // why the engine cannot use it; "": it can
 };
 
 // Up to `max` devices; returns how many there are. -ENODEV without a loader, -EIO when it fails.
 int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
                         size_t error_size);
+// The same in the words of every device, as nb_device_list has them.
+int nb_vulkan_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
+                          char *ret_error, size_t error_size);
 // -ENODEV no loader or no such device, -ENOTSUP a device that lacks what the shaders need, -ENOMEM,
 // -EIO; the line in `ret_error` says which.
 int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,

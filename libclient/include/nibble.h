@@ -94,11 +94,16 @@ struct nibble_model {
 struct nibble_device {
     char name[32];
     char description[128];
-    char isa[32]; /* ISA level or shader tier */
-    char state[16];
+    char isa[32];   /* ISA level or shader tier */
+    char state[16]; /* "ready", "restarting", "lost", "gone", "unusable" */
     uint64_t memory_bytes, used_bytes;
     uint32_t threads;
     uint32_t models;
+    char kind[16]; /* "cpu", "gpu", "emulated" (a Vulkan device that a CPU plays), "npu" */
+    char driver[96];
+    char uuid[40];    /* 32 hex digits; "": it has none */
+    char node[64];    /* "/dev/dri/renderD128"; "": it has none */
+    char reason[192]; /* why it is not ready; "": it is */
 };
 
 /* Who holds what: one row for each process of the service and each client. */

@@ -46,7 +46,8 @@ Model = row(texts(name=64, architecture=32, type=16, device=32, precision=16, st
             + [(n, U32) for n in ("vocab", "context", "layers", "embedding", "sessions",
                                   "worker_restarts")])
 Device = row(texts(name=32, description=128, isa=32, state=16)
-             + [("memory_bytes", U64), ("used_bytes", U64), ("threads", U32), ("models", U32)])
+             + [("memory_bytes", U64), ("used_bytes", U64), ("threads", U32), ("models", U32)]
+             + texts(kind=16, driver=96, uuid=40, node=64, reason=192))
 Holder = row(texts(role=16, model=64) + [(n, U32) for n in ("pid", "uid", "sessions", "jobs")]
              + [(n, U64) for n in ("shared_bytes", "private_bytes", "tokens")])
 ROWS = {MODELS: Model, DEVICES: Device, HOLDERS: Holder}

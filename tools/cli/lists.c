@@ -29,12 +29,17 @@ static const struct column model_columns[] = {
 static const struct column device_columns[] = {
     {"name", "NAME", COLUMN_TEXT, AT(name)},
     {"description", "DESCRIPTION", COLUMN_TEXT, AT(description)},
-    {"isa", "ISA", COLUMN_TEXT, AT(isa)},
+    {"kind", "KIND", COLUMN_TEXT, AT(kind)},
+    {"isa", "TIER", COLUMN_TEXT, AT(isa)},
     {"state", "STATE", COLUMN_TEXT, AT(state)},
-    {"threads", "THREADS", COLUMN_U32, AT(threads)},
+    {"threads", NULL, COLUMN_U32, AT(threads)},
     {"memory_bytes", "MEMORY", COLUMN_BYTES, AT(memory_bytes)},
     {"used_bytes", "USED", COLUMN_BYTES, AT(used_bytes)},
     {"models", "MODELS", COLUMN_U32, AT(models)},
+    {"driver", NULL, COLUMN_TEXT, AT(driver)},
+    {"uuid", NULL, COLUMN_TEXT, AT(uuid)},
+    {"node", "NODE", COLUMN_TEXT, AT(node)},
+    {"reason", NULL, COLUMN_TEXT, AT(reason)},
     {0},
 };
 #undef AT
