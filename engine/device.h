@@ -103,6 +103,7 @@ struct nb_device_options {
     // device, driver or build wrote, or that is damaged, counts as none.
     const void *cache;
     size_t cache_bytes;
+    bool warm; // what a driver compiles at first use is used once when a model is opened
     // The rest is of Vulkan devices.
     uint32_t timeout_ms;   // a submission that takes longer means a hang; 0: 30 s
     uint64_t buffer_bytes; // weights in buffers and windows no larger, whatever the device allows,

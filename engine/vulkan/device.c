@@ -174,6 +174,7 @@ int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *opti
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     d->base.ops = &nb_vulkan_ops;
     d->index = index;
+    d->warm = options->warm;
     d->copies = &d->compute;
     d->weights = options->weights;
     snprintf(d->weights_why, sizeof(d->weights_why), "as asked");

@@ -55,6 +55,7 @@ struct nb_vulkan_device {
     VkPipelineLayout layout;
     VkShaderModule module[NB_MODULES];
     struct nb_vulkan_cache cache;
+    bool warm;
 };
 
 struct nb_vulkan_buffer {

@@ -96,6 +96,12 @@ const struct nb_vulkan_piece *nb_vulkan_piece_of(const struct nb_device_model *m
 
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size);
 uint32_t nb_vulkan_bucket(uint32_t rows);
+// The variant of a dispatch that steps of so many rows take.
+uint32_t nb_vulkan_tile(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
+                        uint32_t rows);
+void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
+                        const struct nb_vulkan_dispatch *p);
+int nb_vulkan_warm(struct nb_device_model *m); // warm.c
 // The command buffer of a bucket, recorded at its first use.
 int nb_vulkan_commands(struct nb_device_model *m, uint32_t bucket, bool head, VkCommandBuffer *ret);
 

@@ -14,8 +14,10 @@ uint32_t nb_vulkan_bucket(uint32_t rows)
     return bucket;
 }
 
-static uint32_t tile_of(const struct nb_tier *t, uint32_t rows)
+uint32_t nb_vulkan_tile(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
+                        uint32_t rows)
 {
+    const struct nb_tier *t = m->device->tier;
     uint32_t tile = NB_TIER_TILES - 1;
     while (tile > 0 && t->variant[NB_SHADER_GEMM][tile - 1].tokens >= rows)
         tile--;
@@ -31,12 +33,12 @@ static void barrier(const struct nb_vk *vk, VkCommandBuffer c, VkPipelineStageFl
     vk->CmdPipelineBarrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, to, 0, 1, &b, 0, NULL, 0, NULL);
 }
 
-static void dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
-                     const struct nb_vulkan_dispatch *p)
+void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
+                        const struct nb_vulkan_dispatch *p)
 {
     const struct nb_vk *vk = &m->device->vk;
     VkPipelineLayout layout = m->device->layout;
-    uint32_t tile = tile_of(m->device->tier, rows);
+    uint32_t tile = nb_vulkan_tile(m, p, rows);
     const struct nb_tier_variant *v = &m->device->tier->variant[p->shader][tile];
     uint32_t covered = v->units ? v->units : nb_vulkan_local(m->device, v);
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;
@@ -70,7 +72,7 @@ static void record(const struct nb_device_model *m, VkCommandBuffer c, uint32_t 
         const struct nb_vulkan_dispatch *p = &m->dispatches[i];
         if (!p->beside)
             barrier(vk, c, compute, VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT);
-        dispatch(m, c, rows, p);
+        nb_vulkan_dispatch(m, c, rows, p);
         if (i + 1 == end || m->dispatches[i + 1].op != p->op)
             vk->CmdWriteTimestamp(c, compute, m->queries, query++);
     }
