@@ -62,7 +62,8 @@ struct nb_vulkan_buffer {
     VkBuffer buffer;
     VkDeviceMemory memory;
     VkDeviceSize bytes;
-    void *map; // or NULL
+    void *map;   // or NULL
+    void *pages; // zeroed by the kernel and imported, or NULL
 };
 
 // Memory that the host writes and reads, or the device's own.
@@ -74,6 +75,10 @@ int nb_vulkan_buffer_init(struct nb_vulkan_device *d, VkDeviceSize bytes,
 // cannot.
 int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize bytes,
                             struct nb_vulkan_buffer *ret);
+// Of the device's own memory; where the host plays the device, of pages that are zero and take no
+// memory until they are used.
+int nb_vulkan_buffer_lazy(struct nb_vulkan_device *d, VkDeviceSize bytes,
+                          struct nb_vulkan_buffer *ret);
 void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b);
 
 int nb_vulkan_queue_init(struct nb_vulkan_device *d, uint32_t family, struct nb_vulkan_queue *ret);

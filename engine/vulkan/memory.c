@@ -1,5 +1,6 @@
 // Buffers: one allocation for each, because a model needs few.
 #include <errno.h>
+#include <sys/mman.h>
 
 #include "engine/vulkan/device.h"
 
@@ -105,11 +106,31 @@ int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize
     return rc;
 }
 
+int nb_vulkan_buffer_lazy(struct nb_vulkan_device *d, VkDeviceSize bytes,
+                          struct nb_vulkan_buffer *ret)
+{
+    if (!d->info.is_cpu || !d->can_import)
+        return nb_vulkan_buffer_init(d, bytes, NB_VULKAN_DEVICE, ret);
+    bytes = (bytes + d->import_alignment - 1) / d->import_alignment * d->import_alignment;
+    void *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (pages == MAP_FAILED)
+        return -errno;
+    int rc = nb_vulkan_buffer_import(d, pages, bytes, ret);
+    if (rc < 0)
+        munmap(pages, bytes);
+    else
+        ret->pages = pages;
+    return rc;
+}
+
 void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b)
 {
     if (b->buffer)
         d->vk.DestroyBuffer(d->device, b->buffer, NULL);
     if (b->memory)
         d->vk.FreeMemory(d->device, b->memory, NULL);
+    if (b->pages)
+        munmap(b->pages, b->bytes);
     *b = (struct nb_vulkan_buffer){0};
 }

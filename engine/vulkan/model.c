@@ -112,8 +112,7 @@ static int make_buffers(struct nb_device_model *m)
     if (!m->kv)
         return -ENOMEM;
     for (uint32_t i = 0; i < m->plan->n_layers && rc == 0; i++)
-        rc = nb_vulkan_buffer_init(d, layer_block_bytes(hp) * m->kv_blocks, NB_VULKAN_DEVICE,
-                                   &m->kv[i]);
+        rc = nb_vulkan_buffer_lazy(d, layer_block_bytes(hp) * m->kv_blocks, &m->kv[i]);
     m->host_logits_bytes = (size_t)m->max_rows * hp->vocab * sizeof(float);
     void *p = mmap(NULL, m->host_logits_bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -135,7 +134,8 @@ static int clear_buffers(struct nb_device_model *m)
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         m->device->vk.CmdFillBuffer(c, list[i]->buffer, 0, VK_WHOLE_SIZE, 0);
     for (uint32_t i = 0; i < m->plan->n_layers; i++)
-        m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, 0, VK_WHOLE_SIZE, 0);
+        if (!m->kv[i].pages)
+            m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, 0, VK_WHOLE_SIZE, 0);
     return nb_vulkan_run_once(m->device, c);
 }
 
