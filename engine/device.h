@@ -41,6 +41,8 @@ struct nb_rows {
     const uint32_t *const *blocks; // [sequence]: KV block numbers, by position / 32
     uint32_t n_logits;
     const uint32_t *logits_row; // the rows whose logits are wanted, ascending
+    // [n][embedding]: a plan without embedding begins with these, one without head ends in them.
+    float *hidden;
 };
 
 struct nb_device;

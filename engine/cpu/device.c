@@ -147,7 +147,7 @@ static size_t cpu_kv_block_bytes(const struct nb_plan *plan)
 {
     const struct nb_hparams *hp = &plan->hp;
     return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_KV_TILE * sizeof(uint16_t) *
-           hp->n_layers;
+           plan->n_layers;
 }
 
 static void cpu_model_close(struct nb_device_model *m)
@@ -177,7 +177,7 @@ static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan,
                                   .kv_blocks = options->kv_blocks,
                                   .kv_fd = -1,
                                   .kv_block_bytes = cpu_kv_block_bytes(plan),
-                                  .kv_layer_bytes = cpu_kv_block_bytes(plan) / hp->n_layers,
+                                  .kv_layer_bytes = cpu_kv_block_bytes(plan) / plan->n_layers,
                                   .kv_v_offset = (size_t)hp->dim[NB_DIM_K] * NB_KV_TILE};
     int rc = map_memory(m);
     if (rc == 0)
@@ -199,6 +199,7 @@ static int cpu_step(struct nb_device_model *m, const struct nb_rows *rows, float
 {
     nb_cpu_step_prepare(m, rows);
     nb_team_run(m->device->team, nb_cpu_step_thread, m);
+    nb_cpu_step_finish(m, rows);
     *ret_logits = m->logits;
     return 0;
 }

@@ -78,3 +78,4 @@ struct nb_device_model {
 void nb_cpu_step_prepare(struct nb_device_model *m, const struct nb_rows *rows);
 // What each thread of the team runs.
 void nb_cpu_step_thread(void *model, uint32_t thread);
+void nb_cpu_step_finish(struct nb_device_model *m, const struct nb_rows *rows);

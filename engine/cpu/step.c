@@ -128,7 +128,8 @@ static void product(struct walk *w, const struct nb_matrix *m, const struct nb_a
 
 static uint16_t *kv_at(const struct nb_device_model *m, uint32_t layer, uint32_t block)
 {
-    return (uint16_t *)(void *)(m->kv + block * m->kv_block_bytes + layer * m->kv_layer_bytes);
+    size_t at = block * m->kv_block_bytes + (layer - m->plan->first_layer) * m->kv_layer_bytes;
+    return (uint16_t *)(void *)(m->kv + at);
 }
 
 static void finish_q(struct walk *w, uint32_t head, uint32_t t0, uint32_t n)
@@ -227,7 +228,7 @@ static void attend(struct walk *w, const struct nb_op *op, const struct nb_cpu_c
 
 static bool is_last_layer(const struct walk *w, const struct nb_op *op)
 {
-    return op->layer + 1 == w->hp->n_layers;
+    return op->layer + 1 == w->hp->n_layers && nb_plan_has(w->m->plan, NB_OP_HEAD);
 }
 
 static void run_attention(struct walk *w, const struct nb_op *op)
@@ -266,6 +267,15 @@ static void run_embed(struct walk *w, const struct nb_op *op)
                              w->m->x + (size_t)t * w->hp->embedding);
             nb_rope_row(w->hp, rows->position[t], w->m->rope + (size_t)t * w->hp->rope_dims);
         }
+}
+
+// What stands for the embedding in a plan that lacks it.
+static void take_hidden(struct nb_device_model *m, const struct nb_rows *rows)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    memcpy(m->x, rows->hidden, (size_t)rows->n * hp->embedding * sizeof(float));
+    for (uint32_t t = 0; t < rows->n; t++)
+        nb_rope_row(hp, rows->position[t], m->rope + (size_t)t * hp->rope_dims);
 }
 
 static void residual_piece(struct walk *w, const struct nb_op *op, const struct nb_act *a,
@@ -374,4 +384,12 @@ void nb_cpu_step_prepare(struct nb_device_model *m, const struct nb_rows *rows)
     m->rows = rows;
     cut(&m->all, rows, NULL, rows->n);
     cut(&m->wanted, rows, rows->logits_row, rows->n_logits);
+    if (!nb_plan_has(m->plan, NB_OP_EMBED))
+        take_hidden(m, rows);
+}
+
+void nb_cpu_step_finish(struct nb_device_model *m, const struct nb_rows *rows)
+{
+    if (!nb_plan_has(m->plan, NB_OP_HEAD))
+        memcpy(rows->hidden, m->x, (size_t)rows->n * m->plan->hp.embedding * sizeof(float));
 }

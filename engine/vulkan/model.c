@@ -1,4 +1,4 @@
-// A model's memory on a Vulkan device, and its steps.
+// A model's memory on a Vulkan device.
 #include "engine/vulkan/model.h"
 
 #include <errno.h>
@@ -9,12 +9,11 @@
 
 #include "tensor/fail.h"
 
-#define KV_TILE 32
 #define ROW_PAD 8 // the widest tile of tokens
 
 static size_t layer_block_bytes(const struct nb_hparams *hp)
 {
-    return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * KV_TILE * sizeof(uint16_t);
+    return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_VULKAN_KV_TILE * sizeof(uint16_t);
 }
 
 size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan)
@@ -64,7 +63,7 @@ static void lay_tables(struct nb_device_model *m)
         *rows[i] = at;
     t->rope = at;
     t->blocks = at + m->max_rows * hp->rope_dims;
-    t->block_stride = (hp->context + KV_TILE - 1) / KV_TILE;
+    t->block_stride = (hp->context + NB_VULKAN_KV_TILE - 1) / NB_VULKAN_KV_TILE;
     t->words = nb_vulkan_pad(t->blocks + m->max_rows * t->block_stride, 4);
 }
 
@@ -84,7 +83,9 @@ static int make_buffers(struct nb_device_model *m)
     const struct nb_hparams *hp = &m->plan->hp;
     struct nb_vulkan_device *d = m->device;
     lay_tables(m);
+    const bool embed = nb_plan_has(m->plan, NB_OP_EMBED), head = nb_plan_has(m->plan, NB_OP_HEAD);
     VkDeviceSize row = (VkDeviceSize)m->padded_rows * sizeof(float);
+    VkDeviceSize width = (VkDeviceSize)m->head_rows * sizeof(float);
     uint32_t qkv = nb_vulkan_pad(hp->dim[NB_DIM_Q], 16) + nb_vulkan_pad(hp->dim[NB_DIM_K], 16) +
                    nb_vulkan_pad(hp->dim[NB_DIM_V], 16);
     const struct {
@@ -100,14 +101,15 @@ static int make_buffers(struct nb_device_model *m)
         {&m->attn, row * nb_vulkan_pad(hp->dim[NB_DIM_ATTN], 32), NB_VULKAN_DEVICE},
         {&m->hidden, row * nb_vulkan_pad(hp->ffn, 32), NB_VULKAN_DEVICE},
         {&m->act, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
-        {&m->logits, (VkDeviceSize)m->head_rows * nb_vulkan_pad(hp->vocab, 16) * sizeof(float),
-         NB_VULKAN_HOST},
+        {&m->logits, head ? width * nb_vulkan_pad(hp->vocab, 16) : 0, NB_VULKAN_HOST},
+        {&m->carry, head && embed ? 0 : row * nb_vulkan_pad(hp->embedding, 32), NB_VULKAN_HOST},
     };
     int rc = 0;
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]) && rc == 0; i++)
-        rc = list[i].bytes > d->max_range
-                 ? -E2BIG
-                 : nb_vulkan_buffer_init(d, list[i].bytes, list[i].where, list[i].buffer);
+        if (list[i].bytes)
+            rc = list[i].bytes > d->max_range
+                     ? -E2BIG
+                     : nb_vulkan_buffer_init(d, list[i].bytes, list[i].where, list[i].buffer);
     m->kv = calloc(m->plan->n_layers, sizeof(*m->kv));
     if (!m->kv)
         return -ENOMEM;
@@ -139,20 +141,17 @@ static int clear_buffers(struct nb_device_model *m)
     return nb_vulkan_run_once(m->device, c);
 }
 
+// Of the body at most two for each op, where every op is a submission of its own; then the head's.
 static int make_queries(struct nb_device_model *m)
 {
     const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
                                         .queryType = VK_QUERY_TYPE_TIMESTAMP,
-                                        .queryCount = m->plan->n_ops + 2};
+                                        .queryCount = 2 * m->plan->n_ops};
+    m->ticks = calloc(info.queryCount, sizeof(*m->ticks));
+    m->op_ns = calloc(m->plan->n_ops, sizeof(*m->op_ns));
+    if (!m->ticks || !m->op_ns)
+        return -ENOMEM;
     return nb_vk_errno(m->device->vk.CreateQueryPool(m->device->device, &info, NULL, &m->queries));
-}
-
-static void free_commands(struct nb_device_model *m)
-{
-    for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++) {
-        nb_vulkan_release(m->device, &m->device->compute, &m->body_commands[i]);
-        nb_vulkan_release(m->device, &m->device->compute, &m->head_commands[i]);
-    }
 }
 
 void nb_vulkan_model_close(struct nb_device_model *m)
@@ -160,15 +159,19 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     if (!m || m->device->hangs)
         return;
     struct nb_vulkan_device *d = m->device;
-    free_commands(m);
+    for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++) {
+        nb_vulkan_recording_finish(m, &m->body[i]);
+        nb_vulkan_recording_finish(m, &m->logits_of[i]);
+    }
     d->vk.DestroyQueryPool(d->device, m->queries, NULL);
     d->vk.DestroyDescriptorPool(d->device, m->sets, NULL);
     for (uint32_t i = 0; i < m->n_views; i++)
         d->vk.DestroyBufferView(d->device, m->views[i], NULL);
     nb_vulkan_pipelines_destroy(m);
     nb_vulkan_weights_finish(m);
-    struct nb_vulkan_buffer *const list[] = {&m->vectors, &m->step,   &m->x,   &m->normed, &m->qkv,
-                                             &m->attn,    &m->hidden, &m->act, &m->logits};
+    struct nb_vulkan_buffer *const list[] = {&m->vectors, &m->step, &m->x,      &m->normed,
+                                             &m->qkv,     &m->attn, &m->hidden, &m->act,
+                                             &m->logits,  &m->carry};
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         nb_vulkan_buffer_finish(d, list[i]);
     for (uint32_t i = 0; m->kv && i < m->plan->n_layers; i++)
@@ -176,6 +179,8 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     if (m->host_logits)
         munmap(m->host_logits, m->host_logits_bytes);
     free(m->kv);
+    free(m->ticks);
+    free(m->op_ns);
     free(m->views);
     free(m->dispatches);
     free(m);
@@ -215,105 +220,4 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
     else
         *ret = m;
     return rc;
-}
-
-// --- Steps
-
-static void write_step(struct nb_device_model *m, const struct nb_rows *rows)
-{
-    const struct nb_vulkan_tables *t = &m->tables;
-    const struct nb_hparams *hp = &m->plan->hp;
-    uint32_t *word = m->step.map;
-    word[0] = rows->n;
-    memcpy(word + t->token, rows->token, rows->n * sizeof(*word));
-    memcpy(word + t->position, rows->position, rows->n * sizeof(*word));
-    memcpy(word + t->sequence, rows->sequence, rows->n * sizeof(*word));
-    for (uint32_t i = 0; i < rows->n; i++) {
-        nb_rope_row(hp, rows->position[i], (float *)(word + t->rope + i * hp->rope_dims));
-        uint32_t s = rows->sequence[i];
-        if (i + 1 == rows->n || rows->sequence[i + 1] != s)
-            memcpy(word + t->blocks + s * t->block_stride, rows->blocks[s],
-                   (rows->position[i] / KV_TILE + 1) * sizeof(*word));
-    }
-}
-
-static void count_time(struct nb_device_model *m, uint32_t first, uint32_t n, uint32_t op)
-{
-    uint64_t *tick = calloc(n, sizeof(*tick));
-    const struct nb_vk *vk = &m->device->vk;
-    if (tick && vk->GetQueryPoolResults(m->device->device, m->queries, first, n, n * sizeof(*tick),
-                                        tick, sizeof(*tick), VK_QUERY_RESULT_64_BIT) == VK_SUCCESS)
-        for (uint32_t i = 1; i < n; i++, op++)
-            m->times[m->plan->ops[op].kind].ns +=
-                (uint64_t)((double)(tick[i] - tick[i - 1]) * m->device->tick_ns);
-    free(tick);
-}
-
-static void count_dispatches(struct nb_device_model *m, uint32_t from, uint32_t to)
-{
-    for (; from < to; from++)
-        m->times[m->plan->ops[m->dispatches[from].op].kind].dispatches++;
-}
-
-// Logits of rows [first, first + n) of those wanted, with the body before them when it has not run.
-static int run(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first, uint32_t n)
-{
-    uint32_t *word = m->step.map, n_commands = 0;
-    VkCommandBuffer commands[2];
-    int rc = 0;
-    word[1] = n;
-    if (n)
-        memcpy(word + m->tables.logits_row, rows->logits_row + first, n * sizeof(*word));
-    if (first == 0)
-        rc = nb_vulkan_commands(m, nb_vulkan_bucket(rows->n), false, &commands[n_commands++]);
-    if (n && rc == 0)
-        rc = nb_vulkan_commands(m, nb_vulkan_bucket(n), true, &commands[n_commands++]);
-    if (rc == 0)
-        rc = nb_vulkan_run(m->device, n_commands, commands);
-    if (rc < 0)
-        return rc;
-    const uint32_t vocab = m->plan->hp.vocab, width = nb_vulkan_pad(vocab, 16);
-    for (uint32_t i = 0; i < n; i++)
-        memcpy(m->host_logits + (size_t)(first + i) * vocab,
-               (const float *)m->logits.map + (size_t)i * width, vocab * sizeof(float));
-    if (first == 0) {
-        count_time(m, 0, m->plan->n_ops, 0);
-        count_dispatches(m, 0, m->head);
-    }
-    if (n) {
-        count_time(m, m->plan->n_ops, 2, m->plan->n_ops - 1);
-        count_dispatches(m, m->head, m->n_dispatches);
-    }
-    return 0;
-}
-
-int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
-{
-    write_step(m, rows);
-    uint32_t first = 0;
-    do {
-        uint32_t left = rows->n_logits - first, n = left < m->head_rows ? left : m->head_rows;
-        int rc = run(m, rows, first, n);
-        if (rc < 0)
-            return rc;
-        first += n;
-    } while (first < rows->n_logits);
-    *ret_logits = m->host_logits;
-    return 0;
-}
-
-void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
-{
-    size_t bytes = layer_block_bytes(&m->plan->hp);
-    VkCommandBuffer c;
-    if (nb_vulkan_begin(m->device, true, &c) < 0)
-        return;
-    for (uint32_t i = 0; i < m->plan->n_layers; i++)
-        m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, block * bytes, bytes, 0);
-    (void)nb_vulkan_run_once(m->device, c);
-}
-
-void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret)
-{
-    memcpy(ret, m->times, sizeof(m->times));
 }

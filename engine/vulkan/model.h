@@ -7,6 +7,7 @@
 
 enum {
     NB_VULKAN_VECTOR_PAD = 32, // floats; so that a vector begins at a texel and ends in zeros
+    NB_VULKAN_KV_TILE = 32,    // positions of a KV block
     NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
 };
 
@@ -46,6 +47,20 @@ struct nb_vulkan_piece {
     struct nb_vulkan_buffer buffer;
 };
 
+// A submission: dispatches [first, end), and the timestamps that it writes.
+struct nb_vulkan_segment {
+    VkCommandBuffer commands;
+    uint32_t first, end, query, n_queries;
+};
+
+// The body of a step, or its head, for as many rows as a bucket has.
+struct nb_vulkan_recording {
+    struct nb_vulkan_segment *segments;
+    uint32_t n;
+    uint32_t steps; // that it has run
+    bool measured;  // it is cut by the times of its ops
+};
+
 struct nb_device_model {
     struct nb_vulkan_device *device;
     const struct nb_plan *plan;
@@ -56,7 +71,8 @@ struct nb_device_model {
     struct nb_vulkan_buffer vectors;
     uint32_t n_vectors; // floats laid in `vectors`
     struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, act, logits;
-    struct nb_vulkan_buffer *kv; // of each layer
+    struct nb_vulkan_buffer carry; // hidden states that come from, or go to, another device
+    struct nb_vulkan_buffer *kv;   // of each layer
     struct nb_vulkan_tables tables;
     float *host_logits;
     size_t host_logits_bytes;
@@ -68,8 +84,10 @@ struct nb_device_model {
     uint32_t n_pipelines;
     struct nb_vulkan_dispatch *dispatches; // in the order of the plan; the head's from `head` on
     uint32_t n_dispatches, head;
-    VkCommandBuffer body_commands[NB_VULKAN_BUCKETS], head_commands[NB_VULKAN_BUCKETS];
-    VkQueryPool queries; // after each op of the body, then the head's two
+    struct nb_vulkan_recording body[NB_VULKAN_BUCKETS], logits_of[NB_VULKAN_BUCKETS];
+    VkQueryPool queries; // of each segment one before each op, and one at the end
+    uint64_t *ticks;     // room for all of them
+    uint64_t *op_ns;     // what each op took in the last step
     struct nb_op_time times[NB_OP_KINDS];
 };
 
@@ -102,8 +120,13 @@ uint32_t nb_vulkan_tile(const struct nb_device_model *m, const struct nb_vulkan_
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
                         const struct nb_vulkan_dispatch *p);
 int nb_vulkan_warm(struct nb_device_model *m); // warm.c
-// The command buffer of a bucket, recorded at its first use.
-int nb_vulkan_commands(struct nb_device_model *m, uint32_t bucket, bool head, VkCommandBuffer *ret);
+// A bucket's, recorded at its first use.
+int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, bool head,
+                            struct nb_vulkan_recording **ret);
+// After a step: cuts it again where op_ns says that its submissions are too long, or too short.
+int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool head,
+                              struct nb_vulkan_recording *r);
+void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r);
 
 size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan);
 int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,

@@ -1,10 +1,15 @@
 // Command buffers: recorded once for each bucket of rows; what differs from step to step lies in
-// the step buffer.
+// the step buffer. A recording is cut into submissions short enough that others get their turn on
+// the device: first at every layer, then by the time that its ops took.
 #include "engine/vulkan/model.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define FEW_ROWS 4 // up to here a row is spread over as many invocations as it has blocks
+#define FEW_ROWS   4 // up to here a row is spread over as many invocations as it has blocks
+#define SEGMENT_NS 5000000
+#define WARM_STEPS 2 // of a recording; the first of them compiles shaders on some drivers
 
 uint32_t nb_vulkan_bucket(uint32_t rows)
 {
@@ -24,13 +29,24 @@ uint32_t nb_vulkan_tile(const struct nb_device_model *m, const struct nb_vulkan_
     return tile;
 }
 
-static void barrier(const struct nb_vk *vk, VkCommandBuffer c, VkPipelineStageFlags to,
-                    VkAccessFlags access)
+struct point {
+    VkPipelineStageFlags stages;
+    VkAccessFlags access;
+};
+
+static const struct point computing = {VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
+                                       VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT},
+                          copying = {VK_PIPELINE_STAGE_TRANSFER_BIT,
+                                     VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT},
+                          reading = {VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT};
+
+static void barrier(const struct nb_vk *vk, VkCommandBuffer c, const struct point *from,
+                    const struct point *to)
 {
     const VkMemoryBarrier b = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                               .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
-                               .dstAccessMask = access};
-    vk->CmdPipelineBarrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, to, 0, 1, &b, 0, NULL, 0, NULL);
+                               .srcAccessMask = from->access,
+                               .dstAccessMask = to->access};
+    vk->CmdPipelineBarrier(c, from->stages, to->stages, 0, 1, &b, 0, NULL, 0, NULL);
 }
 
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
@@ -60,39 +76,135 @@ void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint
     vk->CmdDispatch(c, (units + covered - 1) / covered, y, 1);
 }
 
-static void record(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows, bool head)
+// A plan without embedding begins with what the host has carried over, one without head ends there.
+static void carry(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows, bool in)
 {
     const struct nb_vk *vk = &m->device->vk;
-    uint32_t i = head ? m->head : 0, end = head ? m->n_dispatches : m->head;
-    uint32_t query = head ? m->plan->n_ops : 0;
-    const VkPipelineStageFlags compute = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
-    vk->CmdResetQueryPool(c, m->queries, query, head ? 2 : m->plan->n_ops);
-    vk->CmdWriteTimestamp(c, compute, m->queries, query++);
-    for (; i < end; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        if (!p->beside)
-            barrier(vk, c, compute, VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT);
-        nb_vulkan_dispatch(m, c, rows, p);
-        if (i + 1 == end || m->dispatches[i + 1].op != p->op)
-            vk->CmdWriteTimestamp(c, compute, m->queries, query++);
-    }
-    barrier(vk, c, VK_PIPELINE_STAGE_HOST_BIT | compute,
-            VK_ACCESS_HOST_READ_BIT | VK_ACCESS_SHADER_READ_BIT);
+    VkDeviceSize row = nb_vulkan_pad(m->plan->hp.embedding, 32) * sizeof(float);
+    barrier(vk, c, &computing, &copying);
+    vk->CmdCopyBuffer(c, (in ? &m->carry : &m->x)->buffer, (in ? &m->x : &m->carry)->buffer, 1,
+                      &(VkBufferCopy){0, 0, rows * row});
+    barrier(vk, c, &copying, in ? &computing : &reading);
 }
 
-int nb_vulkan_commands(struct nb_device_model *m, uint32_t bucket, bool head, VkCommandBuffer *ret)
+static bool begins_op(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
+                      uint32_t dispatch)
 {
-    VkCommandBuffer *kept = head ? &m->head_commands[bucket] : &m->body_commands[bucket];
-    if (!*kept) {
-        VkCommandBuffer c;
-        int rc = nb_vulkan_begin(m->device, false, &c);
-        if (rc < 0)
-            return rc;
-        record(m, c, 1u << bucket, head);
-        if ((rc = nb_vk_errno(m->device->vk.EndCommandBuffer(c))) < 0)
-            return rc;
-        *kept = c;
+    return dispatch == s->first || m->dispatches[dispatch].op != m->dispatches[dispatch - 1].op;
+}
+
+static void record(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
+                   uint32_t rows)
+{
+    const struct nb_vk *vk = &m->device->vk;
+    VkCommandBuffer c = s->commands;
+    uint32_t query = s->query;
+    vk->CmdResetQueryPool(c, m->queries, query, s->n_queries);
+    if (s->first == 0 && m->carry.buffer && !nb_plan_has(m->plan, NB_OP_EMBED))
+        carry(m, c, rows, true);
+    for (uint32_t i = s->first; i < s->end; i++) {
+        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        if (begins_op(m, s, i))
+            vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
+        if (!p->beside)
+            barrier(vk, c, &computing, &computing);
+        nb_vulkan_dispatch(m, c, rows, p);
     }
-    *ret = *kept;
+    vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
+    if (s->end < m->n_dispatches)
+        return;
+    if (nb_plan_has(m->plan, NB_OP_HEAD))
+        barrier(vk, c, &computing, &reading);
+    else
+        carry(m, c, rows, false);
+}
+
+// Where a recording's submissions begin and end; returns how many they are.
+static uint32_t cut(const struct nb_device_model *m, uint32_t first, uint32_t end, bool measured,
+                    struct nb_vulkan_segment *ret)
+{
+    uint32_t n = 0, query = first == 0 ? 0 : 2 * (m->plan->n_ops - 1);
+    uint64_t filled = 0;
+    for (uint32_t i = first; i < end; i++) {
+        uint32_t op = m->dispatches[i].op;
+        if (i > first && op == m->dispatches[i - 1].op) {
+            ret[n - 1].end = i + 1;
+            continue;
+        }
+        bool full =
+            measured ? filled + m->op_ns[op] > SEGMENT_NS : m->plan->ops[op].kind == NB_OP_QKV;
+        if (n == 0 || full) {
+            ret[n++] = (struct nb_vulkan_segment){.first = i, .query = query++, .n_queries = 1};
+            filled = 0;
+        }
+        filled += m->op_ns[op];
+        ret[n - 1].end = i + 1;
+        ret[n - 1].n_queries++;
+        query++;
+    }
+    return n;
+}
+
+void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
+{
+    for (uint32_t i = 0; i < r->n; i++)
+        nb_vulkan_release(m->device, &m->device->compute, &r->segments[i].commands);
+    free(r->segments);
+    *r = (struct nb_vulkan_recording){0};
+}
+
+static int make(struct nb_device_model *m, uint32_t bucket, bool head, bool measured,
+                struct nb_vulkan_recording *ret)
+{
+    struct nb_vulkan_recording r = {.measured = measured};
+    r.segments = calloc(m->plan->n_ops, sizeof(*r.segments));
+    if (!r.segments)
+        return -ENOMEM;
+    r.n = cut(m, head ? m->head : 0, head ? m->n_dispatches : m->head, measured, r.segments);
+    int rc = 0;
+    for (uint32_t i = 0; i < r.n && rc == 0; i++) {
+        if ((rc = nb_vulkan_begin(m->device, false, &r.segments[i].commands)) < 0)
+            break;
+        record(m, &r.segments[i], 1u << bucket);
+        rc = nb_vk_errno(m->device->vk.EndCommandBuffer(r.segments[i].commands));
+    }
+    if (rc < 0)
+        nb_vulkan_recording_finish(m, &r);
+    else
+        *ret = r;
+    return rc;
+}
+
+int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, bool head,
+                            struct nb_vulkan_recording **ret)
+{
+    *ret = head ? &m->logits_of[bucket] : &m->body[bucket];
+    return (*ret)->n ? 0 : make(m, bucket, head, false, *ret);
+}
+
+// Far longer than it was cut for. A single op is as long as it is.
+static bool is_too_long(const struct nb_device_model *m, const struct nb_vulkan_segment *s)
+{
+    uint64_t ns = 0;
+    for (uint32_t i = s->first; i < s->end; i++)
+        ns += begins_op(m, s, i) ? m->op_ns[m->dispatches[i].op] : 0;
+    return s->n_queries > 2 && ns > 2 * SEGMENT_NS;
+}
+
+int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool head,
+                              struct nb_vulkan_recording *r)
+{
+    bool again = ++r->steps == WARM_STEPS;
+    for (uint32_t i = 0; i < r->n && r->measured; i++)
+        again = again || is_too_long(m, &r->segments[i]);
+    if (!again)
+        return 0;
+    struct nb_vulkan_recording better;
+    int rc = make(m, bucket, head, true, &better);
+    if (rc < 0)
+        return rc;
+    better.steps = r->steps;
+    nb_vulkan_recording_finish(m, r);
+    *r = better;
     return 0;
 }

@@ -1,0 +1,128 @@
+// Steps: the rows go into the step buffer, the recording's submissions to the queue one after the
+// other, and the results come back.
+#include "engine/vulkan/model.h"
+
+#include <string.h>
+
+static void write_step(struct nb_device_model *m, const struct nb_rows *rows)
+{
+    const struct nb_vulkan_tables *t = &m->tables;
+    const struct nb_hparams *hp = &m->plan->hp;
+    uint32_t *word = m->step.map;
+    word[0] = rows->n;
+    memcpy(word + t->token, rows->token, rows->n * sizeof(*word));
+    memcpy(word + t->position, rows->position, rows->n * sizeof(*word));
+    memcpy(word + t->sequence, rows->sequence, rows->n * sizeof(*word));
+    for (uint32_t i = 0; i < rows->n; i++) {
+        nb_rope_row(hp, rows->position[i], (float *)(word + t->rope + i * hp->rope_dims));
+        uint32_t s = rows->sequence[i];
+        if (i + 1 == rows->n || rows->sequence[i + 1] != s)
+            memcpy(word + t->blocks + s * t->block_stride, rows->blocks[s],
+                   (rows->position[i] / NB_VULKAN_KV_TILE + 1) * sizeof(*word));
+    }
+}
+
+static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r)
+{
+    const struct nb_vk *vk = &m->device->vk;
+    const struct nb_vulkan_segment *last = &r->segments[r->n - 1];
+    uint32_t first = r->segments[0].query, n = last->query + last->n_queries - first;
+    if (vk->GetQueryPoolResults(m->device->device, m->queries, first, n, n * sizeof(*m->ticks),
+                                m->ticks, sizeof(*m->ticks), VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
+        return;
+    for (const struct nb_vulkan_segment *s = r->segments; s <= last; s++) {
+        const uint64_t *tick = m->ticks + (s->query - first);
+        for (uint32_t i = s->first; i < s->end; i++) {
+            uint32_t op = m->dispatches[i].op;
+            struct nb_op_time *time = &m->times[m->plan->ops[op].kind];
+            time->dispatches++;
+            if (i > s->first && op == m->dispatches[i - 1].op)
+                continue;
+            m->op_ns[op] = (uint64_t)((double)(tick[1] - tick[0]) * m->device->tick_ns);
+            time->ns += m->op_ns[op];
+            tick++;
+        }
+    }
+}
+
+// The body, or the logits of a part of the rows that want them.
+static int run(struct nb_device_model *m, uint32_t rows, bool head)
+{
+    struct nb_vulkan_device *d = m->device;
+    struct nb_vulkan_recording *r;
+    uint32_t bucket = nb_vulkan_bucket(rows);
+    uint64_t number = d->compute.submitted, last = number;
+    int rc = nb_vulkan_recording_get(m, bucket, head, &r);
+    for (uint32_t i = 0; rc == 0 && i < r->n; i++)
+        rc = nb_vulkan_submit(d, &d->compute, r->segments[i].commands, &last);
+    // One after the other, so that the time allowed is a submission's.
+    while (rc == 0 && number < last)
+        rc = nb_vulkan_wait(d, &d->compute, ++number);
+    if (rc < 0)
+        return rc;
+    count(m, r);
+    return nb_vulkan_recording_learn(m, bucket, head, r);
+}
+
+static void copy_rows(float *to, size_t to_width, const float *from, size_t from_width,
+                      uint32_t rows, size_t n)
+{
+    for (uint32_t i = 0; i < rows; i++)
+        memcpy(to + i * to_width, from + i * from_width, n * sizeof(*to));
+}
+
+static int run_body(struct nb_device_model *m, const struct nb_rows *rows)
+{
+    const uint32_t n = m->plan->hp.embedding, width = nb_vulkan_pad(n, 32);
+    if (!nb_plan_has(m->plan, NB_OP_EMBED))
+        copy_rows(m->carry.map, width, rows->hidden, n, rows->n, n);
+    int rc = run(m, rows->n, false);
+    if (rc == 0 && !nb_plan_has(m->plan, NB_OP_HEAD))
+        copy_rows(rows->hidden, n, m->carry.map, width, rows->n, n);
+    return rc;
+}
+
+// Logits of the n rows from `first` on of those wanted.
+static int run_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
+                    uint32_t n)
+{
+    const uint32_t vocab = m->plan->hp.vocab;
+    uint32_t *word = m->step.map;
+    word[1] = n;
+    memcpy(word + m->tables.logits_row, rows->logits_row + first, n * sizeof(*word));
+    int rc = run(m, n, true);
+    if (rc == 0)
+        copy_rows(m->host_logits + (size_t)first * vocab, vocab, m->logits.map,
+                  nb_vulkan_pad(vocab, 16), n, vocab);
+    return rc;
+}
+
+int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
+{
+    write_step(m, rows);
+    int rc = run_body(m, rows);
+    for (uint32_t first = 0, n; rc == 0 && first < rows->n_logits; first += n) {
+        n = rows->n_logits - first;
+        n = n < m->head_rows ? n : m->head_rows;
+        rc = run_head(m, rows, first, n);
+    }
+    if (rc == 0)
+        *ret_logits = m->host_logits;
+    return rc;
+}
+
+void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
+{
+    size_t bytes = nb_vulkan_kv_block_bytes(m->plan) / m->plan->n_layers;
+    VkCommandBuffer c;
+    if (nb_vulkan_begin(m->device, true, &c) < 0)
+        return;
+    for (uint32_t i = 0; i < m->plan->n_layers; i++)
+        m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, block * bytes, bytes, 0);
+    (void)nb_vulkan_run_once(m->device, c);
+}
+
+void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret)
+{
+    memcpy(ret, m->times, sizeof(m->times));
+}
