@@ -68,6 +68,9 @@ struct nb_broker {
     uint64_t last_channel;
     uint64_t started_us;
     struct nb_worker *probe;
+    sd_event_source *probe_again; // a probe that is due
+    uint32_t probes;              // so far
+    struct sd_device_monitor *monitor;
     sd_event_source *drain_end;
     int stopping;
 };
@@ -191,11 +194,19 @@ struct nb_device {
     uint32_t incarnation;
     uint32_t id;
     uint64_t beat, beat_since_us;
+    uint64_t number;         // of its node (dev_t); 0: it has none
+    uint32_t probed;         // by which probe last
+    char address[32];        // what that probe called it, and workers do
     int opened;              // its worker has said what the device is
     char fault[112];         // what its worker says is wrong with it; "": nothing
     struct nb_counts before; // of earlier incarnations
 };
-int nb_device_add(struct nb_broker *broker, const struct nibble_device *info);
+int nb_device_add(struct nb_broker *broker, const struct nibble_device *info,
+                  struct nb_device **ret);
+void nb_device_clean(struct nibble_device *info); // its texts
+// It is away: its models move or are lost, and it takes none until a probe finds it again.
+void nb_device_gone(struct nb_device *device, const char *why);
+int nb_device_usable(const struct nb_device *device); // or gone, or never fit for use
 void nb_device_destroy(struct nb_device *device);
 struct nb_device *nb_device_by_name(struct nb_broker *broker, const char *name);
 int nb_device_start(struct nb_device *device); // its worker, unless it runs
@@ -227,7 +238,13 @@ void nb_store_restore(
     struct nb_broker *broker); // serves what was taken, once the devices are known
 
 // ---- probe.c
-void nb_probe(struct nb_broker *broker); // lists the devices, then starts to listen
+void nb_probe(struct nb_broker *broker);       // lists the devices, then starts to listen
+void nb_probe_later(struct nb_broker *broker); // again, once what comes has settled
+
+// ---- inventory.c: which devices the probes have found
+struct nb_device *nb_device_by_number(struct nb_broker *broker, uint64_t number);
+int nb_device_found(struct nb_broker *broker, const struct nb_link_device *packet);
+void nb_devices_missed(struct nb_broker *broker); // by the last probe, which came to its end
 
 // ---- memory.c
 // Bytes that may still be taken: what the machine and the cgroups leave, and the settings allow.

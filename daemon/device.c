@@ -35,7 +35,7 @@ struct nb_device *nb_device_by_name(struct nb_broker *broker, const char *name)
     return NULL;
 }
 
-static void clean_texts(struct nibble_device *info)
+void nb_device_clean(struct nibble_device *info)
 {
     nb_text_clean(info->name, sizeof info->name);
     nb_text_clean(info->description, sizeof info->description);
@@ -48,7 +48,8 @@ static void clean_texts(struct nibble_device *info)
     nb_text_clean(info->reason, sizeof info->reason);
 }
 
-int nb_device_add(struct nb_broker *broker, const struct nibble_device *info)
+int nb_device_add(struct nb_broker *broker, const struct nibble_device *info,
+                  struct nb_device **ret)
 {
     struct nb_device *device = calloc(1, sizeof *device);
     if (!device)
@@ -56,14 +57,15 @@ int nb_device_add(struct nb_broker *broker, const struct nibble_device *info)
     device->broker = broker;
     device->id = nb_broker_next_id(broker);
     device->info = *info;
-    clean_texts(&device->info);
-    if (!device->info.name[0] || nb_device_by_name(broker, device->info.name)) {
-        free(device);
-        return -EEXIST;
-    }
     TAILQ_INIT(&device->models);
     TAILQ_INSERT_TAIL(&broker->devices, device, entry);
+    *ret = device;
     return 0;
+}
+
+int nb_device_usable(const struct nb_device *device)
+{
+    return strcmp(device->info.state, "gone") != 0 && strcmp(device->info.state, "unusable") != 0;
 }
 
 // Keeps what the worker had counted, forgets its page.
@@ -126,21 +128,38 @@ static unsigned recent_deaths(const struct nb_device *device)
     return n;
 }
 
+static void leave(struct nb_device *device, const char *state, const char *why)
+{
+    struct nb_model *model, *next;
+    nb_log(LOG_ERR, "%s", why);
+    set_state(device, state, why);
+    for (model = TAILQ_FIRST(&device->models); model; model = next) {
+        next = TAILQ_NEXT(model, of_device);
+        if (model->state != NB_MODEL_LOST)
+            nb_model_flee(model, why);
+    }
+}
+
 static void give_up(struct nb_device *device, unsigned deaths, const char *how)
 {
     char text[192];
-    struct nb_model *model, *next;
     snprintf(text, sizeof text,
              "device %s is given up: its worker died %u times within %g s, at last it %s",
              device->info.name, deaths, (double)device->broker->config.deaths_window_ms / 1000,
              how);
-    nb_log(LOG_ERR, "%s", text);
-    set_state(device, "lost", text);
-    for (model = TAILQ_FIRST(&device->models); model; model = next) {
-        next = TAILQ_NEXT(model, of_device);
-        if (model->state != NB_MODEL_LOST)
-            nb_model_flee(model, text);
-    }
+    leave(device, "lost", text);
+}
+
+void nb_device_gone(struct nb_device *device, const char *why)
+{
+    char text[192];
+    if (!strcmp(device->info.state, "gone") || device->broker->stopping)
+        return;
+    snprintf(text, sizeof text, "device %s is gone: %s", device->info.name, why);
+    device->restart = sd_event_source_disable_unref(device->restart);
+    nb_worker_kill(device->worker);
+    detach(device);
+    leave(device, "gone", text);
 }
 
 static void down(struct nb_device *device, const char *how);
@@ -273,11 +292,13 @@ int nb_device_start(struct nb_device *device)
 {
     if (device->worker)
         return 0;
+    if (!nb_device_usable(device))
+        return -ENODEV;
     int page = make_page(device);
     if (page < 0)
         return page;
     struct nb_spawn spawn = {
-        .mode = "serve", .argument = device->info.name, .fds = &page, .n_fds = 1};
+        .mode = "serve", .argument = device->address, .fds = &page, .n_fds = 1};
     int r = nb_worker_spawn(device->broker, &spawn, &ops, device, &device->worker);
     close(page);
     if (r >= 0)
@@ -311,7 +332,7 @@ void nb_device_rest(struct nb_device *device)
     if (!TAILQ_EMPTY(&device->models) || device->broker->stopping)
         return;
     device->restart = sd_event_source_disable_unref(device->restart);
-    if (!is_lost(device)) {
+    if (nb_device_usable(device) && !is_lost(device)) {
         memset(device->deaths_us, 0, sizeof device->deaths_us);
         set_state(device, "ready", "");
     }
@@ -346,6 +367,12 @@ static void on_device(struct nb_device *device, const void *packet)
         return;
     }
     device->opened = 1;
+    if (strncmp(device->info.uuid, m->device.uuid, sizeof device->info.uuid) != 0) {
+        snprintf(device->fault, sizeof device->fault, "another device has taken its place");
+        nb_worker_kill(device->worker);
+        nb_probe_later(device->broker);
+        return;
+    }
     device->info.memory_bytes = m->device.memory_bytes;
     device->info.threads = m->device.threads;
 }

@@ -75,8 +75,9 @@ struct nb_link_ref { // MODEL_REMOVE (model), CHANNEL_REMOVE, CHANNEL_GONE (chan
     uint32_t model, pad;
 };
 struct nb_link_device {
-    struct nb_wire_header header;
+    struct nb_wire_header header; // serve: status, where it cannot open the device (device.reason)
     struct nibble_device device;
+    uint64_t number; // probe: of the device's node (dev_t); 0: it has none
 };
 struct nb_link_loaded {
     struct nb_wire_header header; // status: 0 or the failure

@@ -234,6 +234,19 @@ static int check_fallback(struct nb_broker *broker, const struct nb_wire_load *r
     return 0;
 }
 
+// The device that a request names. "": the CPU, so that what a load does never depends on what is
+// plugged in. "auto": the first GPU, the CPU where there is none; never a CPU that plays a Vulkan
+// device.
+static struct nb_device *choose_device(struct nb_broker *broker, const char *name)
+{
+    struct nb_device *device;
+    int automatic = !strcmp(name, "auto");
+    TAILQ_FOREACH(device, &broker->devices, entry)
+    if (automatic && nb_device_usable(device) && !strcmp(device->info.kind, "gpu"))
+        return device;
+    return nb_device_by_name(broker, *name && !automatic ? name : "cpu");
+}
+
 static int check_request(struct nb_broker *broker, const struct nb_wire_load *request, int fd,
                          struct nb_device **ret, struct nb_refusal *refusal)
 {
@@ -252,15 +265,15 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
         return nb_refuse(refusal, NIBBLE_E_EXISTS,
                          "a model \"%s\" is loaded already: unload it, or name this one otherwise",
                          request->name);
-    const char *name = *request->device ? request->device : "cpu";
-    *ret = nb_device_by_name(broker, name);
+    *ret = choose_device(broker, request->device);
     if (!*ret)
         return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED,
-                         "this machine has no device \"%.31s\": `nibble devices` lists them", name);
-    if (!strcmp((*ret)->info.state, "unusable"))
-        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "%s cannot be used: %s", name,
-                         (*ret)->info.reason);
-    r = check_fallback(broker, request, name, refusal);
+                         "this machine has no device \"%.31s\": `nibble devices` lists them",
+                         request->device);
+    if (!nb_device_usable(*ret))
+        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "device %s cannot be used: %s",
+                         (*ret)->info.name, (*ret)->info.reason);
+    r = check_fallback(broker, request, (*ret)->info.name, refusal);
     if (r < 0)
         return r;
     unsigned n = 0;

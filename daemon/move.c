@@ -31,6 +31,8 @@ static const char *unfit(const struct nb_model *model, const struct nb_device *t
         return "is not there";
     if (!strcmp(to->info.state, "lost"))
         return "is lost too";
+    if (!nb_device_usable(to))
+        return "cannot be used";
     if (models_of(to) >= NB_WORKER_MODELS)
         return "has all the models that it takes";
     if (nb_device_channels(to) + model->n_channels > NB_WORKER_CHANNELS)

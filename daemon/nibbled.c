@@ -1,6 +1,7 @@
 // nibbled, the broker's process: arguments, settings, signals, and the loop from start to drained
 // end.
 #include "daemon/broker.h"
+#include "daemon/hotplug.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -116,6 +117,7 @@ static int on_reload(sd_event_source *source, const struct signalfd_siginfo *inf
         nb_log(LOG_ERR, "the old settings stay");
     else
         nb_log(LOG_INFO, "settings read again");
+    nb_probe_later(broker);
     sd_notify(0, "READY=1");
     return 0;
 }
@@ -195,6 +197,8 @@ static void tear_down(struct nb_broker *broker)
         nb_worker_free(TAILQ_FIRST(&broker->workers));
     sd_event_source_disable_unref(broker->load_turn);
     sd_event_source_disable_unref(broker->drain_end);
+    sd_event_source_disable_unref(broker->probe_again);
+    nb_hotplug_stop(broker);
     sd_event_unref(broker->loop);
 }
 
@@ -258,6 +262,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     int r = set_up(&broker);
     if (r >= 0) {
+        nb_hotplug_start(&broker);
         nb_probe(&broker);
         r = sd_event_loop(broker.loop);
     }
