@@ -111,6 +111,7 @@ struct nb_device_options {
     uint64_t buffer_bytes; // weights in buffers and windows no larger, whatever the device allows,
     uint64_t window_bytes; // so that a small model shows what a large one needs; 0: as it allows
     enum nb_weights weights;
+    const char *tier; // of a Vulkan device's shaders (engine/vulkan/tier.c); NULL: its best
 };
 
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);

@@ -4,9 +4,6 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 
-layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
-layout(std430, binding = 5) writeonly buffer Output { vec4 result[]; };
-
 const uint MODE_FLOAT = 2, MODE_QUANTIZED = 4; // bits
 
 layout(push_constant) uniform Push {
@@ -18,6 +15,13 @@ layout(push_constant) uniform Push {
     uint window;
     float scale, softcap;
 } pc;
+
+#ifdef TEAM
+#include "attention_team.glsl"
+#else
+
+layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
+layout(std430, binding = 5) writeonly buffer Output { vec4 result[]; };
 
 float tanh_f32(float x)
 {
@@ -140,3 +144,5 @@ void main()
             act[row * pc.act4 + block * RECORD + i] = record[i];
     }
 }
+
+#endif

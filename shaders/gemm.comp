@@ -5,8 +5,6 @@
 #include "common.glsl"
 #include "weights.glsl"
 
-layout(std430, binding = 5) buffer Output { vec4 result[]; };
-
 const uint MODE_STORE = 0, MODE_ADD = 1, MODE_SWIGLU = 2, MODE_SWIGLU_UP = 3;
 
 // Up to three matrices of one shape but for their rows stand side by side: their row groups, and
@@ -18,6 +16,14 @@ layout(push_constant) uniform Push {
     uint in4, out4; // uvec4 of a token's input record or floats, vec4 of its output
     uint weight1[3], first[3], column4[3], rows[3], bias[3];
 } pc;
+
+#if defined(GEMV)
+#include "gemv.glsl"
+#elif defined(TILE)
+#include "tile.glsl"
+#else
+
+layout(std430, binding = 5) buffer Output { vec4 result[]; };
 
 // SIMD within a register: 16 weights by 16 inputs, both unsigned. A word holds the codes of k and
 // k + 2 in its halves, another the inputs of k + 2 and k: the upper half of their product is the sum
@@ -166,3 +172,5 @@ void main()
             result[at] = swiglu(MODE == MODE_SWIGLU ? before[t] : result[at], acc[t]);
     }
 }
+
+#endif

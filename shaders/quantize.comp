@@ -4,9 +4,6 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 
-layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
-layout(std430, binding = 5) writeonly buffer Output { vec4 result[]; };
-
 const uint MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4; // bits
 
 layout(push_constant) uniform Push {
@@ -16,6 +13,13 @@ layout(push_constant) uniform Push {
     uint cols, in4, out4, act4, norm;
     float eps;
 } pc;
+
+#ifdef TEAM
+#include "quantize_team.glsl"
+#else
+
+layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
+layout(std430, binding = 5) writeonly buffer Output { vec4 result[]; };
 
 float row_scale(uint row4)
 {
@@ -63,3 +67,5 @@ void main()
         }
     }
 }
+
+#endif

@@ -12,6 +12,7 @@
 #define NB_VK_INSTANCE(X)                                                                          \
     X(DestroyInstance)                                                                             \
     X(EnumeratePhysicalDevices)                                                                    \
+    X(GetPhysicalDeviceFeatures2)                                                                  \
     X(GetPhysicalDeviceProperties2)                                                                \
     X(GetPhysicalDeviceMemoryProperties)                                                           \
     X(GetPhysicalDeviceMemoryProperties2)                                                          \

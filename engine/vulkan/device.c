@@ -58,14 +58,20 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
                                              .queueFamilyIndex = family[i],
                                              .queueCount = 1,
                                              .pQueuePriorities = &(float){1.0f}};
-    const VkPhysicalDeviceVulkan12Features features = {
+    VkPhysicalDeviceVulkan12Features features = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES, .timelineSemaphore = true};
+    struct nb_tier_features of_tier;
+    const char *extension[1 + NB_TIER_EXTENSIONS];
+    uint32_t n_extensions = 0;
+    if (d->can_import)
+        extension[n_extensions++] = import;
+    nb_tier_enable(d->tier, &features, &of_tier, extension, &n_extensions);
     const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                      .pNext = &features,
                                      .queueCreateInfoCount = family[0] == family[1] ? 1 : 2,
                                      .pQueueCreateInfos = queue,
-                                     .enabledExtensionCount = d->can_import,
-                                     .ppEnabledExtensionNames = &import};
+                                     .enabledExtensionCount = n_extensions,
+                                     .ppEnabledExtensionNames = extension};
     rc = nb_vk_errno(d->vk.CreateDevice(d->physical, &info, NULL, &d->device));
     if (rc == 0)
         rc = nb_vk_load_device(&d->vk, d->device);
@@ -111,11 +117,12 @@ static int make_layout(struct nb_vulkan_device *d)
 static int make_modules(struct nb_vulkan_device *d)
 {
     VkResult r = VK_SUCCESS;
-    for (int i = 0; i < NB_MODULES && r == VK_SUCCESS; i++) {
+    for (enum nb_module i = 0; i < NB_MODULES && r == VK_SUCCESS; i++) {
         const VkShaderModuleCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
                                                .codeSize = nb_shader_code[i].bytes,
                                                .pCode = nb_shader_code[i].words};
-        r = d->vk.CreateShaderModule(d->device, &info, NULL, &d->module[i]);
+        if (nb_tier_uses(d->tier, i))
+            r = d->vk.CreateShaderModule(d->device, &info, NULL, &d->module[i]);
     }
     return nb_vk_errno(r);
 }
@@ -158,7 +165,11 @@ static int open_index(struct nb_vulkan_device *d, const struct nb_device_options
     if (d->info.fault[0])
         return nb_fail(error, error_size, -ENOTSUP, "vulkan%u (%s): %s", d->index, d->info.name,
                        d->info.fault);
-    d->tier = nb_tier_best();
+    nb_tier_read(&d->vk, d->physical, &d->facts);
+    d->tier = nb_tier_best(&d->facts);
+    char why[128];
+    if (o->tier && (rc = nb_tier_find(o->tier, &d->facts, &d->tier, why, sizeof(why))) < 0)
+        return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name, why);
     if ((rc = make_device(d, o)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
         (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
         return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,

@@ -32,6 +32,7 @@ struct nb_vulkan_device {
     struct nb_device base;
     struct nb_vk vk;
     struct nb_vulkan_device_info info;
+    struct nb_tier_facts facts;
     const struct nb_tier *tier;
     uint32_t index;
     VkPhysicalDevice physical;

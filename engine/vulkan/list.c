@@ -123,6 +123,8 @@ void nb_vulkan_describe(const struct nb_vk *vk, VkPhysicalDevice p,
     VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
                                       .pNext = &id};
     VkPhysicalDeviceMemoryProperties memory;
+    struct nb_tier_facts facts;
+    nb_tier_read(vk, p, &facts);
     vk->GetPhysicalDeviceProperties2(p, &p2);
     vk->GetPhysicalDeviceMemoryProperties(p, &memory);
     VkPhysicalDeviceType type = p2.properties.deviceType;
@@ -131,7 +133,7 @@ void nb_vulkan_describe(const struct nb_vk *vk, VkPhysicalDevice p,
                                                      type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
                                           .memory = largest_heap(&memory),
                                           .max_window = p2.properties.limits.maxStorageBufferRange,
-                                          .tier = nb_tier_best()->name};
+                                          .tier = nb_tier_best(&facts)->name};
     snprintf(ret->name, sizeof(ret->name), "%s", p2.properties.deviceName);
     snprintf(ret->driver, sizeof(ret->driver), "%.120s %.120s", driver.driverName,
              driver.driverInfo);

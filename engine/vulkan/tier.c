@@ -1,5 +1,33 @@
-// The table of shader tiers.
+// The table of shader tiers, and what a device has of what they ask for.
 #include "engine/vulkan/tier.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "engine/vulkan/list.h"
+#include "tensor/fail.h"
+
+#define LANES 128 // of a workgroup: shaders/team.glsl, product.glsl
+
+// What tiers ask for. All that is not listed for a device is what it lacks, and said in these
+// words.
+enum {
+    HAS_SUBGROUPS = 1,
+    HAS_SHARED = 2,
+    HAS_DOT = 4,
+    HAS_FAST_DOT = 8,
+    IS_GPU = 16,
+};
+static const struct {
+    uint32_t bit;
+    const char *what;
+} asked[] = {
+    {HAS_SUBGROUPS, "subgroups of 8 to 128 invocations that shuffle in compute shaders"},
+    {HAS_SHARED, "32 KB of shared memory for workgroups of 128"},
+    {HAS_DOT, "shaderIntegerDotProduct"},
+    {HAS_FAST_DOT, "an accelerated dot product of packed bytes"},
+    {IS_GPU, "a GPU"},
+};
 
 // The same variant whatever the tile.
 #define EACH(...)                                                                                  \
@@ -9,22 +37,137 @@
             __VA_ARGS__                                                                            \
         }                                                                                          \
     }
+#define ALONE(module) EACH(NB_MODULE_##module, .tokens = 1)
+#define TEAM(module)  EACH(NB_MODULE_##module, LANES, 1, .tokens = 1, .team = true)
+// Products: a row group of 16 (four quads) for 1 or 8 tokens, or a tile.
+#define GEMV(module, n)                                                                            \
+    {                                                                                              \
+        NB_MODULE_##module, LANES, 4, .tokens = n                                                  \
+    }
+#define TILE(module, n)                                                                            \
+    {                                                                                              \
+        NB_MODULE_##module, LANES, 16, .tokens = n                                                 \
+    }
+#define REGISTERS(n)                                                                               \
+    {                                                                                              \
+        NB_MODULE_GEMM, .tokens = n                                                                \
+    }
 
+// From the plainest to the best.
 static const struct nb_tier tiers[] = {
-    {"registers",
-     {[NB_SHADER_EMBED] = EACH(NB_MODULE_EMBED, .tokens = 1),
-      [NB_SHADER_QUANTIZE] = EACH(NB_MODULE_QUANTIZE, .tokens = 1),
-      [NB_SHADER_GEMM] = {{NB_MODULE_GEMM, .tokens = 1},
-                          {NB_MODULE_GEMM, .tokens = 4},
-                          {NB_MODULE_GEMM, .tokens = 8}},
-      [NB_SHADER_GEMM_FLOATS] = {{NB_MODULE_GEMM, .tokens = 1},
-                                 {NB_MODULE_GEMM, .tokens = 4},
-                                 {NB_MODULE_GEMM, .tokens = 8}},
-      [NB_SHADER_ROPE] = EACH(NB_MODULE_ROPE, .tokens = 1),
-      [NB_SHADER_ATTENTION] = EACH(NB_MODULE_ATTENTION, .tokens = 1)}},
+    {"registers", .variant = {[NB_SHADER_EMBED] = ALONE(EMBED),
+                              [NB_SHADER_QUANTIZE] = ALONE(QUANTIZE),
+                              [NB_SHADER_GEMM] = {REGISTERS(1), REGISTERS(4), REGISTERS(8)},
+                              [NB_SHADER_GEMM_FLOATS] = {REGISTERS(1), REGISTERS(4), REGISTERS(8)},
+                              [NB_SHADER_ROPE] = ALONE(ROPE),
+                              [NB_SHADER_ATTENTION] = ALONE(ATTENTION)}},
+    {"subgroups", HAS_SUBGROUPS | HAS_SHARED, IS_GPU,
+     .variant = {[NB_SHADER_EMBED] = ALONE(EMBED),
+                 [NB_SHADER_QUANTIZE] = TEAM(QUANTIZE_TEAM),
+                 [NB_SHADER_GEMM] = {GEMV(GEMV, 1), GEMV(GEMV, 8), TILE(TILE, 32)},
+                 [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
+                 [NB_SHADER_ROPE] = ALONE(ROPE),
+                 [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM)}},
+    {"subgroups-dot", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT, IS_GPU | HAS_FAST_DOT,
+     .variant = {[NB_SHADER_EMBED] = ALONE(EMBED),
+                 [NB_SHADER_QUANTIZE] = TEAM(QUANTIZE_TEAM),
+                 [NB_SHADER_GEMM] = {GEMV(GEMV_DOT, 1), GEMV(GEMV_DOT, 8), TILE(TILE_DOT, 32)},
+                 [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
+                 [NB_SHADER_ROPE] = ALONE(ROPE),
+                 [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM)}},
 };
+#define N_TIERS (sizeof(tiers) / sizeof(tiers[0]))
 
-const struct nb_tier *nb_tier_best(void)
+// --- What a device has
+
+static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
+                        struct nb_tier_facts *ret)
 {
-    return &tiers[0];
+    VkPhysicalDeviceShaderIntegerDotProductProperties fast = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES};
+    VkPhysicalDeviceSubgroupProperties sub = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES,
+        .pNext = dot ? &fast : NULL};
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &sub};
+    vk->GetPhysicalDeviceProperties2(p, &p2);
+    const VkPhysicalDeviceLimits *l = &p2.properties.limits;
+    const VkSubgroupFeatureFlags ops =
+        VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
+    ret->subgroup[0] = ret->subgroup[1] = sub.subgroupSize;
+    if (sub.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT &&
+        (sub.supportedOperations & ops) == ops && sub.subgroupSize >= 8 &&
+        sub.subgroupSize <= LANES)
+        ret->have |= HAS_SUBGROUPS;
+    if (l->maxComputeSharedMemorySize >= 32768 && l->maxComputeWorkGroupInvocations >= LANES &&
+        l->maxComputeWorkGroupSize[0] >= LANES)
+        ret->have |= HAS_SHARED;
+    if (fast.integerDotProduct4x8BitPackedSignedAccelerated)
+        ret->have |= HAS_FAST_DOT;
+    if (p2.properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU)
+        ret->have |= IS_GPU;
+}
+
+void nb_tier_read(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_facts *ret)
+{
+    *ret = (struct nb_tier_facts){0};
+    VkPhysicalDeviceShaderIntegerDotProductFeatures dot = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES};
+    bool has_dot = nb_vulkan_has_extension(vk, p, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
+    VkPhysicalDeviceFeatures2 f2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2,
+                                    .pNext = has_dot ? &dot : NULL};
+    vk->GetPhysicalDeviceFeatures2(p, &f2);
+    if (dot.shaderIntegerDotProduct)
+        ret->have |= HAS_DOT;
+    read_limits(vk, p, has_dot, ret);
+}
+
+// --- Choosing
+
+const struct nb_tier *nb_tier_best(const struct nb_tier_facts *f)
+{
+    size_t i = N_TIERS - 1;
+    while ((tiers[i].needs | tiers[i].wants) & ~f->have)
+        i--;
+    return &tiers[i];
+}
+
+int nb_tier_find(const char *name, const struct nb_tier_facts *f, const struct nb_tier **ret,
+                 char *ret_error, size_t error_size)
+{
+    const struct nb_tier *t = tiers;
+    while (t < tiers + N_TIERS && strcmp(t->name, name) != 0)
+        t++;
+    if (t == tiers + N_TIERS)
+        return nb_fail(ret_error, error_size, -EINVAL,
+                       "there is no shader tier \"%s\": say registers, subgroups or subgroups-dot",
+                       name);
+    for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++)
+        if (t->needs & ~f->have & asked[i].bit)
+            return nb_fail(ret_error, error_size, -ENOTSUP, "tier %s needs %s, which it lacks",
+                           name, asked[i].what);
+    *ret = t;
+    return 0;
+}
+
+bool nb_tier_uses(const struct nb_tier *t, enum nb_module module)
+{
+    for (int s = 0; s < NB_SHADERS; s++)
+        for (int i = 0; i < NB_TIER_TILES; i++)
+            if (t->variant[s][i].module == module)
+                return true;
+    return false;
+}
+
+void nb_tier_enable(const struct nb_tier *t, VkPhysicalDeviceVulkan12Features *features,
+                    struct nb_tier_features *more, const char **extension, uint32_t *n_extensions)
+{
+    if (t->needs & HAS_DOT) {
+        more->dot = (VkPhysicalDeviceShaderIntegerDotProductFeatures){
+            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES,
+            .pNext = features->pNext,
+            .shaderIntegerDotProduct = VK_TRUE};
+        features->pNext = &more->dot;
+        extension[(*n_extensions)++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
+    }
 }

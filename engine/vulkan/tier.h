@@ -1,13 +1,13 @@
-// Shader tiers: which module, workgroup and tile of tokens an operator takes on what kind of
-// device. docs/architecture.md lists them.
+// Shader tiers: what each asks of a device, and which module, workgroup and tile of tokens an
+// operator takes there. docs/architecture.md lists them.
 #pragma once
 
-#include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/vulkan/api.h"
 #include "engine/vulkan/shaders.h"
 
-enum { NB_TIER_TILES = 3 };
+enum { NB_TIER_TILES = 3, NB_TIER_EXTENSIONS = 4 };
 
 struct nb_tier_variant {
     enum nb_module module;
@@ -19,9 +19,30 @@ struct nb_tier_variant {
 
 struct nb_tier {
     const char *name;
+    uint32_t needs, wants; // bits; without what it wants it is not chosen but by name
     // By tile: the first for one row of a step, the last for many.
     struct nb_tier_variant variant[NB_SHADERS][NB_TIER_TILES];
 };
 
-// The best tier of all.
-const struct nb_tier *nb_tier_best(void);
+// What a device reports, as far as tiers ask for it.
+struct nb_tier_facts {
+    uint32_t have;        // bits
+    uint32_t subgroup[2]; // invocations of one, least and most
+    uint32_t shape[3];    // M, N and K of cooperative matrices
+};
+
+// What a tier links to the features of a device that is made.
+struct nb_tier_features {
+    VkPhysicalDeviceShaderIntegerDotProductFeatures dot;
+};
+
+void nb_tier_read(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_facts *ret);
+// The best tier that the device meets: there is always one.
+const struct nb_tier *nb_tier_best(const struct nb_tier_facts *f);
+// -EINVAL no such tier, -ENOTSUP the device lacks what it needs.
+int nb_tier_find(const char *name, const struct nb_tier_facts *f, const struct nb_tier **ret,
+                 char *ret_error, size_t error_size);
+bool nb_tier_uses(const struct nb_tier *t, enum nb_module module);
+// Sets the features that the tier needs, links others to them, and appends the extensions' names.
+void nb_tier_enable(const struct nb_tier *t, VkPhysicalDeviceVulkan12Features *features,
+                    struct nb_tier_features *more, const char **extension, uint32_t *n_extensions);

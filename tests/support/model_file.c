@@ -39,12 +39,17 @@ static int map_packed(int fd, struct nb_image **ret, char *error, size_t size)
     return rc;
 }
 
-static const char *device_name = "cpu";
+static char device_name[64] = "cpu";
+static const char *device_tier;
 static struct nb_device_options device_options;
 
 void test_device(const char *name)
 {
-    device_name = name;
+    snprintf(device_name, sizeof(device_name), "%s", name);
+    char *colon = strchr(device_name, ':');
+    device_tier = colon ? colon + 1 : NULL;
+    if (colon)
+        *colon = 0;
 }
 
 void test_device_options(const struct nb_device_options *options)
@@ -62,6 +67,7 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
     struct test_model t = {0};
     struct nb_device_options how = device_options;
     how.threads = threads;
+    how.tier = device_tier ? device_tier : how.tier;
     rc = nb_device_create(device_name, &how, &t.device, ret_error, error_size);
     if (rc == 0)
         rc = nb_model_open(image, t.device, options, &t.model, ret_error, error_size);

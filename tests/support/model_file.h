@@ -9,8 +9,8 @@ struct test_model {
     struct nb_model *model;
 };
 
-// The device that models are opened on from now on: a name as nb_device_create takes it; "cpu" at
-// first.
+// The device that models are opened on from now on: a name as nb_device_create takes it, and after
+// a colon a Vulkan device's tier; "cpu" at first.
 void test_device(const char *name);
 // And how, but for the threads; NULL: as it is.
 void test_device_options(const struct nb_device_options *options);

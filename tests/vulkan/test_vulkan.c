@@ -1,7 +1,7 @@
 // The Vulkan device against the CPU device, logit by logit, on random models of every weight type
 // and of odd shapes; and its own promise: a row's logits are the same bits however the rows were
 // cut and whatever runs beside them. On Mesa's CPU driver, which a machine without a GPU has too;
-// where it is missing this fails.
+// where it is missing this fails. An argument names the tier of shaders.
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -23,7 +23,8 @@
 #define MOST_ROWS    128
 #define MOST_DEVICES 16
 
-static char device[16]; // the driver's name among the devices
+static char device[48]; // the driver's name among the devices, and the tier
+static const char *tier;
 
 // A run: the logits of each position of a prompt and of what follows it greedily.
 struct run {
@@ -237,15 +238,16 @@ static int find_device(void **state)
         if (!info[i].is_cpu)
             continue;
         print_message("vulkan%d: %s, %s\n", i, info[i].name, info[i].driver);
-        snprintf(device, sizeof(device), "vulkan%d", i);
+        snprintf(device, sizeof(device), "vulkan%d%s%s", i, tier ? ":" : "", tier ? tier : "");
         return 0;
     }
     fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers\n");
     return -1;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    tier = argc > 1 ? argv[1] : NULL;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals),
         cmocka_unit_test(every_type),

@@ -1,0 +1,130 @@
+// A workgroup takes a query and a head: the scores of ROUND tiles at a time, a position a lane, then
+// an output a lane and tile after tile. The same order as one invocation's, so the same bits.
+#include "team.glsl"
+
+const uint ROUND = LANES / 32, OUTPUTS = 4; // OUTPUTS: of a lane, at most
+
+shared float weight[LANES], tile_top[LANES / 8], tile_sum[ROUND], finished[OUTPUTS * LANES];
+
+float tanh_f32(float x)
+{
+    precise float y = 1.0 - 2.0 / (exp_f32(x + x) + 1.0);
+    return y;
+}
+
+vec2 halves(usamplerBuffer from, uint i) // the word with half `i` of it
+{
+    uvec4 v = texelFetch(from, int(i / 8));
+    uvec2 pair = i % 8 >= 4 ? v.zw : v.xy;
+    return unpackHalf2x16(i % 4 >= 2 ? pair.y : pair.x);
+}
+
+float half_at(usamplerBuffer from, uint i)
+{
+    vec2 pair = halves(from, i);
+    return i % 2 != 0 ? pair.y : pair.x;
+}
+
+// One query against a lane's key: `k` is its first half, and 32 keys lie side by side.
+float score(uint q4, uint k)
+{
+    precise float s = 0.0;
+    for (uint d = 0; d < pc.k_dim; d += 2) {
+        vec4 quad = read_floats(inputs, (q4 * 4 + d) / 4);
+        vec2 q = d % 4 != 0 ? quad.zw : quad.xy;
+        s = fma(q.x, half_at(cache, k + d * 32), s);
+        s = fma(q.y, half_at(cache, k + d * 32 + 32), s);
+    }
+    s = s * pc.scale;
+    if (pc.softcap > 0.0)
+        s = pc.softcap * tanh_f32(s / pc.softcap);
+    return s;
+}
+
+// Partial i of a tile is the weight of slots i and i + 16, folded 8, 4, 2, 1.
+void sum_tile(uint me)
+{
+    uint slot = me % 32;
+    if (slot >= 8)
+        return;
+    precise float p0 = weight[me] + weight[me + 16], p1 = weight[me + 8] + weight[me + 24];
+    precise float sum = p0 + p1;
+    sum += subgroupShuffleXor(sum, 4u);
+    sum += subgroupShuffleXor(sum, 2u);
+    sum += subgroupShuffleXor(sum, 1u);
+    if (slot == 0)
+        tile_sum[me / 32] = sum;
+}
+
+void main()
+{
+    uint me = lane(), row = gl_WorkGroupID.y, head = gl_WorkGroupID.x;
+    if (row >= step_words[STEP_ROWS])
+        return;
+    uint kv_head = head / pc.sharing, v_halves = pc.v_offset4 * 8 + kv_head * 32 * pc.v_dim;
+    uint end = step_words[pc.position1 + row] + 1;
+    uint first = pc.window != 0 && pc.window < end ? end - pc.window : 0;
+    uint table = pc.table1 + step_words[pc.sequence1 + row] * pc.table_stride;
+    const float nothing = uintBitsToFloat(0xff800000u);
+    float top = nothing;
+    precise float total = 0.0, o[OUTPUTS];
+    [[unroll]] for (uint i = 0; i < OUTPUTS; i++)
+        o[i] = 0.0;
+    for (uint b = first / 32; b * 32 < end; b += ROUND) {
+        uint position = b * 32 + me;
+        bool seen = position >= first && position < end;
+        float s = nothing;
+        if (seen)
+            s = score((row * pc.qkv1 + head * pc.k_dim) / 4,
+                      step_words[table + position / 32] * pc.block4 * 8 +
+                          kv_head * pc.k_dim * 32 + me % 32);
+        float most = s;
+        [[unroll]] for (uint i = 1; i < 8; i *= 2)
+            most = max(most, subgroupShuffleXor(most, i));
+        if (me % 8 == 0)
+            tile_top[me / 8] = most;
+        barrier();
+        float keep[ROUND], mine = top;
+        [[unroll]] for (uint r = 0; r < ROUND; r++) {
+            float before = top;
+            [[unroll]] for (uint i = 0; i < 4; i++)
+                top = max(top, tile_top[r * 4 + i]);
+            keep[r] = exp_f32(before - top);
+            mine = me / 32 == r ? top : mine;
+        }
+        weight[me] = seen ? exp_f32(s - mine) : 0.0;
+        barrier();
+        sum_tile(me);
+        barrier();
+        for (uint r = 0; r < ROUND && (b + r) * 32 < end; r++) {
+            uint lo = first > (b + r) * 32 ? first - (b + r) * 32 : 0;
+            uint hi = min(end - (b + r) * 32, 32);
+            uint v = step_words[table + b + r] * pc.block4 * 8 + v_halves;
+            total = fma(total, keep[r], tile_sum[r]);
+            [[unroll]] for (uint i = 0; i < OUTPUTS; i++) {
+                uint d = i * LANES + me;
+                if (d >= pc.v_dim)
+                    break;
+                o[i] = o[i] * keep[r];
+                for (uint slot = lo; slot < hi; slot++)
+                    o[i] = fma(weight[r * 32 + slot], half_at(cache, v + slot * pc.v_dim + d), o[i]);
+            }
+        }
+        barrier(); // the weights have been read
+    }
+    precise float inv = 1.0 / total;
+    [[unroll]] for (uint i = 0; i < OUTPUTS; i++) {
+        uint d = i * LANES + me;
+        if (d >= pc.v_dim)
+            break;
+        precise float y = o[i] * inv;
+        finished[d] = y;
+        if ((MODE & MODE_FLOAT) != 0)
+            result[row * pc.out4 * 4 + head * pc.v_dim + d] = y;
+    }
+    barrier();
+    uint block = me / 8, d = block * 32 + me % 8 * 4;
+    if ((MODE & MODE_QUANTIZED) != 0 && block < pc.v_dim / 32)
+        quantize_team(vec4(finished[d], finished[d + 1], finished[d + 2], finished[d + 3]),
+                      (row * pc.act4 + (head * (pc.v_dim / 32) + block) * RECORD) * 4);
+}

@@ -1,0 +1,105 @@
+// A workgroup computes a row group of 16 for TOKENS tokens (8 at most): a lane takes four rows and
+// one of the chunks of K, so that four lanes read 64 bytes side by side.
+#include "product.glsl"
+
+const uint STRIDE = CHUNKS * 16 + 16; // floats of a token; 16 more, for other banks of the memory
+
+shared float chunk_sum[TOKENS * STRIDE];
+
+void quantized_chunk(uint group1, uint quad, uint chunk, uint token, uint tokens,
+                     inout precise vec4 acc[TOKENS])
+{
+    Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
+    uint blocks = pc.cols / 32, per = chunk_of(blocks, 1);
+    for (uint b = chunk * per; b < min(chunk * per + per, blocks); b++) {
+        uvec4 c[8];
+        vec4 ws[2], wm[2];
+        load_codes(group1 / 4 + quad, pc.high4, b, c);
+        [[unroll]] for (uint i = 0; i < 8; i++)
+            c[i] = signed_codes(c[i]);
+        [[unroll]] for (uint g = 0; g < 32 / GROUP; g++)
+            load_scales(group1, planes, quad, b * 32 + g * 16, ws[g], wm[g]);
+        [[unroll]] for (uint t = 0; t < TOKENS; t++) {
+            if (t >= tokens)
+                break;
+            int at = int((token + t) * pc.in4 + b * RECORD);
+            uvec4 head = texelFetch(records, at);
+            ivec2 s1 = sums_of(head.y), s2 = sums_of(head.z);
+            float scale = uintBitsToFloat(head.x);
+            ivec4 a[4];
+            [[unroll]] for (uint i = 0; i < 4; i++)
+                a[i] = ivec4(0);
+            [[unroll]] for (int i = 0; i < 2 * TERMS; i++) {
+                uvec4 x = texelFetch(records, at + 1 + i);
+                [[unroll]] for (uint j = 0; j < 4; j++)
+                    [[unroll]] for (uint r = 0; r < 4; r++)
+                        a[i][r] += dot4(c[i % 2 * 4 + j][r], x[j]);
+            }
+            ivec2 s = ivec2(whole_sum(s1.x, s2.x), whole_sum(s1.y, s2.y));
+            ivec4 low = TERMS == 2 ? 254 * a[0] + a[2] : a[0];
+            ivec4 high = TERMS == 2 ? 254 * a[1] + a[3] : a[1];
+            precise vec2 sum = (GROUP == 16 ? vec2(s) : vec2(s.x + s.y)) * scale;
+            if (GROUP == 16) {
+                add_group(low, scale, sum.x, ws[0], wm[0], acc[t]);
+                add_group(high, scale, sum.y, ws[1], wm[1], acc[t]);
+            } else {
+                add_group(low + high, scale, sum.x, ws[0], wm[0], acc[t]);
+            }
+        }
+    }
+}
+
+void float_chunk(uint group1, uint quad, uint chunk, uint token, uint tokens,
+                 inout precise vec4 acc[TOKENS])
+{
+    uint per = chunk_of(pc.cols, 4), end = min(chunk * per + per, pc.cols);
+    for (uint k = chunk * per; k < end; k += 4) {
+        vec4 w[4];
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            w[i] = load_floats(group1, quad, min(k + i, pc.cols - 1));
+        [[unroll]] for (uint t = 0; t < TOKENS; t++) {
+            if (t >= tokens)
+                break;
+            vec4 x = read_floats(inputs, (token + t) * pc.in4 + k / 4);
+            [[unroll]] for (uint i = 0; i < 4; i++)
+                acc[t] = k + i < end ? fma(w[i], vec4(x[i]), acc[t]) : acc[t];
+        }
+    }
+}
+
+void main()
+{
+    uint me = gl_LocalInvocationID.x, quad = me % 4, chunk = me / 4;
+    uint group = gl_WorkGroupID.x, token = gl_WorkGroupID.y * TOKENS;
+    uint count = step_words[pc.count];
+    if (token >= count)
+        return;
+    uint tokens = min(TOKENS, count - token), part = part_of(group), in_part = group - pc.first[part];
+    uint t_out = me / 16, row = in_part * 16 + me % 16; // of the sum that this lane finishes
+    precise float before = 0.0, y = 0.0;
+    // With SWIGLU the second matrix has the same rows: gate first, then up.
+    for (uint m = 0; m < (MODE == MODE_SWIGLU ? 2 : 1); m++) {
+        uint group1 = pc.weight1[part + m] + in_part * pc.stride1;
+        precise vec4 acc[TOKENS];
+        [[unroll]] for (uint t = 0; t < TOKENS; t++)
+            acc[t] = vec4(0.0);
+        if (PLANES <= PLANES_BF16)
+            float_chunk(group1, quad, chunk, token, tokens, acc);
+        else
+            quantized_chunk(group1, quad, chunk, token, tokens, acc);
+        barrier(); // the sums of the matrix before have been read
+        [[unroll]] for (uint t = 0; t < TOKENS; t++)
+            [[unroll]] for (uint r = 0; r < 4; r++)
+                chunk_sum[t * STRIDE + chunk * 16 + quad * 4 + r] = acc[t][r];
+        barrier();
+        before = y;
+        y = 0.0;
+        if (t_out < tokens) {
+            for (uint c = 0; c < CHUNKS; c++)
+                y += chunk_sum[t_out * STRIDE + c * 16 + me % 16];
+            y += bias_of(part + m, row);
+        }
+    }
+    if (t_out < tokens)
+        finish(part, row, token + t_out, before, y);
+}
