@@ -56,8 +56,13 @@ static size_t kernel_scratch(const struct nb_device_model *m)
 {
     const struct nb_kernels *k = m->device->kernels;
     const struct nb_hparams *hp = &m->plan->hp;
-    size_t most =
-        k->attn_scratch(NB_CPU_QUERY_TILE, hp->n_heads / hp->n_kv_heads, hp->k_dim, hp->v_dim);
+    size_t most = 0;
+    // A thread may get any part of the heads that share a KV head, and fewer heads take more queries
+    // at once: more rows, where the whole does not divide a chunk.
+    for (uint32_t group = 1; group <= hp->n_heads / hp->n_kv_heads; group++) {
+        size_t bytes = k->attn_scratch(NB_CPU_QUERY_TILE, group, hp->k_dim, hp->v_dim);
+        most = bytes > most ? bytes : most;
+    }
     for (uint32_t i = 0; i < m->plan->n_ops; i++)
         for (int j = 0; j < 3; j++) {
             const struct nb_packed *w = m->plan->ops[i].m[j].w;
