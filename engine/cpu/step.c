@@ -200,7 +200,7 @@ static void qkv_piece(struct walk *w, const struct nb_op *op, const struct nb_ac
 
 static void run_qkv(struct walk *w, const struct nb_op *op)
 {
-    struct nb_act a = input(w, op, NULL);
+    struct nb_act a = input(w, op, w->m->x);
     uint32_t groups = groups_of(op->m[0].w) + groups_of(op->m[1].w) + groups_of(op->m[2].w);
     share_groups(w, op, &a, groups, UINT32_MAX, qkv_piece);
 }
@@ -311,7 +311,7 @@ static void gate_up_piece(struct walk *w, const struct nb_op *op, const struct n
 
 static void run_gate_up(struct walk *w, const struct nb_op *op)
 {
-    struct nb_act a = input(w, op, NULL);
+    struct nb_act a = input(w, op, w->m->x);
     // Small pieces where there are many tokens: gate and up are still in the cache when they meet.
     uint32_t most = a.n > NB_CPU_FEW_ROWS ? 4 : UINT32_MAX;
     share_groups(w, op, &a, groups_of(op->m[0].w), most, gate_up_piece);
@@ -325,7 +325,7 @@ static void head_piece(struct walk *w, const struct nb_op *op, const struct nb_a
 
 static void run_head(struct walk *w, const struct nb_op *op)
 {
-    struct nb_act a = input(w, op, NULL);
+    struct nb_act a = input(w, op, w->m->x);
     share_groups(w, op, &a, groups_of(op->m[0].w), UINT32_MAX, head_piece);
 }
 
