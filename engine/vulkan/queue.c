@@ -101,7 +101,7 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
     const VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
                                  .pNext = &timeline,
                                  .waitSemaphoreCount = joins,
-                                 .pWaitSemaphores = &d->copies->timeline,
+                                 .pWaitSemaphores = joins ? &d->copies->timeline : NULL,
                                  .pWaitDstStageMask = &stage,
                                  .commandBufferCount = 1,
                                  .pCommandBuffers = &c,

@@ -1,0 +1,86 @@
+// The harness of the devices' operators: small plans of chosen operators, run through the device
+// interface alone on a device and on the scalar reference, and compared on the bits. What a device
+// does inside (dispatches, bindings, tiers) is its own business.
+#pragma once
+
+#include "engine/device.h"
+#include "engine/plan.h"
+
+// What lies between the embedding and the head. Where the middle or the embedding is what is
+// tested, the head is an identity, so that logits show the residual stream.
+enum op_middle { MIDDLE_NONE, MIDDLE_FFN, MIDDLE_ATTENTION };
+
+struct op_case {
+    const char *what;
+    enum op_middle middle;
+    uint32_t type, type2; // of the matrices tested; of the second where an op has several
+    uint32_t terms;       // of their inputs
+    bool embeds;          // the embedding is what is tested; else it is F32 and holds the inputs
+    bool norm, bias;      // whether ops have them
+    bool sane;            // no extreme inputs and scales: for what has functions in it
+    uint32_t embedding;   // width of the residual stream
+    uint32_t vocab;       // rows of a head that is tested; 0: an identity
+    uint32_t ffn;         // MIDDLE_FFN
+    uint32_t heads, kv_heads, k_dim, v_dim, rope_dims, window; // MIDDLE_ATTENTION
+    bool neox;
+    float softcap;
+    uint32_t context; // 0: OP_TOKENS
+};
+
+enum { OP_TOKENS = 40 }; // rows of the embedding
+
+// A plan and the memory of its weights.
+struct op_plan {
+    struct nb_plan plan;
+    struct nb_arch arch;
+    struct nb_op ops[6];
+    struct nb_packed w[12];
+    uint32_t n_w;
+    uint8_t *memory; // whole pages
+    size_t bytes, used;
+};
+
+void op_plan_init(struct op_plan *p, const struct op_case *c);
+void op_plan_finish(struct op_plan *p);
+// What row `token` of the embedding looks like.
+const char *op_token_mood(uint32_t token);
+
+// A plan opened on a device; what fails ends the program.
+struct op_machine {
+    struct nb_device *device;
+    struct nb_device_model *model;
+};
+
+enum { OP_ROWS = 64, OP_KV_BLOCKS = 64, OP_SEQUENCES = 3 };
+
+// A step's rows, with block tables out of order.
+struct op_batch {
+    struct nb_rows rows;
+    int32_t token[OP_ROWS];
+    uint32_t position[OP_ROWS], sequence[OP_ROWS], logits_row[OP_ROWS];
+    uint32_t block[OP_SEQUENCES][OP_KV_BLOCKS];
+    const uint32_t *blocks[OP_SEQUENCES];
+};
+
+void op_open(struct op_machine *m, struct nb_device *d, const struct op_plan *p);
+float *op_step(const struct op_machine *m, const struct nb_rows *rows);
+void op_batch_init(struct op_batch *b);
+// So many rows of each sequence, from its position `at` on, which moves.
+void op_batch_fill(struct op_batch *b, const uint32_t rows[OP_SEQUENCES],
+                   uint32_t at[OP_SEQUENCES]);
+
+// Small shaders of our own on a device: what its driver does to numbers and loops (driver.c).
+struct nb_vulkan_device;
+
+struct driver_facts {
+    bool ieee;           // division and square root are rounded once, denormals are kept
+    bool fused, unfused; // how fma rounds: once, or the product too; neither: it differs
+    uint32_t loop;       // iterations of a loop that was asked for DRIVER_LOOP
+};
+enum { DRIVER_LOOP = 200000 };
+int driver_probe(struct nb_vulkan_device *d, struct driver_facts *ret);
+// Operations a second (a multiply and an add are two) of chains on registers alone.
+int driver_peak(struct nb_vulkan_device *d, double *ret_integer, double *ret_float);
+
+// Device time of each operator, beside the limits.
+void op_bench(struct nb_device *device, const char *filter);

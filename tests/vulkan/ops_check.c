@@ -1,0 +1,293 @@
+// ops-check [--device NAME] [--bench [filter]]: every operator of a device against the scalar
+// reference, for every weight type, on odd shapes, extreme codes and inputs of every mood; or their
+// speed. Without a name: the CPU device and Mesa's CPU driver.
+#include <getopt.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/cpu/device.h"
+#include "engine/cpu/isa.h"
+#include "engine/vulkan/device.h"
+#include "tests/kernels/check.h"
+#include "tests/kernels/report.h"
+#include "tests/vulkan/ops.h"
+
+#define MAX_STEPS  16
+#define MAX_DEVICE 16
+
+extern const struct nb_kernels nb_kernels_unfused;
+
+// Rows of each sequence in each step; its positions go on from where they are.
+struct script {
+    uint32_t n;
+    uint32_t rows[MAX_STEPS][OP_SEQUENCES];
+};
+
+// Every tile of tokens, whole and broken.
+static const struct script products = {10, {{1}, {2}, {3}, {4}, {5}, {7}, {8}, {9}, {16}, {17}}};
+static const struct script few = {3, {{1}, {3}, {17}}};
+// Blocks that begin and end within steps, sequences beside each other, single rows after many.
+static const struct script sequences = {
+    8, {{40}, {5, 33}, {1, 1, 1}, {17, 0, 3}, {0, 1}, {33, 2, 29}, {1, 1, 1}, {3}}};
+static const struct script long_context = {
+    12, {{64}, {64}, {64}, {64}, {64}, {64}, {64}, {64}, {64}, {64}, {1, 1}, {2, 0, 1}}};
+
+// --- Comparing
+
+// What may differ: nothing, or a share of the row's largest logit (docs/numerics.md).
+static double tolerance;
+
+static void compare(const struct op_case *c, const struct op_batch *b, const float *want,
+                    const float *got, uint32_t vocab)
+{
+    for (uint32_t i = 0; i < b->rows.n; i++, want += vocab, got += vocab) {
+        float *close = buffer(vocab * sizeof(*close)), most = 0;
+        for (uint32_t j = 0; j < vocab; j++)
+            most = fmaxf(most, fabsf(want[j]));
+        for (uint32_t j = 0; j < vocab; j++)
+            close[j] =
+                fabs((double)got[j] - (double)want[j]) <= tolerance * most ? want[j] : got[j];
+        check_floats(want, tolerance > 0 ? close : got, vocab,
+                     "%s %s terms %u, %u wide: row %u of %u (%s), position %u", c->what,
+                     nb_type_name(c->type), c->terms, c->embedding, i, b->rows.n,
+                     c->sane ? "sane" : op_token_mood((uint32_t)b->token[i]), b->position[i]);
+        free(close);
+    }
+}
+
+static void check_case(struct nb_device *reference, struct nb_device *device,
+                       const struct op_case *c, const struct script *script)
+{
+    struct op_plan p;
+    struct op_machine want, got;
+    struct op_batch b;
+    uint32_t at[OP_SEQUENCES] = {0};
+    op_plan_init(&p, c);
+    op_open(&want, reference, &p);
+    op_open(&got, device, &p);
+    op_batch_init(&b);
+    for (uint32_t i = 0; i < script->n; i++) {
+        if (c->middle != MIDDLE_ATTENTION)
+            memset(at, 0, sizeof(at));
+        op_batch_fill(&b, script->rows[i], at);
+        const float *logits = op_step(&want, &b.rows);
+        compare(c, &b, logits, op_step(&got, &b.rows), p.plan.hp.vocab);
+    }
+    reference->ops->model_close(want.model);
+    device->ops->model_close(got.model);
+    op_plan_finish(&p);
+}
+
+// --- The table
+
+static uint32_t width_of(uint32_t type, uint32_t i)
+{
+    static const uint32_t small[] = {160, 96, 576, 32};
+    uint32_t block = nb_type_info(type)->block;
+    return block == 256 ? 256 * (1 + i % 2) : (small[i % 4] + block - 1) / block * block;
+}
+
+static void check_embed(struct nb_device *r, struct nb_device *d)
+{
+    for (uint32_t i = 0; i < check_n_types; i++)
+        check_case(r, d,
+                   &(struct op_case){.what = "embedding",
+                                     .type = check_types[i],
+                                     .terms = 1,
+                                     .embeds = true,
+                                     .embedding = width_of(check_types[i], i)},
+                   &few);
+}
+
+// GEMV and GEMM that store, of every type with one and two terms.
+static void check_product(struct nb_device *r, struct nb_device *d)
+{
+    for (uint32_t i = 0; i < 2 * check_n_types; i++) {
+        uint32_t type = check_types[i / 2];
+        check_case(r, d,
+                   &(struct op_case){.what = "product",
+                                     .type = type,
+                                     .terms = 1 + i % 2,
+                                     .norm = i % 3 == 0,
+                                     .bias = i % 5 == 0,
+                                     .embedding = width_of(type, i + i / 2),
+                                     .vocab = 16 * 6 + 5},
+                   &products);
+    }
+}
+
+static void check_ffn(struct nb_device *r, struct nb_device *d)
+{
+    for (uint32_t i = 0; i < check_n_types; i++) {
+        uint32_t type = check_types[i], block = nb_type_info(type)->block;
+        check_case(r, d,
+                   &(struct op_case){.what = "gate, up and down",
+                                     .middle = MIDDLE_FFN,
+                                     .type = type,
+                                     .type2 = i % 4 || block > 32 ? type : (uint32_t)NB_TYPE_Q5_1,
+                                     .terms = 1 + i % 2,
+                                     .norm = true,
+                                     .bias = i % 3 == 0,
+                                     .sane = true,
+                                     .embedding = width_of(type, i),
+                                     .ffn = width_of(type, i + 1)},
+                   &few);
+    }
+}
+
+static void check_attend(struct nb_device *r, struct nb_device *d)
+{
+    static const struct {
+        uint32_t heads, kv_heads, k_dim, v_dim, rope_dims, window;
+        float softcap;
+        bool neox, far;
+    } shapes[] = {
+        {3, 1, 64, 64, 64, 0, 0, false, false},  {4, 4, 32, 32, 32, 0, 0, true, true},
+        {6, 2, 80, 96, 40, 0, 0, true, false},   {2, 1, 128, 128, 128, 33, 0, false, true},
+        {4, 2, 48, 32, 24, 1, 20, false, false}, {8, 1, 24, 64, 2, 100, 5, true, true},
+    };
+    for (uint32_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+        check_case(
+            r, d,
+            &(struct op_case){.what = "attention",
+                              .middle = MIDDLE_ATTENTION,
+                              .type = i % 3 ? (uint32_t)NB_TYPE_Q8_0 : (uint32_t)NB_TYPE_F16,
+                              .type2 = i % 2 ? (uint32_t)NB_TYPE_Q4_1 : (uint32_t)NB_TYPE_F16,
+                              .terms = 1 + i % 2,
+                              .norm = true,
+                              .bias = i == 2,
+                              .sane = true,
+                              .embedding = 64,
+                              .heads = shapes[i].heads,
+                              .kv_heads = shapes[i].kv_heads,
+                              .k_dim = shapes[i].k_dim,
+                              .v_dim = shapes[i].v_dim,
+                              .rope_dims = shapes[i].rope_dims,
+                              .neox = shapes[i].neox,
+                              .window = shapes[i].window,
+                              .softcap = shapes[i].softcap,
+                              .context = 1024},
+            shapes[i].far ? &long_context : &sequences);
+}
+
+static const struct {
+    const char *name;
+    void (*run)(struct nb_device *reference, struct nb_device *device);
+} operators[] = {
+    {"embedding", check_embed},
+    {"product", check_product},
+    {"ffn", check_ffn},
+    {"attention", check_attend},
+};
+
+static void check_device(struct nb_device *reference, struct nb_device *d)
+{
+    struct nb_device_info info;
+    d->ops->info(d, &info);
+    check_report.level = info.name;
+    for (size_t i = 0; i < sizeof(operators) / sizeof(operators[0]); i++) {
+        size_t failed = check_report.failed;
+        check_report.op = operators[i].name;
+        check_report.compared = 0;
+        operators[i].run(reference, d);
+        printf("%-8s %-10s %-10s %10zu values  %s\n", info.name, info.isa, operators[i].name,
+               check_report.compared, check_report.failed == failed ? "ok" : "FAILED");
+        fflush(stdout);
+    }
+}
+
+// --- Devices
+
+// The CPU device on one thread with these kernels.
+static struct nb_device *cpu_with(const struct nb_kernels *k)
+{
+    struct nb_device *d;
+    if (nb_cpu_device_create(1, &d) < 0)
+        abort();
+    ((struct nb_cpu_device *)d)->kernels = k;
+    return d;
+}
+
+static struct nb_device *create(const char *name)
+{
+    struct nb_device *d;
+    char error[256] = "";
+    if (nb_device_create(name, &(struct nb_device_options){0}, &d, error, sizeof(error)) < 0) {
+        fprintf(stderr, "ops-check: %s\n", error);
+        exit(1);
+    }
+    return d;
+}
+
+// What the driver's arithmetic is decides which reference it is held to, and how closely.
+static const struct nb_kernels *reference_of(struct nb_device *d)
+{
+    struct driver_facts f = {0};
+    tolerance = 0;
+    if (d->ops != &nb_vulkan_ops)
+        return &nb_kernels_scalar;
+    if (driver_probe((struct nb_vulkan_device *)d, &f) < 0)
+        exit(1);
+    bool exact = f.ieee && (f.fused || f.unfused);
+    printf(
+        "the driver's fma rounds %s, its division and denormals %s; a loop of %d ends after %u%s\n",
+        f.fused     ? "once"
+        : f.unfused ? "twice"
+                    : "now once, now twice",
+        f.ieee ? "are exact" : "are not", DRIVER_LOOP, f.loop,
+        f.loop < DRIVER_LOOP ? ": this driver cuts loops" : "");
+    if (!exact)
+        tolerance = 5e-2;
+    return f.fused ? &nb_kernels_scalar : &nb_kernels_unfused;
+}
+
+static void check_name(const char *name)
+{
+    struct nb_device *d = create(name), *reference = cpu_with(reference_of(d));
+    check_device(reference, d);
+    reference->ops->destroy(reference);
+    d->ops->destroy(d);
+}
+
+// Mesa's CPU driver among the devices.
+static const char *cpu_driver(void)
+{
+    static char name[16];
+    struct nb_vulkan_device_info info[MAX_DEVICE];
+    char error[256] = "";
+    int n = nb_vulkan_enumerate(info, MAX_DEVICE, error, sizeof(error));
+    for (int i = 0; i < n && i < MAX_DEVICE; i++)
+        if (info[i].is_cpu) {
+            snprintf(name, sizeof(name), "vulkan%d", i);
+            return name;
+        }
+    fprintf(stderr, "ops-check: no CPU-type Vulkan device: install mesa-vulkan-drivers. %s\n",
+            error);
+    exit(1);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"device", required_argument, NULL, 'd'}, {"bench", optional_argument, NULL, 'b'}, {0}};
+    const char *name = NULL;
+    const char *filter = NULL;
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) >= 0;) {
+        if (c == '?')
+            return 2;
+        *(c == 'd' ? &name : &filter) = optarg ? optarg : "";
+    }
+    if (filter) {
+        struct nb_device *d = create(name ? name : cpu_driver());
+        op_bench(d, filter);
+        d->ops->destroy(d);
+    } else if (name) {
+        check_name(name);
+    } else {
+        check_name("cpu");
+        check_name(cpu_driver());
+    }
+    return check_report.failed > 0;
+}
