@@ -5,10 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/split.h"
 #include "engine/vulkan/vulkan.h"
 #include "tensor/fail.h"
 
 #define MAX_DIGITS 4
+#define PART_SIZE  32 // of one device's name and layers among several
+#define SPLIT_FORM                                                                                 \
+    "\"%.100s\" is no split: say which layers each device has, one device at most without, as in " \
+    "cpu+vulkan0:20"
 
 static int create_cpu(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
                       char *error, size_t error_size)
@@ -68,9 +73,57 @@ static int index_of(const char *digits)
     return n && n <= MAX_DIGITS && !digits[n] ? (int)strtol(digits, NULL, 10) : -1;
 }
 
+// "cpu" or "vulkan0:20" out of the name of several; the count of layers is 0 where there is none.
+static int read_part(const char *at, size_t n, char ret_name[PART_SIZE], uint32_t *ret_layers)
+{
+    if (n >= PART_SIZE)
+        return -EINVAL;
+    memcpy(ret_name, at, n);
+    ret_name[n] = '\0';
+    char *colon = strchr(ret_name, ':');
+    int layers = colon ? index_of(colon + 1) : 0;
+    if (colon)
+        *colon = '\0';
+    *ret_layers = (uint32_t)layers;
+    return layers < 0 || (colon && layers == 0) ? -EINVAL : 0;
+}
+
+static void destroy_parts(const struct nb_split_part *part, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        part[i].device->ops->destroy(part[i].device);
+}
+
+static int create_split(const char *name, const struct nb_device_options *o, struct nb_device **ret,
+                        char *error, size_t error_size)
+{
+    struct nb_split_part part[NB_SPLIT_PARTS];
+    uint32_t n = 0;
+    int rc = 0;
+    for (const char *at = name; at && rc == 0; n++) {
+        char one[PART_SIZE];
+        size_t length = strcspn(at, "+");
+        if (n == NB_SPLIT_PARTS || read_part(at, length, one, &part[n].layers) < 0) {
+            rc = nb_fail(error, error_size, -EINVAL, SPLIT_FORM, name);
+            break;
+        }
+        rc = nb_device_create(one, o, &part[n].device, error, error_size);
+        if (rc < 0)
+            break;
+        at = at[length] ? at + length + 1 : NULL;
+    }
+    if (rc == 0 && (rc = nb_split_create(part, n, true, ret)) < 0)
+        nb_fail(error, error_size, rc, SPLIT_FORM, name);
+    if (rc < 0)
+        destroy_parts(part, n);
+    return rc;
+}
+
 int nb_device_create(const char *name, const struct nb_device_options *options,
                      struct nb_device **ret, char *ret_error, size_t error_size)
 {
+    if (strchr(name, '+'))
+        return create_split(name, options, ret, ret_error, error_size);
     for (size_t i = 0; i < N_KINDS; i++) {
         size_t n = strlen(kinds[i].name);
         if (strncmp(name, kinds[i].name, n) != 0)

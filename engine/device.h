@@ -66,7 +66,10 @@ struct nb_device_ops {
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
     // Memory of one KV block (32 positions, all layers).
-    size_t (*kv_block_bytes)(const struct nb_plan *plan);
+    size_t (*kv_block_bytes)(const struct nb_device *d, const struct nb_plan *plan);
+    // What KV memory may take unless someone says more, beside the plan's weights and steps of
+    // `max_rows`.
+    uint64_t (*kv_room)(const struct nb_device *d, const struct nb_plan *plan, uint32_t max_rows);
     int (*model_open)(struct nb_device *d, const struct nb_plan *plan,
                       const struct nb_device_model_options *options, struct nb_device_model **ret,
                       char *ret_error, size_t error_size);
@@ -116,8 +119,10 @@ struct nb_device_options {
 
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);
 
-// "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h). -EINVAL for another name,
-// or what the device's own creation returns; the line in `ret_error` says why.
+// "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h); or several of them, each
+// with how many layers it runs, one alone without: "cpu+vulkan0:20" is the last 20 layers and the
+// head on vulkan0, the rest on the CPU (split.h). -EINVAL for another name, or what the device's
+// own creation returns; the line in `ret_error` says why.
 int nb_device_create(const char *name, const struct nb_device_options *options,
                      struct nb_device **ret, char *ret_error, size_t error_size);
 

@@ -27,16 +27,15 @@ static int check_context(struct nb_hparams *hp, const struct nb_model_options *o
     return 0;
 }
 
-// How many blocks: what was asked for, or several contexts within a quarter of the memory; never
+// How many blocks: what was asked for, or several contexts as far as the device has room; never
 // less than one context.
 static int choose_kv(struct nb_model *m, const struct nb_model_options *o, char *error, size_t size)
 {
     const struct nb_hparams *hp = &m->plan->hp;
-    struct nb_device_info info;
-    m->device->ops->info(m->device, &info);
-    uint64_t block = m->device->ops->kv_block_bytes(m->plan);
+    uint64_t block = m->device->ops->kv_block_bytes(m->device, m->plan);
     uint64_t one = ((uint64_t)hp->context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
-    uint64_t limit = o->kv_bytes ? o->kv_bytes : info.memory_bytes / 4;
+    uint64_t limit =
+        o->kv_bytes ? o->kv_bytes : m->device->ops->kv_room(m->device, m->plan, m->max_rows);
     uint64_t blocks = limit / block, most = blocks * NB_KV_POSITIONS;
     if (blocks < one)
         return nb_fail(error, size, -ENOMEM,
@@ -152,15 +151,16 @@ void nb_model_close(struct nb_model *m)
 void nb_model_info(const struct nb_model *m, struct nb_model_info *ret)
 {
     const struct nb_hparams *hp = &m->plan->hp;
-    *ret = (struct nb_model_info){.architecture = hp->arch->name,
-                                  .vocab = hp->vocab,
-                                  .context = hp->context,
-                                  .n_layers = hp->n_layers,
-                                  .embedding = hp->embedding,
-                                  .weight_bytes = nb_image_bytes(m->image),
-                                  .kv_block_bytes = m->device->ops->kv_block_bytes(m->plan),
-                                  .kv_blocks = m->kv_blocks,
-                                  .kv_blocks_free = m->n_free};
+    *ret =
+        (struct nb_model_info){.architecture = hp->arch->name,
+                               .vocab = hp->vocab,
+                               .context = hp->context,
+                               .n_layers = hp->n_layers,
+                               .embedding = hp->embedding,
+                               .weight_bytes = nb_image_bytes(m->image),
+                               .kv_block_bytes = m->device->ops->kv_block_bytes(m->device, m->plan),
+                               .kv_blocks = m->kv_blocks,
+                               .kv_blocks_free = m->n_free};
 }
 
 void nb_model_times(const struct nb_model *m, struct nb_op_time *ret)

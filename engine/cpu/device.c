@@ -10,12 +10,16 @@
 
 #include "tensor/fail.h"
 
+static uint64_t memory_bytes(void)
+{
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 static void cpu_info(const struct nb_device *d, struct nb_device_info *ret)
 {
     const struct nb_cpu_device *c = (const struct nb_cpu_device *)d;
-    *ret = (struct nb_device_info){.threads = nb_team_size(c->team),
-                                   .memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
-                                                   (uint64_t)sysconf(_SC_PAGESIZE)};
+    *ret =
+        (struct nb_device_info){.threads = nb_team_size(c->team), .memory_bytes = memory_bytes()};
     snprintf(ret->name, sizeof(ret->name), "cpu");
     snprintf(ret->description, sizeof(ret->description), "native CPU, %u thread%s", ret->threads,
              ret->threads == 1 ? "" : "s");
@@ -148,11 +152,17 @@ static void count_needs(struct nb_device_model *m)
         m->head_need[hp->n_heads + h] = groups_over(h, hp->k_dim) + groups_over(h, hp->v_dim);
 }
 
-static size_t cpu_kv_block_bytes(const struct nb_plan *plan)
+static size_t cpu_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan)
 {
     const struct nb_hparams *hp = &plan->hp;
     return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_KV_TILE * sizeof(uint16_t) *
            plan->n_layers;
+}
+
+static uint64_t cpu_kv_room(const struct nb_device *d, const struct nb_plan *plan,
+                            uint32_t max_rows)
+{
+    return memory_bytes() / 4;
 }
 
 static void cpu_model_close(struct nb_device_model *m)
@@ -181,8 +191,8 @@ static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan,
                                   .max_rows = options->max_rows,
                                   .kv_blocks = options->kv_blocks,
                                   .kv_fd = -1,
-                                  .kv_block_bytes = cpu_kv_block_bytes(plan),
-                                  .kv_layer_bytes = cpu_kv_block_bytes(plan) / plan->n_layers,
+                                  .kv_block_bytes = cpu_kv_block_bytes(d, plan),
+                                  .kv_layer_bytes = cpu_kv_block_bytes(d, plan) / plan->n_layers,
                                   .kv_v_offset = (size_t)hp->dim[NB_DIM_K] * NB_KV_TILE};
     int rc = map_memory(m);
     if (rc == 0)
@@ -223,6 +233,7 @@ static const struct nb_device_ops cpu_ops = {
     .info = cpu_info,
     .destroy = cpu_destroy,
     .kv_block_bytes = cpu_kv_block_bytes,
+    .kv_room = cpu_kv_room,
     .model_open = cpu_model_open,
     .model_close = cpu_model_close,
     .step = cpu_step,

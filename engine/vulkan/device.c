@@ -236,6 +236,7 @@ const struct nb_device_ops nb_vulkan_ops = {
     .info = vulkan_info,
     .destroy = vulkan_destroy,
     .kv_block_bytes = nb_vulkan_kv_block_bytes,
+    .kv_room = nb_vulkan_kv_room,
     .model_open = nb_vulkan_model_open,
     .model_close = nb_vulkan_model_close,
     .step = nb_vulkan_step,

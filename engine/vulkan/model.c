@@ -16,9 +16,16 @@ static size_t layer_block_bytes(const struct nb_hparams *hp)
     return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_VULKAN_KV_TILE * sizeof(uint16_t);
 }
 
-size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan)
+size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan)
 {
     return layer_block_bytes(&plan->hp) * plan->n_layers;
+}
+
+uint64_t nb_vulkan_kv_room(const struct nb_device *d, const struct nb_plan *plan, uint32_t max_rows)
+{
+    const struct nb_vulkan_device *v = (const struct nb_vulkan_device *)d;
+    uint64_t bound = (uint64_t)v->max_range * plan->n_layers, quarter = v->info.memory / 4;
+    return bound < quarter ? bound : quarter;
 }
 
 // --- Memory

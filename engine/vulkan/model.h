@@ -128,7 +128,9 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool h
                               struct nb_vulkan_recording *r);
 void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r);
 
-size_t nb_vulkan_kv_block_bytes(const struct nb_plan *plan);
+size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan);
+uint64_t nb_vulkan_kv_room(const struct nb_device *d, const struct nb_plan *plan,
+                           uint32_t max_rows);
 int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
                          const struct nb_device_model_options *options,
                          struct nb_device_model **ret, char *ret_error, size_t error_size);

@@ -113,7 +113,7 @@ int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float 
 
 void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
 {
-    size_t bytes = nb_vulkan_kv_block_bytes(m->plan) / m->plan->n_layers;
+    size_t bytes = nb_vulkan_kv_block_bytes(&m->device->base, m->plan) / m->plan->n_layers;
     VkCommandBuffer c;
     if (nb_vulkan_begin(m->device, true, &c) < 0)
         return;

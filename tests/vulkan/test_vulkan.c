@@ -197,20 +197,59 @@ static void weights_in_pieces(void **state)
     }
 }
 
-static void refuse(const struct run *r, struct nb_device_options how, int code, const char *why)
+static void refuse(const char *name, const struct run *r, struct nb_device_options how, int code,
+                   const char *why)
 {
     struct nb_model_options o = {.precision = r->precision, .max_context = MOST_ROWS};
     struct test_model t;
     char error[256] = "";
     int fd = random_model_create(&r->model);
     assert_true(fd >= 0);
-    test_device(device);
+    test_device(name);
     test_device_options(&how);
     assert_int_equal(test_model_open_fd(fd, 1, &o, &t, error, sizeof(error)), code);
     test_device_options(NULL);
     close(fd);
     print_message("%s\n", error);
     assert_non_null(strstr(error, why));
+}
+
+static void same_bits(const char *name, const struct run *r, const struct logits *want)
+{
+    static struct logits got;
+    compute(name, r, &got);
+    assert_int_equal(want->n, got.n);
+    if (memcmp(want->row, got.row, want->n * sizeof(want->row[0])) != 0)
+        fail_msg("%s: other bits", name);
+}
+
+// Layers on several devices: where a model is cut changes no bit, nor do chunks and company.
+static void split_over_devices(void **state)
+{
+    static struct logits cpu, gpu, mixed;
+    struct run r = {.model = {4, 128, 192, 4, 2, 512, 17, NB_TYPE_Q4_1},
+                    .precision = NB_PRECISION_EXACT,
+                    .prompt = 40,
+                    .generate = 4};
+    char name[64];
+    compute("cpu", &r, &cpu);
+    same_bits("cpu:1+cpu", &r, &cpu);
+    same_bits("cpu:1+cpu:2+cpu:1", &r, &cpu);
+    compute(device, &r, &gpu);
+    snprintf(name, sizeof(name), "%s:1+%s", device, device);
+    same_bits(name, &r, &gpu);
+    snprintf(name, sizeof(name), "cpu+%s:2", device);
+    compute(name, &r, &mixed);
+    assert_true(difference(&cpu, &mixed) <= 5e-4 && difference(&gpu, &mixed) <= 5e-4);
+    r.chunk = 7;
+    r.others = 3;
+    same_bits(name, &r, &mixed);
+    r.chunk = r.others = 0;
+    snprintf(name, sizeof(name), "%s:1+cpu:1+%s", device, device);
+    compute(name, &r, &mixed);
+    assert_true(difference(&cpu, &mixed) <= 5e-4 && difference(&gpu, &mixed) <= 5e-4);
+    refuse("cpu+cpu:4", &r, (struct nb_device_options){.threads = 1}, -EINVAL, "leaves none");
+    refuse("cpu:3+cpu:4", &r, (struct nb_device_options){.threads = 1}, -EINVAL, "runs 7 layers");
 }
 
 static void refusals(void **state)
@@ -221,8 +260,11 @@ static void refusals(void **state)
     assert_int_equal(nb_device_create("vulkan9999", &none, &d, error, sizeof(error)), -ENODEV);
     assert_non_null(strstr(error, "there is no device vulkan9999"));
     struct run r = {.model = {1, 256, 256, 4, 2, 512, 13, NB_TYPE_F32}, .prompt = 1};
-    refuse(&r, (struct nb_device_options){.window_bytes = 4 << 10}, -E2BIG, "16 rows of a matrix");
-    static const char *const names[] = {"", "gpu", "vulkan", "vulkan-1", "vulkan0x", "cpu0"};
+    refuse(device, &r, (struct nb_device_options){.window_bytes = 4 << 10}, -E2BIG,
+           "16 rows of a matrix");
+    static const char *const names[] = {"",         "gpu",       "vulkan",    "vulkan-1",
+                                        "vulkan0x", "cpu0",      "cpu+",      "+cpu",
+                                        "cpu+cpu",  "cpu:0+cpu", "cpu:x+cpu", "cpu:1+gpu"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         assert_int_equal(nb_device_create(names[i], &none, &d, error, sizeof(error)), -EINVAL);
 }
@@ -255,6 +297,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(odd_shapes),
         cmocka_unit_test(rows_alone_and_together),
         cmocka_unit_test(weights_in_pieces),
+        cmocka_unit_test(split_over_devices),
     };
     return cmocka_run_group_tests(tests, find_device, NULL);
 }

@@ -1,0 +1,300 @@
+// Several devices as one (split.h). Bits do not depend on where a model is cut: a part begins with
+// exactly the numbers that the one before it ended with.
+#include "engine/split.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/plan.h"
+#include "tensor/fail.h"
+
+struct split {
+    struct nb_device base;
+    struct nb_split_part part[NB_SPLIT_PARTS];
+    uint32_t n;
+    bool owns;
+};
+
+struct nb_device_model {
+    struct split *split;
+    struct nb_plan plan[NB_SPLIT_PARTS];
+    struct nb_device_model *part[NB_SPLIT_PARTS];
+    float *hidden;
+};
+
+// Parts' progress as one.
+struct progress {
+    const struct nb_device_model_options *options;
+    uint64_t before, total;
+};
+
+static struct nb_device_info info_of(const struct nb_split_part *p)
+{
+    struct nb_device_info info;
+    p->device->ops->info(p->device, &info);
+    return info;
+}
+
+// "cpu+vulkan0:20"
+static void name_of(const struct split *s, char *ret, size_t size)
+{
+    size_t used = 0;
+    ret[0] = '\0';
+    for (uint32_t i = 0; i < s->n && used < size; i++) {
+        const char *plus = i ? "+" : "";
+        struct nb_device_info info = info_of(&s->part[i]);
+        if (s->part[i].layers)
+            used += (size_t)snprintf(ret + used, size - used, "%s%s:%u", plus, info.name,
+                                     s->part[i].layers);
+        else
+            used += (size_t)snprintf(ret + used, size - used, "%s%s", plus, info.name);
+    }
+}
+
+// What is said of the whole: of the first part that is not the CPU, but for the sums.
+static void split_info(const struct nb_device *d, struct nb_device_info *ret)
+{
+    const struct split *s = (const struct split *)d;
+    struct nb_device_info all = info_of(&s->part[0]);
+    uint64_t memory = 0;
+    uint32_t threads = 0;
+    for (uint32_t i = 0; i < s->n; i++) {
+        struct nb_device_info info = info_of(&s->part[i]);
+        memory += info.memory_bytes;
+        threads = info.threads > threads ? info.threads : threads;
+        if (all.kind == NB_DEVICE_CPU && info.kind != NB_DEVICE_CPU)
+            all = info;
+    }
+    all.memory_bytes = memory;
+    all.threads = threads;
+    name_of(s, all.name, sizeof(all.name));
+    *ret = all;
+}
+
+static void split_destroy(struct nb_device *d)
+{
+    struct split *s = (struct split *)d;
+    for (uint32_t i = 0; s && s->owns && i < s->n; i++)
+        s->part[i].device->ops->destroy(s->part[i].device);
+    free(s);
+}
+
+// --- A model
+
+// The layers of each part; -EINVAL where there are too few or too many.
+static int count_layers(const struct split *s, uint32_t layers, uint32_t ret[NB_SPLIT_PARTS],
+                        char *error, size_t size)
+{
+    uint64_t given = 0;
+    uint32_t open = s->n;
+    char name[64];
+    for (uint32_t i = 0; i < s->n; i++) {
+        ret[i] = s->part[i].layers;
+        given += ret[i];
+        open = ret[i] ? open : i;
+    }
+    if (open < s->n ? given < layers : given == layers) {
+        if (open < s->n)
+            ret[open] = layers - (uint32_t)given;
+        return 0;
+    }
+    name_of(s, name, sizeof(name));
+    if (open == s->n)
+        return nb_fail(error, size, -EINVAL, "%s runs %llu layers, and the model has %u", name,
+                       (unsigned long long)given, layers);
+    return nb_fail(error, size, -EINVAL,
+                   "the model has %u layers, and %s leaves none of them for %s: ask for fewer, or "
+                   "for one device",
+                   layers, name, info_of(&s->part[open]).name);
+}
+
+static int cut(const struct split *s, const struct nb_plan *plan,
+               struct nb_plan ret[NB_SPLIT_PARTS], char *error, size_t size)
+{
+    uint32_t layers[NB_SPLIT_PARTS], first = 0;
+    int rc = count_layers(s, plan->n_layers, layers, error, size);
+    for (uint32_t i = 0; i < s->n && rc == 0; first += layers[i++])
+        ret[i] = nb_plan_part(plan, first, first + layers[i], i == 0, i + 1 == s->n);
+    return rc;
+}
+
+static size_t split_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan)
+{
+    const struct split *s = (const struct split *)d;
+    struct nb_plan part[NB_SPLIT_PARTS];
+    size_t bytes = 0;
+    // A cut that the model has no layers for fails when it is opened.
+    if (cut(s, plan, part, NULL, 0) < 0)
+        return s->part[0].device->ops->kv_block_bytes(s->part[0].device, plan);
+    for (uint32_t i = 0; i < s->n; i++)
+        bytes += s->part[i].device->ops->kv_block_bytes(s->part[i].device, &part[i]);
+    return bytes;
+}
+
+// As many blocks as the part with the least room holds.
+static uint64_t split_kv_room(const struct nb_device *d, const struct nb_plan *plan,
+                              uint32_t max_rows)
+{
+    const struct split *s = (const struct split *)d;
+    struct nb_plan part[NB_SPLIT_PARTS];
+    uint64_t blocks = UINT64_MAX;
+    if (cut(s, plan, part, NULL, 0) < 0)
+        return s->part[0].device->ops->kv_room(s->part[0].device, plan, max_rows);
+    for (uint32_t i = 0; i < s->n; i++) {
+        struct nb_device *device = s->part[i].device;
+        uint64_t n = device->ops->kv_room(device, &part[i], max_rows) /
+                     device->ops->kv_block_bytes(device, &part[i]);
+        blocks = n < blocks ? n : blocks;
+    }
+    return blocks * split_kv_block_bytes(d, plan);
+}
+
+static void split_model_close(struct nb_device_model *m)
+{
+    if (!m)
+        return;
+    for (uint32_t i = 0; i < m->split->n; i++)
+        m->split->part[i].device->ops->model_close(m->part[i]);
+    free(m->hidden);
+    free(m);
+}
+
+static uint64_t weights_of(const struct nb_plan *plan)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        for (int j = 0; j < 3; j++)
+            bytes += plan->ops[i].m[j].w ? nb_packed_bytes(plan->ops[i].m[j].w) : 0;
+    return bytes;
+}
+
+static void on_progress(void *user, uint64_t done, uint64_t total)
+{
+    const struct progress *p = user;
+    p->options->on_progress(p->options->user, p->before + done, p->total);
+}
+
+static int open_parts(struct nb_device_model *m, const struct nb_plan *plan,
+                      const struct nb_device_model_options *options, char *error, size_t size)
+{
+    struct progress p = {.options = options};
+    struct nb_device_model_options of_part = *options;
+    of_part.on_progress = options->on_progress ? on_progress : NULL;
+    of_part.user = &p;
+    int rc = cut(m->split, plan, m->plan, error, size);
+    for (uint32_t i = 0; i < m->split->n && rc == 0; i++)
+        p.total += weights_of(&m->plan[i]);
+    for (uint32_t i = 0; i < m->split->n && rc == 0; i++) {
+        struct nb_device *d = m->split->part[i].device;
+        rc = d->ops->model_open(d, &m->plan[i], &of_part, &m->part[i], error, size);
+        p.before += weights_of(&m->plan[i]);
+    }
+    return rc;
+}
+
+static int split_model_open(struct nb_device *d, const struct nb_plan *plan,
+                            const struct nb_device_model_options *options,
+                            struct nb_device_model **ret, char *ret_error, size_t error_size)
+{
+    struct nb_device_model *m = calloc(1, sizeof(*m));
+    if (m)
+        m->hidden = calloc((size_t)options->max_rows * plan->hp.embedding, sizeof(*m->hidden));
+    if (!m || !m->hidden) {
+        free(m);
+        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+    }
+    m->split = (struct split *)d;
+    int rc = open_parts(m, plan, options, ret_error, error_size);
+    if (rc < 0)
+        split_model_close(m);
+    else
+        *ret = m;
+    return rc;
+}
+
+static int split_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
+{
+    const uint32_t last = m->split->n - 1;
+    struct nb_rows part = *rows;
+    part.hidden = m->hidden;
+    part.n_logits = 0;
+    int rc = 0;
+    for (uint32_t i = 0; i <= last && rc == 0; i++) {
+        part.n_logits = i == last ? rows->n_logits : 0;
+        rc = m->split->part[i].device->ops->step(m->part[i], &part, ret_logits);
+    }
+    return rc;
+}
+
+static void split_kv_clear(struct nb_device_model *m, uint32_t block)
+{
+    for (uint32_t i = 0; i < m->split->n; i++)
+        m->split->part[i].device->ops->kv_clear(m->part[i], block);
+}
+
+static void split_times(const struct nb_device_model *m, struct nb_op_time *ret)
+{
+    memset(ret, 0, NB_OP_KINDS * sizeof(*ret));
+    for (uint32_t i = 0; i < m->split->n; i++) {
+        struct nb_op_time part[NB_OP_KINDS];
+        m->split->part[i].device->ops->times(m->part[i], part);
+        for (int kind = 0; kind < NB_OP_KINDS; kind++) {
+            ret[kind].ns += part[kind].ns;
+            ret[kind].dispatches += part[kind].dispatches;
+        }
+    }
+}
+
+static int split_cache(struct nb_device *d, void **ret, size_t *ret_bytes)
+{
+    const struct split *s = (const struct split *)d;
+    for (uint32_t i = 0; i < s->n; i++)
+        if (s->part[i].device->ops->cache)
+            return s->part[i].device->ops->cache(s->part[i].device, ret, ret_bytes);
+    return 0;
+}
+
+static const char *split_fault(const struct nb_device *d)
+{
+    const struct split *s = (const struct split *)d;
+    const char *fault = NULL;
+    for (uint32_t i = 0; i < s->n && !fault; i++)
+        if (s->part[i].device->ops->fault)
+            fault = s->part[i].device->ops->fault(s->part[i].device);
+    return fault;
+}
+
+static const struct nb_device_ops split_ops = {
+    .info = split_info,
+    .destroy = split_destroy,
+    .kv_block_bytes = split_kv_block_bytes,
+    .kv_room = split_kv_room,
+    .model_open = split_model_open,
+    .model_close = split_model_close,
+    .step = split_step,
+    .kv_clear = split_kv_clear,
+    .cache = split_cache,
+    .times = split_times,
+    .fault = split_fault,
+};
+
+int nb_split_create(const struct nb_split_part *parts, uint32_t n, bool owns,
+                    struct nb_device **ret)
+{
+    uint32_t open = 0;
+    for (uint32_t i = 0; i < n; i++)
+        open += parts[i].layers == 0;
+    if (n < 2 || n > NB_SPLIT_PARTS || open > 1)
+        return -EINVAL;
+    struct split *s = calloc(1, sizeof(*s));
+    if (!s)
+        return -ENOMEM;
+    s->base.ops = &split_ops;
+    s->n = n;
+    s->owns = owns;
+    memcpy(s->part, parts, n * sizeof(*parts));
+    *ret = &s->base;
+    return 0;
+}
