@@ -3,6 +3,7 @@
 // never reads a weight nor a user's text.
 #pragma once
 
+#include <limits.h>
 #include <stdint.h>
 #include <sys/queue.h>
 #include <sys/types.h>
@@ -54,6 +55,8 @@ struct nb_broker {
     struct nb_config config;
     const char *config_path; // NULL: none
     const char *runtime_dir, *state_dir;
+    int cache_dir;              // fd; -1: none
+    char drivers_dir[PATH_MAX]; // for drivers' own caches; "": none
     struct nb_ledger ledger;
     struct nb_listener listeners[2];
     struct nb_clients clients; // by id, as all lists
@@ -200,6 +203,7 @@ struct nb_device {
     int opened;              // its worker has said what the device is
     char fault[112];         // what its worker says is wrong with it; "": nothing
     struct nb_counts before; // of earlier incarnations
+    uint64_t cached_us;      // when its cache was last written
 };
 int nb_device_add(struct nb_broker *broker, const struct nibble_device *info,
                   struct nb_device **ret);
@@ -236,6 +240,13 @@ int nb_store_take(struct nb_broker *broker, int fd,
                   const char *name); // 1: it is one, and was taken
 void nb_store_restore(
     struct nb_broker *broker); // serves what was taken, once the devices are known
+
+// ---- cache.c: what devices keep from start to start
+void nb_cache_init(struct nb_broker *broker); // or says why there is none
+void nb_cache_finish(struct nb_broker *broker);
+int nb_cache_open(const struct nb_device *device); // an fd to read, perhaps of nothing
+// From its worker; negative: it is not what a worker may send.
+int nb_cache_keep(struct nb_device *device, int fd);
 
 // ---- probe.c
 void nb_probe(struct nb_broker *broker);       // lists the devices, then starts to listen

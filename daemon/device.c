@@ -297,10 +297,12 @@ int nb_device_start(struct nb_device *device)
     int page = make_page(device);
     if (page < 0)
         return page;
-    struct nb_spawn spawn = {
-        .mode = "serve", .argument = device->address, .fds = &page, .n_fds = 1};
-    int r = nb_worker_spawn(device->broker, &spawn, &ops, device, &device->worker);
-    close(page);
+    int fds[] = {page, nb_cache_open(device)};
+    struct nb_spawn spawn = {.mode = "serve", .argument = device->address, .fds = fds, .n_fds = 2};
+    int r = fds[1];
+    if (r >= 0)
+        r = nb_worker_spawn(device->broker, &spawn, &ops, device, &device->worker);
+    nb_wire_close_fds(fds, 2);
     if (r >= 0)
         r = sd_event_add_time_relative(device->broker->loop, &device->pulse, CLOCK_MONOTONIC, 0, 0,
                                        on_pulse, device);
@@ -416,6 +418,9 @@ static const struct {
 static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds, size_t n_fds)
 {
     struct nb_device *device = owner;
+    if (packet->type == NB_LINK_CACHE && packet->size == sizeof *packet && n_fds == 1 &&
+        nb_cache_keep(device, fds[0]) == 0)
+        return;
     for (size_t i = 0; i < sizeof messages / sizeof *messages; i++)
         if (messages[i].type == packet->type && messages[i].size == packet->size) {
             messages[i].run(device, packet);

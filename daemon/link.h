@@ -21,17 +21,21 @@
 //                                 needs: the broker knows the figures and words the refusal
 //                                 (RLIMIT_FSIZE is BUDGET too). Seals a memfd it has packed (WRITE,
 //                                 SHRINK, GROW, SEAL); the broker checks that. Exits after LOADED.
-//   nibble-worker serve DEVICE    sends its DEVICE, then serves; exits when the link ends
+//   nibble-worker serve DEVICE    sends its DEVICE, then serves; exits when the link ends. Sends a
+//                                 CACHE when there is something new to keep for its next start
 // Packets are handled in order: a CHANNEL_ADD may follow its model's MODEL_ADD at once, before
 // MODEL_READY.
 #define NB_LINK_FD  3
 #define NB_PAGE_FD  4 // serve
+#define NB_CACHE_FD 5 // serve: what the device kept the last time, perhaps nothing
 #define NB_FILE_FD  4 // load: the model file, to read
 #define NB_IMAGE_FD 5 // load: the empty memfd (or cache file) to pack into
 
 #define NB_NUMERICS "n1" // docs/numerics.md's id, shown with results
 
 #define NB_EXIT_FAULT 3 // the exit status of a worker whose device failed
+
+#define NB_CACHE_MAX (32 << 20) // of what a device keeps
 
 #define NB_WORKER_MODELS   32
 #define NB_WORKER_CHANNELS 256
@@ -52,6 +56,8 @@ enum nb_link_type {
                             // CHANNEL_REMOVE. A REMOVE of what is gone already, or was never
                             // accepted, is no error.
     NB_LINK_FAULT,          // serve: why it ends itself, before it exits with NB_EXIT_FAULT
+    NB_LINK_CACHE,          // serve: one fd, a memfd sealed against any change: what the device
+                            // keeps from now on. A header alone.
 };
 
 struct nb_link_model_add {

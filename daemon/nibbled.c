@@ -156,7 +156,7 @@ static int set_up(struct nb_broker *broker)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    broker->listeners[0].fd = broker->listeners[1].fd = -1;
+    broker->listeners[0].fd = broker->listeners[1].fd = broker->cache_dir = -1;
     broker->started_us = nb_now_us();
     broker->ledger.limits = broker->config.limits;
     TAILQ_INIT(&broker->clients);
@@ -170,6 +170,8 @@ static int set_up(struct nb_broker *broker)
         r = make_dir(broker->runtime_dir, 0755);
     if (!r)
         r = make_dir(broker->state_dir, 0700);
+    if (!r)
+        nb_cache_init(broker);
     if (!r)
         r = sd_event_new(&broker->loop);
     if (r >= 0)
@@ -200,6 +202,7 @@ static void tear_down(struct nb_broker *broker)
     sd_event_source_disable_unref(broker->probe_again);
     nb_hotplug_stop(broker);
     sd_event_unref(broker->loop);
+    nb_cache_finish(broker);
 }
 
 static const char usage[] =

@@ -48,8 +48,30 @@ static int find_worker(char path[PATH_MAX])
     return -ENOENT;
 }
 
+// Drivers keep what they compile where these say: in a folder of the daemon's, or nowhere, or where
+// whoever started the daemon has said.
+static int set_environment(const char *drivers_dir)
+{
+    static const char *const places[] = {"MESA_SHADER_CACHE_DIR", "__GL_SHADER_DISK_CACHE_PATH"};
+    static const char *const switches[][3] = {
+        {"MESA_SHADER_CACHE_DISABLE", "false", "true"},
+        {"__GL_SHADER_DISK_CACHE", "1", "0"},
+        {"MESA_SHADER_CACHE_MAX_SIZE", "256M", "256M"},
+    };
+    int r = 0;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        r |= setenv(places[i], drivers_dir, 0);
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
+        r |= setenv(switches[i][0], switches[i][*drivers_dir ? 1 : 2], 0);
+    unsetenv("NOTIFY_SOCKET");
+    unsetenv("WATCHDOG_USEC");
+    unsetenv("WATCHDOG_PID");
+    return r;
+}
+
 // In the child: only what the mode may have stays open, in its place.
-static void become(const struct nb_spawn *spawn, const char *path, int link)
+static void become(const struct nb_spawn *spawn, const char *drivers_dir, const char *path,
+                   int link)
 {
     int fds[1 + NB_WIRE_FDS_MAX];
     size_t n = 0;
@@ -71,9 +93,7 @@ static void become(const struct nb_spawn *spawn, const char *path, int link)
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL); // a broker that dies takes its workers along
-    unsetenv("NOTIFY_SOCKET");
-    unsetenv("WATCHDOG_USEC");
-    unsetenv("WATCHDOG_PID");
+    good = good && !set_environment(drivers_dir);
     const char *argv[] = {"nibble-worker", spawn->mode, spawn->argument, NULL};
     if (good)
         execv(path, (char **)(uintptr_t)argv);
@@ -181,7 +201,7 @@ int nb_worker_spawn(struct nb_broker *broker, const struct nb_spawn *spawn,
     TAILQ_INSERT_TAIL(&broker->workers, w, entry);
     w->pid = fork();
     if (w->pid == 0)
-        become(spawn, path, pair[1]);
+        become(spawn, broker->drivers_dir, path, pair[1]);
     r = w->pid < 0 ? -errno : watch(w, pair[0]);
     close(pair[1]);
     if (r < 0) {

@@ -17,15 +17,25 @@ void nb_log(const char *format, ...)
     fprintf(stderr, "nibble-worker: %s\n", line);
 }
 
-void nb_link_send(void *packet, uint32_t type, uint32_t size)
+static void send_all(void *packet, uint32_t type, uint32_t size, const int *fds, size_t n_fds)
 {
     struct nb_wire_header *h = packet;
     h->type = type;
     h->size = size;
-    while (nb_wire_send(NB_LINK_FD, packet, size, NULL, 0) == -EAGAIN) {
+    while (nb_wire_send(NB_LINK_FD, packet, size, fds, n_fds) == -EAGAIN) {
         struct pollfd p = {.fd = NB_LINK_FD, .events = POLLOUT};
         poll(&p, 1, -1);
     }
+}
+
+void nb_link_send(void *packet, uint32_t type, uint32_t size)
+{
+    send_all(packet, type, size, NULL, 0);
+}
+
+void nb_link_send_fd(void *packet, uint32_t type, uint32_t size, int fd)
+{
+    send_all(packet, type, size, &fd, 1);
 }
 
 int nb_link_status(int error)

@@ -132,6 +132,7 @@ static void on_model_add(struct nb_serve *s, struct packet *p)
     add->name[sizeof(add->name) - 1] = 0;
     add->precision[sizeof(add->precision) - 1] = 0;
     nb_worker_model_add(s, add, p->fds[0]);
+    nb_kept_send(s->device);
 }
 
 static void on_model_remove(struct nb_serve *s, struct packet *p)
@@ -325,9 +326,15 @@ static void limit_files(void)
 
 static int open_device(struct nb_serve *s)
 {
-    const struct nb_device_options options = {.threads = 0};
+    struct nb_device_options options = {.warm = true};
+    void *kept = NULL;
     char why[192] = "";
-    int r = nb_device_create(s->device_name, &options, &s->device, why, sizeof(why));
+    int r = nb_kept_read(&kept, &options.cache_bytes);
+    if (r < 0)
+        nb_log("what the device kept cannot be read (%s): it starts afresh", strerror(-r));
+    options.cache = kept;
+    r = nb_device_create(s->device_name, &options, &s->device, why, sizeof(why));
+    free(kept);
     if (r < 0) {
         nb_log("%s", why);
         tell_failure(r, why);

@@ -18,10 +18,16 @@ void nb_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 // One packet to the broker, waiting while the link is full. The broker's end of the link being gone
 // is the end of a worker: the caller's next look at the link tells it, so there is no return value.
 void nb_link_send(void *packet, uint32_t type, uint32_t size);
+void nb_link_send_fd(void *packet, uint32_t type, uint32_t size, int fd); // borrowed
 // The status that a user can act on for a failure of tensor/ or engine/.
 int nb_link_status(int error);
 
 uint64_t nb_now_ns(void); // CLOCK_MONOTONIC
+
+// kept.c: what a device keeps from one start to the next, of NB_CACHE_MAX at most. Nothing is NULL
+// and 0.
+int nb_kept_read(void **ret, size_t *ret_bytes);
+void nb_kept_send(struct nb_device *device); // when there is something new
 
 // device.c: a device of the engine as the broker lists it.
 void nb_worker_device_describe(const struct nb_device_info *info, struct nb_link_device *ret);

@@ -1,3 +1,4 @@
+// The blob's bytes, checked one by one, and what a device makes of them.
 #include "engine/vulkan/cache.h"
 
 #include <errno.h>

@@ -16,7 +16,7 @@ import time
 import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
-PATIENCE = 20.0  # seconds until a thing that must come counts as missing
+PATIENCE = 60.0  # seconds until a thing that must come counts as missing
 
 HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL = range(1, 9)
 REPLY, PROGRESS, REBIND, LOST = 0x100, 0x200, 0x201, 0x202
@@ -242,6 +242,8 @@ class Daemon:
         self.config.write_text(config)
         self.log = open(self.log_path, "w+")
         self.env = dict(os.environ, **(env or {}))
+        if "MESA_SHADER_CACHE_DIR" in self.env:
+            pathlib.Path(self.env["MESA_SHADER_CACHE_DIR"]).mkdir(exist_ok=True)
         self.env["NIBBLE_WORKER"] = str(worker or os.environ["NIBBLE_TEST_WORKER"])
         for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"):
             self.env.pop(name, None)

@@ -165,10 +165,12 @@ struct worker worker_serve(void)
     alignas(8) char packet[NB_WIRE_MAX];
     int page = memfd_create("page", MFD_CLOEXEC);
     assert_int_equal(ftruncate(page, sizeof(struct nb_page)), 0);
-    struct worker w = worker_spawn("serve", "cpu", &page, 1);
+    int kept = memfd_create("kept", MFD_CLOEXEC); // nothing
+    struct worker w = worker_spawn("serve", "cpu", (int[]){page, kept}, 2);
     w.page = mmap(NULL, sizeof(struct nb_page), PROT_READ, MAP_SHARED, page, 0);
     assert_ptr_not_equal(w.page, MAP_FAILED);
     close(page);
+    close(kept);
     worker_expect(&w, NB_LINK_DEVICE, packet);
     return w;
 }
