@@ -34,7 +34,10 @@ int nb_vulkan_find_queues(const struct nb_vk *vk, VkPhysicalDevice p, uint32_t *
 {
     const VkQueueFlags both = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT;
     VkQueueFamilyProperties q[MAX_FAMILIES];
-    uint32_t n = MAX_FAMILIES, compute = n, transfer = n;
+    uint32_t n = 0;
+    vk->GetPhysicalDeviceQueueFamilyProperties(p, &n, NULL);
+    n = n < MAX_FAMILIES ? n : MAX_FAMILIES;
+    uint32_t compute = n, transfer = n;
     vk->GetPhysicalDeviceQueueFamilyProperties(p, &n, q);
     for (uint32_t i = n; i-- > 0;) {
         if (q[i].queueFlags & VK_QUEUE_COMPUTE_BIT && q[i].timestampValidBits)
