@@ -54,14 +54,17 @@ class Systemd(unittest.TestCase):
             self.process.kill()
         self.process.communicate()
 
+    def hear_one(self):
+        data, fds, _, _ = socket.recv_fds(self.notify, 4096, 4)
+        lines = data.decode().splitlines()
+        self.said += lines
+        if "FDSTORE=1" in lines:
+            self.stored.append((lines[1].removeprefix("FDNAME="), fds[0]))
+            self.addCleanup(os.close, fds[0])
+
     def hear(self, wanted):
         while wanted not in self.said:
-            data, fds, _, _ = socket.recv_fds(self.notify, 4096, 4)
-            lines = data.decode().splitlines()
-            self.said += lines
-            if "FDSTORE=1" in lines:
-                self.stored.append((lines[1].removeprefix("FDNAME="), fds[0]))
-                self.addCleanup(os.close, fds[0])
+            self.hear_one()
 
     def test_activation(self):
         # The other way round than the daemon lists them: it goes by their names.
@@ -109,7 +112,10 @@ class Systemd(unittest.TestCase):
         self.activate("admin.sock", "nibble.sock", stored=self.stored[:1] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            m = until(lambda: next((m for m in a.list(MODELS) if m.state == b"ready"), None), "the model")
+            def ready():
+                self.hear_one()  # unheard messages would block the daemon, and the watchdog's never end
+                return next((m for m in a.list(MODELS) if m.state == b"ready"), None)
+            m = until(ready, "the model")
             self.assertEqual((m.name, m.precision, m.context, m.packed_bytes), (b"m", b"exact", 77, 4096))
             self.assertEqual(len(a.list(MODELS)), 1)
             channel = c.open_channel("m")
