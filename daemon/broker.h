@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <systemd/sd-event.h>
 
@@ -143,6 +144,15 @@ void nb_channel_destroy(struct nb_channel *channel); // tells the worker, not th
 void nb_channel_lose(struct nb_channel *channel, int status, const char *text); // tells both
 struct nb_channel *nb_channel_by_key(struct nb_device *device, uint64_t key);
 
+// ---- image.c: one image for a file
+struct nb_file { // size 0: unknown
+    uint64_t device, inode, size;
+    struct timespec modified, changed;
+};
+void nb_file_identify(const struct stat *st, struct nb_file *ret);
+const struct nb_model *nb_image_of(const struct nb_model *model); // another one with its image
+uint64_t nb_images_bytes(const struct nb_broker *broker);         // each counted once
+
 // ---- model.c
 enum nb_model_state { NB_MODEL_LOADING, NB_MODEL_READY, NB_MODEL_RESTARTING, NB_MODEL_LOST };
 struct nb_model {
@@ -155,10 +165,12 @@ struct nb_model {
     struct nibble_model info;
     uint32_t id, context;
     uint32_t n_channels;
-    uint64_t kv_bytes; // asked for
-    char fallback[32]; // the device that takes over, by the administrator's leave; "": none
-    char why[216];     // it is lost
-    int image_fd;      // sealed; -1 until packed
+    uint64_t kv_bytes;    // asked for
+    char fallback[32];    // the device that takes over, by the administrator's leave; "": none
+    char why[216];        // it is lost
+    int image_fd;         // sealed; -1 until packed
+    uint64_t image_inode; // of the sealed image: the same for all that share it; 0 until then
+    struct nb_file file;  // that it was packed from
     enum nb_model_state state;
     int served; // the device's worker was told of it
 };

@@ -17,6 +17,7 @@ NB_HANDLER(nb_on_status)
         .version = NB_VERSION,
         .numerics = NB_NUMERICS,
         .uptime_ms = (nb_now_us() - broker->started_us) / 1000,
+        .weights_bytes = nb_images_bytes(broker),
         .channel_bytes = nb_ledger_total(&broker->ledger, NB_RES_BYTES),
         .clients = (uint32_t)nb_ledger_total(&broker->ledger, NB_RES_CONNECTIONS),
         .worker_restarts = broker->restarts,
@@ -38,7 +39,6 @@ NB_HANDLER(nb_on_status)
     {
         nb_page_model_view(model, &view);
         s.models++;
-        s.weights_bytes += model->info.packed_bytes;
         s.kv_bytes += model->info.kv_bytes;
         s.kv_used_bytes += view.kv_used_bytes;
         TAILQ_FOREACH(channel, &model->channels, of_model)

@@ -74,6 +74,17 @@ static int refuse_size(const struct nb_load *load, uint64_t bytes, struct nb_ref
                      load->limited_by);
 }
 
+static void serve(struct nb_load *load)
+{
+    struct nb_refusal refusal;
+    int r = nb_model_serve(load->model);
+    if (r == 0)
+        return;
+    nb_refuse(&refusal, r, "the worker of %s could not be started (%s)", load->model->info.device,
+              strerror(-r));
+    nb_load_settle(load, r, &refusal);
+}
+
 // What the loader's end means: 0 when there is a sealed image.
 static int judge(struct nb_load *load, const char *how, struct nb_refusal *refusal)
 {
@@ -98,11 +109,10 @@ static void on_exited(void *owner, int clean, const char *how)
     struct nb_refusal refusal = {""};
     load->loader = NULL;
     int r = judge(load, how, &refusal);
-    if (!r && (r = nb_model_serve(load->model)) < 0)
-        nb_refuse(&refusal, r, "the worker of %s could not be started (%s)",
-                  load->model->info.device, strerror(-r));
     if (r < 0)
         nb_load_settle(load, r, &refusal);
+    else
+        serve(load);
 }
 
 static void on_progress(struct nb_load *load, const struct nb_wire_progress *m)
@@ -137,6 +147,20 @@ static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds
 
 // ---- The queue
 
+// The file was packed before, for a model that is still there: it is not packed again.
+static int share(struct nb_load *load, const struct nb_model *other)
+{
+    struct nb_model *model = load->model;
+    int image = fcntl(other->image_fd, F_DUPFD_CLOEXEC, 0);
+    if (image < 0)
+        return -errno;
+    model->image_fd = image;
+    int r = nb_model_seal(model, UINT64_MAX);
+    if (r == 0)
+        nb_log(LOG_INFO, "model %s shares the weights of %s", model->info.name, other->info.name);
+    return r;
+}
+
 static int start(struct nb_load *load)
 {
     struct nb_broker *broker = load->broker;
@@ -164,11 +188,14 @@ static int on_turn(sd_event_source *source, void *user)
     struct nb_load *load = TAILQ_FIRST(&broker->loads);
     if (!load || load->loader || load->model->image_fd >= 0)
         return 0;
-    int r = start(load);
+    const struct nb_model *other = nb_image_of(load->model);
+    int r = other ? share(load, other) : start(load);
     if (r < 0) {
         struct nb_refusal refusal;
         nb_refuse(&refusal, r, "the loader could not be started (%s)", strerror(-r));
         nb_load_settle(load, r, &refusal);
+    } else if (other) {
+        serve(load);
     }
     return 0;
 }
@@ -192,7 +219,7 @@ static int check_name(const char *name, struct nb_refusal *refusal)
                      NB_NAME_MAX - 1);
 }
 
-static int check_file(int fd, struct nb_refusal *refusal)
+static int check_file(int fd, struct nb_file *ret_file, struct nb_refusal *refusal)
 {
     struct stat st;
     int flags = fcntl(fd, F_GETFL);
@@ -206,6 +233,7 @@ static int check_file(int fd, struct nb_refusal *refusal)
     if (st.st_size <= 0 || (uint64_t)st.st_size > FILE_MAX)
         return nb_refuse(refusal, NIBBLE_E_FORMAT, "the file has %lld bytes: no model",
                          (long long)st.st_size);
+    nb_file_identify(&st, ret_file);
     return 0;
 }
 
@@ -248,13 +276,14 @@ static struct nb_device *choose_device(struct nb_broker *broker, const char *nam
 }
 
 static int check_request(struct nb_broker *broker, const struct nb_wire_load *request, int fd,
-                         struct nb_device **ret, struct nb_refusal *refusal)
+                         struct nb_device **ret, struct nb_file *ret_file,
+                         struct nb_refusal *refusal)
 {
     int r = check_name(request->name, refusal);
     if (!r)
         r = check_precision(request->precision, refusal);
     if (!r)
-        r = check_file(fd, refusal);
+        r = check_file(fd, ret_file, refusal);
     if (r < 0)
         return r;
     if (broker->stopping)
@@ -292,7 +321,8 @@ NB_HANDLER(nb_on_load)
     const struct nb_wire_load *request = packet;
     struct nb_broker *broker = client->broker;
     struct nb_device *device = NULL;
-    int r = check_request(broker, request, fds[0], &device, refusal);
+    struct nb_file file;
+    int r = check_request(broker, request, fds[0], &device, &file, refusal);
     if (r < 0)
         return r;
     struct nb_load *load = calloc(1, sizeof *load);
@@ -312,6 +342,7 @@ NB_HANDLER(nb_on_load)
     load->file_fd = fds[0];
     fds[0] = -1;
     load->model->load = load;
+    load->model->file = file;
     load->model->owner = request->temporary ? client : NULL;
     TAILQ_INSERT_TAIL(&broker->loads, load, entry);
     sd_event_source_set_enabled(broker->load_turn, SD_EVENT_ONESHOT);

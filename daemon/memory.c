@@ -81,10 +81,10 @@ static uint64_t groups_room(void)
 
 static uint64_t models_take(const struct nb_broker *broker)
 {
-    uint64_t taken = 0;
+    uint64_t taken = nb_images_bytes(broker);
     struct nb_model *model;
     TAILQ_FOREACH(model, &broker->models, of_broker)
-    taken += model->info.packed_bytes + model->info.kv_bytes;
+    taken += model->info.kv_bytes;
     struct nb_worker *worker;
     TAILQ_FOREACH(worker, &broker->workers, entry)
     taken += worker->held_bytes;

@@ -83,6 +83,7 @@ int nb_model_seal(struct nb_model *model, uint64_t max)
     if (st.st_size <= 0 || (uint64_t)st.st_size > max)
         return -EFBIG;
     model->info.packed_bytes = (uint64_t)st.st_size;
+    model->image_inode = st.st_ino;
     return 0;
 }
 

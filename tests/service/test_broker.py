@@ -42,6 +42,27 @@ class Broker(ServiceTest):
             self.assertEqual(roles, [b"broker", b"worker", b"client"])
             self.refused(EINVAL, a.call, LIST, struct.pack("<II", 3, 0))
 
+    def test_a_file_is_packed_once(self):
+        """A file that is loaded already is not read again, as long as it is the same; weights count once."""
+        with self.daemon.admin() as a:
+            self.load(a, "m")
+            path = pathlib.Path(self.daemon.dir.name) / "m.gguf"
+            a.load("n", path, precision="exact")
+            a.unload("m")
+            a.load("o", path)
+            self.assertEqual([m.packed_bytes for m in a.list(MODELS)], [4096, 4096])
+            self.assertEqual(a.status().weights_bytes, 4096)
+            # Written to in place, with the time of before: another file.
+            times = os.stat(path)
+            path.write_bytes(b"fail x")
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            self.refused(E_FORMAT, a.load, "p", path)
+            a.unload("n")
+            a.unload("o")
+            path.write_bytes(b"ok ok")
+            a.load("q", path)
+            self.assertEqual(a.status().weights_bytes, 4096)
+
     def test_roles(self):
         with self.daemon.client() as c, self.daemon.admin() as a:
             self.refused(E_DENIED, self.load, c)

@@ -3,6 +3,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 
 from harness import *
 
@@ -17,8 +18,12 @@ class Systemd(unittest.TestCase):
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(self.notify.close)
         self.notify.bind(str(self.root / "notify"))
-        self.notify.settimeout(PATIENCE)
         self.said, self.stored = [], []
+        # Somebody always listens, as systemd does: unheard messages (the watchdog's never end) would block the daemon.
+        listener = threading.Thread(target=self.listen)
+        listener.start()
+        self.addCleanup(listener.join)
+        self.addCleanup(self.notify.shutdown, socket.SHUT_RD)
 
     def activate(self, *names, stored=()):
         """Starts nibbled as systemd would, with listening sockets of these names as fds 3 and up, then (name, fd) of
@@ -54,17 +59,19 @@ class Systemd(unittest.TestCase):
             self.process.kill()
         self.process.communicate()
 
-    def hear_one(self):
-        data, fds, _, _ = socket.recv_fds(self.notify, 4096, 4)
-        lines = data.decode().splitlines()
-        self.said += lines
-        if "FDSTORE=1" in lines:
-            self.stored.append((lines[1].removeprefix("FDNAME="), fds[0]))
-            self.addCleanup(os.close, fds[0])
+    def listen(self):
+        while True:
+            data, fds, _, _ = socket.recv_fds(self.notify, 4096, 4)
+            if not data:
+                return
+            lines = data.decode().splitlines()
+            if "FDSTORE=1" in lines:
+                self.stored.append((lines[1].removeprefix("FDNAME="), fds[0]))
+                self.addCleanup(os.close, fds[0])
+            self.said += lines
 
     def hear(self, wanted):
-        while wanted not in self.said:
-            self.hear_one()
+        until(lambda: wanted in self.said, wanted)
 
     def test_activation(self):
         # The other way round than the daemon lists them: it goes by their names.
@@ -95,7 +102,7 @@ class Systemd(unittest.TestCase):
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a:
             a.load("m", path, precision="exact", context=77, kv=4096)
-            self.hear("FDNAME=model+m+cpu+exact+77+4096")  # unheard messages would block the daemon
+            self.hear("FDNAME=model+m+cpu+exact+77+4096")
             a.load("n", path)
             self.hear("FDNAME=model+n+cpu+balanced+0+0")
             a.unload("n")
@@ -112,10 +119,7 @@ class Systemd(unittest.TestCase):
         self.activate("admin.sock", "nibble.sock", stored=self.stored[:1] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            def ready():
-                self.hear_one()  # unheard messages would block the daemon, and the watchdog's never end
-                return next((m for m in a.list(MODELS) if m.state == b"ready"), None)
-            m = until(ready, "the model")
+            m = until(lambda: next((m for m in a.list(MODELS) if m.state == b"ready"), None), "the model")
             self.assertEqual((m.name, m.precision, m.context, m.packed_bytes), (b"m", b"exact", 77, 4096))
             self.assertEqual(len(a.list(MODELS)), 1)
             channel = c.open_channel("m")

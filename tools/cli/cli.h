@@ -79,7 +79,7 @@ struct loaded {
     nibble *admin; // set when it is to be unloaded
 };
 int cli_model_or_file(const struct common *common, const char *name_or_file, const char *precision,
-                      struct loaded *ret);
+                      const char *device, struct loaded *ret);
 void cli_model_release(struct loaded *l);
 // Loads `file` with progress, over a connection that the caller closes. Returns an exit status.
 int cli_load(const struct common *common, const char *file, struct nibble_load_options *options,

@@ -23,7 +23,7 @@ struct score {
 
 struct eval {
     struct common common;
-    const char *text_file, *reference, *precision;
+    const char *text_file, *reference, *precision, *device;
     uint32_t window, max_windows;
     int32_t *tokens;
     size_t n_tokens, n_windows;
@@ -202,10 +202,10 @@ static int eval_text(struct eval *e, const char *model, const char *text, size_t
     struct loaded subject = {0}, reference = {0};
     nibble *connection = NULL;
     e->tokens = cli_alloc(len + 16, sizeof *e->tokens);
-    int status = cli_model_or_file(&e->common, model, e->precision, &subject);
+    int status = cli_model_or_file(&e->common, model, e->precision, e->device, &subject);
     if (status == CLI_OK && e->reference)
         status = cli_model_or_file(&e->common, e->reference,
-                                   access(e->reference, R_OK) ? NULL : "exact", &reference);
+                                   access(e->reference, R_OK) ? NULL : "exact", NULL, &reference);
     if (status == CLI_OK && !(connection = cli_connect(&e->common)))
         status = CLI_FAILED;
     if (status == CLI_OK)
@@ -233,6 +233,8 @@ int verb_eval(const struct verb *verb, int argc, char **argv)
          "also KL divergence from this model"},
         {"precision", 0, OPTION_STRING, &e.precision, "P",
          "fast, balanced or exact, for a FILE (references: exact)"},
+        {"device", 0, OPTION_STRING, &e.device, "D",
+         "the device, for a FILE (default, and for references: cpu)"},
         {0},
     };
     char **args;

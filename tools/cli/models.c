@@ -51,6 +51,19 @@ int cli_load(const struct common *common, const char *file, struct nibble_load_o
     return status;
 }
 
+// Where a model is, in static memory: "auto" leaves it to the daemon.
+static const char *device_of(nibble *connection, const char *name)
+{
+    static char device[sizeof((struct nibble_model *)0)->device];
+    size_t n = 0;
+    struct nibble_model *models = cli_models(connection, &n);
+    for (size_t i = 0; models && i < n; i++)
+        if (!strcmp(models[i].name, name))
+            memcpy(device, models[i].device, sizeof device);
+    free(models);
+    return device;
+}
+
 int verb_load(const struct verb *verb, int argc, char **argv)
 {
     struct common common = {0};
@@ -58,7 +71,7 @@ int verb_load(const struct verb *verb, int argc, char **argv)
     const struct option_spec specs[] = {
         {"name", 0, OPTION_STRING, &options.name, "NAME", "the model's name (default: the file's)"},
         {"device", 0, OPTION_STRING, &options.device, "D",
-         "the device that serves it (default: cpu)"},
+         "the device that serves it (default: cpu; auto: the first GPU, else cpu)"},
         {"fallback", 0, OPTION_STRING, &options.fallback, "D",
          "the device that takes over when that one is lost (default: none)"},
         {"precision", 0, OPTION_STRING, &options.precision, "P",
@@ -80,10 +93,13 @@ int verb_load(const struct verb *verb, int argc, char **argv)
     nibble *admin = NULL;
     double start = cli_now();
     int status = cli_load(&common, args[0], &options, &admin);
+    double seconds = cli_now() - start;
+    const char *device = status == CLI_OK ? device_of(admin, options.name) : "";
     if (status == CLI_OK && common.json)
-        printf("{\"name\": \"%s\", \"seconds\": %.3f}\n", options.name, cli_now() - start);
+        printf("{\"name\": \"%s\", \"device\": \"%s\", \"seconds\": %.3f}\n", options.name, device,
+               seconds);
     else if (status == CLI_OK)
-        printf("loaded %s in %.2f s\n", options.name, cli_now() - start);
+        printf("loaded %s on %s in %.2f s\n", options.name, device, seconds);
     nibble_close(admin);
     return status;
 }
@@ -114,15 +130,15 @@ int verb_unload(const struct verb *verb, int argc, char **argv)
 }
 
 int cli_model_or_file(const struct common *common, const char *name_or_file, const char *precision,
-                      struct loaded *ret)
+                      const char *device, struct loaded *ret)
 {
     struct stat st;
     struct loaded l = {0};
     if (stat(name_or_file, &st) < 0 || !S_ISREG(st.st_mode)) {
-        if (precision)
-            return cli_usage_error(
-                "--precision is for a FILE; the loaded model %s keeps the one it was loaded with",
-                name_or_file);
+        if (precision || device)
+            return cli_usage_error("--%s is for a FILE; the loaded model %s keeps the one it was "
+                                   "loaded with",
+                                   precision ? "precision" : "device", name_or_file);
         if (strlen(name_or_file) >= sizeof l.name)
             return cli_usage_error("%.80s: neither a file nor a model's name", name_or_file);
         snprintf(l.name, sizeof l.name, "%s", name_or_file);
@@ -131,7 +147,8 @@ int cli_model_or_file(const struct common *common, const char *name_or_file, con
     }
     static unsigned count;
     snprintf(l.name, sizeof l.name, "tmp-%ld-%u", (long)getpid(), count++);
-    struct nibble_load_options options = {.name = l.name, .precision = precision, .temporary = 1};
+    struct nibble_load_options options = {
+        .name = l.name, .precision = precision, .device = device, .temporary = 1};
     int status = cli_load(common, name_or_file, &options, &l.admin);
     if (status != CLI_OK)
         return status;
