@@ -1,0 +1,81 @@
+"""The same model on a Vulkan device and on the CPU at the same time: the same answers, from one copy of the weights."""
+from test_cli import MODEL, NIBBLE, CliTest
+from test_devices import LAVAPIPE
+from test_one_copy import pss
+from harness import *
+
+TEXT = "Shared memory is a way for processes to work on the same data. " * 4 + \
+    "A service holds the model once, and each program that wants an answer asks it over a ring of submissions."
+SAME = 5e-4  # of perplexity: docs/numerics.md's bound for logits leaves it far below
+
+
+@unittest.skipIf(LAVAPIPE is None, "no software Vulkan driver here: install mesa-vulkan-drivers")
+class BothDevices(CliTest):
+    def setUp(self):
+        self.env = {"VK_DRIVER_FILES": str(LAVAPIPE), "VK_ICD_FILENAMES": str(LAVAPIPE)}
+        super().setUp()
+
+    def load(self, device, precision="balanced"):
+        loaded = self.json("load", MODEL, "--name", device, "--device", device, "--precision", precision, "--context", "512")
+        self.assertEqual(loaded["device"], device)
+
+    def perplexity(self, device):
+        """Of the file, with two terms everywhere: with one, so few tokens would show single codes that fall otherwise."""
+        text = self.daemon.file("text", TEXT.encode())
+        return self.json("eval", MODEL, "--device", device, "--precision", "exact", "--text", text, "--ctx", "48",
+                         "--windows", "2")["perplexity"]
+
+    def test_the_cpus_answers(self):
+        for device in ("cpu", "vulkan0"):
+            self.load(device)
+        prompt = ("What is the capital of France?", "--system", "", "-n", "12")
+        answers = {device: self.json("run", device, *prompt) for device in ("cpu", "vulkan0")}
+        self.assertIn("Paris", answers["cpu"]["text"])
+        for key in ("text", "tokens", "finish"):
+            self.assertEqual(answers["vulkan0"][key], answers["cpu"][key])
+        cpu, vulkan = self.perplexity("cpu"), self.perplexity("vulkan0")
+        self.assertLess(abs(vulkan / cpu - 1), SAME)
+        self.assertNotEqual(vulkan, cpu)  # a driver rounds otherwise: bit for bit the same would be the CPU twice
+
+    def test_one_copy(self):
+        """Both serving workers in mid-answer, and the memory of all processes."""
+        for device in ("cpu", "vulkan0"):
+            self.load(device)
+        weights = self.json("status")["weights_bytes"]
+        self.assertLess(weights, 1.03 * MODEL.stat().st_size)
+        talkers = [self.start("run", device, "Count to a thousand.", "-n", "4000", "--ignore-eos")
+                   for device in ("cpu", "vulkan0")]
+        for process in talkers:
+            self.addCleanup(process.communicate)
+            self.addCleanup(process.kill)
+            os.read(process.stdout.fileno(), 1)
+        workers = [pid for pid, mode in self.daemon.children() if mode == "serve"]
+        self.assertEqual(len(workers), 2)
+        mapped = [self.mapped(pid) for pid in workers]
+        for rss, share in mapped:
+            self.assertGreater(rss, 0.9 * weights)  # each of them sees all of the weights
+        self.assertLess(sum(share for _, share in mapped), 1.1 * weights)  # and they are there once
+        print(f"{sum(map(pss, workers)) >> 20} MiB of two workers, {int(weights) >> 20} of weights")
+
+    def mapped(self, pid):
+        """Resident and proportional bytes of the image's mapping."""
+        rss = share = 0
+        of_image = False
+        for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            words = line.split()
+            if not words[0].endswith(":"):
+                of_image = "memfd:nibble-model" in line
+            elif of_image and words[0] in ("Rss:", "Pss:"):
+                rss += (words[0] == "Rss:") * int(words[1]) << 10
+                share += (words[0] == "Pss:") * int(words[1]) << 10
+        return rss, share
+
+    def test_refusals(self):
+        self.assertIn("vulkan9", self.fails("load", MODEL, "--device", "vulkan9"))
+        self.load("vulkan0")
+        self.assertIn("vulkan0, not on cpu", self.fails("bench", "vulkan0", "--device", "cpu", "--prompt", "8", status=2))
+        self.assertIn("--device is for a FILE", self.fails("eval", "vulkan0", "--device", "cpu", "--text", MODEL, status=2))
+
+
+if __name__ == "__main__":
+    unittest.main()
