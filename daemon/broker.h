@@ -213,7 +213,7 @@ struct nb_device {
     uint32_t probed;         // by which probe last
     char address[32];        // what that probe called it, and workers do
     int opened;              // its worker has said what the device is
-    char fault[112];         // what its worker says is wrong with it; "": nothing
+    char fault[144];         // what its worker says is wrong with it; "": nothing
     struct nb_counts before; // of earlier incarnations
     uint64_t cached_us;      // when its cache was last written
 };

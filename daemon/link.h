@@ -92,7 +92,7 @@ struct nb_link_loaded {
 };
 struct nb_link_fault {
     struct nb_wire_header header;
-    char text[112]; // what its device failed with
+    char text[144]; // what its device failed with
 };
 struct nb_link_model_ready {
     struct nb_wire_header header;
@@ -112,8 +112,9 @@ struct nb_page_model {
     _Atomic uint64_t kv_used_bytes;
 };
 struct nb_page {
-    alignas(64) _Atomic uint64_t beat; // counts steps; a hang shows in it
-    _Atomic uint64_t step_started_ns;  // CLOCK_MONOTONIC; 0 between steps
+    alignas(64) _Atomic uint64_t beat; // counts what gets done; a hang shows in it
+    _Atomic uint64_t
+        step_started_ns; // a step, or a model that is opened; CLOCK_MONOTONIC; 0 between
     _Atomic uint64_t steps, mixed_steps, prefill_tokens, decode_tokens;
     _Atomic uint32_t n_running; // channels that take part in the running step
     _Atomic uint64_t running[NB_WORKER_CHANNELS];

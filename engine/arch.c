@@ -11,6 +11,12 @@
 #include "tensor/fail.h"
 #include "tensor/image.h"
 
+const char *const nb_op_names[NB_OP_KINDS] = {
+    [NB_OP_EMBED] = "embed", [NB_OP_QKV] = "qkv",         [NB_OP_ATTENTION] = "attention",
+    [NB_OP_OUT] = "out",     [NB_OP_GATE_UP] = "gate_up", [NB_OP_DOWN] = "down",
+    [NB_OP_HEAD] = "head",
+};
+
 #define COUNT(a) ((uint32_t)(sizeof(a) / sizeof((a)[0])))
 
 static const struct nb_arch_tensor llama_tensors[] = {

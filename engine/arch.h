@@ -22,6 +22,8 @@ enum nb_op_kind {
     NB_OP_KINDS,
 };
 
+extern const char *const nb_op_names[NB_OP_KINDS];
+
 enum nb_norm_kind { NB_NORM_RMS };
 enum nb_activation { NB_ACTIVATION_SWIGLU };
 

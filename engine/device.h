@@ -84,14 +84,25 @@ struct nb_device_ops {
     int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);
     // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened.
     void (*times)(const struct nb_device_model *dm, struct nb_op_time *ret);
-    // Once a function has returned a negative errno for want of the device: why, in one line; or
-    // NULL. May be missing: such a device is never lost.
+    // Once a step or a model's opening has returned a negative errno: what the device failed with,
+    // in one line; NULL when it did not. Unless the errno was -ENOMEM it is of no use any more. May
+    // be missing: such a device is never lost.
     const char *(*fault)(const struct nb_device *d);
 };
 
 struct nb_device {
     const struct nb_device_ops *ops;
+    // Set by the owner, or NULL: called by a device's thread whenever it got on with what it does,
+    // at least once in some seconds as long as it does not hang.
+    void (*on_beat)(void *user);
+    void *user;
 };
+
+static inline void nb_device_beat(const struct nb_device *d)
+{
+    if (d->on_beat)
+        d->on_beat(d->user);
+}
 
 // Whether a device reads the weights where they lie in the host's memory, or has them copied to its
 // own.

@@ -96,7 +96,11 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
         .max_context = add->context,
         .kv_bytes = add->kv_bytes,
     };
+    atomic_store(&s->page->step_started_ns, nb_now_ns());
     r = nb_model_open(image, s->device, &options, ret, ready->text, sizeof(ready->text));
+    atomic_store(&s->page->step_started_ns, 0);
+    if (r < 0 && r != -ENOMEM && s->device->ops->fault && s->device->ops->fault(s->device))
+        nb_serve_fail(s, r);
     if (r < 0) {
         nb_image_unmap(image);
         return nb_link_status(r);

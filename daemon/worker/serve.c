@@ -231,6 +231,17 @@ static void listen_to(struct nb_serve *s, int timeout_ms)
     }
 }
 
+void nb_serve_fail(struct nb_serve *s, int error)
+{
+    const struct nb_device_ops *ops = s->device->ops;
+    const char *why = ops->fault ? ops->fault(s->device) : NULL;
+    struct nb_link_fault fault = {.header.status = error};
+    snprintf(fault.text, sizeof(fault.text), "%s", why ? why : strerror(-error));
+    nb_log("%s", fault.text);
+    nb_link_send(&fault, NB_LINK_FAULT, sizeof(fault));
+    _exit(NB_EXIT_FAULT);
+}
+
 // One step of the next model that has work. True: there was one.
 static bool step(struct nb_serve *s)
 {
@@ -238,10 +249,8 @@ static bool step(struct nb_serve *s)
         struct nb_worker_model *m = &s->models[s->turn];
         s->turn = (s->turn + 1) % NB_WORKER_MODELS;
         int r = m->id ? nb_worker_model_step(s, m) : 0;
-        if (r < 0) {
-            nb_log("device %s failed in a step: %s", s->device_name, strerror(-r));
-            exit(EXIT_FAILURE);
-        }
+        if (r < 0)
+            nb_serve_fail(s, r);
         if (r > 0)
             return true;
     }
@@ -378,6 +387,12 @@ static void stop(struct nb_serve *s)
     s->device->ops->destroy(s->device);
 }
 
+static void beat(void *user)
+{
+    struct nb_page *page = user;
+    atomic_fetch_add_explicit(&page->beat, 1, memory_order_relaxed);
+}
+
 int nb_serve_run(char **args)
 {
     static struct nb_serve s;
@@ -392,6 +407,8 @@ int nb_serve_run(char **args)
     struct nb_link_device device;
     nb_worker_device_describe(&info, &device);
     nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
+    s.device->on_beat = beat;
+    s.device->user = s.page;
     loop(&s);
     stop(&s);
     return EXIT_SUCCESS;

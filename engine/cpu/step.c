@@ -357,6 +357,7 @@ void nb_cpu_step_thread(void *model, uint32_t thread)
         uint64_t now = now_ns();
         m->times[op->kind].ns += now - before;
         before = now;
+        nb_device_beat(&m->device->base);
     }
     if (thread == 0)
         m->device->share_id = w.share_id;

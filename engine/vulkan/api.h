@@ -72,7 +72,7 @@
     X(WaitSemaphores)
 
 // Of extensions; NULL where the device lacks them.
-#define NB_VK_OPTIONAL(X) X(GetMemoryHostPointerPropertiesEXT)
+#define NB_VK_OPTIONAL(X) X(GetMemoryHostPointerPropertiesEXT) X(GetDeviceFaultInfoEXT)
 
 struct nb_vk {
     void *library;
@@ -91,5 +91,6 @@ int nb_vk_open(struct nb_vk *vk, char *ret_error, size_t error_size);
 int nb_vk_load_device(struct nb_vk *vk, VkDevice device); // -EIO when a function is missing
 void nb_vk_close(struct nb_vk *vk);
 
+const char *nb_vk_result_name(VkResult result);
 // A negative errno for a VkResult: -ENOMEM, -ENODEV (lost), -EIO.
 int nb_vk_errno(VkResult result);

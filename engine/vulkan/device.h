@@ -40,8 +40,10 @@ struct nb_vulkan_device {
     struct nb_vulkan_queue compute, transfer;
     struct nb_vulkan_queue *copies; // the one that fills buffers: transfer where there is one
     uint64_t timeout_ns;            // of a submission
+    bool gone;                      // lost, or it hangs: of no use any more
     bool hangs;                     // nothing it was given may be freed
-    char fault[192];                // why it is lost; "": it is not
+    char doing[64];                 // for a fault
+    char fault[192];                // why it is gone, or out of memory; "": neither
     bool can_import;
     enum nb_weights weights;
     char weights_why[64];
@@ -92,6 +94,14 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
                      uint64_t *ret_number);
 // -ETIMEDOUT when the device hangs.
 int nb_vulkan_wait(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, uint64_t number);
+// Says what comes next, for a fault; an old one that left the device as it was is forgotten.
+__attribute__((format(printf, 2, 3))) void nb_vulkan_doing(struct nb_vulkan_device *d,
+                                                           const char *format, ...);
+// An errno for what a call returned; a failure's cause is kept for nb_vulkan_fault, with what the
+// device was `doing`.
+int nb_vulkan_failed(struct nb_vulkan_device *d, VkResult r, const char *call);
+struct nb_op;
+void nb_vulkan_fault_at(struct nb_vulkan_device *d, const struct nb_op *op); // adds where
 // Why the device is lost, after a negative errno; or NULL.
 const char *nb_vulkan_fault(const struct nb_device *d);
 

@@ -193,6 +193,17 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     free(m);
 }
 
+static int refuse_memory(const struct nb_device_model *m, int rc, char *error, size_t size)
+{
+    const struct nb_vulkan_device *d = m->device;
+    if (d->gone)
+        return nb_fail(error, size, rc, "%s", d->fault);
+    return nb_fail(error, size, rc,
+                   "%s: no memory for %zu MB of weights, steps of %u rows and %u KV blocks: %s",
+                   d->info.name, nb_vulkan_weights_bytes(m) >> 20, m->max_rows, m->kv_blocks,
+                   strerror(-rc));
+}
+
 int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
                          const struct nb_device_model_options *options,
                          struct nb_device_model **ret, char *ret_error, size_t error_size)
@@ -209,16 +220,14 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
                                   .head_rows = max_rows < NB_VULKAN_HEAD_ROWS
                                                    ? nb_vulkan_pad(max_rows, ROW_PAD)
                                                    : NB_VULKAN_HEAD_ROWS};
+    nb_vulkan_doing(m->device, "opening a model");
     int rc = check_model(m, ret_error, error_size);
     if (rc == 0)
         rc = nb_vulkan_weights_cut(m, ret_error, error_size);
     if (rc == 0) {
         if ((rc = nb_vulkan_weights_load(m, options)) < 0 || (rc = make_buffers(m)) < 0 ||
             (rc = clear_buffers(m)) < 0 || (rc = make_queries(m)) < 0)
-            nb_fail(ret_error, error_size, rc,
-                    "%s: no memory for %zu MB of weights, steps of %u rows and %u KV blocks: %s",
-                    m->device->info.name, nb_vulkan_weights_bytes(m) >> 20, max_rows, m->kv_blocks,
-                    strerror(-rc));
+            refuse_memory(m, rc, ret_error, error_size);
         else
             rc = nb_vulkan_program(m, ret_error, error_size);
     }

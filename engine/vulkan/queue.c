@@ -1,5 +1,5 @@
 // Submissions: a queue counts them on a timeline, whoever needs one's end waits for its number, and
-// no wait is for ever. What ends a device keeps its cause in words.
+// no wait is for ever.
 #include "engine/vulkan/device.h"
 
 #include <errno.h>
@@ -25,29 +25,6 @@ void nb_vulkan_queue_finish(struct nb_vulkan_device *d, struct nb_vulkan_queue *
 {
     d->vk.DestroySemaphore(d->device, q->timeline, NULL);
     d->vk.DestroyCommandPool(d->device, q->commands, NULL);
-}
-
-// The first cause is the one that is kept; what comes after follows from it.
-static int failed(struct nb_vulkan_device *d, VkResult r, const char *what)
-{
-    if (r == VK_SUCCESS)
-        return 0;
-    if (d->fault[0])
-        return r == VK_TIMEOUT ? -ETIMEDOUT : nb_vk_errno(r);
-    if (r == VK_TIMEOUT)
-        snprintf(d->fault, sizeof(d->fault), "vulkan%u (%.60s) hangs: %s for %llu s", d->index,
-                 d->info.name, what, (unsigned long long)(d->timeout_ns / 1000000000));
-    else
-        snprintf(d->fault, sizeof(d->fault), "vulkan%u (%.60s) %s: %s (%d)", d->index, d->info.name,
-                 r == VK_ERROR_DEVICE_LOST ? "is lost" : "failed", what, (int)r);
-    d->hangs = r == VK_TIMEOUT;
-    return d->hangs ? -ETIMEDOUT : nb_vk_errno(r);
-}
-
-const char *nb_vulkan_fault(const struct nb_device *base)
-{
-    const struct nb_vulkan_device *d = (const struct nb_vulkan_device *)base;
-    return d->fault[0] ? d->fault : NULL;
 }
 
 int nb_vulkan_begin_on(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, bool once,
@@ -109,7 +86,7 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
                                  .pSignalSemaphores = &q->timeline};
     VkResult r = d->vk.QueueSubmit(q->queue, 1, &submit, VK_NULL_HANDLE);
     if (r != VK_SUCCESS)
-        return failed(d, r, "it takes no more work");
+        return nb_vulkan_failed(d, r, "vkQueueSubmit");
     *ret_number = q->submitted = number;
     return 0;
 }
@@ -120,8 +97,11 @@ int nb_vulkan_wait(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, uint64
                                       .semaphoreCount = 1,
                                       .pSemaphores = &q->timeline,
                                       .pValues = &number};
-    return failed(d, d->vk.WaitSemaphores(d->device, &info, d->timeout_ns),
-                  "it has not finished what it was given");
+    int rc = nb_vulkan_failed(d, d->vk.WaitSemaphores(d->device, &info, d->timeout_ns),
+                              "vkWaitSemaphores");
+    if (rc == 0)
+        nb_device_beat(&d->base);
+    return rc;
 }
 
 int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands)

@@ -45,19 +45,29 @@ static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r
     }
 }
 
+static const struct nb_op *first_op(const struct nb_device_model *m,
+                                    const struct nb_vulkan_segment *s)
+{
+    return &m->plan->ops[m->dispatches[s->first].op];
+}
+
 // The body, or the logits of a part of the rows that want them.
 static int run(struct nb_device_model *m, uint32_t rows, bool head)
 {
     struct nb_vulkan_device *d = m->device;
     struct nb_vulkan_recording *r;
     uint32_t bucket = nb_vulkan_bucket(rows);
-    uint64_t number = d->compute.submitted, last = number;
+    uint64_t before = d->compute.submitted, last;
     int rc = nb_vulkan_recording_get(m, bucket, head, &r);
+    if (rc < 0)
+        return rc;
     for (uint32_t i = 0; rc == 0 && i < r->n; i++)
-        rc = nb_vulkan_submit(d, &d->compute, r->segments[i].commands, &last);
+        if ((rc = nb_vulkan_submit(d, &d->compute, r->segments[i].commands, &last)) < 0)
+            nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
     // One after the other, so that the time allowed is a submission's.
-    while (rc == 0 && number < last)
-        rc = nb_vulkan_wait(d, &d->compute, ++number);
+    for (uint32_t i = 0; rc == 0 && i < r->n; i++)
+        if ((rc = nb_vulkan_wait(d, &d->compute, before + 1 + i)) < 0)
+            nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
     if (rc < 0)
         return rc;
     count(m, r);
@@ -99,6 +109,7 @@ static int run_head(struct nb_device_model *m, const struct nb_rows *rows, uint3
 
 int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
 {
+    nb_vulkan_doing(m->device, "a step of %u rows", rows->n);
     write_step(m, rows);
     int rc = run_body(m, rows);
     for (uint32_t first = 0, n; rc == 0 && first < rows->n_logits; first += n) {
@@ -115,6 +126,7 @@ void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
 {
     size_t bytes = nb_vulkan_kv_block_bytes(&m->device->base, m->plan) / m->plan->n_layers;
     VkCommandBuffer c;
+    nb_vulkan_doing(m->device, "clearing a KV block");
     if (nb_vulkan_begin(m->device, true, &c) < 0)
         return;
     for (uint32_t i = 0; i < m->plan->n_layers; i++)

@@ -48,13 +48,11 @@ static void check(int rc, const char *what)
 
 static void print_ops(const struct bench *b, const struct nb_op_time *before, double tokens)
 {
-    static const char *const names[NB_OP_KINDS] = {"embed",   "qkv",  "attention", "out",
-                                                   "gate_up", "down", "head"};
     struct nb_op_time times[NB_OP_KINDS];
     nb_model_times(b->model, times);
     printf("   us/token:");
     for (int i = 0; i < NB_OP_KINDS; i++)
-        printf(" %s %.1f", names[i], (double)(times[i].ns - before[i].ns) / 1e3 / tokens);
+        printf(" %s %.1f", nb_op_names[i], (double)(times[i].ns - before[i].ns) / 1e3 / tokens);
     printf("\n");
 }
 
