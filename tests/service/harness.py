@@ -3,6 +3,7 @@
 import array
 import ctypes as c
 import fcntl
+import json
 import mmap
 import os
 import pathlib
@@ -355,3 +356,44 @@ class ServiceTest(unittest.TestCase):
         self.assertEqual(caught.exception.status, status, caught.exception.text)
         self.assertTrue(caught.exception.text)
         return caught.exception.text
+
+
+LONG = 450  # tokens of a stream that something happens to; the small model's context is 512
+
+
+class StreamTest(ServiceTest):
+    """The real worker, a small random model, and clients as processes of their own."""
+    worker = os.environ.get("NIBBLE_TEST_WORKER")
+
+    def setUp(self):
+        super().setUp()
+        self.running = []
+        self.addCleanup(self.end_processes)
+
+    def small_model(self):
+        path = self.daemon.file("r.gguf", b"")
+        subprocess.run([os.environ["NIBBLE_TEST_MAKE_GGUF"], "random", path, "Q4_0", "3"], check=True)
+        return path
+
+    def end_processes(self):
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def cli(self, *arguments):
+        process = subprocess.Popen(
+            [os.environ["NIBBLE_TEST_CLI"], *arguments, "--socket", self.daemon.runtime / "nibble.sock"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.running.append(process)
+        return process
+
+    def stream(self, seed=7, n=LONG, prompt="Once upon a time"):
+        return self.cli("run", "m", prompt, "--raw", "--ignore-eos", "--temp", "0.8", "--top-k", "40",
+                        "--seed", str(seed), "-n", str(n), "--json")
+
+    def answer(self, process):
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, err)
+        answer = json.loads(out)
+        return answer["text"], answer["tokens"]

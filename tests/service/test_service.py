@@ -1,5 +1,4 @@
 """The whole service: nibbled, the real worker, a small random model, and clients as processes of their own."""
-import json
 import os
 import random
 import signal
@@ -8,8 +7,7 @@ import subprocess
 
 from harness import *
 
-NIBBLE, MAKE_GGUF = os.environ["NIBBLE_TEST_CLI"], os.environ["NIBBLE_TEST_MAKE_GGUF"]
-LONG = 450  # tokens of a stream that something happens to; the model's context is 512
+MAKE_GGUF = os.environ["NIBBLE_TEST_MAKE_GGUF"]
 
 
 def anonymous_bytes(pid):
@@ -20,42 +18,15 @@ def anonymous_bytes(pid):
     return 0
 
 
-class Service(ServiceTest):
-    worker = os.environ["NIBBLE_TEST_WORKER"]
+class Service(StreamTest):
     config = "[supervision]\nbackoff = 0.05\nhello = 5\n"
 
     def setUp(self):
         super().setUp()
-        self.running = []
-        self.addCleanup(self.end_processes)
-        self.path = self.daemon.file("r.gguf", b"")
-        subprocess.run([MAKE_GGUF, "random", self.path, "Q4_0", "3"], check=True)
+        self.path = self.small_model()
         self.admin = self.daemon.admin()
         self.addCleanup(self.admin.close)
         self.admin.load("m", self.path)
-
-    def end_processes(self):
-        for process in self.running:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-    def cli(self, *arguments):
-        process = subprocess.Popen(
-            [NIBBLE, *arguments, "--socket", self.daemon.runtime / "nibble.sock"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.running.append(process)
-        return process
-
-    def stream(self, seed=7, n=LONG):
-        return self.cli("run", "m", "Once upon a time", "--raw", "--ignore-eos", "--temp", "0.8", "--top-k", "40",
-                        "--seed", str(seed), "-n", str(n), "--json")
-
-    def answer(self, process):
-        out, err = process.communicate(timeout=60)
-        self.assertEqual(process.returncode, 0, err)
-        answer = json.loads(out)
-        return answer["text"], answer["tokens"]
 
     def in_mid_stream(self, start, tokens=20):
         """Starts a stream and returns with its worker stopped (SIGSTOP) somewhere in its middle."""
