@@ -2,6 +2,7 @@
 // has no names for them): entered before the first driver is loaded, as its threads inherit it.
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,40 +41,14 @@ static const struct {
     const char *path;
     uint64_t access;
 } paths[] = {
-    {"/usr", READ},
-    {"/lib", READ},
-    {"/lib64", READ},
-    {"/opt", READ},
-    {"/etc", READ},
-    {"/proc/self", READ},
-    {"/proc/cpuinfo", READ},
-    {"/proc/meminfo", READ},
-    {"/proc/driver/nvidia", READ},
-    {"/proc/devices", READ},
-    {"/proc/modules", READ},
-    {"/proc/sys/vm", READ},
-    {"/sys/bus", READ},
-    {"/sys/class/drm", READ},
-    {"/sys/dev/char", READ},
-    {"/sys/devices", READ},
-    {"/sys/module", READ},
-    {"/dev/null", NODES},
-    {"/dev/zero", NODES},
-    {"/dev/urandom", READ},
-    {"/dev/dri", NODES},
-    {"/dev/kfd", NODES},
-    {"/dev/nvidiactl", NODES},
-    {"/dev/nvidia0", NODES},
-    {"/dev/nvidia1", NODES},
-    {"/dev/nvidia2", NODES},
-    {"/dev/nvidia3", NODES},
-    {"/dev/nvidia4", NODES},
-    {"/dev/nvidia5", NODES},
-    {"/dev/nvidia6", NODES},
-    {"/dev/nvidia7", NODES},
-    {"/dev/nvidia-modeset", NODES},
-    {"/dev/nvidia-uvm", NODES},
-    {"/dev/nvidia-caps", NODES},
+    {"/usr", READ},          {"/lib", READ},           {"/lib64", READ},
+    {"/opt", READ},          {"/etc", READ},           {"/proc/self", READ},
+    {"/proc/cpuinfo", READ}, {"/proc/meminfo", READ},  {"/proc/driver/nvidia", READ},
+    {"/proc/devices", READ}, {"/proc/modules", READ},  {"/proc/sys/vm", READ},
+    {"/sys/bus", READ},      {"/sys/class/drm", READ}, {"/sys/dev/char", READ},
+    {"/sys/devices", READ},  {"/sys/module", READ},    {"/dev/null", NODES},
+    {"/dev/zero", NODES},    {"/dev/urandom", READ},   {"/dev/dri", NODES},
+    {"/dev/kfd", NODES},     {"/dev/nvidia*", NODES},
 };
 
 // Lists of paths that whoever started the daemon has named to the loaders.
@@ -106,6 +81,18 @@ static int allow(int rules, uint64_t handled, const char *path, uint64_t access)
     return r;
 }
 
+static int allow_pattern(int rules, uint64_t handled, const char *pattern, uint64_t access)
+{
+    glob_t found;
+    int r = glob(pattern, GLOB_NOSORT, NULL, &found);
+    if (r)
+        return r == GLOB_NOMATCH ? 0 : -ENOMEM;
+    for (size_t i = 0; i < found.gl_pathc && r == 0; i++)
+        r = allow(rules, handled, found.gl_pathv[i], access);
+    globfree(&found);
+    return r;
+}
+
 static int allow_named(int rules, uint64_t handled, const char *list, uint64_t access)
 {
     char *copy = strdup(list ? list : ""), *rest = NULL;
@@ -121,7 +108,7 @@ static int fill(int rules, uint64_t handled)
 {
     int r = 0;
     for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]) && r == 0; i++)
-        r = allow(rules, handled, paths[i].path, paths[i].access);
+        r = allow_pattern(rules, handled, paths[i].path, paths[i].access);
     for (size_t i = 0; i < sizeof(named) / sizeof(named[0]) && r == 0; i++)
         r = allow_named(rules, handled, getenv(named[i].variable), named[i].access);
     return r;

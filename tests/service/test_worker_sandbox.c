@@ -7,13 +7,17 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -133,34 +137,161 @@ static int use_memory(void)
     return 0;
 }
 
-static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_SERVE};
+// Keys for whoever sits at the daemon's terminal.
+static int try_typing(void)
+{
+    return ioctl(2, TIOCSTI, "x");
+}
+
+static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_SERVE,
+                                           NB_SANDBOX_SERVE_VULKAN};
 
 static void what_a_mode_has_no_use_for_is_refused(void **state)
 {
     static int (*const attempts[])(void) = {
-        try_socket, try_open,          try_exec,   try_fork,   try_kill, try_tgkill,
-        try_owner,  try_owners_signal, try_limits, try_ptrace, try_code, try_becoming_dumpable,
+        try_socket,
+        try_exec,
+        try_fork,
+        try_kill,
+        try_tgkill,
+        try_owner,
+        try_typing,
+        try_owners_signal,
+        try_limits,
+        try_ptrace,
+        try_becoming_dumpable,
     };
-    for (size_t p = 0; p < 2; p++)
+    for (size_t p = 0; p < 3; p++)
         for (size_t i = 0; i < sizeof(attempts) / sizeof(attempts[0]); i++)
             assert_int_equal(in_sandbox(profiles[p], attempts[i]), EPERM);
 }
 
+// What a driver does after its device was opened, and no other mode may.
+static void only_a_driver_compiles_and_opens(void **state)
+{
+    static int (*const attempts[])(void) = {try_code, try_open};
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, attempts[i]), EPERM);
+        assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, attempts[i]), EPERM);
+        assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, attempts[i]), 0);
+    }
+}
+
 static void memory_and_the_engines_threads_work(void **state)
 {
-    for (size_t p = 0; p < 2; p++) {
+    for (size_t p = 0; p < 3; p++) {
         assert_int_equal(in_sandbox(profiles[p], use_memory), 0);
         assert_int_equal(in_sandbox(profiles[p], signal_itself), 0);
     }
     assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, start_thread), 0);
+    assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, start_thread), EPERM);
+}
+
+// --- Files: a folder that stands for the driver's cache, and one beside it for everything else.
+
+static char folder[] = "/tmp/nibble-sandbox-XXXXXX", cache[64], other[64];
+
+static int touch(const char *dir, const char *name)
+{
+    char path[96];
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int keep_a_shader(void)
+{
+    char from[96], to[96];
+    snprintf(from, sizeof(from), "%s/shader.tmp", cache);
+    snprintf(to, sizeof(to), "%s/shader", cache);
+    return touch(cache, "shader.tmp") < 0 || rename(from, to) < 0 || unlink(to) < 0 ? -1 : 0;
+}
+
+static int write_elsewhere(void)
+{
+    return touch(other, "new");
+}
+
+static int read_elsewhere(void)
+{
+    return openat(AT_FDCWD, other, O_RDONLY | O_CLOEXEC);
+}
+
+static int remove_elsewhere(void)
+{
+    char path[96];
+    snprintf(path, sizeof(path), "%s/there", other);
+    return unlink(path);
+}
+
+static int look_at_the_parent(void)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/environ", getppid());
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static int look_at_itself(void)
+{
+    return open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+}
+
+static int write_settings(void)
+{
+    return open("/etc/passwd", O_WRONLY | O_CLOEXEC);
+}
+
+static int with_files_limited(int (*attempt)(void))
+{
+    int status;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        setenv("MESA_SHADER_CACHE_DIR", cache, 1);
+        int r = nb_sandbox_files();
+        _exit(r < 0 ? (r == -ENOSYS || r == -EOPNOTSUPP ? 254 : 255) : attempt() < 0 ? errno : 0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void a_driver_opens_what_drivers_need(void **state)
+{
+    static const struct {
+        int (*attempt)(void);
+        int expected;
+    } cases[] = {
+        {try_open, 0},
+        {look_at_itself, 0},
+        {keep_a_shader, 0},
+        {read_elsewhere, EACCES},
+        {write_elsewhere, EACCES},
+        {remove_elsewhere, EACCES},
+        {look_at_the_parent, EACCES},
+        {write_settings, EACCES},
+        {try_exec, EACCES},
+    };
+    assert_non_null(mkdtemp(folder));
+    snprintf(cache, sizeof(cache), "%s/cache", folder);
+    snprintf(other, sizeof(other), "%s/other", folder);
+    assert_int_equal(mkdir(cache, 0700) | mkdir(other, 0700) | touch(other, "there"), 0);
+    bool has_landlock = with_files_limited(try_open) != 254;
+    for (size_t i = 0; has_landlock && i < sizeof(cases) / sizeof(cases[0]); i++)
+        assert_int_equal(with_files_limited(cases[i].attempt), cases[i].expected);
+    assert_int_equal(remove_elsewhere() | rmdir(cache) | rmdir(other) | rmdir(folder), 0);
+    if (!has_landlock)
+        skip();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_mode_has_no_use_for_is_refused),
+        cmocka_unit_test(only_a_driver_compiles_and_opens),
         cmocka_unit_test(memory_and_the_engines_threads_work),
+        cmocka_unit_test(a_driver_opens_what_drivers_need),
     };
     if (NB_SANITIZED)
         return 77; // meson's mark of a skipped test: there is no filter in such a build
