@@ -92,11 +92,12 @@ static void take_page(struct nb_device *device)
 static void detach(struct nb_device *device)
 {
     const struct nb_model *model;
+    uint64_t copies = !strcmp(device->info.kind, "gpu"); // of the weights, one of its own
     if (device->worker)
         device->worker->device = device->id;
     TAILQ_FOREACH(model, &device->models, of_device)
     if (device->worker && model->served)
-        device->worker->held_bytes += model->info.kv_bytes;
+        device->worker->held_bytes += model->info.kv_bytes + copies * model->info.packed_bytes;
     nb_worker_disown(device->worker);
     device->worker = NULL;
     device->pulse = sd_event_source_disable_unref(device->pulse);

@@ -61,10 +61,16 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
     VkPhysicalDeviceVulkan12Features features = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES, .timelineSemaphore = true};
     struct nb_tier_features of_tier;
-    const char *extension[1 + NB_TIER_EXTENSIONS];
+    VkPhysicalDeviceFaultFeaturesEXT fault = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FAULT_FEATURES_EXT, .deviceFault = VK_TRUE};
+    const char *extension[2 + NB_TIER_EXTENSIONS];
     uint32_t n_extensions = 0;
     if (d->can_import)
         extension[n_extensions++] = import;
+    if (nb_vulkan_has_extension(&d->vk, d->physical, VK_EXT_DEVICE_FAULT_EXTENSION_NAME)) {
+        extension[n_extensions++] = VK_EXT_DEVICE_FAULT_EXTENSION_NAME;
+        features.pNext = &fault;
+    }
     nb_tier_enable(d->tier, &features, &of_tier, extension, &n_extensions);
     const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                      .pNext = &features,

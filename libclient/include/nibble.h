@@ -175,7 +175,8 @@ NIBBLE_API int nibble_session_open(nibble *connection, const char *model,
                                    nibble_session **ret_session);
 /* Cancels its job, which stays its owner's to free. NULL is fine. Does not block. */
 NIBBLE_API void nibble_session_close(nibble_session *session);
-/* What the model is; valid for the session's life. */
+/* What the model is; valid for the session's life. Its `device` is another after the model has
+ * moved (NIBBLE_EVENT_MOVED), which is how a caller of nibble_score or nibble_logits learns it. */
 NIBBLE_API const struct nibble_model *nibble_session_model(const nibble_session *session);
 /* The session's token log: every token it was given and has generated. Valid until the next call on
  * the session. */

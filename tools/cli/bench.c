@@ -24,6 +24,7 @@ struct bench {
     uint32_t prompt, gen, depth, clients, runs;
     int32_t *ids;
     struct client *c;
+    char measured[32]; // device
 };
 
 static void on_event(nibble_job *job, const struct nibble_event *event, void *user)
@@ -170,6 +171,7 @@ static int open_clients(struct bench *b, const char *model)
     if (longest + 1 > m->context)
         return cli_usage_error("%u tokens do not fit into the context of %u", longest + 1,
                                m->context);
+    memcpy(b->measured, m->device, sizeof b->measured);
     if (b->device && strcmp(b->device, m->device))
         return cli_usage_error("%s is on %s, not on %s; load it there first", model, m->device,
                                b->device);
@@ -186,6 +188,8 @@ static int bench_model(struct bench *b, const char *model)
     int status = open_clients(b, model);
     if (status == CLI_OK && measure(b, result))
         status = CLI_FAILED;
+    if (status == CLI_OK)
+        status = cli_stayed(b->c[0].session, b->measured);
     if (status == CLI_OK) {
         const struct nibble_model *m = nibble_session_model(b->c[0].session);
         json_t *about = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i}", "model", model,

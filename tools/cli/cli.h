@@ -51,6 +51,9 @@ nibble *cli_connect(const struct common *common);
 nibble *cli_connect_admin(const struct common *common);
 // Opens a session, or says why not and returns NULL.
 nibble_session *cli_session(nibble *connection, const char *model, uint64_t arena_bytes);
+// Whether the session's model is on the device still that it was on at first; says so when not,
+// because figures of two devices are none. CLI_OK or CLI_FAILED.
+int cli_stayed(const nibble_session *session, const char *device);
 // Says the connection's last failure: "what: sentence". Returns CLI_FAILED.
 int cli_failed(nibble *connection, const char *what, int code);
 

@@ -35,6 +35,16 @@ int cli_usage_error(const char *format, ...)
     return CLI_USAGE;
 }
 
+int cli_stayed(const nibble_session *session, const char *device)
+{
+    const struct nibble_model *m = nibble_session_model(session);
+    if (!strcmp(m->device, device))
+        return CLI_OK;
+    return cli_error("%s has moved from %s to %s meanwhile, and figures of two devices are none: "
+                     "`nibble devices` says why",
+                     m->name, device, m->device);
+}
+
 int cli_failed(nibble *connection, const char *what, int code)
 {
     const char *sentence = connection ? nibble_error(connection) : "";

@@ -188,9 +188,9 @@ static int eval_models(struct eval *e, nibble *connection, const char *name,
                                reference_name);
     }
     if (status == CLI_OK) {
+        const struct nibble_model was = *nibble_session_model(model);
         int r = eval_windows(e, model, reference);
-        if (r != 0)
-            status = cli_failed(connection, "eval", r);
+        status = r != 0 ? cli_failed(connection, "eval", r) : cli_stayed(model, was.device);
     }
     nibble_session_close(reference);
     nibble_session_close(model);
