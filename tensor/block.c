@@ -26,6 +26,7 @@ static void sub_of(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_sc
     *ret_scale = *ret_min = 1;
     switch (kind) {
     case NB_SUB_NONE:
+    case NB_SUB_F32: // has no blocks
         break;
     case NB_SUB_SM8:
         *ret_scale = sub[g];

@@ -90,3 +90,18 @@ static inline void nb_join_nibbles(const uint8_t *code, uint8_t *dst, unsigned n
     for (unsigned l = 0; l < n; l++)
         dst[l] = (uint8_t)((code[l] & 15) | code[n + l] << 4);
 }
+
+// A plane of `bits` (8, 4, 2 or 1) holds a cell in `bits` words of four bytes for each row; word j
+// has, 8 / bits deep, the codes 4j..4j+3 and those that follow them at distances of 4 * bits.
+// `shift`: the code's lowest bit in here.
+static inline __attribute__((always_inline)) void nb_put_cell(uint8_t *cell, const uint8_t *code,
+                                                              unsigned bits, unsigned shift)
+{
+    uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
+    for (unsigned j = 0; j < bits; j++) {
+        uint32_t word = 0;
+        for (unsigned part = 0; part < 8 / bits; part++)
+            word |= (nb_load32(code + 4 * (bits * part + j)) >> shift & mask) << (bits * part);
+        nb_store32(cell + j * 4 * NB_GROUP_ROWS, word);
+    }
+}

@@ -6,10 +6,9 @@
 
 #include "tensor/block.h"
 
-#define ROWS     16 // of a group
-#define CELL     32 // weights of a code cell
-#define ALIGN    64 // of a group's stride
-#define MAX_COLS (1 << 20)
+#define ROWS  NB_GROUP_ROWS
+#define CELL  NB_CELL
+#define ALIGN 64 // of a group's stride
 
 #define LAYOUT(T, p, book, s, off, block, grp, min, bytes)                                         \
     [NB_TYPE_##T] = {NB_TYPE_##T, NB_PLANES_##p, NB_CODEBOOK_##book, NB_SUB_##s, off, block, grp,  \
@@ -53,7 +52,7 @@ int nb_packed_init(struct nb_packed *ret, uint32_t type, uint64_t rows, uint64_t
     const struct nb_layout *l = nb_layout_of(type);
     if (!l || !rows || !cols || cols % nb_type_info(type)->block)
         return -EINVAL;
-    if (cols > MAX_COLS || rows > INT32_MAX - ROWS)
+    if (cols > NB_MAX_COLS || rows > INT32_MAX - ROWS)
         return -EOVERFLOW;
 
     struct nb_packed p = {.layout = l, .rows = (uint32_t)rows, .cols = (uint32_t)cols};
@@ -77,21 +76,6 @@ size_t nb_packed_bytes(const struct nb_packed *p)
     return ((size_t)p->rows + ROWS - 1) / ROWS * p->stride;
 }
 
-// A plane of `bits` (8, 4, 2 or 1) holds a cell in `bits` words of four bytes for each row; word j
-// has, 8 / bits deep, the codes 4j..4j+3 and those that follow them at distances of 4 * bits.
-// `shift`: the code's lowest bit in here.
-static inline __attribute__((always_inline)) void put_cell(uint8_t *cell, const uint8_t *code,
-                                                           unsigned bits, unsigned shift)
-{
-    uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
-    for (unsigned j = 0; j < bits; j++) {
-        uint32_t word = 0;
-        for (unsigned part = 0; part < 8 / bits; part++)
-            word |= (nb_load32(code + 4 * (bits * part + j)) >> shift & mask) << (bits * part);
-        nb_store32(cell + j * 4 * ROWS, word);
-    }
-}
-
 static inline __attribute__((always_inline)) void get_cell(const uint8_t *cell, uint8_t *code,
                                                            unsigned bits, unsigned shift)
 {
@@ -111,9 +95,9 @@ static inline __attribute__((always_inline)) void put_planes(const struct nb_pac
                                                              unsigned low, unsigned high)
 {
     for (unsigned c = 0; c < p->layout->scale_block / CELL; c++, cell++, code += CELL) {
-        put_cell(group + cell * low * 64 + 4 * row, code, low, 0);
+        nb_put_cell(group + cell * low * 64 + 4 * row, code, low, 0);
         if (high)
-            put_cell(group + p->high + cell * high * 64 + 4 * row, code, high, low);
+            nb_put_cell(group + p->high + cell * high * 64 + 4 * row, code, high, low);
     }
 }
 

@@ -23,6 +23,10 @@
 
 #include "tensor/type.h"
 
+#define NB_GROUP_ROWS 16
+#define NB_CELL       32 // weights of a code cell
+#define NB_MAX_COLS   (1 << 20)
+
 enum nb_planes {
     NB_PLANES_F32,
     NB_PLANES_F16,
@@ -47,6 +51,7 @@ enum nb_sub {
     NB_SUB_S6,   // Q3_K: see above; value - 32; groups of 16
     NB_SUB_S8,   // Q6_K: int8 [16][16 rows]; groups of 16
     NB_SUB_S6X8, // IQ4_XS: int8 [8][16 rows], the 6-bit value - 32; groups of 32
+    NB_SUB_F32,  // groupwise matrices: none; scale and min are fp32 (groupwise.h)
 };
 
 // What a kernel must know of a type. One table, indexed by type.

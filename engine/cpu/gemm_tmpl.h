@@ -185,6 +185,11 @@ FORCED void scales_of_step(const struct nb_packed *w, const uint8_t *group, size
                            vf *ws, vf *wm)
 {
     const struct nb_layout *l = w->layout;
+    if (l->sub == NB_SUB_F32) {
+        *ws = f_load((const float *)(group + w->scale) + 16 * b);
+        *wm = l->has_min ? f_load((const float *)(group + w->min) + 16 * b) : f_zero();
+        return;
+    }
     *ws = f_of_half((const uint16_t *)(group + w->scale) + 16 * b);
     *wm = l->has_min ? f_of_half((const uint16_t *)(group + w->min) + 16 * b) : f_zero();
     if (l->sub == NB_SUB_NONE)

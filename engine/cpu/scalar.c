@@ -168,6 +168,7 @@ static void sub_scales(const struct nb_packed *w, const uint8_t *sub, uint32_t r
     *min = 0;
     switch (w->layout->sub) {
     case NB_SUB_NONE:
+    case NB_SUB_F32:
         break;
     case NB_SUB_SM8:
         *scale = sub[g * 16 + r];
@@ -195,6 +196,13 @@ static void scales(const struct nb_packed *w, const uint8_t *group, uint32_t r, 
     const struct nb_layout *l = w->layout;
     size_t block = k / l->scale_block;
     int scale, min;
+    if (l->sub == NB_SUB_F32) {
+        memcpy(ws, group + w->scale + (block * 16 + r) * 4, sizeof(*ws));
+        *wm = 0.0f;
+        if (l->has_min)
+            memcpy(wm, group + w->min + (block * 16 + r) * 4, sizeof(*wm));
+        return;
+    }
     sub_scales(w, group + w->sub + block * l->sub_bytes * 16, r, k % l->scale_block / l->group,
                &scale, &min);
     *ws = half(group + w->scale + (block * 16 + r) * 2) * (float)scale;

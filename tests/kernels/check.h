@@ -10,6 +10,7 @@
 // One op's checks on one level; each counts what it compares through check_*.
 void check_gemm(const struct nb_kernels *k);
 void check_decode(const struct nb_kernels *k);
+void check_groupwise(const struct nb_kernels *k);
 void check_quantize(const struct nb_kernels *k);
 void check_rmsnorm(const struct nb_kernels *k);
 void check_swiglu(const struct nb_kernels *k);
@@ -55,6 +56,16 @@ struct act {
     void *mem;
 };
 struct act random_act(uint32_t n, uint32_t k, uint32_t terms, enum mood m);
+
+// One product: `k` against the scalar reference.
+struct product {
+    const struct matrix *m;
+    const struct act *a;
+    uint32_t g0, g1;
+    bool bias, accumulate;
+};
+void check_gemm_case(const struct nb_kernels *k, const struct product *p, const char *what);
+void check_gemm_alone(const struct nb_kernels *k, const struct matrix *m, struct act *a);
 
 // A level that no processor here has, emulated; NULL where there is none.
 const struct nb_kernels *emulated_level(void);

@@ -6,14 +6,6 @@
 
 #define PAD 3 // floats between the tokens' results, which must stay as they were
 
-// One product: `k` against the scalar reference.
-struct product {
-    const struct matrix *m;
-    const struct act *a;
-    uint32_t g0, g1;
-    bool bias, accumulate;
-};
-
 static float *run(const struct nb_kernels *k, const struct product *p, const float *bias,
                   const float *before, size_t ldy)
 {
@@ -27,7 +19,7 @@ static float *run(const struct nb_kernels *k, const struct product *p, const flo
     return y;
 }
 
-static void check_product(const struct nb_kernels *k, const struct product *p, const char *what)
+void check_gemm_case(const struct nb_kernels *k, const struct product *p, const char *what)
 {
     const struct nb_packed *w = &p->m->w;
     uint32_t n = p->a->a.n;
@@ -47,7 +39,7 @@ static void check_product(const struct nb_kernels *k, const struct product *p, c
 }
 
 // A token's result alone equals its result among others.
-static void check_invariance(const struct nb_kernels *k, const struct matrix *m, struct act *a)
+void check_gemm_alone(const struct nb_kernels *k, const struct matrix *m, struct act *a)
 {
     size_t ldy = m->w.rows, n = a->a.n;
     float *before = calloc(n * ldy, sizeof(float));
@@ -84,8 +76,8 @@ static void check_type(const struct nb_kernels *k, uint32_t type)
         struct matrix m = random_matrix(type, rows, cols, -1, false);
         struct act a = random_act(tokens[i / 2], (cols + 31) / 32 * 32, 1 + i % 2, SANE);
         uint32_t g0 = random_below(groups), g1 = g0 + 1 + random_below(groups - g0);
-        check_product(k, &(struct product){&m, &a, g0, g1, i % 3 == 0, i % 5 < 2}, "random");
-        check_invariance(k, &m, &a);
+        check_gemm_case(k, &(struct product){&m, &a, g0, g1, i % 3 == 0, i % 5 < 2}, "random");
+        check_gemm_alone(k, &m, &a);
         free(m.data);
         free(a.mem);
     }
@@ -95,8 +87,8 @@ static void check_type(const struct nb_kernels *k, uint32_t type)
                 bool hostile = fill < 0 && n == 5;
                 struct matrix m = random_matrix(type, 19, 256, fill, hostile);
                 struct act a = random_act(n, 256, 1 + random_below(2), (enum mood)mood);
-                check_product(k, &(struct product){&m, &a, 0, 2, false, false},
-                              mood_name((enum mood)mood));
+                check_gemm_case(k, &(struct product){&m, &a, 0, 2, false, false},
+                                mood_name((enum mood)mood));
                 free(m.data);
                 free(a.mem);
             }

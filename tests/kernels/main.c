@@ -12,7 +12,7 @@ static const struct {
 } ops[] = {
     {"quantize", check_quantize}, {"gemm", check_gemm},           {"decode_row", check_decode},
     {"rmsnorm", check_rmsnorm},   {"swiglu", check_swiglu},       {"rope", check_rope},
-    {"kv_write", check_kv_write}, {"attention", check_attention},
+    {"kv_write", check_kv_write}, {"attention", check_attention}, {"groupwise", check_groupwise},
 };
 
 int main(int argc, char **argv)
