@@ -8,7 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct nb_plan; // engine/plan.h: the architecture as a list of ops over the image's tensors
+struct nb_plan;   // engine/plan.h: the architecture as a list of ops over the image's tensors
+struct nb_packed; // tensor/layout.h
 
 enum nb_device_kind {
     NB_DEVICE_CPU,
@@ -62,6 +63,32 @@ struct nb_op_time {
     uint64_t ns, dispatches;
 };
 
+// Beside models, for clients: a matrix as the device has it, rows times it, and its rows as
+// numbers. What x, y and out point to may be another process's memory, which changes at any time: x
+// is read once.
+struct nb_device_matrix;
+
+#define NB_PRODUCT_ROWS   128        // of x in one call, at most,
+#define NB_PRODUCT_VALUES (1u << 20) // and so many floats of x, but for a single row
+
+struct nb_product {
+    const float *x; // [n][cols]; the matrix's columns past `cols` count as zeros
+    uint32_t n, cols;
+    uint32_t terms;          // of the quantized inputs
+    uint32_t group0, groups; // row groups of 16 of the matrix
+    float *y;                // [n][ldy]: row r of the matrix gives column r
+    size_t ldy;
+};
+
+enum nb_number { NB_NUMBER_F32, NB_NUMBER_F16, NB_NUMBER_INT8 };
+
+struct nb_decode {
+    uint32_t row0, rows, cols;
+    enum nb_number to;
+    void *out;     // [rows][cols]
+    float *scales; // [rows], of INT8: a row's largest magnitude by 127
+};
+
 struct nb_device_ops {
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
@@ -88,6 +115,15 @@ struct nb_device_ops {
     // in one line; NULL when it did not. Unless the errno was -ENOMEM it is of no use any more. May
     // be missing: such a device is never lost.
     const char *(*fault)(const struct nb_device *d);
+
+    // A packed matrix, which must stay as it is until matrix_close; `dm`: the model that it is a
+    // tensor of, or NULL. The other three are as the step: they block, and a negative errno of gemm
+    // and dequantize means that the device is lost.
+    int (*matrix_open)(struct nb_device *d, struct nb_device_model *dm, const struct nb_packed *w,
+                       struct nb_device_matrix **ret);
+    void (*matrix_close)(struct nb_device_matrix *m); // NULL is fine
+    int (*gemm)(struct nb_device_matrix *m, const struct nb_product *p);
+    int (*dequantize)(struct nb_device_matrix *m, const struct nb_decode *p);
 };
 
 struct nb_device {

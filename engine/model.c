@@ -121,6 +121,7 @@ static void destroy(struct nb_model *m, bool keep_image)
     free(m->logits_row);
     free(m->blocks);
     free(m->batch);
+    free(m->part);
     free(m);
 }
 

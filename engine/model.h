@@ -35,6 +35,8 @@ struct nb_model {
     struct nb_tokenizer *tokenizer;
     struct nb_chat_template *chat_template;
     struct nb_model_events events;
+    void *part; // room for a part of a client's matrix, while it is packed and used (operand.c)
+    size_t part_bytes;
 
     uint32_t max_rows, kv_blocks;
     uint32_t *free_block, n_free;

@@ -32,6 +32,7 @@ static void cpu_destroy(struct nb_device *d)
     if (!c)
         return;
     nb_team_destroy(c->team);
+    free(c->scratch);
     free(c);
 }
 
@@ -239,6 +240,10 @@ static const struct nb_device_ops cpu_ops = {
     .step = cpu_step,
     .kv_clear = cpu_kv_clear,
     .times = cpu_times,
+    .matrix_open = nb_cpu_matrix_open,
+    .matrix_close = nb_cpu_matrix_close,
+    .gemm = nb_cpu_gemm,
+    .dequantize = nb_cpu_dequantize,
 };
 
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret)

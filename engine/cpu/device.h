@@ -38,6 +38,8 @@ struct nb_cpu_device {
     const struct nb_kernels *kernels;
     struct nb_team *team;
     uint64_t share_id; // of the last piece of work
+    void *scratch;     // of products for clients, as large as the largest so far
+    size_t scratch_bytes;
 };
 
 struct nb_device_model {
@@ -79,3 +81,10 @@ void nb_cpu_step_prepare(struct nb_device_model *m, const struct nb_rows *rows);
 // What each thread of the team runs.
 void nb_cpu_step_thread(void *model, uint32_t thread);
 void nb_cpu_step_finish(struct nb_device_model *m, const struct nb_rows *rows);
+
+// matrix.c
+int nb_cpu_matrix_open(struct nb_device *d, struct nb_device_model *dm, const struct nb_packed *w,
+                       struct nb_device_matrix **ret);
+void nb_cpu_matrix_close(struct nb_device_matrix *m);
+int nb_cpu_gemm(struct nb_device_matrix *m, const struct nb_product *p);
+int nb_cpu_dequantize(struct nb_device_matrix *m, const struct nb_decode *p);
