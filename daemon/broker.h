@@ -25,11 +25,13 @@ struct nb_channel;
 struct nb_model;
 struct nb_device;
 struct nb_load;
+struct nb_region;
 TAILQ_HEAD(nb_clients, nb_client);
 TAILQ_HEAD(nb_channels, nb_channel);
 TAILQ_HEAD(nb_models, nb_model);
 TAILQ_HEAD(nb_devices, nb_device);
 TAILQ_HEAD(nb_loads, nb_load);
+TAILQ_HEAD(nb_regions, nb_region);
 STAILQ_HEAD(nb_kept_images, nb_kept);
 
 // Why a request failed, in one sentence for the user.
@@ -119,6 +121,8 @@ NB_HANDLER(nb_on_status); // listing.c
 NB_HANDLER(nb_on_list);
 NB_HANDLER(nb_on_open_channel); // channel.c
 NB_HANDLER(nb_on_close_channel);
+NB_HANDLER(nb_on_register); // region.c
+NB_HANDLER(nb_on_unregister);
 NB_HANDLER(nb_on_load); // load.c
 NB_HANDLER(nb_on_cancel_load);
 NB_HANDLER(nb_on_unload); // model.c
@@ -135,6 +139,8 @@ struct nb_channel {
     uint64_t key; // with workers
     uint64_t arena_bytes;
     uint64_t tokens_before; // by earlier incarnations of the worker
+    struct nb_regions regions;
+    uint32_t n_regions, last_region;
 };
 // New memory and sockets: to the device's worker, and the reply or event `type` to the client.
 int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
@@ -143,6 +149,14 @@ void nb_channel_rebind(struct nb_channel *channel);  // or tells the client that
 void nb_channel_destroy(struct nb_channel *channel); // tells the worker, not the client
 void nb_channel_lose(struct nb_channel *channel, int status, const char *text); // tells both
 struct nb_channel *nb_channel_by_key(struct nb_device *device, uint64_t key);
+
+struct nb_channel *nb_channel_of_client(struct nb_client *client, uint32_t id); // NULL: no such one
+
+// ---- region.c: memory that clients register for their channels' operators
+int nb_regions_send(struct nb_channel *channel);     // all of them, to the device's worker
+void nb_regions_destroy(struct nb_channel *channel); // with the channel; tells no worker
+// The worker has mapped one, or not.
+void nb_region_ready(struct nb_channel *channel, const struct nb_link_memory *message);
 
 // ---- image.c: one image for a file
 struct nb_file { // size 0: unknown

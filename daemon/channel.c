@@ -77,6 +77,7 @@ int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
         .arena_bytes = channel->arena_bytes,
         .model = channel->model->id,
         .uid = channel->client->uid,
+        .memories = channel->n_regions,
     };
     struct nb_wire_channel reply = {
         .header = {.type = type, .size = sizeof reply, .serial = serial},
@@ -87,6 +88,11 @@ int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
     };
     memcpy(reply.device, device->info.name, sizeof reply.device);
     nb_device_send(device, &add, of_worker, NB_CHANNEL_FDS);
+    r = nb_regions_send(channel);
+    if (r < 0) {
+        nb_wire_close_fds(of_client, NB_CHANNEL_FDS);
+        return nb_refuse(refusal, r, "the daemon is out of file descriptors");
+    }
     nb_peer_send(channel->client->peer, &reply, of_client, NB_CHANNEL_FDS);
     return 0;
 }
@@ -164,6 +170,7 @@ NB_HANDLER(nb_on_open_channel)
     channel->id = ++client->last_channel;
     channel->key = ++client->broker->last_channel;
     channel->arena_bytes = arena;
+    TAILQ_INIT(&channel->regions);
     TAILQ_INSERT_TAIL(&client->channels, channel, of_client);
     TAILQ_INSERT_TAIL(&model->channels, channel, of_model);
     client->n_channels++;
@@ -175,13 +182,19 @@ NB_HANDLER(nb_on_open_channel)
     return r;
 }
 
+struct nb_channel *nb_channel_of_client(struct nb_client *client, uint32_t id)
+{
+    struct nb_channel *channel;
+    TAILQ_FOREACH(channel, &client->channels, of_client)
+    if (channel->id == id)
+        return channel;
+    return NULL;
+}
+
 NB_HANDLER(nb_on_close_channel)
 {
     const struct nb_wire_channel_ref *request = packet;
-    struct nb_channel *channel;
-    TAILQ_FOREACH(channel, &client->channels, of_client)
-    if (channel->id == request->channel)
-        break;
+    struct nb_channel *channel = nb_channel_of_client(client, request->channel);
     if (!channel)
         return nb_refuse(refusal, -ENOENT, "this connection has no channel %u", request->channel);
     nb_channel_destroy(channel);
@@ -199,6 +212,7 @@ void nb_channel_destroy(struct nb_channel *channel)
         .model = channel->model->id,
     };
     nb_device_send(channel->model->device, &gone, NULL, 0);
+    nb_regions_destroy(channel);
     TAILQ_REMOVE(&channel->client->channels, channel, of_client);
     TAILQ_REMOVE(&channel->model->channels, channel, of_model);
     channel->client->n_channels--;

@@ -90,6 +90,8 @@ static const struct handler {
     {NB_WIRE_LOAD, nb_on_load},
     {NB_WIRE_UNLOAD, nb_on_unload},
     {NB_WIRE_CANCEL_LOAD, nb_on_cancel_load},
+    {NB_WIRE_REGISTER, nb_on_register},
+    {NB_WIRE_UNREGISTER, nb_on_unregister},
 };
 
 static const struct handler *handler_of(uint32_t type)

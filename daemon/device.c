@@ -406,6 +406,14 @@ static void on_channel_gone(struct nb_device *device, const void *packet)
         nb_channel_lose(channel, NIBBLE_E_CLOSED, "the channel was closed");
 }
 
+static void on_memory_ready(struct nb_device *device, const void *packet)
+{
+    const struct nb_link_memory *m = packet;
+    struct nb_channel *channel = nb_channel_by_key(device, m->channel);
+    if (channel)
+        nb_region_ready(channel, m);
+}
+
 static const struct {
     uint32_t type, size;
     void (*run)(struct nb_device *device, const void *packet);
@@ -414,6 +422,7 @@ static const struct {
     {NB_LINK_MODEL_READY, sizeof(struct nb_link_model_ready), on_model_ready},
     {NB_LINK_CHANNEL_GONE, sizeof(struct nb_link_ref), on_channel_gone},
     {NB_LINK_FAULT, sizeof(struct nb_link_fault), on_fault},
+    {NB_LINK_MEMORY_READY, sizeof(struct nb_link_memory), on_memory_ready},
 };
 
 static void on_packet(void *owner, const struct nb_wire_header *packet, int *fds, size_t n_fds)

@@ -19,7 +19,8 @@ struct nb_user {
 const struct nb_resource_info nb_resources[NB_RES_COUNT] = {
     [NB_RES_CONNECTIONS] = {"connections", "connections-per-user", 64},
     [NB_RES_CHANNELS] = {"channels", "channels-per-user", 64},
-    [NB_RES_BYTES] = {"bytes of channel memory", "channel-bytes-per-user", UINT64_C(1) << 30},
+    [NB_RES_BYTES] = {"bytes of channels' and registered memory", "channel-bytes-per-user",
+                      UINT64_C(1) << 30},
     [NB_RES_FDS] = {"file descriptors", "fds-per-user", 512},
     [NB_RES_LOADS] = {"loads at a time", "loads-per-user", 8},
 };

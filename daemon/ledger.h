@@ -9,7 +9,7 @@
 enum nb_resource {
     NB_RES_CONNECTIONS,
     NB_RES_CHANNELS,
-    NB_RES_BYTES, // channels' memory, at its full size
+    NB_RES_BYTES, // channels' and registered memory, at its full size
     NB_RES_FDS,   // that the broker holds or has in flight
     NB_RES_LOADS,
     NB_RES_COUNT,

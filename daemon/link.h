@@ -46,7 +46,9 @@ enum nb_link_type {
     NB_LINK_MODEL_REMOVE,      // its channels were removed before
     NB_LINK_CHANNEL_ADD,       // two fds: the channel's memfd, the worker's end of its socket
     NB_LINK_CHANNEL_REMOVE,
-    NB_LINK_DRAIN, // finish what runs, take nothing new, exit 0
+    NB_LINK_DRAIN,         // finish what runs, take nothing new, exit 0
+    NB_LINK_MEMORY_ADD,    // one fd: memory that a channel registered
+    NB_LINK_MEMORY_REMOVE, // jobs that use it are cancelled
     // worker to broker
     NB_LINK_DEVICE = 0x500, // probe, and serve at its start: one device
     NB_LINK_PROGRESS,       // load: struct nb_wire_progress
@@ -58,6 +60,7 @@ enum nb_link_type {
     NB_LINK_FAULT,          // serve: why it ends itself, before it exits with NB_EXIT_FAULT
     NB_LINK_CACHE,          // serve: one fd, a memfd sealed against any change: what the device
                             // keeps from now on. A header alone.
+    NB_LINK_MEMORY_READY,   // serve: it is mapped, or not (status). Told of each MEMORY_ADD.
 };
 
 struct nb_link_model_add {
@@ -74,6 +77,15 @@ struct nb_link_channel_add {
     uint64_t arena_bytes;
     uint32_t model;
     uint32_t uid; // for the ledger and for keying caches
+    // So many MEMORY_ADDs follow at once; no submission is taken before the last of them.
+    uint32_t memories, pad;
+};
+struct nb_link_memory { // MEMORY_ADD, MEMORY_REMOVE (channel and region), MEMORY_READY
+    struct nb_wire_header header;
+    uint64_t channel;
+    uint64_t offset, bytes; // of the fd
+    uint64_t keep;          // bytes that packed copies of matrices that cannot change may take
+    uint32_t region, flags; // NB_REGISTER_READ_ONLY
 };
 struct nb_link_ref { // MODEL_REMOVE (model), CHANNEL_REMOVE, CHANNEL_GONE (channel), DRAIN
     struct nb_wire_header header;

@@ -22,6 +22,9 @@
 #define NB_STOP_LEN_MAX   128u
 #define NB_TEXT_MAX       (4u << 20)  // bytes of one text to tokenize, or to detokenize to
 #define NB_TOKEN_TEXT_MAX (64u << 10) // bytes of text that one token may bring
+#define NB_MEMORIES_MAX   16u         // registered by a channel
+#define NB_TENSOR_NAME    256u        // bytes of a tensor's name, at most
+#define NB_GEMM_ROWS      (1u << 20)
 #define NB_ARENA_MIN      (64u << 10)
 #define NB_ARENA_DEFAULT  (4u << 20)
 #define NB_ARENA_MAX      (256u << 20)
@@ -89,6 +92,9 @@ enum nb_op {
     NB_OP_CANCEL,
     // Forgets the session's log and KV. Not answered. Its job was cancelled before.
     NB_OP_SESSION_CLOSE,
+    NB_OP_TENSOR,     // nb_desc_tensor
+    NB_OP_GEMM,       // nb_desc_gemm
+    NB_OP_DEQUANTIZE, // nb_desc_dequantize
     NB_OP_COUNT,
 };
 
@@ -98,7 +104,7 @@ struct nb_submission {
     // Names the job in completions; unique among the channel's unretired jobs; not 0
     uint64_t user_data;
     uint32_t session;
-    uint32_t region;   // 0: the arena; later, registered memory
+    uint32_t region;   // of the descriptor: 0, the arena
     uint64_t desc;     // offset in the arena, 8-byte aligned
     uint32_t desc_len; // exactly the descriptor's size
     uint32_t pad;
@@ -159,6 +165,60 @@ struct nb_desc_score {
     uint32_t what;
     uint64_t out, out_len;
 };
+
+// ---- Operators ----
+
+// In the arena (region 0), or in memory that the channel registered.
+struct nb_place {
+    uint64_t offset;
+    uint32_t region, pad;
+};
+
+struct nb_desc_tensor {
+    uint64_t name;
+    uint32_t name_len, pad;
+    uint64_t out; // struct nb_tensor
+};                // completion DONE
+
+struct nb_tensor {
+    uint32_t index; // as long as the model is loaded
+    uint32_t pad;
+    uint64_t rows, cols;
+    char type[16];
+};
+
+// A matrix: the model's tensor of that index, or a groupwise one (tensor/groupwise.h): codes
+// [rows][cols] (two 4-bit codes in a byte, the lower first, rows of whole bytes), scales
+// [rows][groups], and zero points, if any, as the codes but int8 or 4 bits a group.
+#define NB_NO_TENSOR  UINT32_MAX
+#define NB_SCALES_F16 1u // fp32 without
+#define NB_ZEROS      2u
+struct nb_desc_matrix {
+    uint32_t tensor; // NB_NO_TENSOR: as follows; else all that is 0
+    uint32_t bits;   // 8, 4
+    uint32_t rows, cols;
+    uint32_t group; // 32, 64, 128; 0: a row is one
+    uint32_t flags;
+    struct nb_place codes, scales, zeros;
+};
+
+// y[t][r] = sum over k of x[t][k] * w[r][k]; floats, without holes
+struct nb_desc_gemm {
+    struct nb_desc_matrix w;
+    struct nb_place x, y;
+    uint32_t n;     // rows of x and y, at most NB_GEMM_ROWS
+    uint32_t terms; // of x's quantization: 1 or 2 (docs/numerics.md)
+};                  // completion DONE
+
+#define NB_NUMBER_IS_F32  0u
+#define NB_NUMBER_IS_F16  1u
+#define NB_NUMBER_IS_INT8 2u // and a scale for each row, a float
+struct nb_desc_dequantize {
+    struct nb_desc_matrix w;
+    uint32_t first, count; // rows
+    struct nb_place out, scales;
+    uint32_t number, pad;
+}; // completion DONE
 
 enum nb_completion_kind {
     // One for each token that joins the log (an EOS too): token, logprob, text; a = bytes of text

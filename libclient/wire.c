@@ -23,6 +23,8 @@ static const struct nb_wire_message messages[] = {
     {NB_WIRE_LOAD, "LOAD", NB_ROLE_ADMIN, SIZE(load), SIZE(empty), 1, 0},
     {NB_WIRE_UNLOAD, "UNLOAD", NB_ROLE_ADMIN, SIZE(unload), SIZE(empty), 0, 0},
     {NB_WIRE_CANCEL_LOAD, "CANCEL_LOAD", NB_ROLE_ADMIN, SIZE(empty), 0, 0, 0},
+    {NB_WIRE_REGISTER, "REGISTER", NB_ROLE_APP, SIZE(register), SIZE(memory), 1, 0},
+    {NB_WIRE_UNREGISTER, "UNREGISTER", NB_ROLE_APP, SIZE(memory), SIZE(empty), 0, 0},
     {NB_WIRE_PROGRESS, "PROGRESS", 0, 0, SIZE(progress), 0, 0},
     {NB_WIRE_REBIND, "REBIND", 0, 0, SIZE(channel), 0, 2},
     {NB_WIRE_CHANNEL_LOST, "CHANNEL_LOST", 0, 0, SIZE(channel_ref), 0, 0},

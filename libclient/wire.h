@@ -22,6 +22,8 @@ enum nb_wire_type {
     NB_WIRE_LOAD,        // admin; one fd
     NB_WIRE_UNLOAD,      // admin
     NB_WIRE_CANCEL_LOAD, // admin; the LOAD's serial; no reply of its own: the LOAD's is -ECANCELED
+    NB_WIRE_REGISTER,    // one fd: memory that a channel's operators may use
+    NB_WIRE_UNREGISTER,
     NB_WIRE_REPLY = 0x100,
     // Events, serial 0 but for PROGRESS.
     NB_WIRE_PROGRESS = 0x200, // of the LOAD with that serial
@@ -94,6 +96,18 @@ struct nb_wire_channel_ref { // CLOSE_CHANNEL request; CHANNEL_LOST event
     struct nb_wire_header header;
     uint32_t channel, pad;
     char text[240];
+};
+
+#define NB_REGISTER_READ_ONLY 1u
+struct nb_wire_register {
+    struct nb_wire_header header;
+    uint32_t channel, flags;
+    uint64_t offset, bytes; // of the file, the offset at a page
+};
+struct nb_wire_memory { // REGISTER reply, UNREGISTER request
+    struct nb_wire_header header;
+    uint32_t channel;
+    uint32_t region; // of the channel, not 0; never used again by it
 };
 
 struct nb_wire_load {

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "daemon/worker/operators.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/worker.h"
 #include "engine/engine.h"
@@ -45,6 +46,7 @@ int nb_channel_open(const struct nb_link_channel_add *add, int memfd, int sock,
         return -ENOMEM;
     c->key = add->channel;
     c->arena_bytes = add->arena_bytes;
+    c->awaited = add->memories;
     c->map_bytes = NB_CHANNEL_BYTES(add->arena_bytes);
     int r = map_memory(c, memfd);
     if (r < 0) {
@@ -81,6 +83,9 @@ void nb_channel_close(struct nb_channel *c)
             nb_job_drop(&c->jobs[i]);
     for (uint32_t i = 0; i < NB_SESSIONS_MAX; i++)
         nb_channel_close_session(c, i);
+    nb_kept_drop(c, 0);
+    for (uint32_t i = 0; i < NB_MEMORIES_MAX; i++)
+        nb_region_close(&c->regions[i]);
     free(c->backlog);
     munmap(c->map, c->map_bytes);
     close(c->sock);
@@ -100,7 +105,7 @@ static uint32_t free_slots(struct nb_channel *c)
 
 bool nb_channel_take(struct nb_channel *c, struct nb_submission *ret)
 {
-    if (c->broken || c->backlog_n)
+    if (c->broken || c->backlog_n || c->awaited)
         return false;
     uint32_t tail = atomic_load_explicit(&c->ring->sq_tail, memory_order_acquire);
     uint32_t waiting = tail - c->sq_head;

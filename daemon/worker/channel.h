@@ -9,6 +9,7 @@
 
 #include "daemon/link.h"
 #include "daemon/worker/job.h"
+#include "daemon/worker/region.h"
 #include "libclient/ring.h"
 
 struct nb_serve;
@@ -44,6 +45,11 @@ struct nb_channel {
     struct nb_job jobs[NB_JOBS_MAX];
     uint32_t n_jobs;
     uint64_t text_bytes; // of texts that wait to be tokenized
+
+    struct nb_region regions[NB_MEMORIES_MAX];
+    uint32_t awaited;           // regions that must come before a submission is taken
+    struct nb_work *first_work; // operators' jobs, in order
+    struct nb_kept *kept;       // packed matrices of constant regions
 };
 
 // Checks seals and size, then maps. The fds are the channel's on success. -EPERM without the seals,

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "daemon/worker/channel.h"
+#include "daemon/worker/operators.h"
 #include "daemon/worker/stream.h"
 #include "daemon/worker/worker.h"
 #include "engine/engine.h"
@@ -40,6 +41,7 @@ void nb_job_drop(struct nb_job *job)
     if (job->session)
         job->session->job = NULL;
     nb_stream_destroy(job->stream);
+    nb_work_destroy(job->work);
     *job = (struct nb_job){0};
     c->n_jobs--;
     atomic_store_explicit(&c->page->jobs, c->n_jobs, memory_order_relaxed);

@@ -12,6 +12,7 @@ struct nb_channel;
 struct nb_session;
 struct nb_stream;
 struct nb_text_task;
+struct nb_work;
 
 // Where a score's results go: rows [first, end) of the log, to the arena from `out`.
 struct nb_score {
@@ -26,6 +27,7 @@ struct nb_job {
     struct nb_text_task *text;  // that a tokenization waits for
     struct nb_stream *stream;   // of a generation
     struct nb_score score;      // of a score
+    struct nb_work *work;       // of an operator
     uint32_t prompt_tokens, generated, cached;
     uint32_t computed;                           // last reported
     uint64_t submitted_ns, started_ns, first_ns; // 0: not yet

@@ -24,7 +24,12 @@ static const struct {
     [NB_OP_DETOKENIZE] = {sizeof(struct nb_desc_detokenize), nb_op_detokenize},
     [NB_OP_GENERATE] = {sizeof(struct nb_desc_generate), nb_op_generate},
     [NB_OP_SCORE] = {sizeof(struct nb_desc_score), nb_op_score},
+    [NB_OP_TENSOR] = {sizeof(struct nb_desc_tensor), nb_op_tensor},
+    [NB_OP_GEMM] = {sizeof(struct nb_desc_gemm), nb_op_gemm},
+    [NB_OP_DEQUANTIZE] = {sizeof(struct nb_desc_dequantize), nb_op_dequantize},
 };
+#define DESC_MAX 120 // of all these
+_Static_assert(DESC_MAX == sizeof(struct nb_desc_dequantize), "the largest");
 
 // --- the two that are not answered
 
@@ -46,7 +51,7 @@ static void close_session(struct nb_channel *c, const struct nb_submission *subm
 static int run_job(struct nb_channel *c, const struct nb_submission *s)
 {
     static const uint64_t zero[2];
-    alignas(8) char desc[sizeof(struct nb_desc_generate)]; // the largest
+    alignas(8) char desc[DESC_MAX];
     struct nb_job *job;
     if (s->op >= NB_OP_COUNT || !jobs[s->op].run)
         return -EOPNOTSUPP;

@@ -16,6 +16,9 @@ int nb_op_tokenize(struct nb_job *job, const struct nb_submission *submission, c
 int nb_op_detokenize(struct nb_job *job, const struct nb_submission *submission, const void *desc);
 int nb_op_generate(struct nb_job *job, const struct nb_submission *submission, const void *desc);
 int nb_op_score(struct nb_job *job, const struct nb_submission *submission, const void *desc);
+int nb_op_tensor(struct nb_job *job, const struct nb_submission *submission, const void *desc);
+int nb_op_gemm(struct nb_job *job, const struct nb_submission *submission, const void *desc);
+int nb_op_dequantize(struct nb_job *job, const struct nb_submission *submission, const void *desc);
 
 // The part of the events that is a generation's and a score's.
 void nb_generate_token(struct nb_job *job, int32_t token, float logprob);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "daemon/worker/channel.h"
+#include "daemon/worker/operators.h"
 #include "daemon/worker/ops.h"
 #include "daemon/worker/sandbox.h"
 #include "daemon/worker/serve.h"
@@ -165,6 +166,27 @@ static void on_channel_remove(struct nb_serve *s, struct packet *p)
         remove_channel(s, slot);
 }
 
+static void on_memory_add(struct nb_serve *s, struct packet *p)
+{
+    struct nb_link_memory *add = (void *)p->bytes;
+    struct nb_channel *c = nb_serve_channel(s, add->channel);
+    if (!c)
+        return;
+    int r = nb_region_add(c, add, p->fds[0]);
+    if (c->awaited)
+        c->awaited--;
+    add->header.status = r;
+    nb_link_send(add, NB_LINK_MEMORY_READY, sizeof(*add));
+}
+
+static void on_memory_remove(struct nb_serve *s, struct packet *p)
+{
+    const struct nb_link_memory *gone = (const void *)p->bytes;
+    struct nb_channel *c = nb_serve_channel(s, gone->channel);
+    if (c)
+        nb_operators_forget(c, gone->region);
+}
+
 static void on_drain(struct nb_serve *s, struct packet *p)
 {
     s->draining = true;
@@ -179,6 +201,8 @@ static const struct {
     {NB_LINK_CHANNEL_ADD, sizeof(struct nb_link_channel_add), 2, on_channel_add},
     {NB_LINK_CHANNEL_REMOVE, sizeof(struct nb_link_ref), 0, on_channel_remove},
     {NB_LINK_DRAIN, sizeof(struct nb_link_ref), 0, on_drain},
+    {NB_LINK_MEMORY_ADD, sizeof(struct nb_link_memory), 1, on_memory_add},
+    {NB_LINK_MEMORY_REMOVE, sizeof(struct nb_link_memory), 0, on_memory_remove},
 };
 
 static bool run_packet(struct nb_serve *s, struct packet *p)
@@ -242,6 +266,15 @@ void nb_serve_fail(struct nb_serve *s, int error)
     _exit(NB_EXIT_FAULT);
 }
 
+// One turn of the next channel's operators. True: there was one.
+static bool operate(struct nb_serve *s)
+{
+    int r = nb_operators_turn(s);
+    if (r < 0)
+        nb_serve_fail(s, r);
+    return r > 0;
+}
+
 // One step of the next model that has work. True: there was one.
 static bool step(struct nb_serve *s)
 {
@@ -288,6 +321,7 @@ static void loop(struct nb_serve *s)
     while (!s->ended && !drained(s)) {
         bool did = look_at_all(s);
         did |= step(s);
+        did |= operate(s);
         uint64_t now = nb_now_ns();
         if (did)
             quiet_since = now;

@@ -23,7 +23,8 @@ struct nb_serve {
     int epoll;
     struct nb_worker_model models[NB_WORKER_MODELS];
     struct nb_channel *channels[NB_WORKER_CHANNELS];
-    uint32_t turn; // whose step is next
+    uint32_t turn;      // whose step is next
+    uint32_t work_turn; // which channel's operator is next
     bool draining, ended;
 };
 
