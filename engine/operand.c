@@ -61,6 +61,8 @@ int nb_operand_find(const struct nb_model *m, const char *name, struct nb_tensor
 
 static int create(struct nb_model *m, struct nb_operand **ret)
 {
+    if (!m->device->ops->gemm)
+        return -EOPNOTSUPP;
     struct nb_operand *o = calloc(1, sizeof(*o));
     if (!o)
         return -ENOMEM;

@@ -20,7 +20,8 @@ struct nb_tensor_info {
 // -ENOENT: no tensor of that name; -EINVAL: it is a vector.
 int nb_operand_find(const struct nb_model *m, const char *name, struct nb_tensor_info *ret);
 
-// A tensor of the model by its index, used where it lies. -ENOENT, -EINVAL as above.
+// A tensor of the model by its index, used where it lies. -ENOENT, -EINVAL as above; -EOPNOTSUPP: a
+// device without these.
 int nb_operand_tensor(struct nb_model *m, uint32_t index, struct nb_operand **ret);
 // The client's matrix, which must stay mapped. With `keep` its bytes do not change any more: it is
 // packed once. Without, each turn packs what it needs.

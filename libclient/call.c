@@ -81,6 +81,13 @@ void nb_status_sentence(const struct nb_channel *channel, int status, char *ret_
         snprintf(ret_sentence, NB_SENTENCE,
                  "the tokens do not fit into the %u tokens of %s's context: shorten the prompt",
                  model->context, model->name);
+    else if (status == -EFAULT)
+        snprintf(ret_sentence, NB_SENTENCE,
+                 "a place is not all within its memory, not aligned to its elements, or not to be "
+                 "written");
+    else if (status == -EOPNOTSUPP)
+        snprintf(ret_sentence, NB_SENTENCE, "the device of %s, %s, does not do this", model->name,
+                 model->device);
     else if (status == -ESHUTDOWN)
         snprintf(ret_sentence, NB_SENTENCE, "the daemon is ending; try again when it is back");
     else

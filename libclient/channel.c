@@ -164,6 +164,7 @@ void nb_channel_close(struct nb_channel *channel)
 {
     nb_channel_lose(channel, NIBBLE_E_CLOSED, "the channel is closed");
     nb_list_remove(&channel->link);
+    nb_memories_orphan(channel);
     free(channel);
 }
 

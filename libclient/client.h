@@ -73,6 +73,7 @@ struct nibble {
     struct nb_link channels;
     struct nb_link jobs;
     struct nb_link ready; // jobs with events for their callback
+    struct nb_link memories;
     char path[108];
     char error[NB_SENTENCE];
 };
@@ -270,11 +271,23 @@ int nb_call_run(nibble *connection,
 int nb_tokenize_init(struct nb_call *call, nibble_session *session, const void *text, uint64_t size,
                      uint32_t flags);
 
+// ---- Registered memory ----
+
+struct nibble_memory {
+    struct nb_link link; // of the connection
+    nibble *connection;
+    struct nb_channel *channel; // NULL: it is gone
+    uint32_t region;
+};
+void nb_memories_orphan(struct nb_channel *channel); // it goes
+void nb_memories_free(nibble *connection);
+
 // What a worker's status means for a user.
 void nb_status_sentence(const struct nb_channel *channel, int status, char *ret_sentence);
 
 // ---- Jobs ----
 
+struct nb_operator;
 struct nb_node {
     struct nb_link link;
     struct nibble_event event;
@@ -305,10 +318,11 @@ struct nibble_job {
     unsigned char *stop;
     size_t stop_size;
     size_t n_prompt;
-    uint64_t text_bytes;   // received
-    uint64_t loose_text;   // of it, what came with no token
-    struct nb_node *token; // a token that waits for the rest of its text
-    size_t token_text;     // of which so much is there
+    uint64_t text_bytes;    // received
+    uint64_t loose_text;    // of it, what came with no token
+    struct nb_node *token;  // a token that waits for the rest of its text
+    size_t token_text;      // of which so much is there
+    struct nb_operator *op; // or the operator (operators.c)
 };
 nibble_job *nb_job_create(nibble_session *session, nibble_callback callback, void *user); // or NULL
 // An event without text, or with. -ENOMEM.
@@ -318,4 +332,5 @@ void nb_job_queue(nibble_job *job, struct nb_node *node);
 void nb_job_finish(nibble_job *job, enum nibble_finish finish, int error, const char *sentence);
 void nb_job_end(nibble_job *job, int error, const char *sentence); // at once, whatever runs
 void nb_job_destroy(nibble_job *job);
+void nb_job_moved(nibble_job *job); // tells of another worker
 int nb_deliver(nibble *connection); // runs callbacks; how many

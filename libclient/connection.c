@@ -336,6 +336,7 @@ static int connect_as(uint32_t role, const char *path, nibble **ret_connection)
     nb_link_init(&c->channels);
     nb_link_init(&c->jobs);
     nb_link_init(&c->ready);
+    nb_link_init(&c->memories);
     nb_fail(c, 0, "no failure");
     int r = choose_path(c, path, role == NB_ROLE_ADMIN);
     if (r == 0)
@@ -374,6 +375,7 @@ void nibble_close(nibble *c)
                                    nibble_session, link));
     while (!nb_list_empty(&c->jobs))
         nb_job_destroy(NB_OF(c->jobs.next, nibble_job, link));
+    nb_memories_free(c);
     nb_wire_close_fds((int[]){c->sock, c->epoll, c->nudge}, 3);
     free(c);
 }

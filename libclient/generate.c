@@ -188,20 +188,9 @@ static void fail(struct nb_task *task, int code, const char *sentence)
     nb_job_finish(job_of(task), NIBBLE_FINISH_ERROR, code, sentence);
 }
 
-// The new device, where there is one, is told to each session once.
 static void moved(struct nb_task *task)
 {
-    nibble_job *job = job_of(task);
-    const struct nb_channel *channel = task->channel;
-    struct nb_node *node = nb_job_event(job, NIBBLE_EVENT_MOVED, sizeof channel->model.device);
-    if (!node)
-        return;
-    if (job->session->moves != channel->moves) {
-        memcpy(node->text, channel->model.device, sizeof channel->model.device);
-        node->event.device = node->text;
-        job->session->moves = channel->moves;
-    }
-    nb_job_queue(job, node);
+    nb_job_moved(job_of(task));
 }
 
 static const struct nb_task_kind generate_kind = {

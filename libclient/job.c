@@ -92,7 +92,23 @@ void nb_job_destroy(nibble_job *job)
     free(job->tokenize.out);
     free(job->text);
     free(job->stop);
+    free(job->op);
     free(job);
+}
+
+// The new device, where there is one, is told to each session once.
+void nb_job_moved(nibble_job *job)
+{
+    const struct nb_channel *channel = job->session->channel;
+    struct nb_node *node = nb_job_event(job, NIBBLE_EVENT_MOVED, sizeof channel->model.device);
+    if (!node)
+        return;
+    if (job->session->moves != channel->moves) {
+        memcpy(node->text, channel->model.device, sizeof channel->model.device);
+        node->event.device = node->text;
+        job->session->moves = channel->moves;
+    }
+    nb_job_queue(job, node);
 }
 
 static void pin(nibble_job *job)

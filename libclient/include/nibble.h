@@ -312,6 +312,99 @@ NIBBLE_API int nibble_logits(nibble_session *session, const int32_t *tokens, siz
                                         size_t vocab),
                              void *user);
 
+/* ---- Operators: products and dequantization on the session's device ----
+ *
+ * Matrices and rows lie in memory that is shared with the worker, so that nothing is copied through
+ * a socket. Work is done in turns between the steps of the model's sequences, in the order in which
+ * a connection asks for it. Operators are jobs: they take callbacks, nibble_job_wait, cancel and
+ * free as a generation does, have one event, DONE (and MOVED, when the worker died and another one
+ * begins anew), with finish NIBBLE_FINISH_NONE; a session runs one job at a time, so work beside
+ * each other wants sessions beside each other. */
+
+/* Shared memory, registered for all sessions of a connection on one model. Ends with the last of
+ * these sessions; freed by nibble_memory_unregister or nibble_close. */
+typedef struct nibble_memory nibble_memory;
+
+/* Makes memory that can be registered: a memfd of `bytes`, zeros, sealed against any other size,
+ * and mapped. The caller closes *ret_fd and unmaps (munmap) `bytes` at *ret_data. Does not block.
+ */
+NIBBLE_API int nibble_memory_create(uint64_t bytes, int *ret_fd, void **ret_data);
+
+enum {
+    NIBBLE_MEMORY_READ_ONLY = 1 /* the worker cannot write it: for inputs */
+};
+/* Registers `bytes` from `offset` (a multiple of the page size) of a memfd that is sealed against
+ * shrinking. The fd is borrowed. The file's whole size is charged to the user. If the fd is sealed
+ * against writing too (F_SEAL_WRITE), a matrix in it is taken over into the device's layout once,
+ * at its first use, for which half as much again as its own size is charged; a matrix in other
+ * memory is taken over anew for each job. At most 16 for each model and connection. Blocks, until
+ * the worker has it. */
+NIBBLE_API int nibble_memory_register(nibble_session *session, int fd, uint64_t offset,
+                                      uint64_t bytes, unsigned flags, nibble_memory **ret_memory);
+/* Jobs that use it end with NIBBLE_E_CANCELLED or -EFAULT. NULL is fine. Does not block. */
+NIBBLE_API void nibble_memory_unregister(nibble_memory *memory);
+
+/* Where something lies: `offset` bytes into registered memory, or, with memory NULL, in the
+ * caller's own memory at `data`: that goes through the session's arena, must fit there, is read
+ * when the job is submitted and perhaps again, and is written before DONE: it must stay until then.
+ */
+struct nibble_place {
+    nibble_memory *memory;
+    uint64_t offset; /* a multiple of the elements' size */
+    void *data;
+};
+
+/* A matrix of the model. */
+struct nibble_tensor {
+    uint32_t index; /* its handle, as long as the model is loaded */
+    uint64_t rows, cols;
+    char type[16];
+};
+/* The model's matrix of that name, such as "blk.0.attn_q.weight". -ENOENT: there is none; -EINVAL:
+ * it is a vector. Blocks. */
+NIBBLE_API int nibble_tensor_find(nibble_session *session, const char *name,
+                                  struct nibble_tensor *ret_tensor);
+
+/* A matrix W of `rows` by `cols`: the model's `tensor`, or, with tensor NULL, a groupwise one,
+ * W[r][k] = scale[r][k / group] * (code[r][k] - zero[r][k / group]), in registered memory:
+ *   codes   row by row; bits 8: int8; bits 4: 0 to 15, two in a byte, the lower half first, each
+ * row of (cols + 1) / 2 bytes scales  [rows][groups] fp32, or fp16 with half_scales; groups = (cols
+ * + group - 1) / group zeros   with has_zeros: [rows][groups] int8, or 4 bits packed as the codes,
+ * each row of (groups + 1) / 2 bytes; without: 0 for 8 bits, 8 for 4 bits group is 32, 64 or 128,
+ * or 0: a row has one scale. cols is at most 2^20. */
+struct nibble_matrix {
+    const struct nibble_tensor *tensor;
+    unsigned bits;
+    unsigned group;
+    int half_scales, has_zeros;
+    uint64_t rows, cols;
+    struct nibble_place codes, scales, zeros;
+};
+
+enum nibble_precision {
+    NIBBLE_PRECISION_FAST = 1, /* x as int8 for each 32 of a row */
+    NIBBLE_PRECISION_EXACT = 2 /* twice that: some 2^-16 of the largest of the 32 */
+};
+/* Y[t][r] = sum over k of X[t][k] * W[r][k], for n rows t (at most 2^20): x is fp32 [n][cols], y
+ * fp32 [n][rows], both without holes. docs/numerics.md says how it is rounded; a row's result does
+ * not depend on the other rows. Starts a job; does not wait for it. */
+NIBBLE_API int nibble_gemm(nibble_session *session, const struct nibble_matrix *w,
+                           const struct nibble_place *x, size_t n, const struct nibble_place *y,
+                           enum nibble_precision precision, nibble_callback callback, void *user,
+                           nibble_job **ret_job);
+
+enum nibble_number {
+    NIBBLE_NUMBER_F32,
+    NIBBLE_NUMBER_F16, /* rounded to nearest even */
+    NIBBLE_NUMBER_INT8 /* and a scale for each row: its largest magnitude / 127 */
+};
+/* Rows [first, first + count) of w as numbers: out is [count][cols]; scales is fp32 [count], for
+ * INT8 alone, else NULL. Starts a job; does not wait for it. */
+NIBBLE_API int nibble_dequantize(nibble_session *session, const struct nibble_matrix *w,
+                                 uint64_t first, uint64_t count, enum nibble_number number,
+                                 const struct nibble_place *out, const struct nibble_place *scales,
+                                 nibble_callback callback, void *user, nibble_job **ret_job);
+
 #ifdef __cplusplus
 }
 #endif

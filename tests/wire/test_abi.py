@@ -45,4 +45,5 @@ assert codes == set(re.findall(r"^\.It Dv (NIBBLE_E_\w+)", page, re.MULTILINE))
 example = re.search(r"^\.Bd -literal\n(.*?)^\.Ed", page, re.MULTILINE | re.DOTALL)[1].replace("\\e", "\\")
 assert example == open(example_file).read(), "the manual's example is not examples/hello.c"
 readme = (pathlib.Path(example_file).parent.parent / "README.md").read_text()
-assert f"```c\n{open(example_file).read()}```" in readme, "README.md's example is not examples/hello.c"
+for file in pathlib.Path(example_file).parent.glob("*.c"):
+    assert f"```c\n{file.read_text()}```" in readme, f"README.md's example is not {file.name}"
