@@ -1,4 +1,7 @@
-"""The same model on a Vulkan device and on the CPU at the same time: the same answers, from one copy of the weights."""
+"""The same model on a Vulkan device and on the CPU at the same time: the same answers, from one copy of the weights.
+
+With two terms everywhere: with one, a driver's other rounding lets single int8 codes fall otherwise, and so few tokens
+would show it."""
 from test_cli import MODEL, NIBBLE, CliTest
 from test_devices import LAVAPIPE
 from test_one_copy import pss
@@ -15,12 +18,12 @@ class BothDevices(CliTest):
         self.env = {"VK_DRIVER_FILES": str(LAVAPIPE), "VK_ICD_FILENAMES": str(LAVAPIPE)}
         super().setUp()
 
-    def load(self, device, precision="balanced"):
+    def load(self, device, precision="exact"):
         loaded = self.json("load", MODEL, "--name", device, "--device", device, "--precision", precision, "--context", "512")
         self.assertEqual(loaded["device"], device)
 
     def perplexity(self, device):
-        """Of the file, with two terms everywhere: with one, so few tokens would show single codes that fall otherwise."""
+        """Of the file, which is loaded for this alone."""
         text = self.daemon.file("text", TEXT.encode())
         return self.json("eval", MODEL, "--device", device, "--precision", "exact", "--text", text, "--ctx", "48",
                          "--windows", "2")["perplexity"]

@@ -1,5 +1,6 @@
 // `nibble doctor`: what a user or administrator would look at first when something does not work.
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -110,6 +111,22 @@ static void check_models(struct report *r, nibble *connection)
     free(models);
 }
 
+// What an administrator may have wanted so is a note; a device that was given up is a problem.
+static void check_devices(struct report *r, nibble *connection)
+{
+    size_t n = 0;
+    struct nibble_device *devices = cli_devices(connection, &n);
+    for (size_t i = 0; devices && i < n; i++) {
+        const struct nibble_device *d = &devices[i];
+        enum verdict verdict = !strcmp(d->state, "ready")  ? GOOD
+                               : !strcmp(d->state, "lost") ? BAD
+                                                           : NOTE;
+        add(r, verdict, "device", "%s: %s, %s%s%s, %s%s%s", d->name, d->description, d->kind,
+            *d->isa ? ", " : "", d->isa, d->state, *d->reason ? ": " : "", d->reason);
+    }
+    free(devices);
+}
+
 static void check_daemon(struct report *r, const char *path)
 {
     nibble *connection = NULL;
@@ -124,34 +141,99 @@ static void check_daemon(struct report *r, const char *path)
     }
     add(r, GOOD, "daemon", "version %s, numerics %s, %u clients, %u worker restarts",
         status.version, status.numerics, status.clients, status.worker_restarts);
-    size_t n = 0;
-    struct nibble_device *devices = cli_devices(connection, &n);
-    for (size_t i = 0; devices && i < n; i++)
-        add(r, GOOD, "device", "%s: %s, %s, %u threads", devices[i].name, devices[i].description,
-            devices[i].isa, devices[i].threads);
-    free(devices);
+    check_devices(r, connection);
     check_models(r, connection);
     nibble_close(connection);
 }
 
-static size_t count_entries(const char *folder, const char *prefix)
+static void check_loader(struct report *r)
 {
-    DIR *dir = opendir(folder);
-    size_t n = 0;
-    for (struct dirent *e; dir && (e = readdir(dir));)
-        n += !strncmp(e->d_name, prefix, strlen(prefix));
-    if (dir)
-        closedir(dir);
-    return n;
+    void *loader = dlopen("libvulkan.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (loader) {
+        add(r, GOOD, "Vulkan", "the loader, libvulkan.so.1, is there");
+        dlclose(loader);
+    } else {
+        add(r, NOTE, "Vulkan",
+            "no loader (libvulkan.so.1): models run on the CPU alone; Debian: install libvulkan1");
+    }
 }
 
-static void check_accelerators(struct report *r)
+static int is_manifest(const struct dirent *e)
 {
-    size_t gpus = count_entries("/dev/dri", "renderD"), npus = count_entries("/dev/accel", "accel");
-    add(r, NOTE, "GPUs", "%zu DRM render nodes; this version serves from the CPU", gpus);
-    if (npus)
-        add(r, NOTE, "NPUs",
-            "%zu under /dev/accel, unused: no Linux NPU driver runs Vulkan compute", npus);
+    const char *end = strrchr(e->d_name, '.');
+    return end && !strcmp(end, ".json");
+}
+
+// The manifests that the loader looks at, as a list of names.
+static size_t list_drivers(const char *folder, char *ret, size_t size)
+{
+    struct dirent **found;
+    int n = scandir(folder, &found, is_manifest, alphasort);
+    for (int i = 0; i < n; i++) {
+        size_t used = strlen(ret);
+        snprintf(ret + used, size - used, "%s%.*s", used ? ", " : "",
+                 (int)strcspn(found[i]->d_name, "."), found[i]->d_name);
+        free(found[i]);
+    }
+    if (n >= 0)
+        free(found);
+    return n > 0 ? (size_t)n : 0;
+}
+
+static void check_drivers(struct report *r)
+{
+    static const char *const folders[] = {"/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d",
+                                          "/usr/share/vulkan/icd.d"};
+    char names[320] = "";
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
+        n += list_drivers(folders[i], names, sizeof names);
+    if (n)
+        add(r, GOOD, "drivers", "%s", names);
+    else
+        add(r, NOTE, "drivers",
+            "no Vulkan driver is installed: that of the GPU, or mesa-vulkan-drivers");
+}
+
+// The service runs as user nibble, so what counts is the node's group.
+static void check_node(struct report *r, const char *folder, const char *name)
+{
+    char path[300];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (stat(path, &st) < 0)
+        return;
+    const struct group *g = getgrgid(st.st_gid);
+    const char *group = g ? g->gr_name : "?";
+    bool open = (st.st_mode & 006) == 006, shared = (st.st_mode & 060) == 060;
+    if (open || access(path, R_OK | W_OK) == 0 || (shared && !strcmp(group, "render")))
+        add(r, GOOD, "node", "%s, of group %s, mode %03o", path, group, st.st_mode & 0777u);
+    else
+        add(r, NOTE, "node",
+            "%s is of group %s, mode %03o: who runs nibbled must be in that group (`adduser nibble "
+            "%s`)",
+            path, group, st.st_mode & 0777u, group);
+}
+
+static int is_render_node(const struct dirent *e)
+{
+    return !strncmp(e->d_name, "renderD", 7) ||
+           (!strncmp(e->d_name, "nvidia", 6) && strspn(e->d_name + 6, "0123456789"));
+}
+
+static void check_nodes(struct report *r)
+{
+    static const char *const folders[] = {"/dev/dri", "/dev"};
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        struct dirent **found;
+        int n = scandir(folders[i], &found, is_render_node, versionsort);
+        for (int j = 0; j < n; j++) {
+            check_node(r, folders[i], found[j]->d_name);
+            free(found[j]);
+        }
+        if (n >= 0)
+            free(found);
+    }
 }
 
 int verb_doctor(const struct verb *verb, int argc, char **argv)
@@ -167,7 +249,9 @@ int verb_doctor(const struct verb *verb, int argc, char **argv)
     r.checks = json_array();
     check_kernel(&r);
     check_huge_pages(&r);
-    check_accelerators(&r);
+    check_loader(&r);
+    check_drivers(&r);
+    check_nodes(&r);
     check_socket(&r, path);
     check_daemon(&r, path);
     if (r.common.json) {
