@@ -30,6 +30,11 @@ struct nb_device_info {
     char fault[192];               // why it cannot be used; "": it can
     uint32_t threads;
     uint64_t memory_bytes; // that the device can use
+    uint64_t memory_used;  // of it, by this process
+    uint64_t memory_free;  // that it could still have
+    // How weights come to the device, as the first model showed it: "imported: ..." or "copied:
+    // ...".
+    char weights[80];
 };
 
 // A row is one token of one sequence. Rows of a sequence are consecutive and in the order of
@@ -158,6 +163,7 @@ struct nb_device_options {
     bool warm; // what a driver compiles at first use is used once when a model is opened
     // The rest is of Vulkan devices.
     uint32_t timeout_ms;   // a submission that takes longer means a hang; 0: 30 s
+    uint64_t memory_bytes; // takes no more of the device's memory; 0: as much as there is
     uint64_t buffer_bytes; // weights in buffers and windows no larger, whatever the device allows,
     uint64_t window_bytes; // so that a small model shows what a large one needs; 0: as it allows
     enum nb_weights weights;

@@ -168,6 +168,17 @@ struct nb_plan nb_plan_part(const struct nb_plan *plan, uint32_t first, uint32_t
     return part;
 }
 
+uint64_t nb_plan_weight_bytes(const struct nb_plan *plan)
+{
+    const struct nb_packed *first = plan->ops[0].m[0].w, *last = plan->ops[plan->n_ops - 1].m[0].w;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        for (int j = 0; j < 3; j++)
+            bytes += plan->ops[i].m[j].w ? nb_packed_bytes(plan->ops[i].m[j].w) : 0;
+    bool tied = plan->n_ops > 1 && first && last && first->data == last->data;
+    return bytes - (tied ? nb_packed_bytes(last) : 0);
+}
+
 void nb_plan_destroy(struct nb_plan *plan)
 {
     if (!plan)

@@ -39,6 +39,9 @@ void nb_plan_destroy(struct nb_plan *plan);
 struct nb_plan nb_plan_part(const struct nb_plan *plan, uint32_t first, uint32_t end, bool embed,
                             bool head);
 
+// Of all its matrices, packed; one that serves twice counts once.
+uint64_t nb_plan_weight_bytes(const struct nb_plan *plan);
+
 // Whether the plan has its embedding, its head.
 static inline bool nb_plan_has(const struct nb_plan *plan, enum nb_op_kind end)
 {

@@ -58,16 +58,20 @@ static void split_info(const struct nb_device *d, struct nb_device_info *ret)
 {
     const struct split *s = (const struct split *)d;
     struct nb_device_info all = info_of(&s->part[0]);
-    uint64_t memory = 0;
+    uint64_t memory = 0, used = 0, left = 0;
     uint32_t threads = 0;
     for (uint32_t i = 0; i < s->n; i++) {
         struct nb_device_info info = info_of(&s->part[i]);
         memory += info.memory_bytes;
+        used += info.memory_used;
+        left += info.memory_free;
         threads = info.threads > threads ? info.threads : threads;
         if (all.kind == NB_DEVICE_CPU && info.kind != NB_DEVICE_CPU)
             all = info;
     }
     all.memory_bytes = memory;
+    all.memory_used = used;
+    all.memory_free = left;
     all.threads = threads;
     name_of(s, all.name, sizeof(all.name));
     *ret = all;
@@ -161,15 +165,6 @@ static void split_model_close(struct nb_device_model *m)
     free(m);
 }
 
-static uint64_t weights_of(const struct nb_plan *plan)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < plan->n_ops; i++)
-        for (int j = 0; j < 3; j++)
-            bytes += plan->ops[i].m[j].w ? nb_packed_bytes(plan->ops[i].m[j].w) : 0;
-    return bytes;
-}
-
 static void on_progress(void *user, uint64_t done, uint64_t total)
 {
     const struct progress *p = user;
@@ -185,13 +180,22 @@ static int open_parts(struct nb_device_model *m, const struct nb_plan *plan,
     of_part.user = &p;
     int rc = cut(m->split, plan, m->plan, error, size);
     for (uint32_t i = 0; i < m->split->n && rc == 0; i++)
-        p.total += weights_of(&m->plan[i]);
+        p.total += nb_plan_weight_bytes(&m->plan[i]);
     for (uint32_t i = 0; i < m->split->n && rc == 0; i++) {
         struct nb_device *d = m->split->part[i].device;
         rc = d->ops->model_open(d, &m->plan[i], &of_part, &m->part[i], error, size);
-        p.before += weights_of(&m->plan[i]);
+        p.before += nb_plan_weight_bytes(&m->plan[i]);
     }
     return rc;
+}
+
+// A part beats for the whole.
+static void lend_beat(const struct split *s)
+{
+    for (uint32_t i = 0; i < s->n; i++) {
+        s->part[i].device->on_beat = s->base.on_beat;
+        s->part[i].device->user = s->base.user;
+    }
 }
 
 static int split_model_open(struct nb_device *d, const struct nb_plan *plan,
@@ -206,6 +210,7 @@ static int split_model_open(struct nb_device *d, const struct nb_plan *plan,
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     }
     m->split = (struct split *)d;
+    lend_beat(m->split);
     int rc = open_parts(m, plan, options, ret_error, error_size);
     if (rc < 0)
         split_model_close(m);
@@ -221,6 +226,7 @@ static int split_step(struct nb_device_model *m, const struct nb_rows *rows, flo
     part.hidden = m->hidden;
     part.n_logits = 0;
     int rc = 0;
+    lend_beat(m->split);
     for (uint32_t i = 0; i <= last && rc == 0; i++) {
         part.n_logits = i == last ? rows->n_logits : 0;
         rc = m->split->part[i].device->ops->step(m->part[i], &part, ret_logits);

@@ -27,6 +27,8 @@ static void read_limits(struct nb_vulkan_device *d, const struct nb_device_optio
                                       .pNext = &m3};
     d->vk.GetPhysicalDeviceProperties2(d->physical, &p2);
     d->vk.GetPhysicalDeviceMemoryProperties(d->physical, &d->memory);
+    d->heap = nb_vulkan_own_heap(&d->memory);
+    d->memory_limit = o->memory_bytes;
     const VkPhysicalDeviceLimits *l = &p2.properties.limits;
     d->import_alignment = host.minImportedHostPointerAlignment;
     d->buffer_alignment =
@@ -46,6 +48,8 @@ static void read_limits(struct nb_vulkan_device *d, const struct nb_device_optio
 static int make_device(struct nb_vulkan_device *d, const struct nb_device_options *o)
 {
     static const char *const import = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
+    static const char *const budget = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
+    d->has_budget = nb_vulkan_has_extension(&d->vk, d->physical, budget);
     d->can_import = d->info.unified && nb_vulkan_has_extension(&d->vk, d->physical, import);
     read_limits(d, o);
     uint32_t family[2];
@@ -63,10 +67,12 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
     struct nb_tier_features of_tier;
     VkPhysicalDeviceFaultFeaturesEXT fault = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FAULT_FEATURES_EXT, .deviceFault = VK_TRUE};
-    const char *extension[2 + NB_TIER_EXTENSIONS];
+    const char *extension[3 + NB_TIER_EXTENSIONS];
     uint32_t n_extensions = 0;
     if (d->can_import)
         extension[n_extensions++] = import;
+    if (d->has_budget)
+        extension[n_extensions++] = budget;
     if (nb_vulkan_has_extension(&d->vk, d->physical, VK_EXT_DEVICE_FAULT_EXTENSION_NAME)) {
         extension[n_extensions++] = VK_EXT_DEVICE_FAULT_EXTENSION_NAME;
         features.pNext = &fault;
@@ -236,6 +242,10 @@ static void vulkan_info(const struct nb_device *base, struct nb_device_info *ret
     const struct nb_vulkan_device *d = (const struct nb_vulkan_device *)base;
     nb_vulkan_device_show(&d->info, d->index, ret);
     snprintf(ret->isa, sizeof(ret->isa), "%s", d->tier->name);
+    nb_vulkan_memory(d, &ret->memory_used, &ret->memory_free);
+    if (d->weights == NB_WEIGHTS_IMPORTED || d->weights == NB_WEIGHTS_COPIED)
+        snprintf(ret->weights, sizeof(ret->weights), "%s: %s",
+                 d->weights == NB_WEIGHTS_COPIED ? "copied" : "imported", d->weights_why);
 }
 
 const struct nb_device_ops nb_vulkan_ops = {

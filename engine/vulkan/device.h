@@ -54,6 +54,10 @@ struct nb_vulkan_device {
     VkDeviceSize max_allocation;
     double tick_ns; // of a timestamp
     VkPhysicalDeviceMemoryProperties memory;
+    uint32_t heap;         // the largest of the device's own
+    uint64_t taken;        // of it, by us
+    uint64_t memory_limit; // or 0
+    bool has_budget;       // the driver keeps account of its heaps
     VkDescriptorSetLayout set_layout;
     VkPipelineLayout layout;
     VkShaderModule module[NB_MODULES];
@@ -65,8 +69,9 @@ struct nb_vulkan_buffer {
     VkBuffer buffer;
     VkDeviceMemory memory;
     VkDeviceSize bytes;
-    void *map;   // or NULL
-    void *pages; // zeroed by the kernel and imported, or NULL
+    uint64_t taken; // of the device's own heap
+    void *map;      // or NULL
+    void *pages;    // zeroed by the kernel and imported, or NULL
 };
 
 // Memory that the host writes and reads, or the device's own.
@@ -83,6 +88,9 @@ int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize
 int nb_vulkan_buffer_lazy(struct nb_vulkan_device *d, VkDeviceSize bytes,
                           struct nb_vulkan_buffer *ret);
 void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b);
+
+// budget.c. What this process has of the device's own memory, and could still have.
+void nb_vulkan_memory(const struct nb_vulkan_device *d, uint64_t *ret_used, uint64_t *ret_free);
 
 int nb_vulkan_queue_init(struct nb_vulkan_device *d, uint32_t family, struct nb_vulkan_queue *ret);
 void nb_vulkan_queue_finish(struct nb_vulkan_device *d, struct nb_vulkan_queue *q);

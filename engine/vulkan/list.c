@@ -52,14 +52,17 @@ int nb_vulkan_find_queues(const struct nb_vk *vk, VkPhysicalDevice p, uint32_t *
     return 0;
 }
 
-static uint64_t largest_heap(const VkPhysicalDeviceMemoryProperties *m)
+uint32_t nb_vulkan_own_heap(const VkPhysicalDeviceMemoryProperties *m)
 {
+    uint32_t own = 0;
     uint64_t most = 0;
     for (uint32_t i = 0; i < m->memoryHeapCount; i++)
         if (m->memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT &&
-            m->memoryHeaps[i].size > most)
+            m->memoryHeaps[i].size > most) {
+            own = i;
             most = m->memoryHeaps[i].size;
-    return most;
+        }
+    return own;
 }
 
 // Whether memory that was written may become code, as a driver needs that compiles for the CPU.
@@ -134,7 +137,8 @@ void nb_vulkan_describe(const struct nb_vk *vk, VkPhysicalDevice p,
     *ret = (struct nb_vulkan_device_info){.is_cpu = type == VK_PHYSICAL_DEVICE_TYPE_CPU,
                                           .unified = type == VK_PHYSICAL_DEVICE_TYPE_CPU ||
                                                      type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
-                                          .memory = largest_heap(&memory),
+                                          .memory =
+                                              memory.memoryHeaps[nb_vulkan_own_heap(&memory)].size,
                                           .max_window = p2.properties.limits.maxStorageBufferRange,
                                           .tier = nb_tier_best(&facts)->name};
     snprintf(ret->name, sizeof(ret->name), "%s", p2.properties.deviceName);

@@ -11,6 +11,8 @@ bool nb_vulkan_has_extension(const struct nb_vk *vk, VkPhysicalDevice p, const c
 // -ENOTSUP: there is no such family.
 int nb_vulkan_find_queues(const struct nb_vk *vk, VkPhysicalDevice p, uint32_t *ret_compute,
                           uint32_t *ret_transfer);
+// The largest heap of the device's own.
+uint32_t nb_vulkan_own_heap(const VkPhysicalDeviceMemoryProperties *m);
 int nb_vulkan_list(const struct nb_vk *vk, VkPhysicalDevice p[NB_VULKAN_DEVICES], uint32_t *ret_n,
                    char *error, size_t error_size);
 void nb_vulkan_describe(const struct nb_vk *vk, VkPhysicalDevice p,

@@ -35,10 +35,20 @@ static int make_buffer(struct nb_vulkan_device *d, VkDeviceSize bytes, const voi
     return nb_vk_errno(d->vk.CreateBuffer(d->device, &info, NULL, ret));
 }
 
+static void take(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b, uint64_t bytes)
+{
+    b->taken = bytes;
+    d->taken += bytes;
+}
+
+// What is imported (with pNext) is not taken from the device.
 static int bind(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b,
                 const VkMemoryAllocateInfo *info)
 {
     int rc = nb_vk_errno(d->vk.AllocateMemory(d->device, info, NULL, &b->memory));
+    if (rc == 0 && !info->pNext &&
+        d->memory.memoryTypes[info->memoryTypeIndex].heapIndex == d->heap)
+        take(d, b, info->allocationSize);
     return rc < 0 ? rc : nb_vk_errno(d->vk.BindBufferMemory(d->device, b->buffer, b->memory, 0));
 }
 
@@ -119,9 +129,11 @@ int nb_vulkan_buffer_lazy(struct nb_vulkan_device *d, VkDeviceSize bytes,
     int rc = nb_vulkan_buffer_import(d, pages, bytes, ret);
     if (rc < 0)
         munmap(pages, bytes);
-    else
-        ret->pages = pages;
-    return rc;
+    if (rc < 0)
+        return rc;
+    ret->pages = pages;
+    take(d, ret, bytes);
+    return 0;
 }
 
 void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b)
@@ -130,6 +142,7 @@ void nb_vulkan_buffer_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffer
         d->vk.DestroyBuffer(d->device, b->buffer, NULL);
     if (b->memory)
         d->vk.FreeMemory(d->device, b->memory, NULL);
+    d->taken -= b->taken;
     if (b->pages)
         munmap(b->pages, b->bytes);
     *b = (struct nb_vulkan_buffer){0};

@@ -21,13 +21,6 @@ size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan 
     return layer_block_bytes(&plan->hp) * plan->n_layers;
 }
 
-uint64_t nb_vulkan_kv_room(const struct nb_device *d, const struct nb_plan *plan, uint32_t max_rows)
-{
-    const struct nb_vulkan_device *v = (const struct nb_vulkan_device *)d;
-    uint64_t bound = (uint64_t)v->max_range * plan->n_layers, quarter = v->info.memory / 4;
-    return bound < quarter ? bound : quarter;
-}
-
 // --- Memory
 
 static int check_model(const struct nb_device_model *m, char *error, size_t size)
@@ -85,34 +78,67 @@ static uint32_t widest_act(const struct nb_plan *plan)
     return most;
 }
 
-static int make_buffers(struct nb_device_model *m)
+struct sized {
+    struct nb_vulkan_buffer *buffer;
+    VkDeviceSize bytes;
+    enum nb_vulkan_memory where;
+};
+enum { BUFFERS = 10 }; // beside weights and KV memory
+
+static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
 {
     const struct nb_hparams *hp = &m->plan->hp;
-    struct nb_vulkan_device *d = m->device;
-    lay_tables(m);
     const bool embed = nb_plan_has(m->plan, NB_OP_EMBED), head = nb_plan_has(m->plan, NB_OP_HEAD);
+    lay_tables(m);
     VkDeviceSize row = (VkDeviceSize)m->padded_rows * sizeof(float);
-    VkDeviceSize width = (VkDeviceSize)m->head_rows * sizeof(float);
+    VkDeviceSize x = row * nb_vulkan_pad(hp->embedding, 32);
+    VkDeviceSize logits = m->head_rows * sizeof(float) * nb_vulkan_pad(hp->vocab, 16);
     uint32_t qkv = nb_vulkan_pad(hp->dim[NB_DIM_Q], 16) + nb_vulkan_pad(hp->dim[NB_DIM_K], 16) +
                    nb_vulkan_pad(hp->dim[NB_DIM_V], 16);
-    const struct {
-        struct nb_vulkan_buffer *buffer;
-        VkDeviceSize bytes;
-        enum nb_vulkan_memory where;
-    } list[] = {
+    const struct sized list[BUFFERS] = {
         {&m->step, (VkDeviceSize)m->tables.words * 4, NB_VULKAN_HOST},
         {&m->vectors, count_vectors(m->plan) * sizeof(float), NB_VULKAN_HOST},
-        {&m->x, row * nb_vulkan_pad(hp->embedding, 32), NB_VULKAN_DEVICE},
-        {&m->normed, row * nb_vulkan_pad(hp->embedding, 32), NB_VULKAN_DEVICE},
+        {&m->x, x, NB_VULKAN_DEVICE},
+        {&m->normed, x, NB_VULKAN_DEVICE},
         {&m->qkv, row * nb_vulkan_pad(qkv, 32), NB_VULKAN_DEVICE},
         {&m->attn, row * nb_vulkan_pad(hp->dim[NB_DIM_ATTN], 32), NB_VULKAN_DEVICE},
         {&m->hidden, row * nb_vulkan_pad(hp->ffn, 32), NB_VULKAN_DEVICE},
         {&m->act, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
-        {&m->logits, head ? width * nb_vulkan_pad(hp->vocab, 16) : 0, NB_VULKAN_HOST},
-        {&m->carry, head && embed ? 0 : row * nb_vulkan_pad(hp->embedding, 32), NB_VULKAN_HOST},
+        {&m->logits, head ? logits : 0, NB_VULKAN_HOST},
+        {&m->carry, head && embed ? 0 : x, NB_VULKAN_HOST},
     };
+    memcpy(ret, list, sizeof(list));
+}
+
+static struct nb_device_model sized_model(const struct nb_plan *plan, uint32_t max_rows)
+{
+    uint32_t padded = nb_vulkan_pad(max_rows, ROW_PAD);
+    return (struct nb_device_model){
+        .plan = plan,
+        .max_rows = max_rows,
+        .padded_rows = padded,
+        .head_rows = padded < NB_VULKAN_HEAD_ROWS ? padded : NB_VULKAN_HEAD_ROWS};
+}
+
+uint64_t nb_vulkan_step_bytes(const struct nb_plan *plan, uint32_t max_rows)
+{
+    struct nb_device_model m = sized_model(plan, max_rows);
+    struct sized list[BUFFERS];
+    uint64_t bytes = 0;
+    size_buffers(&m, list);
+    for (int i = 0; i < BUFFERS; i++)
+        bytes += list[i].bytes;
+    return bytes;
+}
+
+static int make_buffers(struct nb_device_model *m)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    struct nb_vulkan_device *d = m->device;
+    struct sized list[BUFFERS];
+    size_buffers(m, list);
     int rc = 0;
-    for (size_t i = 0; i < sizeof(list) / sizeof(list[0]) && rc == 0; i++)
+    for (int i = 0; i < BUFFERS && rc == 0; i++)
         if (list[i].bytes)
             rc = list[i].bytes > d->max_range
                      ? -E2BIG
@@ -196,8 +222,6 @@ void nb_vulkan_model_close(struct nb_device_model *m)
 static int refuse_memory(const struct nb_device_model *m, int rc, char *error, size_t size)
 {
     const struct nb_vulkan_device *d = m->device;
-    if (d->gone)
-        return nb_fail(error, size, rc, "%s", d->fault);
     return nb_fail(error, size, rc,
                    "%s: no memory for %zu MB of weights, steps of %u rows and %u KV blocks: %s",
                    d->info.name, nb_vulkan_weights_bytes(m) >> 20, m->max_rows, m->kv_blocks,
@@ -212,18 +236,17 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
     const uint32_t max_rows = options->max_rows;
     if (!m)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
-    *m = (struct nb_device_model){.device = (struct nb_vulkan_device *)d,
-                                  .plan = plan,
-                                  .max_rows = max_rows,
-                                  .padded_rows = nb_vulkan_pad(max_rows, ROW_PAD),
-                                  .kv_blocks = options->kv_blocks,
-                                  .head_rows = max_rows < NB_VULKAN_HEAD_ROWS
-                                                   ? nb_vulkan_pad(max_rows, ROW_PAD)
-                                                   : NB_VULKAN_HEAD_ROWS};
+    *m = sized_model(plan, max_rows);
+    m->device = (struct nb_vulkan_device *)d;
+    m->kv_blocks = options->kv_blocks;
     nb_vulkan_doing(m->device, "opening a model");
     int rc = check_model(m, ret_error, error_size);
     if (rc == 0)
         rc = nb_vulkan_weights_cut(m, ret_error, error_size);
+    if (rc == 0) {
+        nb_vulkan_weights_choose(m);
+        rc = nb_vulkan_budget_check(m, ret_error, error_size);
+    }
     if (rc == 0) {
         if ((rc = nb_vulkan_weights_load(m, options)) < 0 || (rc = make_buffers(m)) < 0 ||
             (rc = clear_buffers(m)) < 0 || (rc = make_queries(m)) < 0)
@@ -231,6 +254,8 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
         else
             rc = nb_vulkan_program(m, ret_error, error_size);
     }
+    if (rc < 0 && m->device->gone)
+        nb_fail(ret_error, error_size, rc, "%s", m->device->fault);
     if (rc < 0)
         nb_vulkan_model_close(m);
     else

@@ -105,6 +105,8 @@ void nb_vulkan_pipelines_destroy(struct nb_device_model *m);
 // weights.c. Cutting makes no buffers, so that what the model needs is known before it is taken.
 int nb_vulkan_weights_cut(struct nb_device_model *m, char *error, size_t error_size);
 size_t nb_vulkan_weights_bytes(const struct nb_device_model *m);
+// Decides once for a device, by its first model, whether weights are imported or copied.
+void nb_vulkan_weights_choose(struct nb_device_model *m);
 int nb_vulkan_weights_load(struct nb_device_model *m,
                            const struct nb_device_model_options *options);
 void nb_vulkan_weights_finish(struct nb_device_model *m);
@@ -129,6 +131,11 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool h
 void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r);
 
 size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan);
+// What steps of `max_rows` take beside weights and KV memory.
+uint64_t nb_vulkan_step_bytes(const struct nb_plan *plan, uint32_t max_rows);
+
+// budget.c. -ENOMEM with the figures when the model does not fit.
+int nb_vulkan_budget_check(const struct nb_device_model *m, char *error, size_t size);
 uint64_t nb_vulkan_kv_room(const struct nb_device *d, const struct nb_plan *plan,
                            uint32_t max_rows);
 int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,

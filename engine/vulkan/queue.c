@@ -5,6 +5,9 @@
 #include <errno.h>
 #include <stdio.h>
 
+// All that we do on a device.
+#define STAGES (VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT)
+
 int nb_vulkan_queue_init(struct nb_vulkan_device *d, uint32_t family, struct nb_vulkan_queue *ret)
 {
     const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
@@ -68,7 +71,7 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
     const uint64_t number = q->submitted + 1;
     // Another queue's copies are made visible to what is computed from them.
     const bool joins = q != d->copies;
-    const VkPipelineStageFlags stage = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
+    const VkPipelineStageFlags stages = STAGES;
     const VkTimelineSemaphoreSubmitInfo timeline = {
         .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
         .waitSemaphoreValueCount = joins,
@@ -79,7 +82,7 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
                                  .pNext = &timeline,
                                  .waitSemaphoreCount = joins,
                                  .pWaitSemaphores = joins ? &d->copies->timeline : NULL,
-                                 .pWaitDstStageMask = &stage,
+                                 .pWaitDstStageMask = &stages,
                                  .commandBufferCount = 1,
                                  .pCommandBuffers = &c,
                                  .signalSemaphoreCount = 1,
@@ -123,8 +126,7 @@ int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)
                                .srcAccessMask = VK_ACCESS_MEMORY_WRITE_BIT,
                                .dstAccessMask =
                                    VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
-    const VkPipelineStageFlags all = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
-    d->vk.CmdPipelineBarrier(commands, all, all, 0, 1, &b, 0, NULL, 0, NULL);
+    d->vk.CmdPipelineBarrier(commands, STAGES, STAGES, 0, 1, &b, 0, NULL, 0, NULL);
     int rc = nb_vk_errno(d->vk.EndCommandBuffer(commands));
     if (rc == 0)
         rc = nb_vulkan_run(d, 1, &commands);

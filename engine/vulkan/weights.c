@@ -258,9 +258,12 @@ static int time_both(struct nb_vulkan_device *d, const struct nb_vulkan_piece *p
     return rc;
 }
 
-// Decides once for a device, by its first model.
-static void choose(struct nb_vulkan_device *d, const struct nb_vulkan_piece *sample)
+void nb_vulkan_weights_choose(struct nb_device_model *m)
 {
+    struct nb_vulkan_device *d = m->device;
+    const struct nb_vulkan_piece *sample = &m->pieces[0];
+    if (d->weights == NB_WEIGHTS_IMPORTED || d->weights == NB_WEIGHTS_COPIED)
+        return;
     const bool measure = d->weights == NB_WEIGHTS_MEASURED || !d->info.is_cpu;
     double imported, copied;
     const char *why = "its memory is its own";
@@ -281,8 +284,6 @@ static void choose(struct nb_vulkan_device *d, const struct nb_vulkan_piece *sam
 
 int nb_vulkan_weights_load(struct nb_device_model *m, const struct nb_device_model_options *options)
 {
-    if (m->device->weights == NB_WEIGHTS_CHOSEN || m->device->weights == NB_WEIGHTS_MEASURED)
-        choose(m->device, &m->pieces[0]);
     return m->device->weights == NB_WEIGHTS_IMPORTED ? import(m) : copy(m, options);
 }
 

@@ -46,7 +46,7 @@ static struct nb_device_options device_options;
 void test_device(const char *name)
 {
     snprintf(device_name, sizeof(device_name), "%s", name);
-    char *colon = strchr(device_name, ':');
+    char *colon = strchr(device_name, '+') ? NULL : strchr(device_name, ':');
     device_tier = colon ? colon + 1 : NULL;
     if (colon)
         *colon = 0;

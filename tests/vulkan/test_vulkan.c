@@ -23,8 +23,8 @@
 #define MOST_ROWS    128
 #define MOST_DEVICES 16
 
-static char device[48]; // the driver's name among the devices, and the tier
-static const char *tier;
+static char device[16];                // the driver's name among the devices
+static struct nb_device_options usual; // the tier
 
 // A run: the logits of each position of a prompt and of what follows it greedily.
 struct run {
@@ -189,29 +189,77 @@ static void weights_in_pieces(void **state)
         .model = {2, 256, 256, 4, 2, 512, 13, -1}, .precision = NB_PRECISION_BALANCED, .prompt = 3};
     compute(device, &r, &want);
     for (size_t i = 0; i < sizeof(how) / sizeof(how[0]); i++) {
-        test_device_options(&how[i]);
+        struct nb_device_options one = how[i];
+        one.tier = usual.tier;
+        test_device_options(&one);
         compute(device, &r, &got);
-        test_device_options(NULL);
+        test_device_options(&usual);
         if (memcmp(want.row, got.row, want.n * sizeof(want.row[0])) != 0)
             fail_msg("weights cut in the way %zu give other bits", i);
     }
 }
 
-static void refuse(const char *name, const struct run *r, struct nb_device_options how, int code,
-                   const char *why)
+static const char *refuse(const char *name, const struct run *r, struct nb_device_options how,
+                          int code, const char *why)
 {
-    struct nb_model_options o = {.precision = r->precision, .max_context = MOST_ROWS};
+    static char error[256];
+    struct nb_model_options o = {
+        .precision = r->precision, .max_rows = r->chunk, .max_context = MOST_ROWS};
     struct test_model t;
-    char error[256] = "";
     int fd = random_model_create(&r->model);
     assert_true(fd >= 0);
     test_device(name);
+    how.tier = usual.tier;
     test_device_options(&how);
     assert_int_equal(test_model_open_fd(fd, 1, &o, &t, error, sizeof(error)), code);
-    test_device_options(NULL);
+    test_device_options(&usual);
     close(fd);
     print_message("%s\n", error);
     assert_non_null(strstr(error, why));
+    return strstr(error, why);
+}
+
+// A model that does not fit is refused with what would: as many layers, and not one more.
+static void memory_is_counted(void **state)
+{
+    struct run r = {.model = {6, 256, 512, 4, 2, 512, 19, NB_TYPE_Q8_0}, .prompt = 2, .chunk = 64};
+    struct nb_device_options how = {
+        .memory_bytes = 3500000, .tier = usual.tier, .weights = NB_WEIGHTS_COPIED};
+    struct nb_model_options o = {.max_context = MOST_ROWS, .max_rows = 64};
+    static struct logits got;
+    struct nb_device_info before, open, after;
+    struct test_model t;
+    char name[160], error[256] = "";
+    unsigned layers = 0;
+    const char *advice = refuse(device, &r, how, -ENOMEM, "--gpu-layers");
+    assert_int_equal(sscanf(advice, "--gpu-layers %u", &layers), 1);
+    assert_true(layers > 0 && layers < 5);
+    snprintf(name, sizeof(name), "cpu+%s:%u", device, layers + 1);
+    refuse(name, &r, how, -ENOMEM, "left");
+    snprintf(name, sizeof(name), "cpu+%s:%u", device, layers);
+    test_device_options(&how);
+    compute(name, &r, &got);
+    test_device_options(&usual);
+
+    struct nb_device *d;
+    assert_int_equal(nb_device_create(device, &how, &d, error, sizeof(error)), 0);
+    d->ops->info(d, &before);
+    d->ops->destroy(d);
+    int fd = random_model_create(&r.model);
+    how.memory_bytes = 0;
+    test_device(device);
+    test_device_options(&how);
+    assert_int_equal(test_model_open_fd(fd, 1, &o, &t, error, sizeof(error)), 0);
+    test_device_options(&usual);
+    close(fd);
+    t.device->ops->info(t.device, &open);
+    assert_true(open.memory_used > before.memory_used + 1000000);
+    assert_true(open.memory_free < open.memory_bytes);
+    assert_non_null(strstr(open.weights, "copied"));
+    nb_model_close(t.model);
+    t.device->ops->info(t.device, &after);
+    assert_true(after.memory_used == before.memory_used);
+    t.device->ops->destroy(t.device);
 }
 
 static void same_bits(const char *name, const struct run *r, const struct logits *want)
@@ -231,7 +279,7 @@ static void split_over_devices(void **state)
                     .precision = NB_PRECISION_EXACT,
                     .prompt = 40,
                     .generate = 4};
-    char name[64];
+    char name[160];
     compute("cpu", &r, &cpu);
     same_bits("cpu:1+cpu", &r, &cpu);
     same_bits("cpu:1+cpu:2+cpu:1", &r, &cpu);
@@ -280,7 +328,8 @@ static int find_device(void **state)
         if (!info[i].is_cpu)
             continue;
         print_message("vulkan%d: %s, %s\n", i, info[i].name, info[i].driver);
-        snprintf(device, sizeof(device), "vulkan%d%s%s", i, tier ? ":" : "", tier ? tier : "");
+        snprintf(device, sizeof(device), "vulkan%d", i);
+        test_device_options(&usual);
         return 0;
     }
     fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers\n");
@@ -289,7 +338,7 @@ static int find_device(void **state)
 
 int main(int argc, char **argv)
 {
-    tier = argc > 1 ? argv[1] : NULL;
+    usual.tier = argc > 1 ? argv[1] : NULL;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals),
         cmocka_unit_test(every_type),
@@ -298,6 +347,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(rows_alone_and_together),
         cmocka_unit_test(weights_in_pieces),
         cmocka_unit_test(split_over_devices),
+        cmocka_unit_test(memory_is_counted),
     };
     return cmocka_run_group_tests(tests, find_device, NULL);
 }
