@@ -160,9 +160,12 @@ struct nb_device_options {
     // device, driver or build wrote, or that is damaged, counts as none.
     const void *cache;
     size_t cache_bytes;
-    bool warm; // what a driver compiles at first use is used once when a model is opened
+    // When a model is opened, its tiles are chosen by measurement, and what a driver compiles at
+    // first use is used once.
+    bool warm;
     // The rest is of Vulkan devices.
-    uint32_t timeout_ms;   // a submission that takes longer means a hang; 0: 30 s
+    uint32_t tile;       // the n-th of its tier for every product, to compare them; 0: what is best
+    uint32_t timeout_ms; // a submission that takes longer means a hang; 0: 30 s
     uint64_t memory_bytes; // takes no more of the device's memory; 0: as much as there is
     uint64_t buffer_bytes; // weights in buffers and windows no larger, whatever the device allows,
     uint64_t window_bytes; // so that a small model shows what a large one needs; 0: as it allows

@@ -198,6 +198,7 @@ int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *opti
     d->base.ops = &nb_vulkan_ops;
     d->index = index;
     d->warm = options->warm;
+    d->tile = options->tile <= NB_TIER_TILES ? options->tile : 0;
     d->copies = &d->compute;
     d->weights = options->weights;
     snprintf(d->weights_why, sizeof(d->weights_why), "as asked");

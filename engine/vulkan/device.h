@@ -63,6 +63,7 @@ struct nb_vulkan_device {
     VkShaderModule module[NB_MODULES];
     struct nb_vulkan_cache cache;
     bool warm;
+    uint32_t tile; // that all products take, from 1 on; 0: what is best
 };
 
 struct nb_vulkan_buffer {

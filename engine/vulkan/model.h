@@ -25,6 +25,7 @@ struct nb_vulkan_dispatch {
     uint32_t teams;            // of a row, and the first push constant where teams are workgroups
     enum nb_shader shader;
     uint16_t pipeline[NB_TIER_TILES]; // of the model's
+    uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows take
     VkDescriptorSet set;
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], n_push;
 };
@@ -37,6 +38,7 @@ struct nb_vulkan_tables {
 struct nb_vulkan_pipeline {
     const struct nb_tier_variant *variant;
     uint32_t constants[NB_VULKAN_CONSTANTS];
+    bool wanted;
     VkPipeline pipeline;
 };
 
@@ -99,7 +101,7 @@ static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
 // pipelines.c. The index of a pipeline, named now and made later, or a negative errno.
 int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS]);
-int nb_vulkan_pipelines_make(struct nb_device_model *m);
+int nb_vulkan_pipelines_make(struct nb_device_model *m); // those that are wanted, and no others
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m);
 
 // weights.c. Cutting makes no buffers, so that what the model needs is known before it is taken.
@@ -117,11 +119,13 @@ const struct nb_vulkan_piece *nb_vulkan_piece_of(const struct nb_device_model *m
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size);
 uint32_t nb_vulkan_bucket(uint32_t rows);
 // The variant of a dispatch that steps of so many rows take.
-uint32_t nb_vulkan_tile(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                        uint32_t rows);
+uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t rows);
+// tune.c: tiles for all dispatches, and the pipelines of these.
+int nb_vulkan_tune(struct nb_device_model *m);
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
                         const struct nb_vulkan_dispatch *p);
-int nb_vulkan_warm(struct nb_device_model *m); // warm.c
+void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c); // a barrier
+int nb_vulkan_warm(struct nb_device_model *m);                                     // warm.c
 // A bucket's, recorded at its first use.
 int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, bool head,
                             struct nb_vulkan_recording **ret);

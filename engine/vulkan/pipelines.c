@@ -45,8 +45,9 @@ static void *make_some(void *user)
     uint32_t i;
     while ((i = atomic_fetch_add(&making->next, 1)) < m->n_pipelines) {
         struct nb_vulkan_pipeline *p = &m->pipelines[i];
-        int rc =
-            p->pipeline ? 0 : nb_vulkan_pipeline(m->device, p->variant, p->constants, &p->pipeline);
+        int rc = p->wanted && !p->pipeline
+                     ? nb_vulkan_pipeline(m->device, p->variant, p->constants, &p->pipeline)
+                     : 0;
         if (rc < 0)
             atomic_store(&making->rc, rc);
     }
@@ -71,6 +72,11 @@ int nb_vulkan_pipelines_make(struct nb_device_model *m)
     make_some(&making);
     while (n > 0)
         pthread_join(thread[--n], NULL);
+    for (uint32_t i = 0; i < m->n_pipelines; i++)
+        if (!m->pipelines[i].wanted) {
+            m->device->vk.DestroyPipeline(m->device->device, m->pipelines[i].pipeline, NULL);
+            m->pipelines[i].pipeline = VK_NULL_HANDLE;
+        }
     return atomic_load(&making.rc);
 }
 

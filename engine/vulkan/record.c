@@ -19,16 +19,6 @@ uint32_t nb_vulkan_bucket(uint32_t rows)
     return bucket;
 }
 
-uint32_t nb_vulkan_tile(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                        uint32_t rows)
-{
-    const struct nb_tier *t = m->device->tier;
-    uint32_t tile = NB_TIER_TILES - 1;
-    while (tile > 0 && t->variant[NB_SHADER_GEMM][tile - 1].tokens >= rows)
-        tile--;
-    return tile;
-}
-
 struct point {
     VkPipelineStageFlags stages;
     VkAccessFlags access;
@@ -49,12 +39,17 @@ static void barrier(const struct nb_vk *vk, VkCommandBuffer c, const struct poin
     vk->CmdPipelineBarrier(c, from->stages, to->stages, 0, 1, &b, 0, NULL, 0, NULL);
 }
 
+void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c)
+{
+    barrier(&m->device->vk, c, &computing, &computing);
+}
+
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
                         const struct nb_vulkan_dispatch *p)
 {
     const struct nb_vk *vk = &m->device->vk;
     VkPipelineLayout layout = m->device->layout;
-    uint32_t tile = nb_vulkan_tile(m, p, rows);
+    uint32_t tile = nb_vulkan_tile(p, rows);
     const struct nb_tier_variant *v = &m->device->tier->variant[p->shader][tile];
     uint32_t covered = v->units ? v->units : nb_vulkan_local(m->device, v);
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;

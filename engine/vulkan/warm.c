@@ -28,7 +28,7 @@ int nb_vulkan_warm(struct nb_device_model *m)
     for (uint32_t rows = 1; rows <= m->padded_rows && rc == 0; rows *= 2)
         for (uint32_t i = 0; i < m->n_dispatches && rc == 0; i++) {
             const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-            bool *done = &warm[p->pipeline[nb_vulkan_tile(m, p, rows)]];
+            bool *done = &warm[p->pipeline[nb_vulkan_tile(p, rows)]];
             if (!*done)
                 rc = run_alone(m, rows, p);
             *done = true;

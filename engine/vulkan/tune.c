@@ -1,0 +1,276 @@
+// Chooses the tile of each product for each count of rows, by timing those that the device's tier
+// has on the model's own shapes and weights, and remembers the choice. Must not change a result:
+// tiles differ in speed alone.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <xxhash.h>
+
+#include "engine/vulkan/model.h"
+
+#define BUDGET_NS    2000000000 // for all of a model's products together
+#define MOST_BUCKET  7          // 128 rows; what is best there is best for more
+#define SHARE        8          // of the budget that one measurement may take
+#define TURNS        5          // the median counts
+#define LAYERS       8          // whose weights are taken in turn, so that caches are as in a step
+#define MAX_PRODUCTS 64
+#define WORTH        0.95 // of the usual tile's time: below it another is better
+
+// Dispatches that differ in their weights alone.
+struct product {
+    uint64_t kind;
+    struct nb_vulkan_dispatch *of[LAYERS];
+    uint32_t n;
+    uint32_t most_rows;
+    double work, ns; // of a row; what its last bucket has taken in all
+    struct nb_vulkan_choice choice;
+};
+
+struct tuning {
+    struct nb_device_model *m;
+    struct product *product;
+    uint32_t n;
+    VkQueryPool queries;
+    uint64_t deadline;
+    double ns_of_work; // what a unit of it has taken at last, all turns together
+};
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t rows)
+{
+    return p->tile[nb_vulkan_bucket(rows)];
+}
+
+// Without a measurement: the smallest that holds the rows.
+static uint32_t usual_tile(const struct nb_tier *t, const struct nb_vulkan_dispatch *p,
+                           uint32_t bucket)
+{
+    uint32_t tile = NB_TIER_TILES - 1;
+    while (tile > 0 && t->variant[p->shader][tile - 1].tokens >= 1u << bucket)
+        tile--;
+    return tile;
+}
+
+static void set_usual(const struct nb_vulkan_device *d, struct nb_vulkan_dispatch *p,
+                      uint8_t ret[NB_VULKAN_BUCKETS])
+{
+    for (uint32_t b = 0; b < NB_VULKAN_BUCKETS; b++)
+        ret[b] = (uint8_t)(d->tile ? d->tile - 1 : usual_tile(d->tier, p, b));
+}
+
+// --- Kinds of products
+
+static bool has_choice(const struct nb_vulkan_dispatch *p)
+{
+    for (uint32_t t = 1; t < NB_TIER_TILES; t++)
+        if (p->pipeline[t] != p->pipeline[0])
+            return true;
+    return false;
+}
+
+static uint64_t kind_of(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p)
+{
+    const struct nb_packed *w = m->plan->ops[p->op].m[0].w;
+    const uint32_t shape[] = {p->units, w ? w->cols : 0};
+    uint64_t hash = XXH3_64bits(shape, sizeof(shape));
+    for (uint32_t t = 0; t < NB_TIER_TILES; t++) {
+        const struct nb_vulkan_pipeline *pipeline = &m->pipelines[p->pipeline[t]];
+        const struct nb_tier_variant *v = pipeline->variant;
+        const uint32_t how[] = {v->module, v->local, v->units, v->tokens, v->team};
+        hash = XXH3_64bits_withSeed(how, sizeof(how), hash);
+        hash = XXH3_64bits_withSeed(pipeline->constants, sizeof(pipeline->constants), hash);
+    }
+    return hash;
+}
+
+static void add_product(struct tuning *tuning, struct nb_vulkan_dispatch *p, uint64_t kind)
+{
+    struct nb_device_model *m = tuning->m;
+    struct product *of = tuning->product, *end = of + tuning->n;
+    while (of < end && of->kind != kind)
+        of++;
+    if (of == end) {
+        if (tuning->n == MAX_PRODUCTS)
+            return;
+        *of = (struct product){.kind = kind, .choice.product = kind};
+        const struct nb_packed *w = m->plan->ops[p->op].m[0].w;
+        of->work = (double)p->units * (w ? w->cols : 1);
+        of->most_rows = (uint32_t)(p - m->dispatches) < m->head ? m->max_rows : m->head_rows;
+        memcpy(of->choice.tile, p->tile, sizeof(p->tile));
+        tuning->n++;
+    }
+    if (of->n < LAYERS)
+        of->of[of->n++] = p;
+}
+
+static void list_products(struct tuning *tuning)
+{
+    struct nb_device_model *m = tuning->m;
+    for (uint32_t i = 0; i < m->n_dispatches; i++) {
+        struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        set_usual(m->device, p, p->tile);
+        if (!has_choice(p) || m->device->tile)
+            continue;
+        uint64_t kind = kind_of(m, p);
+        const struct nb_vulkan_choice *known = nb_vulkan_choice_find(m->device, kind);
+        if (known)
+            memcpy(p->tile, known->tile, sizeof(p->tile));
+        else if (m->device->warm)
+            add_product(tuning, p, kind);
+    }
+}
+
+// --- Measuring
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void use_tile(struct product *of, uint32_t bucket, uint32_t tile)
+{
+    for (uint32_t i = 0; i < of->n; i++)
+        of->of[i]->tile[bucket] = (uint8_t)tile;
+}
+
+// The tiles take turns, so that what slows the machine down for a while slows all of them, on the
+// zeros that the model's buffers hold.
+static void record_turns(const struct tuning *tuning, struct product *of, uint32_t bucket,
+                         VkCommandBuffer c)
+{
+    const struct nb_vk *vk = &tuning->m->device->vk;
+    const VkPipelineStageFlags compute = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
+    vk->CmdResetQueryPool(c, tuning->queries, 0, 2 * TURNS * NB_TIER_TILES);
+    for (uint32_t i = 0; i < TURNS * NB_TIER_TILES; i++) {
+        use_tile(of, bucket, i % NB_TIER_TILES);
+        vk->CmdWriteTimestamp(c, compute, tuning->queries, 2 * i);
+        nb_vulkan_dispatch(tuning->m, c, 1u << bucket, of->of[i / NB_TIER_TILES % of->n]);
+        vk->CmdWriteTimestamp(c, compute, tuning->queries, 2 * i + 1);
+        nb_vulkan_after_dispatch(tuning->m, c);
+    }
+}
+
+static int time_tiles(const struct tuning *tuning, struct product *of, uint32_t bucket,
+                      uint64_t ret[NB_TIER_TILES])
+{
+    const struct nb_device_model *m = tuning->m;
+    uint64_t tick[TURNS][NB_TIER_TILES][2], ticks[TURNS];
+    uint32_t *word = m->step.map;
+    VkCommandBuffer c;
+    word[0] = word[1] = 1u << bucket;
+    int rc = nb_vulkan_begin(m->device, true, &c);
+    if (rc < 0)
+        return rc;
+    record_turns(tuning, of, bucket, c);
+    rc = nb_vulkan_run_once(m->device, c);
+    if (rc == 0)
+        rc = nb_vk_errno(m->device->vk.GetQueryPoolResults(
+            m->device->device, tuning->queries, 0, 2 * TURNS * NB_TIER_TILES, sizeof(tick), tick,
+            sizeof(tick[0][0][0]), VK_QUERY_RESULT_64_BIT));
+    for (uint32_t t = 0; rc == 0 && t < NB_TIER_TILES; t++) {
+        for (uint32_t r = 0; r < TURNS; r++)
+            ticks[r] = tick[r][t][1] - tick[r][t][0];
+        qsort(ticks, TURNS, sizeof(*ticks), by_value);
+        ret[t] = ticks[TURNS / 2];
+    }
+    return rc;
+}
+
+// A measurement that would take too much of the budget is left out.
+static int choose(struct tuning *tuning, struct product *of, uint32_t bucket)
+{
+    uint64_t ticks[NB_TIER_TILES], begin = now_ns();
+    uint8_t *chosen = &of->choice.tile[bucket];
+    uint32_t usual = *chosen, best = 0;
+    double expected = of->ns > 0 ? 2 * of->ns : of->work * tuning->ns_of_work;
+    if (expected > BUDGET_NS / SHARE || begin + (uint64_t)expected > tuning->deadline)
+        return 0; // the usual tile stays
+    int rc = time_tiles(tuning, of, bucket, ticks);
+    for (uint32_t t = 1; rc == 0 && t < NB_TIER_TILES; t++)
+        best = ticks[t] < ticks[best] ? t : best;
+    if (rc == 0 && (double)ticks[best] < WORTH * (double)ticks[usual])
+        *chosen = (uint8_t)best;
+    if (rc == 0 && bucket == MOST_BUCKET)
+        memset(chosen, *chosen, NB_VULKAN_BUCKETS - MOST_BUCKET);
+    of->ns = (double)(now_ns() - begin);
+    tuning->ns_of_work = of->ns / of->work;
+    use_tile(of, bucket, *chosen);
+    return rc;
+}
+
+// Few rows first: decode is what most steps do.
+static int measure(struct tuning *tuning)
+{
+    const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+                                        .queryType = VK_QUERY_TYPE_TIMESTAMP,
+                                        .queryCount = 2 * TURNS * NB_TIER_TILES};
+    struct nb_vulkan_device *d = tuning->m->device;
+    int rc = nb_vk_errno(d->vk.CreateQueryPool(d->device, &info, NULL, &tuning->queries));
+    tuning->deadline = now_ns() + BUDGET_NS;
+    for (uint32_t b = 0; b <= MOST_BUCKET; b++)
+        for (uint32_t i = 0; i < tuning->n && rc == 0; i++)
+            if (1u << b <= tuning->product[i].most_rows) {
+                rc = choose(tuning, &tuning->product[i], b);
+            }
+    d->vk.DestroyQueryPool(d->device, tuning->queries, NULL);
+    for (uint32_t i = 0; i < tuning->n && rc == 0; i++)
+        nb_vulkan_choice_keep(d, &tuning->product[i].choice);
+    return rc;
+}
+
+// --- All of it
+
+// Those that some step will take; with `every` all that tuning compares.
+static void want_pipelines(struct nb_device_model *m, bool every)
+{
+    for (uint32_t i = 0; i < m->n_pipelines; i++)
+        m->pipelines[i].wanted = false;
+    for (uint32_t i = 0; i < m->n_dispatches; i++) {
+        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        for (uint32_t b = 0; b <= nb_vulkan_bucket(m->padded_rows); b++)
+            m->pipelines[p->pipeline[p->tile[b]]].wanted = true;
+        for (uint32_t t = 0; every && t < NB_TIER_TILES; t++)
+            m->pipelines[p->pipeline[t]].wanted = true;
+    }
+}
+
+static void spread(struct tuning *tuning)
+{
+    struct nb_device_model *m = tuning->m;
+    for (uint32_t i = 0; i < m->n_dispatches; i++) {
+        struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        const struct nb_vulkan_choice *c =
+            has_choice(p) ? nb_vulkan_choice_find(m->device, kind_of(m, p)) : NULL;
+        if (c)
+            memcpy(p->tile, c->tile, sizeof(p->tile));
+    }
+}
+
+int nb_vulkan_tune(struct nb_device_model *m)
+{
+    struct tuning tuning = {.m = m, .product = calloc(MAX_PRODUCTS, sizeof(*tuning.product))};
+    if (!tuning.product)
+        return -ENOMEM;
+    list_products(&tuning);
+    want_pipelines(m, tuning.n > 0);
+    int rc = nb_vulkan_pipelines_make(m);
+    if (rc == 0 && m->device->warm)
+        rc = nb_vulkan_warm(m);
+    if (rc == 0 && tuning.n > 0) {
+        rc = measure(&tuning);
+        spread(&tuning);
+        want_pipelines(m, false);
+        rc = rc < 0 ? rc : nb_vulkan_pipelines_make(m);
+        nb_vulkan_kv_clear(m, 0); // what was computed on zeros went there
+    }
+    free(tuning.product);
+    return rc;
+}
