@@ -139,7 +139,7 @@ NIBBLE_API int nibble_get_status(nibble *connection, struct nibble_status *ret_s
 
 struct nibble_load_options {
     const char *name;      /* required: 1 to 63 of [A-Za-z0-9._-] */
-    const char *device;    /* NULL: the CPU */
+    const char *device;    /* NULL: the CPU; "auto": the first GPU, else the CPU */
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */
