@@ -180,6 +180,7 @@ struct nb_model {
     uint32_t id, context;
     uint32_t n_channels;
     uint64_t kv_bytes;    // asked for
+    uint32_t gpu_layers;  // that its device runs, beside the CPU; 0: all
     char fallback[32];    // the device that takes over, by the administrator's leave; "": none
     char why[216];        // it is lost
     int image_fd;         // sealed; -1 until packed

@@ -70,6 +70,7 @@ struct nb_link_model_add {
     uint64_t kv_bytes; // 0: by the worker
     char name[NB_NAME_MAX];
     char precision[16];
+    uint32_t gpu_layers, pad; // that the device runs, beside the CPU; 0: all
 };
 struct nb_link_channel_add {
     struct nb_wire_header header;

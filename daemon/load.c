@@ -305,6 +305,9 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
     r = check_fallback(broker, request, (*ret)->info.name, refusal);
     if (r < 0)
         return r;
+    if (request->gpu_layers && !strcmp((*ret)->info.kind, "cpu"))
+        return nb_refuse(refusal, -EINVAL,
+                         "layers are shared between the CPU and another device: name that one");
     unsigned n = 0;
     struct nb_model *m;
     TAILQ_FOREACH(m, &(*ret)->models, of_device)

@@ -49,6 +49,7 @@ static int take_over(struct nb_model *model, struct nb_device *to)
     model->device = to;
     memcpy(model->info.device, to->info.name, sizeof model->info.device);
     memset(model->fallback, 0, sizeof model->fallback);
+    model->gpu_layers = 0;
     nb_store_put(model);
     nb_model_restart(model);
     if (to->restart)

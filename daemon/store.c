@@ -20,7 +20,8 @@ struct nb_kept {
     char name[STORE_NAME];
 };
 
-// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one
+// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; DEVICE with :LAYERS where
+// the CPU has the others
 static void write_name(const struct nb_model *model, char ret[STORE_NAME])
 {
     snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64 "%s%s", model->info.name,
@@ -38,6 +39,11 @@ static int read_name(const char *name, struct nb_wire_load *ret)
     end = n == 6 ? end_6 : end;
     if (n < 5 || end < 0 || name[end])
         return -EINVAL;
+    char *colon = strchr(m.device, ':');
+    if (colon) {
+        *colon = '\0';
+        m.gpu_layers = (uint32_t)strtoul(colon + 1, NULL, 10);
+    }
     *ret = m;
     return 0;
 }

@@ -192,7 +192,7 @@ static int open_parts(struct nb_device_model *m, const struct nb_plan *plan,
 // A part beats for the whole.
 static void lend_beat(const struct split *s)
 {
-    for (uint32_t i = 0; i < s->n; i++) {
+    for (uint32_t i = 0; s->base.on_beat && i < s->n; i++) {
         s->part[i].device->on_beat = s->base.on_beat;
         s->part[i].device->user = s->base.user;
     }
@@ -272,6 +272,59 @@ static const char *split_fault(const struct nb_device *d)
     return fault;
 }
 
+// --- Operators: a tensor's where its layer is, a client's where the head is.
+
+struct nb_device_matrix {
+    struct nb_device *device;
+    struct nb_device_matrix *of_part;
+};
+
+static bool has_matrix(const struct nb_plan *plan, const struct nb_packed *w)
+{
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        for (int j = 0; j < 3; j++)
+            if (plan->ops[i].m[j].w && plan->ops[i].m[j].w->data == w->data)
+                return true;
+    return false;
+}
+
+static int split_matrix_open(struct nb_device *d, struct nb_device_model *dm,
+                             const struct nb_packed *w, struct nb_device_matrix **ret)
+{
+    const struct split *s = (const struct split *)d;
+    uint32_t i = s->n - 1;
+    while (dm && i > 0 && !has_matrix(&dm->plan[i], w))
+        i--;
+    struct nb_device *device = s->part[i].device;
+    struct nb_device_matrix *m = device->ops->matrix_open ? calloc(1, sizeof(*m)) : NULL;
+    if (!m)
+        return device->ops->matrix_open ? -ENOMEM : -ENOTSUP;
+    m->device = device;
+    int rc = device->ops->matrix_open(device, dm ? dm->part[i] : NULL, w, &m->of_part);
+    if (rc < 0)
+        free(m);
+    else
+        *ret = m;
+    return rc;
+}
+
+static void split_matrix_close(struct nb_device_matrix *m)
+{
+    if (m)
+        m->device->ops->matrix_close(m->of_part);
+    free(m);
+}
+
+static int split_gemm(struct nb_device_matrix *m, const struct nb_product *p)
+{
+    return m->device->ops->gemm(m->of_part, p);
+}
+
+static int split_dequantize(struct nb_device_matrix *m, const struct nb_decode *p)
+{
+    return m->device->ops->dequantize(m->of_part, p);
+}
+
 static const struct nb_device_ops split_ops = {
     .info = split_info,
     .destroy = split_destroy,
@@ -284,6 +337,10 @@ static const struct nb_device_ops split_ops = {
     .cache = split_cache,
     .times = split_times,
     .fault = split_fault,
+    .matrix_open = split_matrix_open,
+    .matrix_close = split_matrix_close,
+    .gemm = split_gemm,
+    .dequantize = split_dequantize,
 };
 
 int nb_split_create(const struct nb_split_part *parts, uint32_t n, bool owns,

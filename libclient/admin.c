@@ -35,6 +35,7 @@ int nibble_load(nibble *c, int fd, const struct nibble_load_options *options)
 {
     struct nb_wire_load request = {.context = options->context,
                                    .kv_bytes = options->kv_bytes,
+                                   .gpu_layers = options->gpu_layers,
                                    .temporary = options->temporary != 0};
     int r = check_name(c, options->name);
     if (r == 0)

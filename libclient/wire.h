@@ -117,7 +117,8 @@ struct nb_wire_load {
     char precision[16];          // "": balanced
     uint32_t context, temporary; // 1: unloaded when this connection ends
     uint64_t kv_bytes;
-    char fallback[32]; // the device that takes over when this one is lost; "": none
+    char fallback[32];        // the device that takes over when this one is lost; "": none
+    uint32_t gpu_layers, pad; // of the device, the last ones; the CPU has the others; 0: it has all
 };
 
 struct nb_wire_unload {

@@ -8,6 +8,7 @@
 #include "daemon/worker/ops.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/worker.h"
+#include "engine/split.h"
 #include "tensor/image.h"
 
 #define TYPES_MAX 64 // GGUF's type numbers are below
@@ -77,8 +78,23 @@ static void describe_model(const struct nb_model *model, struct nibble_model *in
     info->embedding = m.embedding;
 }
 
+// The worker's device, with so many of the last layers, behind the CPU.
+static int share_layers(struct nb_serve *s, uint32_t layers, struct nb_device **ret)
+{
+    const struct nb_split_part parts[] = {{s->cpu, 0}, {s->device, layers}};
+    if (!s->cpu)
+        return -EINVAL;
+    int r = nb_split_create(parts, 2, false, ret);
+    if (r < 0)
+        return r;
+    (*ret)->on_beat = s->device->on_beat;
+    (*ret)->user = s->device->user;
+    return 0;
+}
+
+// `m` has the device that it is opened on.
 static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
-                      struct nb_model **ret, struct nb_link_model_ready *ready)
+                      struct nb_worker_model *m, struct nb_link_model_ready *ready)
 {
     int precision = precision_by_name(add->precision);
     if (precision < 0) {
@@ -97,15 +113,20 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
         .kv_bytes = add->kv_bytes,
     };
     atomic_store(&s->page->step_started_ns, nb_now_ns());
-    r = nb_model_open(image, s->device, &options, ret, ready->text, sizeof(ready->text));
+    r = add->gpu_layers ? share_layers(s, add->gpu_layers, &m->split) : 0;
+    if (r == 0)
+        r = nb_model_open(image, m->split ? m->split : s->device, &options, &m->model, ready->text,
+                          sizeof(ready->text));
     atomic_store(&s->page->step_started_ns, 0);
     if (r < 0 && r != -ENOMEM && s->device->ops->fault && s->device->ops->fault(s->device))
         nb_serve_fail(s, r);
     if (r < 0) {
         nb_image_unmap(image);
+        if (m->split)
+            m->split->ops->destroy(m->split);
         return nb_link_status(r);
     }
-    describe_model(*ret, &ready->info);
+    describe_model(m->model, &ready->info);
     return 0;
 }
 
@@ -113,7 +134,7 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
 {
     struct nb_link_model_ready ready = {.model = add->model};
     struct nb_worker_model *m = free_entry(s);
-    struct nb_model *model = NULL;
+    struct nb_worker_model opened = {.id = add->model};
     snprintf(ready.info.name, sizeof(ready.info.name), "%.63s", add->name);
     snprintf(ready.info.precision, sizeof(ready.info.precision), "%.15s", add->precision);
     snprintf(ready.info.device, sizeof(ready.info.device), "%s", s->device_name);
@@ -122,17 +143,14 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
         snprintf(ready.text, sizeof(ready.text), "a device serves %d models at most",
                  NB_WORKER_MODELS);
     } else {
-        ready.header.status = open_model(s, add, image_fd, &model, &ready);
+        ready.header.status = open_model(s, add, image_fd, &opened, &ready);
     }
-    if (model) {
-        *m = (struct nb_worker_model){
-            .id = add->model,
-            .model = model,
-            .page = &s->page->models[m - s->models],
-            .vocab = ready.info.vocab,
-            .context = ready.info.context,
-        };
-        nb_model_set_events(model, &nb_op_events);
+    if (opened.model) {
+        opened.page = &s->page->models[m - s->models];
+        opened.vocab = ready.info.vocab;
+        opened.context = ready.info.context;
+        *m = opened;
+        nb_model_set_events(m->model, &nb_op_events);
         atomic_store(&m->page->model, m->id);
     }
     nb_link_send(&ready, NB_LINK_MODEL_READY, sizeof(ready));
@@ -144,6 +162,8 @@ void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
     if (!m)
         return;
     nb_model_close(m->model);
+    if (m->split)
+        m->split->ops->destroy(m->split);
     atomic_store(&m->page->model, 0);
     atomic_store(&m->page->sessions, 0);
     atomic_store(&m->page->kv_used_bytes, 0);

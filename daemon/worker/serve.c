@@ -388,8 +388,10 @@ static int open_device(struct nb_serve *s)
 static int start(struct nb_serve *s, struct nb_device_info *ret_info)
 {
     int r = map_page(&s->page);
-    if (r == 0 && strcmp(s->device_name, "cpu"))
+    if (r == 0 && strcmp(s->device_name, "cpu")) {
+        r = nb_cpu_device_create(0, &s->cpu); // while its cores can be looked up
         limit_files();
+    }
     if (r == 0)
         r = open_device(s);
     if (r < 0)
@@ -419,6 +421,8 @@ static void stop(struct nb_serve *s)
     for (uint32_t i = 0; i < NB_WORKER_MODELS; i++)
         nb_worker_model_remove(s, s->models[i].id);
     s->device->ops->destroy(s->device);
+    if (s->cpu)
+        s->cpu->ops->destroy(s->cpu);
 }
 
 static void beat(void *user)

@@ -80,7 +80,7 @@ struct nibble_model {
     char name[64];
     char architecture[32];
     char type[16]; /* the type of most of its weights, "Q4_1" */
-    char device[32];
+    char device[32];       /* "vulkan0"; "vulkan0:20" has the last 20 layers alone */
     char precision[16];    /* "fast", "balanced", "exact" */
     char state[16];        /* "loading", "ready", "restarting", "lost" */
     uint64_t packed_bytes; /* the one copy of the weights in shared memory */
@@ -143,6 +143,8 @@ struct nibble_load_options {
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */
+    uint32_t gpu_layers;   /* the device runs so many of the last layers and the head, the CPU the
+                              others; 0: the device runs all */
     /* The device that takes the model over, with its sessions, when `device` is lost; they are told
      * by NIBBLE_EVENT_MOVED. NULL: none, and their jobs end with NIBBLE_E_LOST. */
     const char *fallback;

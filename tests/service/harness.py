@@ -197,9 +197,9 @@ class Client:
     def close_channel(self, channel):
         self.call(CLOSE, struct.pack("<II240s", channel, 0, b""))
 
-    def load_body(self, name, device="", precision="", context=0, kv=0, fallback=""):
-        return struct.pack("<64s32s16sIIQ32s", name.encode(), device.encode(), precision.encode(),
-                           context, 0, kv, fallback.encode())
+    def load_body(self, name, device="", precision="", context=0, kv=0, fallback="", gpu_layers=0):
+        return struct.pack("<64s32s16sIIQ32sII", name.encode(), device.encode(), precision.encode(),
+                           context, 0, kv, fallback.encode(), gpu_layers, 0)
 
     def load(self, name, file, **options):
         with open(file, "rb") as f:

@@ -40,6 +40,21 @@ class BothDevices(CliTest):
         self.assertLess(abs(vulkan / cpu - 1), SAME)
         self.assertNotEqual(vulkan, cpu)  # a driver rounds otherwise: bit for bit the same would be the CPU twice
 
+    def test_layers_on_both(self):
+        """One model over both devices: the CPU's answer, and refusals that say what is possible."""
+        self.load("cpu")
+        shared = self.json("load", MODEL, "--name", "shared", "--device", "vulkan0", "--gpu-layers", "12",
+                           "--precision", "exact", "--context", "512")
+        self.assertEqual(shared["device"], "vulkan0:12")
+        prompt = ("What is the capital of France?", "--system", "", "-n", "12")
+        answers = {name: self.json("run", name, *prompt) for name in ("cpu", "shared")}
+        self.assertIn("Paris", answers["shared"]["text"])
+        for key in ("text", "tokens", "finish"):
+            self.assertEqual(answers["shared"][key], answers["cpu"][key])
+        self.assertIn("leaves none of them for cpu", self.fails("load", MODEL, "--name", "all", "--device", "vulkan0",
+                                                              "--gpu-layers", "30"))
+        self.assertIn("another device", self.fails("load", MODEL, "--name", "none", "--gpu-layers", "3"))
+
     def test_one_copy(self):
         """Both serving workers in mid-answer, and the memory of all processes."""
         for device in ("cpu", "vulkan0"):
