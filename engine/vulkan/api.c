@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdlib.h>
 
 #include "tensor/fail.h"
 
@@ -43,8 +44,19 @@ static int make_instance(struct nb_vk *vk)
     return missing ? -EIO : 0;
 }
 
+// Mesa's CPU driver takes vectors of 256 bits unless it is told that the CPU has wider ones.
+static void widen_vectors(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        setenv("LP_NATIVE_VECTOR_WIDTH", "512", 0);
+#endif
+}
+
 int nb_vk_open(struct nb_vk *vk, char *ret_error, size_t error_size)
 {
+    widen_vectors();
     *vk = (struct nb_vk){.library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL)};
     if (!vk->library)
         return nb_fail(ret_error, error_size, -ENODEV,

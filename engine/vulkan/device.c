@@ -11,7 +11,6 @@
 
 #define TEXEL_BYTES 16
 #define MAX_WINDOW  (128u << 20)
-#define LOCAL_CPU   8 // invocations of a workgroup where a vector register holds 8
 #define LOCAL_GPU   64
 #define TIMEOUT_MS  30000 // far above a submission's 5 ms: a CPU compiles shaders in it
 
@@ -213,7 +212,7 @@ int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *opti
 
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v)
 {
-    return v->local ? v->local : d->info.is_cpu ? LOCAL_CPU : LOCAL_GPU;
+    return v->local ? v->local : d->info.is_cpu ? d->facts.subgroup[0] : LOCAL_GPU;
 }
 
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,

@@ -100,6 +100,27 @@ static void chosen_and_kept(void **state)
     free(kept.data);
 }
 
+// Vectors of 512 bits, which the driver takes where the CPU has them, and on others makes of two.
+static void wider_vectors(void **state)
+{
+    static struct logits want, got;
+    struct nb_vulkan_device_info info[NB_VULKAN_DEVICES];
+    char error[256], *before = getenv("LP_NATIVE_VECTOR_WIDTH");
+    before = before ? strdup(before) : NULL;
+    for (int wide = 0; wide < 2; wide++) {
+        setenv("LP_NATIVE_VECTOR_WIDTH", wide ? "512" : "256", 1);
+        assert_true(nb_vulkan_enumerate(info, NB_VULKAN_DEVICES, error, sizeof(error)) > 0);
+        assert_non_null(strstr(info[atoi(device + strlen("vulkan"))].name, wide ? "512" : "256"));
+        free(compute(&(struct nb_device_options){.tier = "registers"}, wide ? &got : &want).data);
+    }
+    assert_memory_equal(want.row, got.row, sizeof(want.row));
+    if (before)
+        setenv("LP_NATIVE_VECTOR_WIDTH", before, 1);
+    else
+        unsetenv("LP_NATIVE_VECTOR_WIDTH");
+    free(before);
+}
+
 static int find_device(void **state)
 {
     struct nb_vulkan_device_info info[NB_VULKAN_DEVICES];
@@ -119,6 +140,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_tile),
         cmocka_unit_test(chosen_and_kept),
+        cmocka_unit_test(wider_vectors),
     };
     return cmocka_run_group_tests(tests, find_device, NULL);
 }
