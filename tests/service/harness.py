@@ -235,7 +235,7 @@ class Channel:
 
 
 class Daemon:
-    def __init__(self, config="", worker=None, env=None):
+    def __init__(self, config="", worker=None, env=None, start=True):
         self.dir = tempfile.TemporaryDirectory(prefix="nibble-test-")
         root = pathlib.Path(self.dir.name)
         self.runtime, self.state = root / "run", root / "state"
@@ -248,7 +248,8 @@ class Daemon:
         self.env["NIBBLE_WORKER"] = str(worker or os.environ["NIBBLE_TEST_WORKER"])
         for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"):
             self.env.pop(name, None)
-        self.start()
+        if start:
+            self.start()
 
     def start(self):
         self.process = subprocess.Popen(
