@@ -21,6 +21,8 @@ layout(push_constant) uniform Push {
 #include "gemv.glsl"
 #elif defined(TILE)
 #include "tile.glsl"
+#elif defined(MATRIX)
+#include "matrix.glsl"
 #else
 
 layout(std430, binding = 5) buffer Output { vec4 result[]; };

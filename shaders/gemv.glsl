@@ -101,5 +101,5 @@ void main()
         }
     }
     if (t_out < tokens)
-        finish(part, row, token + t_out, before, y);
+        finish(part, row, token + t_out, MODE == MODE_SWIGLU ? swiglu(before, y) : y);
 }

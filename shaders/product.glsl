@@ -80,14 +80,12 @@ float swiglu(float gate, float up)
     return y;
 }
 
-// `y` is the sum for row `row` of the part; `before`: with SWIGLU, that of the matrix before.
-void finish(uint part, uint row, uint token, float before, float y)
+// `y`: for row `row` of the part; with SWIGLU what both matrices make.
+void finish(uint part, uint row, uint token, float y)
 {
     uint at = (token * pc.out4 + pc.column4[part]) * 4 + row;
-    if (MODE == MODE_STORE)
-        result[at] = y;
-    else if (MODE == MODE_ADD)
+    if (MODE == MODE_ADD)
         result[at] += y;
     else
-        result[at] = swiglu(MODE == MODE_SWIGLU ? before : result[at], y);
+        result[at] = MODE == MODE_SWIGLU_UP ? swiglu(result[at], y) : y;
 }

@@ -113,6 +113,7 @@ void main()
         uint t = me / QUADS * MINE + i;
         if (there && t < tokens)
             [[unroll]] for (uint r = 0; r < 4; r++)
-                finish(part, row + r, token + t, before[i][r], y[i][r]);
+                finish(part, row + r, token + t,
+                       MODE == MODE_SWIGLU ? swiglu(before[i][r], y[i][r]) : y[i][r]);
     }
 }

@@ -218,16 +218,19 @@ uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
                        const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret)
 {
-    VkSpecializationMapEntry entry[NB_VULKAN_CONSTANTS];
-    uint32_t value[NB_VULKAN_CONSTANTS];
-    memcpy(value, constants, sizeof(value));
+    enum { ALL = NB_VULKAN_CONSTANTS + NB_TIER_CONSTANTS };
+    VkSpecializationMapEntry entry[ALL];
+    uint32_t value[ALL];
+    memcpy(value, constants, NB_VULKAN_CONSTANTS * sizeof(*value));
+    memcpy(value + NB_VULKAN_CONSTANTS, d->facts.constants, sizeof(d->facts.constants));
     value[0] = nb_vulkan_local(d, v);
-    for (uint32_t i = 0; i < NB_VULKAN_CONSTANTS; i++)
+    for (uint32_t i = 0; i < ALL; i++)
         entry[i] = (VkSpecializationMapEntry){i, i * 4, 4};
-    const VkSpecializationInfo special = {NB_VULKAN_CONSTANTS, entry, sizeof(value), value};
+    const VkSpecializationInfo special = {ALL, entry, sizeof(value), value};
     const VkComputePipelineCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                  .flags = v->full ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT : 0,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                   .module = d->module[v->module],
                   .pName = "main",

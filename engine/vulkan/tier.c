@@ -7,7 +7,10 @@
 #include "engine/vulkan/list.h"
 #include "tensor/fail.h"
 
-#define LANES 128 // of a workgroup: shaders/team.glsl, product.glsl
+#define LANES          128  // of a workgroup: shaders/team.glsl, product.glsl
+#define MATRIX_TILE    64   // rows and tokens of a workgroup: shaders/matrix.glsl
+#define MATRIX_SCRATCH 2048 // floats of all its subgroups
+#define MATRIX_SHAPES  128
 
 // What tiers ask for. All that is not listed for a device is what it lacks, and said in these
 // words.
@@ -16,7 +19,8 @@ enum {
     HAS_SHARED = 2,
     HAS_DOT = 4,
     HAS_FAST_DOT = 8,
-    IS_GPU = 16,
+    HAS_MATRICES = 16,
+    IS_GPU = 32,
 };
 static const struct {
     uint32_t bit;
@@ -26,6 +30,9 @@ static const struct {
     {HAS_SHARED, "32 KB of shared memory for workgroups of 128"},
     {HAS_DOT, "shaderIntegerDotProduct"},
     {HAS_FAST_DOT, "an accelerated dot product of packed bytes"},
+    {HAS_MATRICES,
+     "cooperative matrices of signed bytes in a shape that divides 64 by 64 by 32, the "
+     "Vulkan memory model and bytes in shaders"},
     {IS_GPU, "a GPU"},
 };
 
@@ -47,6 +54,10 @@ static const struct {
 #define TILE(module, n)                                                                            \
     {                                                                                              \
         NB_MODULE_##module, LANES, 16, .tokens = n                                                 \
+    }
+#define MATRIX                                                                                     \
+    {                                                                                              \
+        NB_MODULE_MATRIX, LANES, 16, MATRIX_TILE, .full = true                                     \
     }
 #define REGISTERS(n)                                                                               \
     {                                                                                              \
@@ -75,6 +86,13 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM)}},
+    {"matrices", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT | HAS_MATRICES, IS_GPU | HAS_FAST_DOT,
+     .variant = {[NB_SHADER_EMBED] = ALONE(EMBED),
+                 [NB_SHADER_QUANTIZE] = TEAM(QUANTIZE_TEAM),
+                 [NB_SHADER_GEMM] = {GEMV(GEMV_DOT, 1), GEMV(GEMV_DOT, 8), MATRIX},
+                 [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
+                 [NB_SHADER_ROPE] = ALONE(ROPE),
+                 [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM)}},
 };
 #define N_TIERS (sizeof(tiers) / sizeof(tiers[0]))
 
@@ -94,7 +112,6 @@ static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
     const VkPhysicalDeviceLimits *l = &p2.properties.limits;
     const VkSubgroupFeatureFlags ops =
         VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
-    ret->subgroup[0] = ret->subgroup[1] = sub.subgroupSize;
     if (sub.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT &&
         (sub.supportedOperations & ops) == ops && sub.subgroupSize >= 8 &&
         sub.subgroupSize <= LANES)
@@ -108,18 +125,90 @@ static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
         ret->have |= IS_GPU;
 }
 
+static bool has_floats(const struct nb_matrix_shape *all, uint32_t n,
+                       const struct nb_matrix_shape *like)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (all[i].m == like->m && all[i].n == like->n && all[i].scope == NB_MATRIX_SUBGROUP &&
+            all[i].c == NB_MATRIX_FLOAT32 && all[i].result == NB_MATRIX_FLOAT32)
+            return true;
+    return false;
+}
+
+// The largest shape that the shader can use: signed bytes to words, and floats of the same shape.
+static const struct nb_matrix_shape *best_shape(const struct nb_matrix_shape *all, uint32_t n,
+                                                uint32_t subgroups)
+{
+    const struct nb_matrix_shape *best = NULL;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct nb_matrix_shape *s = &all[i];
+        bool fits = s->a == NB_MATRIX_SINT8 && s->b == NB_MATRIX_SINT8 &&
+                    s->c == NB_MATRIX_SINT32 && s->result == NB_MATRIX_SINT32 && !s->saturates &&
+                    s->scope == NB_MATRIX_SUBGROUP && s->m && MATRIX_TILE % s->m == 0 && s->n &&
+                    MATRIX_TILE % s->n == 0 && s->k >= 8 && 32 % s->k == 0 &&
+                    subgroups * s->m * s->n <= MATRIX_SCRATCH && has_floats(all, n, s);
+        if (fits && (!best || s->m * s->n * s->k > best->m * best->n * best->k))
+            best = s;
+    }
+    return best;
+}
+
+static void read_matrices(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_facts *ret)
+{
+    struct nb_matrix_shape all[MATRIX_SHAPES];
+    struct nb_matrix_properties stages = {.sType = (VkStructureType)NB_MATRIX_PROPERTIES};
+    VkPhysicalDeviceSubgroupProperties sub = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES, .pNext = &stages};
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &sub};
+    nb_matrix_shapes shapes = (nb_matrix_shapes)vk->get(vk->instance, NB_MATRIX_SHAPES);
+    uint32_t n = MATRIX_SHAPES;
+    for (uint32_t i = 0; i < MATRIX_SHAPES; i++)
+        all[i] = (struct nb_matrix_shape){.sType = (VkStructureType)NB_MATRIX_SHAPE};
+    vk->GetPhysicalDeviceProperties2(p, &p2);
+    if (!(stages.cooperativeMatrixSupportedStages & VK_SHADER_STAGE_COMPUTE_BIT) || !shapes ||
+        shapes(p, &n, all) < 0 || sub.subgroupSize < 8 || sub.subgroupSize > LANES)
+        return;
+    uint32_t subgroups = LANES / sub.subgroupSize;
+    const struct nb_matrix_shape *s = best_shape(all, n, subgroups);
+    if (!s)
+        return;
+    uint32_t fragments = MATRIX_TILE / s->m * (MATRIX_TILE / s->n);
+    const uint32_t constants[NB_TIER_CONSTANTS] = {(fragments + subgroups - 1) / subgroups,
+                                                   subgroups, s->m, s->n, s->k};
+    memcpy(ret->constants, constants, sizeof(constants));
+    ret->have |= HAS_MATRICES;
+}
+
 void nb_tier_read(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_facts *ret)
 {
     *ret = (struct nb_tier_facts){0};
-    VkPhysicalDeviceShaderIntegerDotProductFeatures dot = {
+    bool dot = nb_vulkan_has_extension(vk, p, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
+    bool matrix = nb_vulkan_has_extension(vk, p, NB_MATRIX_EXTENSION) &&
+                  nb_vulkan_has_extension(vk, p, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
+    VkPhysicalDeviceSubgroupSizeControlFeatures full = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES};
+    struct nb_matrix_features m = {.sType = (VkStructureType)NB_MATRIX_FEATURES};
+    VkPhysicalDeviceShaderIntegerDotProductFeatures d = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES};
-    bool has_dot = nb_vulkan_has_extension(vk, p, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
+    VkPhysicalDeviceVulkan12Features f12 = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES};
     VkPhysicalDeviceFeatures2 f2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2,
-                                    .pNext = has_dot ? &dot : NULL};
+                                    .pNext = &f12};
+    if (dot)
+        f12.pNext = &d;
+    if (matrix) {
+        full.pNext = f12.pNext;
+        m.pNext = &full;
+        f12.pNext = &m;
+    }
     vk->GetPhysicalDeviceFeatures2(p, &f2);
-    if (dot.shaderIntegerDotProduct)
+    if (d.shaderIntegerDotProduct)
         ret->have |= HAS_DOT;
-    read_limits(vk, p, has_dot, ret);
+    read_limits(vk, p, dot, ret);
+    if (m.cooperativeMatrix && full.computeFullSubgroups && f12.vulkanMemoryModelDeviceScope &&
+        f12.shaderInt8)
+        read_matrices(vk, p, ret);
 }
 
 // --- Choosing
@@ -140,7 +229,8 @@ int nb_tier_find(const char *name, const struct nb_tier_facts *f, const struct n
         t++;
     if (t == tiers + N_TIERS)
         return nb_fail(ret_error, error_size, -EINVAL,
-                       "there is no shader tier \"%s\": say registers, subgroups or subgroups-dot",
+                       "there is no shader tier \"%s\": say registers, subgroups, "
+                       "subgroups-dot or matrices",
                        name);
     for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++)
         if (t->needs & ~f->have & asked[i].bit)
@@ -169,5 +259,19 @@ void nb_tier_enable(const struct nb_tier *t, VkPhysicalDeviceVulkan12Features *f
             .shaderIntegerDotProduct = VK_TRUE};
         features->pNext = &more->dot;
         extension[(*n_extensions)++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
+    }
+    if (t->needs & HAS_MATRICES) {
+        more->matrix = (struct nb_matrix_features){.sType = (VkStructureType)NB_MATRIX_FEATURES,
+                                                   .pNext = features->pNext,
+                                                   .cooperativeMatrix = VK_TRUE};
+        more->subgroups = (VkPhysicalDeviceSubgroupSizeControlFeatures){
+            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES,
+            .pNext = &more->matrix,
+            .computeFullSubgroups = VK_TRUE};
+        features->pNext = &more->subgroups;
+        features->vulkanMemoryModel = features->vulkanMemoryModelDeviceScope = VK_TRUE;
+        features->shaderInt8 = VK_TRUE;
+        extension[(*n_extensions)++] = NB_MATRIX_EXTENSION;
+        extension[(*n_extensions)++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
     }
 }

@@ -5,15 +5,17 @@
 #include <stdint.h>
 
 #include "engine/vulkan/api.h"
+#include "engine/vulkan/matrix.h"
 #include "engine/vulkan/shaders.h"
 
-enum { NB_TIER_TILES = 3, NB_TIER_EXTENSIONS = 4 };
+enum { NB_TIER_TILES = 3, NB_TIER_EXTENSIONS = 3, NB_TIER_CONSTANTS = 5 };
 
 struct nb_tier_variant {
     enum nb_module module;
     uint32_t local;  // invocations of a workgroup; 0: as suits the device
     uint32_t units;  // that a workgroup covers (row quads of a product); 0: one an invocation
     uint32_t tokens; // of a tile
+    bool full;       // its subgroups must be full
     bool team;       // each of a row's teams (struct nb_vulkan_dispatch) is a workgroup
 };
 
@@ -26,14 +28,15 @@ struct nb_tier {
 
 // What a device reports, as far as tiers ask for it.
 struct nb_tier_facts {
-    uint32_t have;        // bits
-    uint32_t subgroup[2]; // invocations of one, least and most
-    uint32_t shape[3];    // M, N and K of cooperative matrices
+    uint32_t have;                         // bits
+    uint32_t constants[NB_TIER_CONSTANTS]; // shaders/matrix.glsl
 };
 
 // What a tier links to the features of a device that is made.
 struct nb_tier_features {
     VkPhysicalDeviceShaderIntegerDotProductFeatures dot;
+    struct nb_matrix_features matrix;
+    VkPhysicalDeviceSubgroupSizeControlFeatures subgroups;
 };
 
 void nb_tier_read(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_facts *ret);

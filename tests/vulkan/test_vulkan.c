@@ -1,7 +1,8 @@
 // The Vulkan device against the CPU device, logit by logit, on random models of every weight type
 // and of odd shapes; and its own promise: a row's logits are the same bits however the rows were
 // cut and whatever runs beside them. On Mesa's CPU driver, which a machine without a GPU has too;
-// where it is missing this fails. An argument names the tier of shaders.
+// where it is missing this fails. Arguments: a tier of shaders to force, and the types to try
+// there.
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -24,7 +25,8 @@
 #define MOST_DEVICES 16
 
 static char device[16];                // the driver's name among the devices
-static struct nb_device_options usual; // the tier
+static struct nb_device_options usual; // the tier, and time for a driver that compiles
+static char **only_types;              // or NULL
 
 // A run: the logits of each position of a prompt and of what follows it greedily.
 struct run {
@@ -118,13 +120,45 @@ static void check_close(const struct run *r, const char *what)
     print_message("%s: %.2g\n", what, d);
 }
 
+static const int types[] = {NB_TYPE_F32,  NB_TYPE_F16,  NB_TYPE_BF16,   NB_TYPE_Q4_0,
+                            NB_TYPE_Q4_1, NB_TYPE_Q5_0, NB_TYPE_Q5_1,   NB_TYPE_Q8_0,
+                            NB_TYPE_Q2_K, NB_TYPE_Q3_K, NB_TYPE_Q4_K,   NB_TYPE_Q5_K,
+                            NB_TYPE_Q6_K, NB_TYPE_Q2_0, NB_TYPE_IQ4_NL, NB_TYPE_IQ4_XS};
+#define N_TYPES (sizeof(types) / sizeof(types[0]))
+
+static bool wanted(const char *type)
+{
+    char **t = only_types;
+    while (t && *t && strcmp(*t, type) != 0)
+        t++;
+    return !t || *t;
+}
+
+// Wide batches against the CPU device, and one row at a time against them: a tier has a shader of
+// its own for each.
+static void types_of_a_tier(void **state)
+{
+    static struct logits wide, one;
+    for (size_t i = 0; i < N_TYPES; i++) {
+        const char *name = nb_type_name((uint32_t)types[i]);
+        if (!wanted(name))
+            continue;
+        struct run r = {.model = {1, 256, 256, 4, 2, 512, 3, types[i]},
+                        .precision = NB_PRECISION_EXACT,
+                        .prompt = 35};
+        check_close(&r, name);
+        compute(device, &r, &wide);
+        r.prompt = 3;
+        r.chunk = 1;
+        compute(device, &r, &one);
+        if (memcmp(wide.row, one.row, one.n * sizeof(one.row[0])) != 0)
+            fail_msg("%s: a row alone and among others has other bits", name);
+    }
+}
+
 static void every_type(void **state)
 {
-    static const int types[] = {NB_TYPE_F32,  NB_TYPE_F16,  NB_TYPE_BF16,   NB_TYPE_Q4_0,
-                                NB_TYPE_Q4_1, NB_TYPE_Q5_0, NB_TYPE_Q5_1,   NB_TYPE_Q8_0,
-                                NB_TYPE_Q2_K, NB_TYPE_Q3_K, NB_TYPE_Q4_K,   NB_TYPE_Q5_K,
-                                NB_TYPE_Q6_K, NB_TYPE_Q2_0, NB_TYPE_IQ4_NL, NB_TYPE_IQ4_XS};
-    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+    for (size_t i = 0; i < N_TYPES; i++) {
         struct run r = {.model = {1, 256, 256, 4, 2, 512, 3, types[i]},
                         .precision = NB_PRECISION_EXACT,
                         .prompt = 3};
@@ -339,6 +373,11 @@ static int find_device(void **state)
 int main(int argc, char **argv)
 {
     usual.tier = argc > 1 ? argv[1] : NULL;
+    // A CPU's driver compiles a large shader at its first use, for as long as its cores are busy.
+    usual.timeout_ms = usual.tier ? 600000 : 0;
+    only_types = argc > 2 ? argv + 2 : NULL;
+    const struct CMUnitTest tier_tests[] = {cmocka_unit_test(types_of_a_tier),
+                                            cmocka_unit_test(rows_alone_and_together)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals),
         cmocka_unit_test(every_type),
@@ -349,5 +388,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(split_over_devices),
         cmocka_unit_test(memory_is_counted),
     };
+    if (usual.tier)
+        return cmocka_run_group_tests(tier_tests, find_device, NULL);
     return cmocka_run_group_tests(tests, find_device, NULL);
 }
