@@ -118,8 +118,7 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
         r = nb_model_open(image, m->split ? m->split : s->device, &options, &m->model, ready->text,
                           sizeof(ready->text));
     atomic_store(&s->page->step_started_ns, 0);
-    if (r < 0 && r != -ENOMEM && s->device->ops->fault && s->device->ops->fault(s->device))
-        nb_serve_fail(s, r);
+    nb_serve_check(s, r);
     if (r < 0) {
         nb_image_unmap(image);
         if (m->split)

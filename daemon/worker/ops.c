@@ -82,6 +82,7 @@ void nb_op_run(struct nb_channel *c, const struct nb_submission *submission)
         c->broken = true; // no answer could be told from another job's
     } else {
         int r = run_job(c, submission);
+        nb_serve_check(c->serve, r); // opening a matrix
         if (r < 0)
             nb_job_refuse(c, submission->user_data, r);
     }

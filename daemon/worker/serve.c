@@ -266,6 +266,13 @@ void nb_serve_fail(struct nb_serve *s, int error)
     _exit(NB_EXIT_FAULT);
 }
 
+void nb_serve_check(struct nb_serve *s, int error)
+{
+    bool of_a_device = error == -ENODEV || error == -ETIMEDOUT || error == -EIO;
+    if (of_a_device && s->device->ops->fault && s->device->ops->fault(s->device))
+        nb_serve_fail(s, error);
+}
+
 // One turn of the next channel's operators. True: there was one.
 static bool operate(struct nb_serve *s)
 {

@@ -35,6 +35,8 @@ struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key); // NULL: 
 // The device is of no use any more: tells the broker why and leaves at once, for a driver's own way
 // out may never end.
 _Noreturn void nb_serve_fail(struct nb_serve *s, int error);
+// The same, if that is what a failure outside of a step means.
+void nb_serve_check(struct nb_serve *s, int error);
 
 // model.c. The fd is borrowed. Answers MODEL_READY, whatever comes of it.
 void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd);

@@ -394,7 +394,7 @@ class StreamTest(ServiceTest):
                         "--seed", str(seed), "-n", str(n), "--json")
 
     def answer(self, process):
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
         answer = json.loads(out)
         return answer["text"], answer["tokens"]

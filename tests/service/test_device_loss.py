@@ -13,7 +13,7 @@ from harness import *
 SHIM = pathlib.Path(os.environ["NIBBLE_TEST_FAULTY_VULKAN"]).parent
 NONE, LOST_, HANG, FULL = range(4)
 SUBMIT, WAIT, ALLOCATE, COPY = range(4)
-TOKENS = 120  # of a stream
+TOKENS = 80  # of a stream
 PROMPT = "It was the best of times, it was the worst of times. " * 6  # a token a byte, nearly
 
 # The one place that a worker with a driver may write to. One for all: compiling shaders takes longest.
@@ -121,7 +121,7 @@ class Loss(Faulty):
         alone = self.answer(self.stream())
         process = self.in_decode()
         self.order(LOST_, SUBMIT, again=1)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, err)
         self.assertIn("moved to device cpu", err)
         tokens = json.loads(out)["tokens"]
@@ -140,7 +140,7 @@ class Loss(Faulty):
         self.load(fallback="cpu")
         self.order(LOST_, SUBMIT, 20, again=1)
         text = self.daemon.file("text", b"It was the best of times. " * 40)
-        out, err = self.cli("eval", "m", "--text", text, "--ctx", "64").communicate(timeout=60)
+        out, err = self.cli("eval", "m", "--text", text, "--ctx", "64").communicate(timeout=120)
         self.assertEqual((out, len(err.strip().splitlines())), ("", 1), err)
         self.assertIn("m has moved from vulkan0 to cpu", err)
 
@@ -148,7 +148,7 @@ class Loss(Faulty):
         self.load()
         process = self.in_decode()
         self.order(LOST_, SUBMIT, again=1)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         self.assertEqual((process.returncode, len(err.strip().splitlines())), (1, 1), err)
         for part in ("device vulkan0", "4 times", "VK_ERROR_DEVICE_LOST", "load it again"):
             self.assertIn(part, err)
