@@ -212,7 +212,7 @@ int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *opti
 
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v)
 {
-    return v->local ? v->local : d->info.is_cpu ? d->facts.subgroup[0] : LOCAL_GPU;
+    return v->local ? v->local : d->info.is_cpu ? d->facts.subgroup : LOCAL_GPU;
 }
 
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,

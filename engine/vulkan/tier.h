@@ -29,6 +29,7 @@ struct nb_tier {
 // What a device reports, as far as tiers ask for it.
 struct nb_tier_facts {
     uint32_t have;                         // bits
+    uint32_t subgroup;                     // invocations of one
     uint32_t constants[NB_TIER_CONSTANTS]; // shaders/matrix.glsl
 };
 
