@@ -341,6 +341,15 @@ static void refusals(void **state)
     char error[256] = "";
     assert_int_equal(nb_device_create("vulkan9999", &none, &d, error, sizeof(error)), -ENODEV);
     assert_non_null(strstr(error, "there is no device vulkan9999"));
+    struct nb_device_options how = {.tier = "wings"};
+    assert_int_equal(nb_device_create(device, &how, &d, error, sizeof(error)), -EINVAL);
+    assert_non_null(strstr(error, "there is no shader tier \"wings\""));
+    how.tier = "matrices"; // which newer drivers have
+    int rc = nb_device_create(device, &how, &d, error, sizeof(error));
+    if (rc == 0)
+        d->ops->destroy(d);
+    else
+        assert_true(rc == -ENOTSUP && strstr(error, "needs cooperative matrices of signed bytes"));
     struct run r = {.model = {1, 256, 256, 4, 2, 512, 13, NB_TYPE_F32}, .prompt = 1};
     refuse(device, &r, (struct nb_device_options){.window_bytes = 4 << 10}, -E2BIG,
            "16 rows of a matrix");
