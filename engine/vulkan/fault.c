@@ -51,6 +51,15 @@ void nb_vulkan_doing(struct nb_vulkan_device *d, const char *format, ...)
         d->fault[0] = '\0';
 }
 
+static void add_figures(struct nb_vulkan_device *d, size_t at)
+{
+    uint64_t used, left;
+    nb_vulkan_memory(d, &used, &left);
+    if (at < sizeof(d->fault))
+        snprintf(d->fault + at, sizeof(d->fault) - at, " (%.0f MB used, %.0f MB free)",
+                 (double)used / 1e6, (double)left / 1e6);
+}
+
 int nb_vulkan_failed(struct nb_vulkan_device *d, VkResult r, const char *call)
 {
     if (r == VK_SUCCESS)
@@ -69,6 +78,8 @@ int nb_vulkan_failed(struct nb_vulkan_device *d, VkResult r, const char *call)
                      d->doing, nb_vk_result_name(r), call);
     if (r == VK_ERROR_DEVICE_LOST && n > 0)
         add_drivers_words(d, (size_t)n);
+    if (rc == -ENOMEM && n > 0)
+        add_figures(d, (size_t)n);
     return rc;
 }
 

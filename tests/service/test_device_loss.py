@@ -172,7 +172,7 @@ class Full(Faulty):
         self.order(FULL, SUBMIT)
         self.assertEqual(self.answer(process), alone)
         self.assertEqual(self.restarts(), 1)
-        self.assertIn("VK_ERROR_OUT_OF_DEVICE_MEMORY", self.daemon.logged())
+        self.assertRegex(self.daemon.logged(), r"VK_ERROR_OUT_OF_DEVICE_MEMORY from vkQueueSubmit \(\d+ MB used, ")
 
 
 class Hang(Faulty):
