@@ -232,8 +232,7 @@ struct nb_device {
     struct nb_counts before; // of earlier incarnations
     uint64_t cached_us;      // when its cache was last written
 };
-int nb_device_add(struct nb_broker *broker, const struct nibble_device *info,
-                  struct nb_device **ret);
+struct nb_device *nb_device_add(struct nb_broker *broker, const struct nibble_device *info);
 void nb_device_clean(struct nibble_device *info); // its texts
 // It is away: its models move or are lost, and it takes none until a probe finds it again.
 void nb_device_gone(struct nb_device *device, const char *why);

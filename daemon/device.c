@@ -48,19 +48,17 @@ void nb_device_clean(struct nibble_device *info)
     nb_text_clean(info->reason, sizeof info->reason);
 }
 
-int nb_device_add(struct nb_broker *broker, const struct nibble_device *info,
-                  struct nb_device **ret)
+struct nb_device *nb_device_add(struct nb_broker *broker, const struct nibble_device *info)
 {
     struct nb_device *device = calloc(1, sizeof *device);
     if (!device)
-        return -ENOMEM;
+        return NULL;
     device->broker = broker;
     device->id = nb_broker_next_id(broker);
     device->info = *info;
     TAILQ_INIT(&device->models);
     TAILQ_INSERT_TAIL(&broker->devices, device, entry);
-    *ret = device;
-    return 0;
+    return device;
 }
 
 int nb_device_usable(const struct nb_device *device)

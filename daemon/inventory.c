@@ -76,11 +76,11 @@ int nb_device_found(struct nb_broker *broker, const struct nb_link_device *packe
     if (device) {
         see_again(device, &info);
     } else {
-        int r = find_name(broker, &info);
-        if (r == 0)
-            r = nb_device_add(broker, &info, &device);
-        if (r < 0)
-            return r;
+        if (find_name(broker, &info) < 0)
+            return -EEXIST;
+        device = nb_device_add(broker, &info);
+        if (!device)
+            return -ENOMEM;
         if (broker->probes > 1)
             nb_log(LOG_INFO, "device %s (%s) has come", info.name, info.description);
     }

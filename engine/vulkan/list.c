@@ -196,7 +196,7 @@ void nb_vulkan_device_show(const struct nb_vulkan_device_info *info, uint32_t in
 int nb_vulkan_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
                           char *ret_error, size_t error_size)
 {
-    struct nb_vulkan_device_info vulkan[NB_VULKAN_DEVICES];
+    struct nb_vulkan_device_info vulkan[NB_VULKAN_DEVICES] = {0};
     int n = nb_vulkan_enumerate(vulkan, NB_VULKAN_DEVICES, ret_error, error_size);
     for (int i = 0; i < n && i < NB_VULKAN_DEVICES; i++) {
         struct nb_device_info info;
