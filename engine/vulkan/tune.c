@@ -82,9 +82,7 @@ static uint64_t kind_of(const struct nb_device_model *m, const struct nb_vulkan_
     uint64_t hash = XXH3_64bits(shape, sizeof(shape));
     for (uint32_t t = 0; t < NB_TIER_TILES; t++) {
         const struct nb_vulkan_pipeline *pipeline = &m->pipelines[p->pipeline[t]];
-        const struct nb_tier_variant *v = pipeline->variant;
-        const uint32_t how[] = {v->module, v->local, v->units, v->tokens, v->team};
-        hash = XXH3_64bits_withSeed(how, sizeof(how), hash);
+        hash = XXH3_64bits_withSeed(pipeline->variant, sizeof(*pipeline->variant), hash);
         hash = XXH3_64bits_withSeed(pipeline->constants, sizeof(pipeline->constants), hash);
     }
     return hash;
