@@ -9,7 +9,8 @@
 
 #include "tensor/fail.h"
 
-#define ROW_PAD 8 // the widest tile of tokens
+#define MAX_VALUES 512u // of a head: shaders/attention_team.glsl
+#define ROW_PAD    8    // the widest tile of tokens
 
 static size_t layer_block_bytes(const struct nb_hparams *hp)
 {
@@ -27,11 +28,11 @@ static int check_model(const struct nb_device_model *m, char *error, size_t size
 {
     const struct nb_hparams *hp = &m->plan->hp;
     const char *name = m->device->info.name;
-    if (hp->v_dim % 32 || hp->k_dim % 2)
+    if (hp->v_dim % 32 || hp->v_dim > MAX_VALUES || hp->k_dim % 2)
         return nb_fail(error, size, -ENOTSUP,
-                       "heads of %u by %u: the Vulkan device wants values in blocks of 32; use the "
-                       "CPU",
-                       hp->k_dim, hp->v_dim);
+                       "heads of %u by %u: the Vulkan device wants values in blocks of 32, %u at "
+                       "most; use the CPU",
+                       hp->k_dim, hp->v_dim, MAX_VALUES);
     size_t kv = layer_block_bytes(hp) * m->kv_blocks;
     if (kv > m->device->max_range)
         return nb_fail(error, size, -ENOMEM,

@@ -27,7 +27,7 @@ struct nb_vulkan_dispatch {
     uint16_t pipeline[NB_TIER_TILES]; // of the model's
     uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows take
     VkDescriptorSet set;
-    uint32_t push[NB_VULKAN_PUSH_BYTES / 4], n_push;
+    uint32_t push[NB_VULKAN_PUSH_BYTES / 4];
 };
 
 // Word offsets into the step buffer: what the shaders read of a step's rows.

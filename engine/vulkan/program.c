@@ -167,7 +167,6 @@ static struct nb_vulkan_dispatch *add(struct builder *b, enum nb_vulkan_shape sh
 static void push(struct nb_vulkan_dispatch *p, const void *data, size_t bytes)
 {
     memcpy(p->push, data, bytes);
-    p->n_push = (uint32_t)(bytes / 4);
 }
 
 // Vectors lie one after the other in a buffer of their own: they are small.

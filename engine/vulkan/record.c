@@ -67,7 +67,7 @@ void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint
     vk->CmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE,
                         m->pipelines[p->pipeline[tile]].pipeline);
     vk->CmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, &p->set, 0, NULL);
-    vk->CmdPushConstants(c, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, p->n_push * 4, push);
+    vk->CmdPushConstants(c, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof(push), push);
     vk->CmdDispatch(c, (units + covered - 1) / covered, y, 1);
 }
 
