@@ -113,6 +113,7 @@ static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
     const VkPhysicalDeviceLimits *l = &p2.properties.limits;
     const VkSubgroupFeatureFlags ops =
         VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
+    ret->subgroup = sub.subgroupSize;
     if (sub.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT &&
         (sub.supportedOperations & ops) == ops && sub.subgroupSize >= 8 &&
         sub.subgroupSize <= LANES)
