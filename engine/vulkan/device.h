@@ -120,6 +120,12 @@ int nb_vulkan_begin(struct nb_vulkan_device *d, bool once, VkCommandBuffer *ret)
 int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands);
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); // and frees
 
+// Whether the driver cuts loops short, and the longest context whose loops it runs to their end
+// (UINT32_MAX: any).
+bool nb_vulkan_cuts_loops(const struct nb_vulkan_device_info *info);
+uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_dim,
+                                   uint32_t v_dim);
+
 // Invocations of a workgroup.
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v);
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,

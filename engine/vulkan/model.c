@@ -243,6 +243,8 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
     nb_vulkan_doing(m->device, "opening a model");
     int rc = check_model(m, ret_error, error_size);
     if (rc == 0)
+        rc = nb_vulkan_check_loops(m, ret_error, error_size);
+    if (rc == 0)
         rc = nb_vulkan_weights_cut(m, ret_error, error_size);
     if (rc == 0) {
         nb_vulkan_weights_choose(m);

@@ -134,6 +134,9 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool h
                               struct nb_vulkan_recording *r);
 void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r);
 
+// -ENOTSUP for a model whose loops the driver would cut short.
+int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size_t error_size);
+
 size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan);
 // What steps of `max_rows` take beside weights and KV memory.
 uint64_t nb_vulkan_step_bytes(const struct nb_plan *plan, uint32_t max_rows);

@@ -51,7 +51,7 @@ struct op_machine {
     struct nb_device_model *model;
 };
 
-enum { OP_ROWS = 64, OP_KV_BLOCKS = 64, OP_SEQUENCES = 3 };
+enum { OP_ROWS = 64, OP_KV_BLOCKS = 64, OP_SEQUENCES = 3, OP_STEPS = 16 };
 
 // A step's rows, with block tables out of order.
 struct op_batch {
@@ -68,6 +68,20 @@ void op_batch_init(struct op_batch *b);
 // So many rows of each sequence, from its position `at` on, which moves.
 void op_batch_fill(struct op_batch *b, const uint32_t rows[OP_SEQUENCES],
                    uint32_t at[OP_SEQUENCES]);
+
+// Rows of each sequence in each step; its positions go on from where they are.
+struct op_script {
+    uint32_t n;
+    uint32_t rows[OP_STEPS][OP_SEQUENCES];
+};
+
+// Logits of each row; differences are counted (tests/kernels/report.h).
+void op_compare(const struct op_case *c, const struct nb_rows *rows, const float *want,
+                const float *got, uint32_t vocab);
+void op_check_case(struct nb_device *reference, struct nb_device *device, const struct op_case *c,
+                   const struct op_script *script);
+// The largest that the device accepts, and that it refuses more.
+void op_check_limits(struct nb_device *reference, struct nb_device *device);
 
 // Small shaders of our own on a device: what its driver does to numbers and loops (driver.c).
 struct nb_vulkan_device;
