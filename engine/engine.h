@@ -48,6 +48,7 @@ void nb_model_close(struct nb_model *m); // every sequence must be gone
 void nb_model_info(const struct nb_model *m, struct nb_model_info *ret);
 // Of each kind of op since the model was opened: NB_OP_KINDS values (engine/arch.h).
 void nb_model_times(const struct nb_model *m, struct nb_op_time *ret);
+uint64_t nb_model_steps(const struct nb_model *m); // in that time
 const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m);
 const struct nb_chat_template *
 nb_model_chat_template(const struct nb_model *m); // NULL when none is recognised

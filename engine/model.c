@@ -169,6 +169,11 @@ void nb_model_times(const struct nb_model *m, struct nb_op_time *ret)
     m->device->ops->times(m->dm, ret);
 }
 
+uint64_t nb_model_steps(const struct nb_model *m)
+{
+    return m->steps;
+}
+
 const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m)
 {
     return m->tokenizer;

@@ -46,6 +46,7 @@ struct nb_model {
     // first.
     struct nb_sequence *first, *last;
     uint32_t n_sequences;
+    uint64_t steps;
     uint32_t turn; // whose turn it is when there are more sequences in decode than rows
 
     // The rows of a step.

@@ -214,6 +214,7 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
         int rc = m->device->ops->step(m->dm, &rows, &logits);
         if (rc < 0)
             return rc;
+        m->steps++;
         for (uint32_t i = 0; i < stats.sequences; i++)
             m->batch[i]->computed += m->batch[i]->rows;
         for (uint32_t i = 0; i < rows.n_logits; i++) {

@@ -95,6 +95,7 @@ enum nb_op {
     NB_OP_TENSOR,     // nb_desc_tensor
     NB_OP_GEMM,       // nb_desc_gemm
     NB_OP_DEQUANTIZE, // nb_desc_dequantize
+    NB_OP_COUNTERS,   // nb_desc_counters
     NB_OP_COUNT,
 };
 
@@ -219,6 +220,25 @@ struct nb_desc_dequantize {
     struct nb_place out, scales;
     uint32_t number, pad;
 }; // completion DONE
+
+// Of the model's steps since its worker opened it, whoever asked for them.
+#define NB_COUNTERS_MAX 16u
+struct nb_desc_counters {
+    uint64_t out; // struct nb_counters, then room for NB_COUNTERS_MAX of struct nb_counter
+};                // completion DONE
+
+struct nb_counters {
+    uint64_t steps;
+    uint32_t layers;
+    uint32_t n_ops;
+    char device[32]; // that ran all of them
+};
+
+struct nb_counter {
+    char op[16];
+    uint64_t ns; // on the device
+    uint64_t dispatches;
+};
 
 enum nb_completion_kind {
     // One for each token that joins the log (an EOS too): token, logprob, text; a = bytes of text

@@ -2,15 +2,44 @@
 #include "daemon/worker/ops.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/worker/serve.h"
+#include "engine/arch.h"
 
 static int no_op(struct nb_job *job, const struct nb_submission *submission, const void *desc)
 {
     (void)submission;
     (void)desc;
+    nb_job_done(job, 0, NIBBLE_FINISH_NONE, 0, 0);
+    return 0;
+}
+
+static int counters(struct nb_job *job, const struct nb_submission *submission, const void *desc)
+{
+    const struct nb_desc_counters *d = desc;
+    const struct nb_channel *c = job->channel;
+    struct {
+        struct nb_counters head;
+        struct nb_counter op[NB_COUNTERS_MAX];
+    } told = {.head = {.steps = nb_model_steps(c->model->model), .n_ops = NB_OP_KINDS}};
+    void *out = nb_channel_range(job->channel, d->out, sizeof(told), alignof(uint64_t));
+    if (!out)
+        return -EINVAL;
+    struct nb_model_info info;
+    struct nb_op_time times[NB_OP_KINDS];
+    nb_model_info(c->model->model, &info);
+    nb_model_times(c->model->model, times);
+    told.head.layers = info.n_layers;
+    snprintf(told.head.device, sizeof(told.head.device), "%s", c->serve->device_name);
+    for (uint32_t i = 0; i < NB_OP_KINDS; i++) {
+        snprintf(told.op[i].op, sizeof(told.op[i].op), "%s", nb_op_names[i]);
+        told.op[i].ns = times[i].ns;
+        told.op[i].dispatches = times[i].dispatches;
+    }
+    memcpy(out, &told, sizeof(told));
     nb_job_done(job, 0, NIBBLE_FINISH_NONE, 0, 0);
     return 0;
 }
@@ -27,6 +56,7 @@ static const struct {
     [NB_OP_TENSOR] = {sizeof(struct nb_desc_tensor), nb_op_tensor},
     [NB_OP_GEMM] = {sizeof(struct nb_desc_gemm), nb_op_gemm},
     [NB_OP_DEQUANTIZE] = {sizeof(struct nb_desc_dequantize), nb_op_dequantize},
+    [NB_OP_COUNTERS] = {sizeof(struct nb_desc_counters), counters},
 };
 #define DESC_MAX 120 // of all these
 _Static_assert(DESC_MAX == sizeof(struct nb_desc_dequantize), "the largest");

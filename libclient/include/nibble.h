@@ -356,6 +356,24 @@ struct nibble_place {
     void *data;
 };
 
+/* What the model's operators have taken since the worker opened it, in steps of one or many
+ * sequences of any clients. Every operator but sampling runs on `device`; where that is several
+ * (layers over devices), its name says which layers run where. */
+struct nibble_op_counter {
+    char name[16];       /* "embed", "qkv", "attention", "out", "gate_up", "down", "head" */
+    uint64_t ns;         /* of the device's time */
+    uint64_t dispatches; /* 0 where the device has none */
+};
+struct nibble_counters {
+    uint64_t steps;
+    uint32_t layers;
+    uint32_t n_ops;
+    char device[32];
+    struct nibble_op_counter ops[16];
+};
+/* Blocks. */
+NIBBLE_API int nibble_model_counters(nibble_session *session, struct nibble_counters *ret_counters);
+
 /* A matrix of the model. */
 struct nibble_tensor {
     uint32_t index; /* its handle, as long as the model is loaded */

@@ -126,6 +126,13 @@ class Real(CliTest):
         got = self.json("bench", "smol", "--prompt", "32", "--gen", "4", "--clients", "2", "--runs", "1")
         for key in ("prefill_tps", "decode_tps", "aggregate_tps"):
             self.assertGreater(got[key], 0)
+        names = ["embed", "qkv", "attention", "out", "gate_up", "down", "head"]
+        for part, steps in (("prefill", 1), ("decode", 4)):
+            self.assertEqual(got[part]["steps"], steps)
+            self.assertEqual([op["operator"] for op in got[part]["operators"]], names)
+            for op in got[part]["operators"]:
+                self.assertEqual(op["device"], got["device"])
+                self.assertGreater(op["us_per_token"], 0)
 
     def test_refusals(self):
         self.assertIn("nosuch", self.fails("run", "nosuch", "Hello"))

@@ -1,5 +1,6 @@
 // `nibble bench`: prefill, decode and aggregate decode of several clients, as a client sees them:
-// wall time through daemon and channel. Medians of the runs.
+// wall time through daemon and channel, medians of the runs; and what each operator takes on the
+// device.
 #include <errno.h>
 #include <jansson.h>
 #include <poll.h>
@@ -158,6 +159,79 @@ static int measure(struct bench *b, json_t *result)
     return 0;
 }
 
+// --- Operators: what a prefill and single tokens cost on the device, apart from the speeds above.
+
+static int counters(struct bench *b, struct nibble_counters *ret)
+{
+    int r = nibble_model_counters(b->c->session, ret);
+    return r < 0 ? cli_failed(b->c->connection, "bench", r) : 0;
+}
+
+// One entry for each operator, of the steps between two counts.
+static json_t *operators(const struct nibble_counters *from, const struct nibble_counters *to,
+                         uint32_t tokens)
+{
+    uint64_t steps = to->steps - from->steps, layered = 0;
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < to->n_ops; i++) {
+        const struct nibble_op_counter *was = &from->ops[i], *is = &to->ops[i];
+        uint64_t dispatches = is->dispatches - was->dispatches;
+        bool in_layer = i > 0 && i + 1 < to->n_ops; // all but the embedding and the head
+        layered += in_layer ? dispatches : 0;
+        json_array_append_new(
+            list, json_pack("{s:s, s:s, s:f, s:f}", "operator", is->name, "device", to->device,
+                            "us_per_token", (double)(is->ns - was->ns) * 1e-3 / tokens,
+                            "dispatches_per_step", (double)dispatches / (double)steps));
+    }
+    return json_pack("{s:I, s:i, s:f, s:o}", "steps", (json_int_t)steps, "layers", (int)to->layers,
+                     "dispatches_per_layer", (double)layered / (double)steps / to->layers,
+                     "operators", list);
+}
+
+// The decoded tokens go on from a prompt that is in the cache, so that each of their steps is one
+// row.
+static int count_operators(struct bench *b, json_t *result)
+{
+    struct nibble_counters at[4];
+    int r = 0;
+    if ((r = counters(b, &at[0])) || (r = start(b, b->c, b->prompt, 1, 2000000)) ||
+        (r = wait_for(b->c)) || (r = counters(b, &at[1])) ||
+        (r = start(b, b->c, b->depth, 1, 2000001)) || (r = wait_for(b->c)) ||
+        (r = counters(b, &at[2])) || (r = start(b, b->c, b->depth, b->gen, 2000001)) ||
+        (r = wait_for(b->c)) || (r = counters(b, &at[3])))
+        return r;
+    if (at[1].steps == at[0].steps || at[3].steps == at[2].steps || !at[3].layers)
+        return cli_error("bench: the worker was replaced while its operators were counted");
+    json_object_set_new(result, "prefill", operators(&at[0], &at[1], b->prompt));
+    json_object_set_new(result, "decode", operators(&at[2], &at[3], b->gen));
+    return 0;
+}
+
+static void print_operators(const char *what, const json_t *part)
+{
+    size_t i;
+    json_t *op;
+    printf("%s: %lld steps, %.1f dispatches a layer\n", what,
+           (long long)json_integer_value(json_object_get(part, "steps")),
+           json_number_value(json_object_get(part, "dispatches_per_layer")));
+    json_array_foreach(json_object_get(part, "operators"), i, op)
+        printf("  %-10s %-10s %9.1f us a token, %6.1f dispatches a step\n",
+               json_string_value(json_object_get(op, "operator")),
+               json_string_value(json_object_get(op, "device")),
+               json_number_value(json_object_get(op, "us_per_token")),
+               json_number_value(json_object_get(op, "dispatches_per_step")));
+}
+
+static void print_value(const char *key, const json_t *value)
+{
+    if (json_is_object(value))
+        print_operators(key, value);
+    else if (json_is_string(value))
+        printf("%-14s %s\n", key, json_string_value(value));
+    else
+        printf("%-14s %.1f\n", key, json_number_value(value));
+}
+
 static int open_clients(struct bench *b, const char *model)
 {
     uint32_t longest = b->prompt > b->depth + b->gen ? b->prompt : b->depth + b->gen;
@@ -186,7 +260,7 @@ static int bench_model(struct bench *b, const char *model)
     b->c = cli_alloc(b->clients, sizeof *b->c);
     b->ids = cli_alloc(b->prompt > b->depth ? b->prompt : b->depth, sizeof *b->ids);
     int status = open_clients(b, model);
-    if (status == CLI_OK && measure(b, result))
+    if (status == CLI_OK && (measure(b, result) || count_operators(b, result)))
         status = CLI_FAILED;
     if (status == CLI_OK)
         status = cli_stayed(b->c[0].session, b->measured);
@@ -202,9 +276,7 @@ static int bench_model(struct bench *b, const char *model)
             json_dumpf(result, stdout, JSON_COMPACT);
             putchar('\n');
         } else {
-            json_object_foreach(result, key, value) json_is_string(value)
-                ? printf("%-14s %s\n", key, json_string_value(value))
-                : printf("%-14s %.1f\n", key, json_number_value(value));
+            json_object_foreach(result, key, value) print_value(key, value);
         }
     }
     for (uint32_t i = 0; i < b->clients; i++)
