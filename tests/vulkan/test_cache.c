@@ -125,14 +125,14 @@ static void senseless(void **state)
         size_t at;
         uint8_t value;
     } changes[] = {
-        {HEAD + 8, NB_TIER_TILES},                          // a tile that there is not
-        {HEAD + 8 + NB_VULKAN_BUCKETS, 1},                  // a bucket that there is not
-        {HEAD + sizeof(choices), 31},                       // a driver's header too short
-        {HEAD + sizeof(choices), 65},                       // ... longer than its data
-        {HEAD + sizeof(choices) + 4, 2},                    // ... of another version
-        {HEAD + sizeof(choices) + 8, (uint8_t)~id.vendor},  // ... of another vendor
-        {HEAD + sizeof(choices) + 12, (uint8_t)~id.device}, // ... of another device
-        {HEAD + sizeof(choices) + 16, 'P'},                 // ... with another UUID
+        {HEAD + 8, NB_TIER_TILES},           // a tile that there is not
+        {HEAD + 8 + NB_VULKAN_BUCKETS, 1},   // a bucket that there is not
+        {HEAD + sizeof(choices), 31},        // a driver's header too short
+        {HEAD + sizeof(choices), 65},        // ... longer than its data
+        {HEAD + sizeof(choices) + 4, 2},     // ... of another version
+        {HEAD + sizeof(choices) + 8, 0xff},  // ... of another vendor
+        {HEAD + sizeof(choices) + 12, 0xff}, // ... of another device
+        {HEAD + sizeof(choices) + 16, 'P'},  // ... with another UUID
     };
     for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
         struct blob b = make_blob();
