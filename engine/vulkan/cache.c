@@ -172,7 +172,7 @@ int nb_vulkan_cache_save(struct nb_device *base, void **ret, size_t *ret_bytes)
                                           .choices = c->choices,
                                           .n_choices = c->n_choices};
     void *blob = NULL;
-    size_t blob_bytes;
+    size_t blob_bytes = 0;
     int rc = nb_vk_errno(r);
     if (rc == 0)
         rc = nb_vulkan_cache_write(&c->id, &parts, &blob, &blob_bytes);

@@ -15,8 +15,10 @@
 int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS])
 {
-    if (!m->pipelines)
+    if (!m->pipelines) {
         m->pipelines = calloc(MAX_PIPELINES, sizeof(*m->pipelines));
+        m->n_pipelines = 0;
+    }
     if (!m->pipelines)
         return -ENOMEM;
     uint32_t i = 0;

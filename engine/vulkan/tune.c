@@ -189,7 +189,7 @@ static int choose(struct tuning *tuning, struct product *of, uint32_t bucket)
     uint8_t *chosen = &of->choice.tile[bucket];
     uint32_t usual = *chosen, best = 0;
     double expected = of->ns > 0 ? 2 * of->ns : of->work * tuning->ns_of_work;
-    if (expected > BUDGET_NS / SHARE || begin + (uint64_t)expected > tuning->deadline)
+    if (expected * SHARE > BUDGET_NS || begin + (uint64_t)expected > tuning->deadline)
         return 0; // the usual tile stays
     int rc = time_tiles(tuning, of, bucket, ticks);
     for (uint32_t t = 1; rc == 0 && t < NB_TIER_TILES; t++)
