@@ -17,7 +17,7 @@ layout(constant_id = 11) const uint MODE = 0;      // what an operator does with
 
 const uint PLANES_F32 = 0, PLANES_F16 = 1, PLANES_BF16 = 2, PLANES_8 = 3, PLANES_4 = 4,
            PLANES_4_1 = 5, PLANES_4_2 = 6, PLANES_2 = 7, PLANES_2_1 = 8;
-const uint SUB_NONE = 0, SUB_SM8 = 1, SUB_SM4 = 2, SUB_S6 = 3;
+const uint SUB_NONE = 0, SUB_SM8 = 1, SUB_SM4 = 2, SUB_S6 = 3, SUB_F32 = 6;
 const uint NONE = 0xffffffffu;
 
 // What is only read comes as texels of four words: a texel's fetch is straight code everywhere, while

@@ -95,6 +95,13 @@ vec4 halves_of(uvec2 words)
 void load_scales(uint group1, Planes p, uint quad, uint k, out vec4 ws, out vec4 wm)
 {
     uint block = k / SCALE_BLOCK;
+    if (SUB == SUB_F32) {
+        ws = uintBitsToFloat(read4(group1 / 4 + p.scale2 / 2 + block * 4 + quad));
+        wm = vec4(0.0);
+        if (HAS_MIN != 0)
+            wm = uintBitsToFloat(read4(group1 / 4 + p.min2 / 2 + block * 4 + quad));
+        return;
+    }
     ws = halves_of(read2(group1 / 2 + p.scale2 + block * 4 + quad));
     wm = vec4(0.0);
     if (HAS_MIN != 0)

@@ -146,6 +146,7 @@ static void vulkan_destroy(struct nb_device *base)
     if (d->hangs) // its driver may wait for what never comes; the process ends soon
         return;
     if (d->device && d->vk.DestroyDevice) {
+        nb_vulkan_bench_destroy(d);
         nb_vulkan_cache_finish(d);
         for (int i = 0; i < NB_MODULES; i++)
             d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
@@ -263,4 +264,8 @@ const struct nb_device_ops nb_vulkan_ops = {
     .times = nb_vulkan_times,
     .cache = nb_vulkan_cache_save,
     .fault = nb_vulkan_fault,
+    .matrix_open = nb_vulkan_matrix_open,
+    .matrix_close = nb_vulkan_matrix_close,
+    .gemm = nb_vulkan_gemm,
+    .dequantize = nb_vulkan_dequantize,
 };

@@ -64,6 +64,7 @@ struct nb_vulkan_device {
     struct nb_vulkan_cache cache;
     bool warm;
     uint32_t tile; // that all products take, from 1 on; 0: what is best
+    struct nb_vulkan_bench *bench; // for clients' operators (matrix.c); NULL until the first
 };
 
 struct nb_vulkan_buffer {
@@ -130,6 +131,14 @@ uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v);
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
                        const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret);
+
+// matrix.c
+int nb_vulkan_matrix_open(struct nb_device *d, struct nb_device_model *dm,
+                          const struct nb_packed *w, struct nb_device_matrix **ret);
+void nb_vulkan_matrix_close(struct nb_device_matrix *m);
+int nb_vulkan_gemm(struct nb_device_matrix *m, const struct nb_product *p);
+int nb_vulkan_dequantize(struct nb_device_matrix *m, const struct nb_decode *p);
+void nb_vulkan_bench_destroy(struct nb_vulkan_device *d);
 
 // What is only read is read as texels of four words; the rest are storage buffers.
 VkDescriptorType nb_vulkan_descriptor(uint32_t binding);

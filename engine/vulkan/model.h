@@ -98,6 +98,30 @@ static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
     return (n + to - 1) / to * to;
 }
 
+// program.c: what the shaders are specialised by and given.
+// shaders/common.glsl; OUT2 is what a shader writes beside its floats.
+enum { BIND_WEIGHTS, BIND_VECTORS, BIND_STEP, BIND_IN, BIND_ACT, BIND_OUT, BIND_OUT2, BIND_KV };
+enum {
+    CONST_PLANES = 1,
+    CONST_CODEBOOK,
+    CONST_SUB,
+    CONST_OFFSET,
+    CONST_SCALE_BLOCK,
+    CONST_GROUP,
+    CONST_HAS_MIN,
+    CONST_SUB_BYTES,
+    CONST_TERMS,
+    CONST_TOKENS,
+    CONST_MODE
+};
+enum { MODE_STORE, MODE_ADD, MODE_SWIGLU, MODE_SWIGLU_UP }; // gemm.comp
+enum { MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4 }; // quantize.comp, attention.comp
+struct nb_vulkan_gemm_push {
+    uint32_t count, groups, cols, stride1, high4, scale2, min2, sub1, in4, out4;
+    uint32_t weight1[3], first[3], column4[3], rows[3], bias[3];
+};
+void nb_vulkan_constants(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTANTS]);
+
 // pipelines.c. The index of a pipeline, named now and made later, or a negative errno.
 int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS]);

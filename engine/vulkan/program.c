@@ -11,24 +11,7 @@
 #define MAX_VIEWS      (MAX_DISPATCHES * 4)
 #define NONE           0xffffffffu
 
-// shaders/common.glsl; OUT2 is what a shader writes beside its floats.
-enum { BIND_WEIGHTS, BIND_VECTORS, BIND_STEP, BIND_IN, BIND_ACT, BIND_OUT, BIND_OUT2, BIND_KV };
-enum {
-    CONST_PLANES = 1,
-    CONST_CODEBOOK,
-    CONST_SUB,
-    CONST_OFFSET,
-    CONST_SCALE_BLOCK,
-    CONST_GROUP,
-    CONST_HAS_MIN,
-    CONST_SUB_BYTES,
-    CONST_TERMS,
-    CONST_TOKENS,
-    CONST_MODE
-};
-enum { MODE_STORE, MODE_ADD, MODE_SWIGLU, MODE_SWIGLU_UP }; // gemm.comp
-enum { MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4 }; // quantize.comp, attention.comp
-enum { COUNT_ROWS, COUNT_LOGITS };                          // words of the step
+enum { COUNT_ROWS, COUNT_LOGITS }; // words of the step
 
 // A window of the packed weights.
 struct window {
@@ -78,7 +61,7 @@ static void specialise(struct builder *b, struct nb_vulkan_dispatch *p, enum nb_
     }
 }
 
-static void constants_of(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTANTS])
+void nb_vulkan_constants(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTANTS])
 {
     const struct nb_layout *l = w->layout;
     c[CONST_PLANES] = l->planes;
@@ -86,6 +69,8 @@ static void constants_of(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTAN
     c[CONST_SUB] = l->sub;
     c[CONST_OFFSET] = l->offset;
     c[CONST_SCALE_BLOCK] = l->scale_block ? l->scale_block : 32;
+    if (l->sub == NB_SUB_F32 && l->scale_block == w->cols)
+        c[CONST_SCALE_BLOCK] = NB_MAX_COLS;    // one pipeline for rows of any length
     c[CONST_GROUP] = l->group == 16 ? 16 : 32; // a group of 64 is two of 32 with one scale
     c[CONST_HAS_MIN] = l->has_min;
     c[CONST_SUB_BYTES] = l->sub_bytes;
@@ -180,11 +165,6 @@ static uint32_t vector(struct nb_device_model *m, const float *v, uint32_t n)
 
 // --- Products
 
-struct gemm_push {
-    uint32_t count, groups, cols, stride1, high4, scale2, min2, sub1, in4, out4;
-    uint32_t weight1[3], first[3], column4[3], rows[3], bias[3];
-};
-
 static const uint8_t *begin_of(const struct part *p)
 {
     return p->w->data + p->group0 * p->w->stride;
@@ -222,7 +202,7 @@ static bool window_of(const struct nb_device_model *m, const struct part *p, uin
 }
 
 static void describe(struct nb_device_model *m, const struct part *parts, uint32_t n, uint32_t mode,
-                     const struct window *win, struct gemm_push *ret)
+                     const struct window *win, struct nb_vulkan_gemm_push *ret)
 {
     const struct nb_packed *w = parts[0].w;
     ret->cols = w->cols;
@@ -256,14 +236,14 @@ static void product(struct builder *b, const struct part *parts, uint32_t n, uin
     const struct nb_packed *w = parts[0].w;
     struct window win;
     window_of(m, parts, n, &win);
-    struct gemm_push data = {.count = b->count, .out4 = out_width / 4};
+    struct nb_vulkan_gemm_push data = {.count = b->count, .out4 = out_width / 4};
     data.in4 = is_float(w) ? in_width / 4 : w->cols / 32 * record_words4(op->terms);
     describe(m, parts, n, mode, &win, &data);
     struct nb_vulkan_dispatch *p = add(b, NB_VULKAN_TOKENS, data.groups * 4);
     p->beside = beside;
     push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {0};
-    constants_of(w, c);
+    nb_vulkan_constants(w, c);
     c[CONST_TERMS] = is_float(w) ? 1 : op->terms;
     c[CONST_MODE] = mode;
     specialise(b, p, is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM, c);
@@ -376,7 +356,7 @@ static void add_embed(struct builder *b, const struct nb_op *op)
         next = g + part.groups;
         struct window win;
         window_of(m, &part, 1, &win);
-        struct gemm_push d = {0};
+        struct nb_vulkan_gemm_push d = {0};
         describe(m, &part, 1, MODE_STORE, &win, &d);
         const uint32_t data[] = {0,         m->tables.token, d.weight1[0], g * 16,
                                  d.rows[0], w->cols,         d.stride1,    d.high4,
@@ -385,7 +365,7 @@ static void add_embed(struct builder *b, const struct nb_op *op)
         p->beside = g > 0;
         push(p, data, sizeof(data));
         uint32_t c[NB_VULKAN_CONSTANTS] = {0};
-        constants_of(w, c);
+        nb_vulkan_constants(w, c);
         specialise(b, p, NB_SHADER_EMBED, c);
         bind(b, p, &win,
              (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_OUT] = &m->x});

@@ -6,6 +6,7 @@
 
 // What a shader computes. Which module does that depends on the device's tier (tier.h).
 enum nb_shader {
+    NB_SHADER_DEQUANTIZE,
     NB_SHADER_EMBED,
     NB_SHADER_QUANTIZE,
     NB_SHADER_GEMM,
@@ -16,6 +17,7 @@ enum nb_shader {
 };
 
 enum nb_module {
+    NB_MODULE_DEQUANTIZE,
     NB_MODULE_EMBED,
     NB_MODULE_QUANTIZE,
     NB_MODULE_QUANTIZE_TEAM,
