@@ -113,6 +113,35 @@ static int on_row(void *user, size_t position, const float *logits, size_t vocab
     return 0;
 }
 
+// Operators in registered memory and through the arena.
+static void operate(nibble_session *session)
+{
+    struct nibble_tensor tensor = {.rows = 4, .cols = 32};
+    nibble_memory *memory = NULL;
+    nibble_job *job = NULL;
+    void *data;
+    int fd;
+    float x[32] = {0}, y[4];
+    struct nibble_matrix w = {.tensor = &tensor};
+    struct nibble_place from = {.data = x}, to = {.data = y};
+    must(nibble_memory_create(4096, &fd, &data) == 0);
+    nibble_tensor_find(session, "output.weight", &tensor);
+    tensor.rows = 4;
+    tensor.cols = 32;
+    if (nibble_memory_register(session, fd, 0, 4096, 0, &memory) == 0)
+        w = (struct nibble_matrix){
+            .bits = 4, .rows = 4, .cols = 32, .codes.memory = memory, .scales.memory = memory};
+    if (nibble_gemm(session, &w, &from, 1, &to, NIBBLE_PRECISION_FAST, NULL, NULL, &job) == 0)
+        nibble_job_wait(job);
+    nibble_job_free(job);
+    job = NULL;
+    nibble_dequantize(session, &w, 1, 1, NIBBLE_NUMBER_F32, &from, NULL, NULL, NULL, &job);
+    nibble_memory_unregister(memory);
+    nibble_job_free(job);
+    munmap(data, 4096);
+    close(fd);
+}
+
 static void use_session(nibble *c, nibble_session *session)
 {
     int32_t tokens[8] = {1, 2, 3};
@@ -136,6 +165,7 @@ static void use_session(nibble *c, nibble_session *session)
     nibble_score(session, tokens, 3, 0, scores);
     nibble_logits(session, tokens, 3, 0, on_row, NULL);
     nibble_job_free(job);
+    operate(session);
     if (other)
         nibble_job_wait(other);
 }

@@ -72,6 +72,12 @@ static void answer_calls(FILE *out)
     }
 }
 
+static void answer_register(FILE *out)
+{
+    struct nb_wire_memory memory = {.channel = 1, .region = 1};
+    put(out, NB_WIRE_REGISTER | NB_WIRE_REPLY, 5, &memory, sizeof memory, 0, NULL, 0);
+}
+
 static void end_channel(FILE *out)
 {
     struct nb_wire_channel_ref lost = {.channel = 1, .text = "unloaded"};
@@ -94,12 +100,13 @@ void write_client_seeds(const char *dir)
 {
     static const struct {
         const char *name;
-        void (*parts[5])(FILE *);
+        void (*parts[6])(FILE *);
     } seeds[] = {
         {"greeting", {greet}},
         {"channel", {greet, open_channel}},
         {"lost", {greet, open_channel, end_channel}},
         {"moved", {greet, open_channel, answer_calls, end_channel}},
+        {"operators", {greet, open_channel, answer_calls, answer_register, end_channel}},
     };
     char path[4096];
     snprintf(path, sizeof path, "%s/fuzz_client", dir);
