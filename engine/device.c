@@ -90,14 +90,14 @@ static int read_part(const char *at, size_t n, char ret_name[PART_SIZE], uint32_
 
 static void destroy_parts(const struct nb_split_part *part, uint32_t n)
 {
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n && part[i].device; i++)
         part[i].device->ops->destroy(part[i].device);
 }
 
 static int create_split(const char *name, const struct nb_device_options *o, struct nb_device **ret,
                         char *error, size_t error_size)
 {
-    struct nb_split_part part[NB_SPLIT_PARTS];
+    struct nb_split_part part[NB_SPLIT_PARTS] = {0};
     uint32_t n = 0;
     int rc = 0;
     for (const char *at = name; at && rc == 0; n++) {

@@ -92,6 +92,15 @@ static int share_layers(struct nb_serve *s, uint32_t layers, struct nb_device **
     return 0;
 }
 
+// Where a device with memory of its own has the weights, for the administrator who wonders at it.
+static void log_weights(const struct nb_serve *s, const char *name)
+{
+    struct nb_device_info info;
+    s->device->ops->info(s->device, &info);
+    if (info.weights[0])
+        nb_log("the weights of %.63s are %s", name, info.weights);
+}
+
 // `m` has the device that it is opened on.
 static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
                       struct nb_worker_model *m, struct nb_link_model_ready *ready)
@@ -126,6 +135,7 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
         return nb_link_status(r);
     }
     describe_model(m->model, &ready->info);
+    log_weights(s, add->name);
     return 0;
 }
 

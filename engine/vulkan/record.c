@@ -129,7 +129,8 @@ static uint32_t cut(const struct nb_device_model *m, uint32_t first, uint32_t en
         bool full =
             measured ? filled + m->op_ns[op] > SEGMENT_NS : m->plan->ops[op].kind == NB_OP_QKV;
         if (n == 0 || full) {
-            ret[n++] = (struct nb_vulkan_segment){.first = i, .query = query++, .n_queries = 1};
+            ret[n++] = (struct nb_vulkan_segment){.first = i, .query = query, .n_queries = 1};
+            query++;
             filled = 0;
         }
         filled += m->op_ns[op];

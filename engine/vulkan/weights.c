@@ -83,7 +83,7 @@ int nb_vulkan_weights_cut(struct nb_device_model *m, char *error, size_t error_s
     uint32_t n = list_matrices(m->plan, list);
     int rc = 0;
     for (uint32_t i = 0; i < n && rc == 0; i++) {
-        if (list[i]->stride > most)
+        if (list[i]->stride >= most)
             rc = nb_fail(error, error_size, -E2BIG,
                          "16 rows of a matrix take %zu KB and %s binds %zu KB at once: use the CPU",
                          list[i]->stride >> 10, d->info.name, most >> 10);
@@ -208,13 +208,14 @@ static int time_read(struct nb_vulkan_device *d, VkQueryPool queries,
     int rc = 0;
     for (int pass = 0; pass < 2 && rc == 0; pass++) {
         const VkPipelineStageFlags stage = VK_PIPELINE_STAGE_TRANSFER_BIT;
+        const VkBufferCopy all = {.size = to->bytes};
         uint64_t tick[2];
         VkCommandBuffer c;
         if ((rc = nb_vulkan_begin(d, true, &c)) < 0)
             break;
         d->vk.CmdResetQueryPool(c, queries, 0, 2);
         d->vk.CmdWriteTimestamp(c, stage, queries, 0);
-        d->vk.CmdCopyBuffer(c, from->buffer, to->buffer, 1, &(VkBufferCopy){0, 0, to->bytes});
+        d->vk.CmdCopyBuffer(c, from->buffer, to->buffer, 1, &all);
         d->vk.CmdWriteTimestamp(c, stage, queries, 1);
         if ((rc = nb_vulkan_run_once(d, c)) < 0)
             break;
