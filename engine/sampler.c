@@ -73,58 +73,58 @@ static void penalize(const struct nb_sampling *s, float *logits, uint32_t vocab,
 
 #define FEW 1024 // candidates that lie on the stack
 
-// --- The order of candidates: higher logit first, then lower id.
-
-struct candidate {
-    float logit;
-    int32_t id;
-};
-
-static bool before(struct candidate a, struct candidate b)
-{
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
+// --- Candidates, in the order of engine/candidate.h
 
 // A heap whose root is the candidate that comes last (`keep_best`) or first.
-static void sift(struct candidate *heap, uint32_t n, uint32_t i, bool keep_best)
+static void sift(struct nb_candidate *heap, uint32_t n, uint32_t i, bool keep_best)
 {
     for (;;) {
         uint32_t child = 2 * i + 1;
         if (child >= n)
             return;
-        if (child + 1 < n && before(heap[child + 1], heap[child]) != keep_best)
+        if (child + 1 < n && nb_candidate_before(heap[child + 1], heap[child]) != keep_best)
             child++;
-        if (before(heap[child], heap[i]) == keep_best)
+        if (nb_candidate_before(heap[child], heap[i]) == keep_best)
             return;
-        struct candidate c = heap[i];
+        struct nb_candidate c = heap[i];
         heap[i] = heap[child];
         heap[child] = c;
         i = child;
     }
 }
 
-static void heapify(struct candidate *heap, uint32_t n, bool keep_best)
+static void heapify(struct nb_candidate *heap, uint32_t n, bool keep_best)
 {
     for (uint32_t i = n / 2; i-- > 0;)
         sift(heap, n, i, keep_best);
 }
 
+// min-p compares weights exp((logit - max) / T) with min_p: in logits, a threshold.
+static double least_of(const struct nb_sampling *s, float max)
+{
+    return s->min_p > 0 ? max + s->temperature * log((double)s->min_p) : -INFINITY;
+}
+
+static bool is_left(struct nb_candidate c, double least)
+{
+    return c.logit > -INFINITY && !(c.logit < least);
+}
+
 // The candidates that top-k and min-p leave, in no order.
 static uint32_t collect(const struct nb_sampling *s, uint32_t k, const float *logits,
-                        uint32_t vocab, float max, struct candidate *out)
+                        uint32_t vocab, float max, struct nb_candidate *out)
 {
-    // min-p compares weights exp((logit - max) / T) with min_p: in logits, a threshold.
-    double least = s->min_p > 0 ? max + s->temperature * log((double)s->min_p) : -INFINITY;
+    double least = least_of(s, max);
     uint32_t n = 0;
     for (uint32_t i = 0; i < vocab; i++) {
-        struct candidate c = {logits[i], (int32_t)i};
-        if (!(c.logit > -INFINITY) || c.logit < least)
+        struct nb_candidate c = {logits[i], (int32_t)i};
+        if (!is_left(c, least))
             continue;
         if (n < k) {
             out[n++] = c;
             if (n == k && k < vocab)
                 heapify(out, n, true);
-        } else if (before(c, out[0])) {
+        } else if (nb_candidate_before(c, out[0])) {
             out[0] = c;
             sift(out, n, 0, true);
         }
@@ -132,21 +132,21 @@ static uint32_t collect(const struct nb_sampling *s, uint32_t k, const float *lo
     return n;
 }
 
-static double weight_of(const struct nb_sampling *s, struct candidate c, float max)
+static double weight_of(const struct nb_sampling *s, struct nb_candidate c, float max)
 {
     return exp(((double)c.logit - max) / s->temperature);
 }
 
 static int by_id(const void *a, const void *b)
 {
-    const struct candidate *x = a, *y = b;
+    const struct nb_candidate *x = a, *y = b;
     return (x->id > y->id) - (x->id < y->id);
 }
 
 // Keeps the best candidates whose weights together reach top_p of the whole; they end at the
 // array's tail.
-static struct candidate *nucleus(const struct nb_sampling *s, struct candidate *c, uint32_t *n,
-                                 float max)
+static struct nb_candidate *nucleus(const struct nb_sampling *s, struct nb_candidate *c,
+                                    uint32_t *n, float max)
 {
     double total = 0, sum = 0;
     for (uint32_t i = 0; i < *n; i++)
@@ -154,7 +154,7 @@ static struct candidate *nucleus(const struct nb_sampling *s, struct candidate *
     heapify(c, *n, false);
     uint32_t left = *n;
     while (left) {
-        struct candidate best = c[0];
+        struct nb_candidate best = c[0];
         c[0] = c[--left];
         sift(c, left, 0, false);
         c[left] = best;
@@ -166,8 +166,8 @@ static struct candidate *nucleus(const struct nb_sampling *s, struct candidate *
     return c + left;
 }
 
-static int32_t draw(const struct nb_sampling *s, const struct candidate *c, uint32_t n, float max,
-                    uint32_t position)
+static int32_t draw(const struct nb_sampling *s, const struct nb_candidate *c, uint32_t n,
+                    float max, uint32_t position)
 {
     double total = 0, sum = 0;
     for (uint32_t i = 0; i < n; i++)
@@ -181,22 +181,28 @@ static int32_t draw(const struct nb_sampling *s, const struct candidate *c, uint
     return id;
 }
 
-static int sample(const struct nb_sampling *s, const float *logits, uint32_t vocab, float max,
-                  uint32_t position, int32_t *ret_token)
+// From what top-k and min-p leave, in the order of id, as every sum is.
+static int32_t choose(const struct nb_sampling *s, struct nb_candidate *kept, uint32_t n, float max,
+                      uint32_t position)
 {
-    uint32_t k = s->top_k && s->top_k < vocab ? s->top_k : vocab;
-    struct candidate few[FEW], *all = k <= FEW ? few : malloc(k * sizeof(*all)), *kept = all;
-    if (!all)
-        return -ENOMEM;
-    uint32_t n = collect(s, k, logits, vocab, max, all);
-    // Every sum is over ids ascending, whatever way the candidates were found.
-    if (k < vocab)
-        qsort(kept, n, sizeof(*kept), by_id);
     if (s->top_p < 1) {
         kept = nucleus(s, kept, &n, max);
         qsort(kept, n, sizeof(*kept), by_id);
     }
-    *ret_token = draw(s, kept, n, max, position);
+    return draw(s, kept, n, max, position);
+}
+
+static int sample(const struct nb_sampling *s, const float *logits, uint32_t vocab, float max,
+                  uint32_t position, int32_t *ret_token)
+{
+    uint32_t k = s->top_k && s->top_k < vocab ? s->top_k : vocab;
+    struct nb_candidate few[FEW], *all = k <= FEW ? few : malloc(k * sizeof(*all));
+    if (!all)
+        return -ENOMEM;
+    uint32_t n = collect(s, k, logits, vocab, max, all);
+    if (k < vocab)
+        qsort(all, n, sizeof(*all), by_id);
+    *ret_token = choose(s, all, n, max, position);
     if (all != few)
         free(all);
     return 0;
@@ -230,11 +236,16 @@ static bool is_finite(const float *logits, int32_t best)
     return best >= 0 && logits[best] < INFINITY;
 }
 
+static bool penalizes(const struct nb_sampling *s)
+{
+    return s->repeat_penalty != 1 && s->repeat_window;
+}
+
 int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log,
               uint32_t log_len, uint32_t position, int32_t *ret_token, float *ret_logprob)
 {
     struct seen seen;
-    bool penalty = s->repeat_penalty != 1 && s->repeat_window;
+    bool penalty = penalizes(s);
     int32_t best = best_of(logits, vocab);
     if (!is_finite(logits, best))
         return -EDOM;
@@ -256,6 +267,35 @@ int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const 
         uint32_t slot = penalty ? slot_of(&seen, token) : 0;
         float logit = penalty && seen.slot[slot].token ? seen.slot[slot].logit : logits[token];
         *ret_logprob = (float)(logit - lse);
+    }
+    *ret_token = token;
+    return 0;
+}
+
+// --- From candidates that a device has picked
+
+uint32_t nb_sampling_suffices(const struct nb_sampling *s)
+{
+    if (s->logprobs || penalizes(s))
+        return 0;
+    uint32_t k = s->temperature > 0 ? s->top_k : 1;
+    return k <= NB_CANDIDATES_MAX ? k : 0;
+}
+
+int nb_sample_best(const struct nb_sampling *s, struct nb_candidate *best, uint32_t n,
+                   uint32_t position, int32_t *ret_token)
+{
+    const float max = n ? best[0].logit : -INFINITY;
+    if (!(max > -INFINITY && max < INFINITY))
+        return -EDOM;
+    int32_t token = best[0].id;
+    if (s->temperature > 0) {
+        double least = least_of(s, max);
+        uint32_t left = 0;
+        while (left < n && is_left(best[left], least))
+            left++;
+        qsort(best, left, sizeof(*best), by_id);
+        token = choose(s, best, left, max, position);
     }
     *ret_token = token;
     return 0;

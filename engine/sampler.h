@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/candidate.h"
+
 #define NB_REPEAT_WINDOW_MAX 4096
 
 struct nb_sampling {
@@ -28,5 +30,12 @@ int nb_sampling_check(const struct nb_sampling *s);
 // the penalty makes one infinite, returns -EDOM.
 int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log,
               uint32_t log_len, uint32_t position, int32_t *ret_token, float *ret_logprob);
+// How many of the best candidates the choice depends on, NB_CANDIDATES_MAX at most; 0: it takes the
+// logits.
+uint32_t nb_sampling_suffices(const struct nb_sampling *s);
+// The same choice as nb_sample's, from the best `n` candidates in their order: as many as suffice,
+// or the whole vocabulary where that is less. They are scratch. -EDOM as above.
+int nb_sample_best(const struct nb_sampling *s, struct nb_candidate *best, uint32_t n,
+                   uint32_t position, int32_t *ret_token);
 // The generator itself: 64 random bits for (seed, counter).
 uint64_t nb_random(uint64_t seed, uint64_t counter);

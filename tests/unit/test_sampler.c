@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "engine/sampler.h"
+#include "tests/support/hard_rows.h"
 
 #define VOCAB 2000
 
@@ -199,6 +200,57 @@ static void ranges(void **state)
         assert_int_equal(nb_sampling_check(&bad[i]), -EINVAL);
 }
 
+// From candidates the same choice, or the same refusal, as from the row they are of.
+static void same_from_candidates(const struct nb_sampling *s, const float *row, uint32_t position)
+{
+    static struct nb_candidate sorted[VOCAB];
+    float scratch[VOCAB];
+    int32_t want = -2, got = -2;
+    uint32_t n = nb_sampling_suffices(s);
+    assert_true(n > 0 && n <= NB_CANDIDATES_MAX);
+    memcpy(scratch, row, sizeof(scratch));
+    int rc = nb_sample(s, scratch, VOCAB, NULL, 0, position, &want, NULL);
+    hard_sort(row, VOCAB, sorted);
+    assert_int_equal(nb_sample_best(s, sorted, n, position, &got), rc);
+    assert_int_equal(got, want);
+}
+
+static void candidates_suffice(void **state)
+{
+    static const struct nb_sampling cases[] = {
+        {.top_p = 1, .repeat_penalty = 1},
+        {.temperature = 1, .top_k = 1, .top_p = 1, .repeat_penalty = 1},
+        {.temperature = 0.7f, .top_k = 40, .top_p = 1, .repeat_penalty = 1},
+        {.temperature = 0.8f, .top_k = 64, .top_p = 0.9f, .repeat_penalty = 1},
+        {.temperature = 100, .top_k = 64, .top_p = 0.95f, .min_p = 0.9f, .repeat_penalty = 1},
+        {.temperature = 1.5f, .top_k = 7, .top_p = 1, .min_p = 0.05f, .repeat_penalty = 2},
+        {.temperature = 0.01f, .top_k = 20, .top_p = 0, .repeat_penalty = 1},
+    };
+    float row[VOCAB];
+    for (uint32_t kind = 0; kind < HARD_ROWS; kind++)
+        for (uint32_t position = 0; position < 20; position++) {
+            hard_row(kind, position, row, VOCAB);
+            for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+                struct nb_sampling s = cases[i];
+                s.seed = kind * 100 + i;
+                same_from_candidates(&s, row, position);
+            }
+        }
+}
+
+static void candidates_do_not_suffice(void **state)
+{
+    static const struct nb_sampling cases[] = {
+        {.top_p = 1, .repeat_penalty = 1, .logprobs = true},
+        {.top_p = 1, .repeat_penalty = 1.1f, .repeat_window = 64},
+        {.temperature = 1, .top_p = 1, .repeat_penalty = 1},
+        {.temperature = 1, .top_p = 1, .top_k = 65, .repeat_penalty = 1},
+        {.temperature = 1, .top_p = 1, .top_k = 4, .repeat_penalty = 1.1f, .repeat_window = 1},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        assert_int_equal(nb_sampling_suffices(&cases[i]), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -210,6 +262,8 @@ int main(void)
         cmocka_unit_test(no_number),
         cmocka_unit_test(penalties_beyond_all_numbers),
         cmocka_unit_test(ranges),
+        cmocka_unit_test(candidates_suffice),
+        cmocka_unit_test(candidates_do_not_suffice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
