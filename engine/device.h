@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/candidate.h"
+
 struct nb_plan;   // engine/plan.h: the architecture as a list of ops over the image's tensors
 struct nb_packed; // tensor/layout.h
 
@@ -47,6 +49,9 @@ struct nb_rows {
     const uint32_t *const *blocks; // [sequence]: KV block numbers, by position / 32
     uint32_t n_logits;
     const uint32_t *logits_row; // the rows whose logits are wanted, ascending
+    // [n_logits], or NULL: how many of the best candidates suffice, NB_CANDIDATES_MAX at most; 0:
+    // all logits. The step says here what it gives: so many candidates, or 0: all logits.
+    uint32_t *candidates;
     // [n][embedding]: a plan without embedding begins with these, one without head ends in them.
     float *hidden;
 };
@@ -107,7 +112,9 @@ struct nb_device_ops {
                       char *ret_error, size_t error_size);
     void (*model_close)(struct nb_device_model *dm);
     // Runs the plan over the rows; logits: [n_logits][vocab] fp32, valid until the next step; the
-    // caller may change them. Blocks. A negative errno means the device is lost.
+    // caller may change them. A row for which rows->candidates says so begins with an array of
+    // struct nb_candidate in their order instead. The CPU always gives logits. Blocks. A negative
+    // errno means the device is lost.
     int (*step)(struct nb_device_model *dm, const struct nb_rows *rows, float **ret_logits);
     // A freshly assigned block must not show its last owner's content.
     void (*kv_clear)(struct nb_device_model *dm, uint32_t block);

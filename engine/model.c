@@ -57,8 +57,9 @@ static int make_arrays(struct nb_model *m)
     m->position = calloc(m->max_rows, sizeof(*m->position));
     m->row_sequence = calloc(m->max_rows, sizeof(*m->row_sequence));
     m->logits_row = calloc(m->max_rows, sizeof(*m->logits_row));
+    m->candidates = calloc(m->max_rows, sizeof(*m->candidates));
     if (!m->free_block || !m->used || !m->token || !m->position || !m->row_sequence ||
-        !m->logits_row)
+        !m->logits_row || !m->candidates)
         return -ENOMEM;
     while (m->n_free < m->kv_blocks) {
         m->free_block[m->n_free] = m->kv_blocks - 1 - m->n_free;
@@ -119,6 +120,7 @@ static void destroy(struct nb_model *m, bool keep_image)
     free(m->position);
     free(m->row_sequence);
     free(m->logits_row);
+    free(m->candidates);
     free(m->blocks);
     free(m->batch);
     free(m->part);

@@ -51,7 +51,7 @@ struct nb_model {
 
     // The rows of a step.
     int32_t *token;
-    uint32_t *position, *row_sequence, *logits_row;
+    uint32_t *position, *row_sequence, *logits_row, *candidates;
     const uint32_t **blocks;
     struct nb_sequence **batch;
 };

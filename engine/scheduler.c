@@ -111,6 +111,12 @@ static bool wants_logits(const struct nb_sequence *s, uint32_t position)
     return s->request.max_tokens && position + 1 == s->length;
 }
 
+// Of the best candidates; 0: all logits.
+static uint32_t suffices(const struct nb_sequence *s)
+{
+    return s->request.score ? 0 : nb_sampling_suffices(&s->request.sampling);
+}
+
 // By arrival: whoever needs a block may take it from those who came later, whose rows are not yet
 // in the batch.
 static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_stats *stats)
@@ -132,8 +138,10 @@ static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_s
             m->token[rows->n] = s->log[p];
             m->position[rows->n] = p;
             m->row_sequence[rows->n] = n_batch;
-            if (wants_logits(s, p))
+            if (wants_logits(s, p)) {
+                m->candidates[rows->n_logits] = suffices(s);
                 m->logits_row[rows->n_logits++] = rows->n;
+            }
         }
         m->batch[n_batch++] = s;
     }
@@ -157,12 +165,28 @@ static enum nb_finish finish_of(const struct nb_sequence *s, int32_t token)
     return s->length >= s->model->plan->hp.context ? NB_FINISH_CONTEXT : NB_FINISH_NONE;
 }
 
-static void generate(struct nb_sequence *s, float *logits)
+// A row of logits, or so many candidates at its place.
+struct row {
+    float *logits;
+    uint32_t candidates;
+};
+
+static int choose(const struct nb_sequence *s, struct row row, int32_t *ret_token,
+                  float *ret_logprob)
+{
+    const struct nb_sampling *p = &s->request.sampling;
+    if (row.candidates)
+        return nb_sample_best(p, (struct nb_candidate *)row.logits, row.candidates, s->length,
+                              ret_token);
+    return nb_sample(p, row.logits, s->model->plan->hp.vocab, s->log, s->length, s->length,
+                     ret_token, ret_logprob);
+}
+
+static void generate(struct nb_sequence *s, struct row row)
 {
     int32_t token;
     float logprob = NAN;
-    int rc = nb_sample(&s->request.sampling, logits, s->model->plan->hp.vocab, s->log, s->length,
-                       s->length, &token, &logprob);
+    int rc = choose(s, row, &token, &logprob);
     if (rc == 0)
         rc = nb_sequence_append(s, &token, 1);
     if (rc < 0) {
@@ -177,14 +201,14 @@ static void generate(struct nb_sequence *s, float *logits)
         finish(s, why, 0);
 }
 
-static void deliver(struct nb_sequence *s, uint32_t position, float *logits)
+static void deliver(struct nb_sequence *s, uint32_t position, struct row row)
 {
     const struct nb_model *m = s->model;
     bool last = position + 1 == s->length;
     if (s->request.score && position >= s->request.score_from && m->events.on_logits)
-        m->events.on_logits(s->user, position, logits, m->plan->hp.vocab);
+        m->events.on_logits(s->user, position, row.logits, m->plan->hp.vocab);
     if (last && s->request.max_tokens && s->active)
-        generate(s, logits);
+        generate(s, row);
 }
 
 // Requests that only compute end when nothing is pending, with or without rows in this step.
@@ -206,7 +230,8 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
                            .position = m->position,
                            .sequence = m->row_sequence,
                            .blocks = m->blocks,
-                           .logits_row = m->logits_row};
+                           .logits_row = m->logits_row,
+                           .candidates = m->candidates};
     plan_rows(m);
     fill_rows(m, &rows, &stats);
     if (rows.n) {
@@ -220,7 +245,8 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
         for (uint32_t i = 0; i < rows.n_logits; i++) {
             struct nb_sequence *s = m->batch[m->row_sequence[m->logits_row[i]]];
             if (s->active)
-                deliver(s, m->position[m->logits_row[i]], logits + (size_t)i * m->plan->hp.vocab);
+                deliver(s, m->position[m->logits_row[i]],
+                        (struct row){logits + (size_t)i * m->plan->hp.vocab, m->candidates[i]});
         }
     }
     bool finished = finish_scored(m);

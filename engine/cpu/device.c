@@ -62,8 +62,8 @@ static size_t kernel_scratch(const struct nb_device_model *m)
     const struct nb_kernels *k = m->device->kernels;
     const struct nb_hparams *hp = &m->plan->hp;
     size_t most = 0;
-    // A thread may get any part of the heads that share a KV head, and fewer heads take more queries
-    // at once: more rows, where the whole does not divide a chunk.
+    // A thread may get any part of the heads that share a KV head, and fewer heads take more
+    // queries at once: more rows, where the whole does not divide a chunk.
     for (uint32_t group = 1; group <= hp->n_heads / hp->n_kv_heads; group++) {
         size_t bytes = k->attn_scratch(NB_CPU_QUERY_TILE, group, hp->k_dim, hp->v_dim);
         most = bytes > most ? bytes : most;
@@ -216,6 +216,8 @@ static int cpu_step(struct nb_device_model *m, const struct nb_rows *rows, float
     nb_cpu_step_prepare(m, rows);
     nb_team_run(m->device->team, nb_cpu_step_thread, m);
     nb_cpu_step_finish(m, rows);
+    if (rows->candidates)
+        memset(rows->candidates, 0, rows->n_logits * sizeof(*rows->candidates));
     *ret_logits = m->logits;
     return 0;
 }

@@ -59,8 +59,9 @@ static void lay_tables(struct nb_device_model *m)
     const struct nb_hparams *hp = &m->plan->hp;
     struct nb_vulkan_tables *t = &m->tables;
     uint32_t at = 2;
-    uint32_t *const rows[] = {&t->token, &t->position, &t->sequence, &t->logits_row};
-    for (int i = 0; i < 4; i++, at += m->max_rows)
+    uint32_t *const rows[] = {&t->token, &t->position, &t->sequence, &t->logits_row,
+                              &t->candidates};
+    for (int i = 0; i < 5; i++, at += m->max_rows)
         *rows[i] = at;
     t->rope = at;
     t->blocks = at + m->max_rows * hp->rope_dims;
@@ -84,7 +85,7 @@ struct sized {
     VkDeviceSize bytes;
     enum nb_vulkan_memory where;
 };
-enum { BUFFERS = 10 }; // beside weights and KV memory
+enum { BUFFERS = 11 }; // beside weights and KV memory
 
 static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
 {
@@ -106,6 +107,7 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
         {&m->hidden, row * nb_vulkan_pad(hp->ffn, 32), NB_VULKAN_DEVICE},
         {&m->act, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
         {&m->logits, head ? logits : 0, NB_VULKAN_HOST},
+        {&m->best, head ? m->head_rows * NB_VULKAN_STRIPES * sizeof(uint32_t) : 0, NB_VULKAN_HOST},
         {&m->carry, head && embed ? 0 : x, NB_VULKAN_HOST},
     };
     memcpy(ret, list, sizeof(list));
@@ -194,8 +196,8 @@ void nb_vulkan_model_close(struct nb_device_model *m)
         return;
     struct nb_vulkan_device *d = m->device;
     for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++) {
-        nb_vulkan_recording_finish(m, &m->body[i]);
-        nb_vulkan_recording_finish(m, &m->logits_of[i]);
+        for (int part = 0; part < NB_VULKAN_PARTS; part++)
+            nb_vulkan_recording_finish(m, &m->recording[part][i]);
     }
     d->vk.DestroyQueryPool(d->device, m->queries, NULL);
     d->vk.DestroyDescriptorPool(d->device, m->sets, NULL);
@@ -205,7 +207,7 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     nb_vulkan_weights_finish(m);
     struct nb_vulkan_buffer *const list[] = {&m->vectors, &m->step, &m->x,      &m->normed,
                                              &m->qkv,     &m->attn, &m->hidden, &m->act,
-                                             &m->logits,  &m->carry};
+                                             &m->logits,  &m->best, &m->carry};
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         nb_vulkan_buffer_finish(d, list[i]);
     for (uint32_t i = 0; m->kv && i < m->plan->n_layers; i++)

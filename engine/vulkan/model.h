@@ -9,6 +9,7 @@ enum {
     NB_VULKAN_VECTOR_PAD = 32, // floats; so that a vector begins at a texel and ends in zeros
     NB_VULKAN_KV_TILE = 32,    // positions of a KV block
     NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
+    NB_VULKAN_STRIPES = 512,   // of a row of logits: shaders/top.comp
 };
 
 // What a dispatch's count of invocations follows from.
@@ -32,7 +33,7 @@ struct nb_vulkan_dispatch {
 
 // Word offsets into the step buffer: what the shaders read of a step's rows.
 struct nb_vulkan_tables {
-    uint32_t token, position, sequence, logits_row, rope, blocks, block_stride, words;
+    uint32_t token, position, sequence, logits_row, candidates, rope, blocks, block_stride, words;
 };
 
 struct nb_vulkan_pipeline {
@@ -55,7 +56,10 @@ struct nb_vulkan_segment {
     uint32_t first, end, query, n_queries;
 };
 
-// The body of a step, or its head, for as many rows as a bucket has.
+// What a recording runs: the body of a step; its head; and the head with the best of its logits.
+enum nb_vulkan_part { NB_VULKAN_BODY, NB_VULKAN_LOGITS, NB_VULKAN_BEST, NB_VULKAN_PARTS };
+
+// A part of a step for as many rows as a bucket has.
 struct nb_vulkan_recording {
     struct nb_vulkan_segment *segments;
     uint32_t n;
@@ -74,6 +78,7 @@ struct nb_device_model {
     uint32_t n_vectors; // floats laid in `vectors`
     struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, act, logits;
     struct nb_vulkan_buffer carry; // hidden states that come from, or go to, another device
+    struct nb_vulkan_buffer best;  // of each row of logits the best id of each stripe
     struct nb_vulkan_buffer *kv;   // of each layer
     struct nb_vulkan_tables tables;
     float *host_logits;
@@ -84,9 +89,9 @@ struct nb_device_model {
     uint32_t n_views;
     struct nb_vulkan_pipeline *pipelines;
     uint32_t n_pipelines;
-    struct nb_vulkan_dispatch *dispatches; // in the order of the plan; the head's from `head` on
-    uint32_t n_dispatches, head;
-    struct nb_vulkan_recording body[NB_VULKAN_BUCKETS], logits_of[NB_VULKAN_BUCKETS];
+    struct nb_vulkan_dispatch *dispatches; // in the order of the plan, and then
+    uint32_t n_dispatches, head, top;      // of the head from `head`, of candidates from `top` on
+    struct nb_vulkan_recording recording[NB_VULKAN_PARTS][NB_VULKAN_BUCKETS];
     VkQueryPool queries; // of each segment one before each op, and one at the end
     uint64_t *ticks;     // room for all of them
     uint64_t *op_ns;     // what each op took in the last step
@@ -151,12 +156,17 @@ void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint
 void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c); // a barrier
 int nb_vulkan_warm(struct nb_device_model *m);                                     // warm.c
 // A bucket's, recorded at its first use.
-int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, bool head,
+int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                             struct nb_vulkan_recording **ret);
 // After a step: cuts it again where op_ns says that its submissions are too long, or too short.
-int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool head,
+int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                               struct nb_vulkan_recording *r);
 void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r);
+
+// top.c: the best n candidates of a row, NB_CANDIDATES_MAX and the vocabulary at most, from the
+// best id of each stripe.
+void nb_vulkan_top(const float *logits, uint32_t vocab, const uint32_t *stripes,
+                   struct nb_candidate *ret, uint32_t n);
 
 // -ENOTSUP for a model whose loops the driver would cut short.
 int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size_t error_size);

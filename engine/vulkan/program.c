@@ -503,6 +503,21 @@ static void add_down(struct builder *b, const struct nb_op *op)
     products(b, &part, 1, MODE_ADD, in, nb_vulkan_pad(op->m[0].w->cols, 32), &m->x, width_x(m));
 }
 
+static void add_top(struct builder *b)
+{
+    struct nb_device_model *m = b->m;
+    m->top = m->n_dispatches;
+    const uint32_t data[] = {NB_VULKAN_STRIPES, m->tables.candidates, m->plan->hp.vocab,
+                             nb_vulkan_pad(m->plan->hp.vocab, 16) / 4};
+    struct nb_vulkan_dispatch *p = add(b, NB_VULKAN_ROWS, NB_VULKAN_STRIPES);
+    push(p, data, sizeof(data));
+    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1};
+    specialise(b, p, NB_SHADER_TOP, c);
+    bind(b, p, NULL,
+         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
+             [BIND_IN] = &m->logits, [BIND_OUT] = &m->best});
+}
+
 static void add_head(struct builder *b, const struct nb_op *op)
 {
     struct nb_device_model *m = b->m;
@@ -512,6 +527,7 @@ static void add_head(struct builder *b, const struct nb_op *op)
     const struct nb_vulkan_buffer *in = input(b, &m->x, m->tables.logits_row);
     products(b, &part, 1, MODE_STORE, in, width_x(m), &m->logits,
              nb_vulkan_pad(m->plan->hp.vocab, 16));
+    add_top(b);
 }
 
 static void (*const add_op[NB_OP_KINDS])(struct builder *b, const struct nb_op *op) = {
@@ -539,7 +555,7 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
     for (; b.op < m->plan->n_ops && b.rc == 0; b.op++)
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
     if (!nb_plan_has(m->plan, NB_OP_HEAD))
-        m->head = m->n_dispatches;
+        m->head = m->top = m->n_dispatches;
     if (b.rc == 0)
         b.rc = nb_vulkan_tune(m);
     if (b.rc < 0)

@@ -106,7 +106,7 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
         nb_vulkan_dispatch(m, c, rows, p);
     }
     vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
-    if (s->end < m->n_dispatches)
+    if (s->end < m->top)
         return;
     if (nb_plan_has(m->plan, NB_OP_HEAD))
         barrier(vk, c, &computing, &reading);
@@ -149,14 +149,17 @@ void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_reco
     *r = (struct nb_vulkan_recording){0};
 }
 
-static int make(struct nb_device_model *m, uint32_t bucket, bool head, bool measured,
+static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part, bool measured,
                 struct nb_vulkan_recording *ret)
 {
+    const uint32_t range[NB_VULKAN_PARTS][2] = {[NB_VULKAN_BODY] = {0, m->head},
+                                                [NB_VULKAN_LOGITS] = {m->head, m->top},
+                                                [NB_VULKAN_BEST] = {m->head, m->n_dispatches}};
     struct nb_vulkan_recording r = {.measured = measured};
     r.segments = calloc(m->plan->n_ops, sizeof(*r.segments));
     if (!r.segments)
         return -ENOMEM;
-    r.n = cut(m, head ? m->head : 0, head ? m->n_dispatches : m->head, measured, r.segments);
+    r.n = cut(m, range[part][0], range[part][1], measured, r.segments);
     int rc = 0;
     for (uint32_t i = 0; i < r.n && rc == 0; i++) {
         if ((rc = nb_vulkan_begin(m->device, false, &r.segments[i].commands)) < 0)
@@ -171,11 +174,11 @@ static int make(struct nb_device_model *m, uint32_t bucket, bool head, bool meas
     return rc;
 }
 
-int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, bool head,
+int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                             struct nb_vulkan_recording **ret)
 {
-    *ret = head ? &m->logits_of[bucket] : &m->body[bucket];
-    return (*ret)->n ? 0 : make(m, bucket, head, false, *ret);
+    *ret = &m->recording[part][bucket];
+    return (*ret)->n ? 0 : make(m, bucket, part, false, *ret);
 }
 
 // Far longer than it was cut for. A single op is as long as it is.
@@ -187,7 +190,7 @@ static bool is_too_long(const struct nb_device_model *m, const struct nb_vulkan_
     return s->n_queries > 2 && ns > 2 * SEGMENT_NS;
 }
 
-int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool head,
+int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                               struct nb_vulkan_recording *r)
 {
     bool again = ++r->steps == WARM_STEPS;
@@ -196,7 +199,7 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, bool h
     if (!again)
         return 0;
     struct nb_vulkan_recording better;
-    int rc = make(m, bucket, head, true, &better);
+    int rc = make(m, bucket, part, true, &better);
     if (rc < 0)
         return rc;
     better.steps = r->steps;

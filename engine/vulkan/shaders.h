@@ -13,6 +13,7 @@ enum nb_shader {
     NB_SHADER_GEMM_FLOATS, // by weights that are floats
     NB_SHADER_ROPE,
     NB_SHADER_ATTENTION,
+    NB_SHADER_TOP,
     NB_SHADERS,
 };
 
@@ -30,6 +31,7 @@ enum nb_module {
     NB_MODULE_ROPE,
     NB_MODULE_ATTENTION,
     NB_MODULE_ATTENTION_TEAM,
+    NB_MODULE_TOP,
     NB_MODULES,
 };
 

@@ -51,14 +51,13 @@ static const struct nb_op *first_op(const struct nb_device_model *m,
     return &m->plan->ops[m->dispatches[s->first].op];
 }
 
-// The body, or the logits of a part of the rows that want them.
-static int run(struct nb_device_model *m, uint32_t rows, bool head)
+static int run(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part part)
 {
     struct nb_vulkan_device *d = m->device;
     struct nb_vulkan_recording *r;
     uint32_t bucket = nb_vulkan_bucket(rows);
     uint64_t before = d->compute.submitted, last;
-    int rc = nb_vulkan_recording_get(m, bucket, head, &r);
+    int rc = nb_vulkan_recording_get(m, bucket, part, &r);
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; rc == 0 && i < r->n; i++)
@@ -71,7 +70,7 @@ static int run(struct nb_device_model *m, uint32_t rows, bool head)
     if (rc < 0)
         return rc;
     count(m, r);
-    return nb_vulkan_recording_learn(m, bucket, head, r);
+    return nb_vulkan_recording_learn(m, bucket, part, r);
 }
 
 static void copy_rows(float *to, size_t to_width, const float *from, size_t from_width,
@@ -86,24 +85,49 @@ static int run_body(struct nb_device_model *m, const struct nb_rows *rows)
     const uint32_t n = m->plan->hp.embedding, width = nb_vulkan_pad(n, 32);
     if (!nb_plan_has(m->plan, NB_OP_EMBED))
         copy_rows(m->carry.map, width, rows->hidden, n, rows->n, n);
-    int rc = run(m, rows->n, false);
+    int rc = run(m, rows->n, NB_VULKAN_BODY);
     if (rc == 0 && !nb_plan_has(m->plan, NB_OP_HEAD))
         copy_rows(rows->hidden, n, m->carry.map, width, rows->n, n);
     return rc;
 }
 
-// Logits of the n rows from `first` on of those wanted.
+// How many candidates a row of logits gives: they must fit in its place.
+static uint32_t candidates_of(const struct nb_device_model *m, const struct nb_rows *rows,
+                              uint32_t i)
+{
+    const size_t row = m->plan->hp.vocab * sizeof(float);
+    uint32_t n = rows->candidates ? rows->candidates[i] : 0;
+    return n <= NB_CANDIDATES_MAX && n * sizeof(struct nb_candidate) <= row ? n : 0;
+}
+
+// The results of the row that was the n-th of a submission and is the i-th of those wanted.
+static void bring(struct nb_device_model *m, const struct nb_rows *rows, uint32_t i, uint32_t n)
+{
+    const uint32_t vocab = m->plan->hp.vocab, *word = m->step.map;
+    const float *logits = (const float *)m->logits.map + (size_t)n * nb_vulkan_pad(vocab, 16);
+    float *to = m->host_logits + (size_t)i * vocab;
+    uint32_t k = word[m->tables.candidates + n];
+    if (rows->candidates)
+        rows->candidates[i] = k;
+    if (k)
+        nb_vulkan_top(logits, vocab, (const uint32_t *)m->best.map + (size_t)n * NB_VULKAN_STRIPES,
+                      (struct nb_candidate *)to, k);
+    else
+        memcpy(to, logits, vocab * sizeof(*to));
+}
+
+// Logits or candidates of the n rows from `first` on of those wanted.
 static int run_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
                     uint32_t n)
 {
-    const uint32_t vocab = m->plan->hp.vocab;
-    uint32_t *word = m->step.map;
+    uint32_t *word = m->step.map, any = 0;
     word[1] = n;
     memcpy(word + m->tables.logits_row, rows->logits_row + first, n * sizeof(*word));
-    int rc = run(m, n, true);
-    if (rc == 0)
-        copy_rows(m->host_logits + (size_t)first * vocab, vocab, m->logits.map,
-                  nb_vulkan_pad(vocab, 16), n, vocab);
+    for (uint32_t i = 0; i < n; i++)
+        any |= word[m->tables.candidates + i] = candidates_of(m, rows, first + i);
+    int rc = run(m, n, any ? NB_VULKAN_BEST : NB_VULKAN_LOGITS);
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        bring(m, rows, first + i, i);
     return rc;
 }
 
