@@ -310,6 +310,15 @@ class Daemon:
                 pass  # closed meanwhile
         return sorted(kinds)
 
+    def resting_fds(self):
+        """The broker's fds, once a load's worker is gone for good: they stay the same for a while."""
+        fds, same = self.fds(), 0
+        while same < 10:
+            time.sleep(0.05)
+            now = self.fds()
+            fds, same = now, same + 1 if now == fds else 0
+        return fds
+
     def settled_fds(self, wanted):
         """The broker's fds, once they are the wanted ones or patience is over."""
         try:

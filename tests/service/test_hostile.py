@@ -9,7 +9,7 @@ from harness import *
 
 FAKE = os.environ["NIBBLE_TEST_FAKE_WORKER"]
 ALL = (HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL)
-SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 176, UNLOAD: 88, CANCEL: 16}
+SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 184, UNLOAD: 88, CANCEL: 16}
 
 
 class Hostile(ServiceTest):
@@ -83,7 +83,7 @@ class Hostile(ServiceTest):
         fd = os.open(self.daemon.file("f", b"ok ok"), os.O_RDONLY)
         for n in (0, 2, 5):
             with self.daemon.admin() as a:
-                a.send(HEADER.pack(LOAD, 176, 1, 0) + a.load_body("n"), [fd] * n)
+                a.send(HEADER.pack(LOAD, SIZES[LOAD], 1, 0) + a.load_body("n"), [fd] * n)
                 self.assertTrue(a.ended())
         os.close(fd)
 
@@ -92,9 +92,12 @@ class Hostile(ServiceTest):
             self.refused(E_NO_MODEL, c.call, OPEN, b"m" * 64 + struct.pack("<Q", 0))
             self.refused(E_NO_MODEL, a.call, UNLOAD, b"\xff" * 72)
             fd = os.open(self.daemon.file("f", b"ok ok"), os.O_RDONLY)
-            self.refused(EINVAL, a.call, LOAD, b"\xff" * 160, [fd])
-            self.refused(EINVAL, a.call, LOAD, b"n\0".ljust(64, b"x") + b"\xff" * 96, [fd])
-            self.refused(E_UNSUPPORTED, a.call, LOAD, a.load_body("n")[:-32] + b"\xff" * 32, [fd])
+            noise, fallback = b"\xff" * (SIZES[LOAD] - HEADER.size), 64 + 32 + 16 + 4 + 4 + 8
+            self.refused(EINVAL, a.call, LOAD, noise, [fd])
+            self.refused(EINVAL, a.call, LOAD, b"n\0".ljust(64, b"x") + noise[64:], [fd])
+            body = a.load_body("n")
+            self.refused(E_UNSUPPORTED, a.call, LOAD,
+                         body[:fallback] + noise[:32] + body[fallback + 32:], [fd])
             os.close(fd)
 
     def test_garbage(self):

@@ -187,7 +187,7 @@ class Operators(ServiceTest):
         self.assertIn(status, (0, E_CANCELLED))
 
     def test_client_dies(self):
-        before = self.daemon.fds()
+        before = self.daemon.resting_fds()
         with self.daemon.client() as other:
             channel = other.open_channel("m")
             for _ in range(5):
