@@ -25,15 +25,16 @@ float half_at(usamplerBuffer from, uint i)
     return i % 2 != 0 ? pair.y : pair.x;
 }
 
-// One query against a lane's key: `k` is its first half, and 32 keys lie side by side.
+// One query against a lane's key: `k` is its first half; 32 keys lie side by side, by pairs of elements.
 float score(uint q4, uint k)
 {
     precise float s = 0.0;
     for (uint d = 0; d < pc.k_dim; d += 2) {
         vec4 quad = read_floats(inputs, (q4 * 4 + d) / 4);
         vec2 q = d % 4 != 0 ? quad.zw : quad.xy;
-        s = fma(q.x, half_at(cache, k + d * 32), s);
-        s = fma(q.y, half_at(cache, k + d * 32 + 32), s);
+        vec2 key = halves(cache, k + d * 32);
+        s = fma(q.x, key.x, s);
+        s = fma(q.y, key.y, s);
     }
     s = s * pc.scale;
     if (pc.softcap > 0.0)
@@ -77,7 +78,7 @@ void main()
         if (seen)
             s = score((row * pc.qkv1 + head * pc.k_dim) / 4,
                       step_words[table + position / 32] * pc.block4 * 8 +
-                          kv_head * pc.k_dim * 32 + me % 32);
+                          kv_head * pc.k_dim * 32 + me % 32 * 2);
         float most = s;
         [[unroll]] for (uint i = 1; i < 8; i *= 2)
             most = max(most, subgroupShuffleXor(most, i));

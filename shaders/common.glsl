@@ -14,6 +14,12 @@ layout(constant_id = 8) const uint SUB_BYTES = 0;
 layout(constant_id = 9) const uint TERMS = 1;      // of quantized activations
 layout(constant_id = 10) const uint TOKENS = 1;    // that an invocation covers
 layout(constant_id = 11) const uint MODE = 0;      // what an operator does with its result
+layout(constant_id = 12) const uint HEADS = 1;     // of the model
+layout(constant_id = 13) const uint KV_HEADS = 1;
+layout(constant_id = 14) const uint K_DIM = 32;
+layout(constant_id = 15) const uint V_DIM = 32;
+layout(constant_id = 16) const uint ROPE_DIMS = 32;
+layout(constant_id = 17) const uint SHARE = 1;     // query heads that an invocation covers
 
 const uint PLANES_F32 = 0, PLANES_F16 = 1, PLANES_BF16 = 2, PLANES_8 = 3, PLANES_4 = 4,
            PLANES_4_1 = 5, PLANES_4_2 = 6, PLANES_2 = 7, PLANES_2_1 = 8;
@@ -63,12 +69,24 @@ float exp_f32(float x)
     return y;
 }
 
+// To nearest even, clamped to the largest finite half (packHalf2x16 may round as it likes).
+uint cached_half(float x)
+{
+    if (isnan(x))
+        return 0x7e00;
+    uint bits = floatBitsToUint(clamp(x, -65504.0, 65504.0));
+    uint sign = bits >> 16 & 0x8000, most = bits & 0x7fffffff;
+    if (most < 0x38800000u)
+        return sign | uint(roundEven(uintBitsToFloat(most) * 16777216.0));
+    return sign | (most - 0x38000000u + 0xfff + (most >> 13 & 1)) >> 13;
+}
+
 // 32 values as a record of quantized inputs.
-void quantize_block(vec4 v[8], out uvec4 record[5])
+void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
 {
     vec4 most = vec4(0.0);
     bool finite = true;
-    for (int i = 0; i < 8; i++) {
+    [[unroll]] for (int i = 0; i < 8; i++) {
         most = max(most, abs(v[i]));
         finite = finite && all(lessThanEqual(abs(v[i]), vec4(3.402823466e38)));
     }
@@ -78,22 +96,32 @@ void quantize_block(vec4 v[8], out uvec4 record[5])
     precise float inv = zero ? 0.0 : 127.0 / amax;
     precise float inv2 = 254.0 * inv;
     ivec2 sum1 = ivec2(0), sum2 = ivec2(0);
-    [[unroll]] for (int i = 0; i < 8; i++) {
-        precise vec4 x = zero ? vec4(0.0) : v[i];
-        precise vec4 q1 = roundEven(x * inv);
-        ivec4 a = ivec4(q1);
-        uvec4 u = uvec4(a + 128);
-        record[1 + i / 4][i % 4] = u.z | u.w << 8 | u.x << 16 | u.y << 24;
-        sum1[i / 4] += a.x + a.y + a.z + a.w;
-        if (TERMS == 2) {
-            precise vec4 q2 = roundEven(fma(vec4(-s), q1, x) * inv2);
-            a = ivec4(clamp(q2, vec4(-127.0), vec4(127.0)));
-            u = uvec4(a + 128);
-            record[(2 * TERMS - 1) + i / 4][i % 4] = u.z | u.w << 8 | u.x << 16 | u.y << 24;
-            sum2[i / 4] += a.x + a.y + a.z + a.w;
+    uvec4 q1[2], q2[2];
+    // Rolled, because a driver's time to compile counts as well; values, words and sums go round.
+    [[dont_unroll]] for (int i = 0; i < 8; i++) {
+        precise vec4 x = zero ? vec4(0.0) : v[0];
+        precise vec4 r1 = roundEven(x * inv);
+        precise vec4 r2 = roundEven(fma(vec4(-s), r1, x) * inv2);
+        ivec4 a = ivec4(r1), b = ivec4(clamp(r2, vec4(-127.0), vec4(127.0)));
+        uvec4 u = uvec4(a + 128), w = uvec4(b + 128);
+        [[unroll]] for (int j = 0; j < 7; j++)
+            v[j] = v[j + 1];
+        q1[0] = uvec4(q1[0].yzw, q1[1].x);
+        q1[1] = uvec4(q1[1].yzw, u.z | u.w << 8 | u.x << 16 | u.y << 24);
+        q2[0] = uvec4(q2[0].yzw, q2[1].x);
+        q2[1] = uvec4(q2[1].yzw, w.z | w.w << 8 | w.x << 16 | w.y << 24);
+        if (i == 4) {
+            sum1 = sum1.yx;
+            sum2 = sum2.yx;
         }
+        sum1.x += a.x + a.y + a.z + a.w;
+        sum2.x += b.x + b.y + b.z + b.w;
     }
-    precise float scale = TERMS == 2 ? s / 254.0 : s;
-    record[0] = uvec4(floatBitsToUint(scale), uint(sum1.x) & 0xffff | uint(sum1.y) << 16,
-                      uint(sum2.x) & 0xffff | uint(sum2.y) << 16, 0);
+    precise float scale = terms == 2 ? s / 254.0 : s;
+    record[0] = uvec4(floatBitsToUint(scale), uint(sum1.y) & 0xffff | uint(sum1.x) << 16,
+                      uint(sum2.y) & 0xffff | uint(sum2.x) << 16, 0);
+    [[unroll]] for (int i = 0; i < 2; i++) {
+        record[1 + i] = q1[i];
+        record[3 + i] = q2[i];
+    }
 }

@@ -1,11 +1,18 @@
-// The matrix product, for every packed type and one- or two-term inputs: an invocation computes 4
-// rows for TOKENS tokens. MODE says what becomes of the sums.
+// The matrix product, for every packed type and one- or two-term inputs: an invocation computes 8
+// rows, as two quads, for TOKENS tokens. MODE says what becomes of the sums: they are stored, added
+// to the residual stream, or gated, and then may become the next operator's input; or they are
+// queries, keys and values, turned by their position.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #include "weights.glsl"
 
-const uint MODE_STORE = 0, MODE_ADD = 1, MODE_SWIGLU = 2, MODE_SWIGLU_UP = 3;
+const uint MODE_STORE = 0, MODE_ADD = 1, MODE_SWIGLU = 2, MODE_SWIGLU_UP = 3, MODE_ROPE = 4,
+           MODE_ROPE_NEOX = 5;
+const uint WHAT = MODE & 7;
+const bool FINISH = (MODE & 8) != 0; // the result becomes the next operator's input
+const bool NORM = (MODE & 16) != 0;  // for which it is normalized
+const bool TURNS = WHAT == MODE_ROPE || WHAT == MODE_ROPE_NEOX;
 
 // Up to three matrices of one shape but for their rows stand side by side: their row groups, and
 // their columns of the result.
@@ -15,6 +22,8 @@ layout(push_constant) uniform Push {
     uint cols, stride1, high4, scale2, min2, sub1;
     uint in4, out4; // uvec4 of a token's input record or floats, vec4 of its output
     uint weight1[3], first[3], column4[3], rows[3], bias[3];
+    float eps; // of the norm that finishes
+    uint more[6];
 } pc;
 
 #if defined(GEMV)
@@ -25,25 +34,55 @@ layout(push_constant) uniform Push {
 #include "matrix.glsl"
 #else
 
-layout(std430, binding = 5) buffer Output { vec4 result[]; };
+#include "finish.glsl"
+
+layout(std430, binding = 5) coherent buffer Output { vec4 result[]; };
+layout(std430, binding = 6) writeonly buffer Cache { uint kv[]; };
+// For each row: how many workgroups have made theirs of the tile that begins here; which of them was
+// the last, + 1; the scale of the row's norm; 0. Zeros between dispatches.
+layout(std430, binding = 9) coherent buffer Sync { uint sync_words[]; };
+
+// Where MODE finishes.
+#define NEXT Next(pc.more[0], pc.more[1], pc.more[2], pc.more[3])
+#define NEXT_COLS pc.more[4]
+// The step's tables, where MODE turns.
+#define POSITION1 pc.more[0]
+#define SEQUENCE1 pc.more[1]
+#define ROPE4     pc.more[2]
+#define BLOCKS1   pc.more[3]
+#define STRIDE1   pc.more[4]
 
 // SIMD within a register: 16 weights by 16 inputs, both unsigned. A word holds the codes of k and
 // k + 2 in its halves, another the inputs of k + 2 and k: the upper half of their product is the sum
 // of two products, above at most 2^16 - 1 from below, and 8 such sums of 4-bit codes still fit.
-uvec4 half_dot(uvec4 c0, uvec4 c1, uvec4 c2, uvec4 c3, uvec4 a)
+// Codes of 16 weights of 4 rows, apart: even and odd ones of each word.
+struct Codes {
+    uvec4 even[4], odd[4];
+};
+
+struct Inputs { // 16 of them
+    uvec4 even, odd;
+};
+
+Inputs split(uvec4 a)
 {
-    uvec4 even = a & 0x00ff00ff, odd = a >> 8 & 0x00ff00ff;
-    uvec4 low = (c0 & 0x000f000f) * even.x + (c0 >> 8 & 0x000f000f) * odd.x +
-                (c1 & 0x000f000f) * even.y + (c1 >> 8 & 0x000f000f) * odd.y +
-                (c2 & 0x000f000f) * even.z + (c2 >> 8 & 0x000f000f) * odd.z +
-                (c3 & 0x000f000f) * even.w + (c3 >> 8 & 0x000f000f) * odd.w;
-    if (!WIDE)
-        return low >> 16;
-    uvec4 high = (c0 >> 4 & 0x000f000f) * even.x + (c0 >> 12 & 0x000f000f) * odd.x +
-                 (c1 >> 4 & 0x000f000f) * even.y + (c1 >> 12 & 0x000f000f) * odd.y +
-                 (c2 >> 4 & 0x000f000f) * even.z + (c2 >> 12 & 0x000f000f) * odd.z +
-                 (c3 >> 4 & 0x000f000f) * even.w + (c3 >> 12 & 0x000f000f) * odd.w;
-    return (low >> 16) + (high >> 16) * 16;
+    return Inputs(a & 0x00ff00ff, a >> 8 & 0x00ff00ff);
+}
+
+uvec4 half_dot(Codes c, Inputs a)
+{
+    uvec4 sum = c.even[0] * a.even.x + c.odd[0] * a.odd.x + c.even[1] * a.even.y +
+                c.odd[1] * a.odd.y + c.even[2] * a.even.z + c.odd[2] * a.odd.z +
+                c.even[3] * a.even.w + c.odd[3] * a.odd.w;
+    return sum >> 16;
+}
+
+// The sum of the codes, and what inputs that carry 128 too much make of it.
+uvec4 much(Codes c)
+{
+    uvec4 sum = c.even[0] + c.odd[0] + c.even[1] + c.odd[1] + c.even[2] + c.odd[2] + c.even[3] +
+                c.odd[3];
+    return ((sum & 0xffff) + (sum >> 16)) * 128;
 }
 
 ivec2 sums_of(uint word)
@@ -65,64 +104,162 @@ void add_group(ivec4 a1, ivec4 a2, int s1, int s2, float scale, vec4 ws, vec4 wm
     }
 }
 
-void quantized_product(uint group1, uint quad, uint token, out precise vec4 acc[TOKENS])
+// A block of 32 weights of 4 rows, ready to be multiplied: codes by halves of 16, of more than 4
+// bits as two of 4 bits.
+const uint DIGITS = WIDE ? 2 : 1;
+struct Block {
+    Codes codes[2][2];
+    ivec4 much[2];
+};
+
+struct Scales { // of groups of 16, or one of 32
+    vec4 ws[2], wm[2];
+};
+
+void load_block(uint at, uint b, out Block ret)
 {
-    Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
-    [[unroll]] for (uint t = 0; t < TOKENS; t++)
-        acc[t] = vec4(0.0);
-    for (uint b = 0; b < pc.cols / 32; b++) {
-        uvec4 c[8];
-        vec4 ws[2], wm[2];
-        load_codes(group1 / 4 + quad, pc.high4, b, c);
-        load_scales(group1, planes, quad, b * 32, ws[0], wm[0]);
-        if (GROUP == 16)
-            load_scales(group1, planes, quad, b * 32 + 16, ws[1], wm[1]);
-        // Inputs carry 128 too much.
-        ivec4 much0 = ivec4(half_dot(c[0], c[1], c[2], c[3], uvec4(0x80808080u)));
-        ivec4 much1 = ivec4(half_dot(c[4], c[5], c[6], c[7], uvec4(0x80808080u)));
-        [[unroll]] for (uint t = 0; t < TOKENS; t++) {
-            int at = int((token + t) * pc.in4 + b * RECORD);
-            uvec4 head = texelFetch(records, at);
-            ivec2 s1 = sums_of(head.y), s2 = sums_of(head.z);
-            ivec4 a[4];
-            [[unroll]] for (int i = 0; i < TERMS; i++) {
-                ivec2 s = i == 0 ? s1 : s2;
-                a[2 * i] = ivec4(half_dot(c[0], c[1], c[2], c[3], texelFetch(records, at + 1 + 2 * i))) - much0 -
-                           int(ZERO) * s.x;
-                a[2 * i + 1] = ivec4(half_dot(c[4], c[5], c[6], c[7], texelFetch(records, at + 2 + 2 * i))) -
-                               much1 - int(ZERO) * s.y;
+    uvec4 c[8];
+    load_codes(at, pc.high4, b, c);
+    [[unroll]] for (uint h = 0; h < 2; h++) {
+        ret.much[h] = ivec4(0);
+        [[unroll]] for (uint d = 0; d < DIGITS; d++) {
+            [[unroll]] for (uint i = 0; i < 4; i++) {
+                ret.codes[h][d].even[i] = c[4 * h + i] >> 4 * d & 0x000f000f;
+                ret.codes[h][d].odd[i] = c[4 * h + i] >> (8 + 4 * d) & 0x000f000f;
             }
-            if (TERMS == 1)
-                a[2] = a[3] = ivec4(0);
-            float scale = uintBitsToFloat(head.x);
-            if (GROUP == 16) {
-                add_group(a[0], a[2], s1.x, s2.x, scale, ws[0], wm[0], acc[t]);
-                add_group(a[1], a[3], s1.y, s2.y, scale, ws[1], wm[1], acc[t]);
-            } else {
-                add_group(a[0] + a[1], a[2] + a[3], s1.x + s1.y, s2.x + s2.y, scale, ws[0], wm[0],
-                          acc[t]);
-            }
+            ret.much[h] += ivec4(much(ret.codes[h][d]) << 4 * d);
         }
     }
 }
 
-void float_product(uint group1, uint quad, uint token, out precise vec4 acc[TOKENS])
+// The two quads that an invocation computes: rows 4 * at.x .. + 3 and 4 * at.y .. + 3 of a matrix.
+void load_scales(uint group1, Planes planes, uvec2 at, uint k, out vec4 ws[2], out vec4 wm[2])
 {
-    [[unroll]] for (uint t = 0; t < TOKENS; t++)
-        acc[t] = vec4(0.0);
-    for (uint k = 0; k < pc.cols; k += 4) {
-        vec4 w0 = load_floats(group1, quad, k);
-        vec4 w1 = load_floats(group1, quad, min(k + 1, pc.cols - 1));
-        vec4 w2 = load_floats(group1, quad, min(k + 2, pc.cols - 1));
-        vec4 w3 = load_floats(group1, quad, min(k + 3, pc.cols - 1));
-        [[unroll]] for (uint t = 0; t < TOKENS; t++) {
-            vec4 x = read_floats(inputs, (token + t) * pc.in4 + k / 4);
-            acc[t] = fma(w0, vec4(x.x), acc[t]);
-            acc[t] = k + 1 < pc.cols ? fma(w1, vec4(x.y), acc[t]) : acc[t];
-            acc[t] = k + 2 < pc.cols ? fma(w2, vec4(x.z), acc[t]) : acc[t];
-            acc[t] = k + 3 < pc.cols ? fma(w3, vec4(x.w), acc[t]) : acc[t];
+    uvec2 in_group = at / 4 * pc.stride1 + group1;
+    if (WHAT != MODE_ROPE_NEOX) {
+        load_scale_pair(in_group.x, planes, at.x % 4 / 2, k, ws, wm);
+        return;
+    }
+    [[unroll]] for (uint q = 0; q < 2; q++) {
+        vec4 s[2], m[2];
+        load_scale_pair(in_group[q], planes, at[q] % 4 / 2, k, s, m);
+        ws[q] = at[q] % 2 != 0 ? s[1] : s[0];
+        wm[q] = at[q] % 2 != 0 ? m[1] : m[0];
+    }
+}
+
+ivec4 dot16(Block w, uint h, Inputs x, int sum)
+{
+    uvec4 dot = half_dot(w.codes[h][0], x);
+    if (WIDE)
+        dot += half_dot(w.codes[h][DIGITS - 1], x) << 4;
+    return ivec4(dot) - w.much[h] - int(ZERO) * sum;
+}
+
+// acc += a block of weights times the inputs of a token.
+void add_block(Block w, Scales scales, uvec4 record[5], inout precise vec4 acc)
+{
+    ivec2 s1 = sums_of(record[0].y), s2 = sums_of(record[0].z);
+    ivec4 a1[2], a2[2] = ivec4[2](ivec4(0), ivec4(0));
+    [[unroll]] for (int h = 0; h < 2; h++) {
+        a1[h] = dot16(w, h, split(record[1 + h]), s1[h]);
+        if (TERMS == 2)
+            a2[h] = dot16(w, h, split(record[3 + h]), s2[h]);
+    }
+    float scale = uintBitsToFloat(record[0].x);
+    if (GROUP == 16) {
+        [[unroll]] for (int h = 0; h < 2; h++)
+            add_group(a1[h], a2[h], s1[h], s2[h], scale, scales.ws[h], scales.wm[h], acc);
+    } else {
+        add_group(a1[0] + a1[1], a2[0] + a2[1], s1.x + s1.y, s2.x + s2.y, scale, scales.ws[0],
+                  scales.wm[0], acc);
+    }
+}
+
+// Where sums stand: all tokens of the first quad, then of the second. Each loop over the quads is
+// rolled, because a driver's time to compile counts as well; the sums change places in it.
+const uint SUMS = 2 * TOKENS;
+
+void change_places(inout precise vec4 acc[SUMS])
+{
+    [[unroll]] for (uint t = 0; t < TOKENS; t++) {
+        vec4 first = acc[t];
+        acc[t] = acc[TOKENS + t];
+        acc[TOKENS + t] = first;
+    }
+}
+
+void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[SUMS])
+{
+    Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
+    uvec2 at = (group1 + quad / 4 * pc.stride1) / 4 + quad % 4;
+    for (uint b = 0; b < pc.cols / 32; b++) {
+        Scales scales[2];
+        [[unroll]] for (uint g = 0; g < 32 / GROUP; g++) {
+            vec4 ws[2], wm[2];
+            load_scales(group1, planes, quad, b * 32 + g * 16, ws, wm);
+            [[unroll]] for (uint q = 0; q < 2; q++) {
+                scales[q].ws[g] = ws[q];
+                scales[q].wm[g] = wm[q];
+            }
+        }
+        uvec4 record[TOKENS][5];
+        [[unroll]] for (uint t = 0; t < TOKENS; t++)
+            [[unroll]] for (uint i = 0; i < RECORD; i++)
+                record[t][i] = texelFetch(records, int((token + t) * pc.in4 + b * RECORD + i));
+        [[dont_unroll]] for (uint q = 0; q < 2; q++) {
+            Block w;
+            load_block(at.x, b, w);
+            [[unroll]] for (uint t = 0; t < TOKENS; t++)
+                add_block(w, scales[0], record[t], acc[t]);
+            change_places(acc);
+            at = at.yx;
+            Scales first = scales[0];
+            scales[0] = scales[1];
+            scales[1] = first;
         }
     }
+}
+
+void float_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[SUMS])
+{
+    uvec2 at = group1 + quad / 4 * pc.stride1;
+    for (uint k = 0; k < pc.cols; k += 4) {
+        vec4 x[TOKENS];
+        [[unroll]] for (uint t = 0; t < TOKENS; t++)
+            x[t] = read_floats(inputs, (token + t) * pc.in4 + k / 4);
+        [[dont_unroll]] for (uint q = 0; q < 2; q++) {
+            [[unroll]] for (uint i = 0; i < 4; i++) {
+                vec4 w = load_floats(at.x, quad.x % 4, min(k + i, pc.cols - 1));
+                [[unroll]] for (uint t = 0; t < TOKENS; t++)
+                    acc[t] = k + i < pc.cols ? fma(w, vec4(x[t][i]), acc[t]) : acc[t];
+            }
+            change_places(acc);
+            at = at.yx;
+            quad = quad.yx;
+        }
+    }
+}
+
+// The sums of matrix m of `part`.
+void product(uint part, uint m, uvec2 quad, uint token, out precise vec4 acc[SUMS])
+{
+    uint group1 = pc.weight1[part + m];
+    [[unroll]] for (uint t = 0; t < TOKENS; t++)
+        acc[t] = acc[TOKENS + t] = vec4(0.0);
+    if (PLANES <= PLANES_BF16)
+        float_product(group1, quad, token, acc);
+    else
+        quantized_product(group1, quad, token, acc);
+    vec4 bias[2] = vec4[2](vec4(0.0), vec4(0.0));
+    if (pc.bias[part + m] != NONE) {
+        [[unroll]] for (uint q = 0; q < 2; q++)
+            if (quad[q] * 4 < pc.rows[part + m])
+                bias[q] = read_floats(vectors, pc.bias[part + m] / 4 + quad[q]);
+    }
+    [[unroll]] for (uint q = 0; q < 2; q++)
+        [[unroll]] for (uint t = 0; t < TOKENS; t++)
+            acc[q * TOKENS + t] += bias[q];
 }
 
 vec4 swiglu(vec4 gate, vec4 up)
@@ -136,43 +273,218 @@ vec4 swiglu(vec4 gate, vec4 up)
     return y;
 }
 
-void main()
+// --- Queries, keys and values
+
+const uint K4 = (HEADS * K_DIM + 15) / 16 * 4; // quads of the row where keys begin, values
+const uint V4 = K4 + (KV_HEADS * K_DIM + 15) / 16 * 4;
+
+// With NEOX pairs are (i, i + ROPE_DIMS / 2), and an invocation takes the quads that pair up.
+uvec2 quads_of(uint part, uint unit)
 {
-    uint quad = gl_GlobalInvocationID.x & 3, group = gl_GlobalInvocationID.x >> 2;
-    uint token = gl_WorkGroupID.y * TOKENS;
-    if (group >= pc.groups || token >= step_words[pc.count])
-        return;
-    uint part = group < pc.first[1] ? 0 : group < pc.first[2] ? 1 : 2;
-    uint in_part = group - pc.first[part];
-    vec4 before[TOKENS];
-    precise vec4 acc[TOKENS];
-    // With SWIGLU the second matrix has the same rows: gate first, then up.
-    for (uint m = 0; m < (MODE == MODE_SWIGLU ? 2 : 1); m++) {
-        [[unroll]] for (uint t = 0; t < TOKENS; t++)
-            before[t] = acc[t];
-        uint group1 = pc.weight1[part + m] + in_part * pc.stride1;
-        if (PLANES <= PLANES_BF16)
-            float_product(group1, quad, token, acc);
-        else
-            quantized_product(group1, quad, token, acc);
-        if (pc.bias[part + m] != NONE) {
-            uint row = in_part * 16 + quad * 4;
-            vec4 bias = vec4(0.0);
-            if (row < pc.rows[part + m])
-                bias = read_floats(vectors, (pc.bias[part + m] + row) / 4);
-            [[unroll]] for (uint t = 0; t < TOKENS; t++)
-                acc[t] += bias;
+    uint n = K_DIM / 8, j = unit % n;
+    if (WHAT == MODE_ROPE_NEOX && pc.column4[part] < V4 && j < ROPE_DIMS / 8)
+        return unit / n * n * 2 + uvec2(j, j + ROPE_DIMS / 8);
+    return unit * 2 + uvec2(0, 1);
+}
+
+void turn(inout precise vec2 v, float c, float s)
+{
+    precise vec2 vs = v * s;
+    precise vec2 turned = vec2(fma(v.x, c, -vs.y), fma(v.y, c, vs.x));
+    v = turned;
+}
+
+// Turns the pairs of two quads, the first of them element d of a head.
+void turn_quads(uint token, uint d, inout vec4 a, inout vec4 b)
+{
+    bool neox = WHAT == MODE_ROPE_NEOX;
+    uint at = ROPE4 + (token * ROPE_DIMS + (neox ? d : d / 2)) / 4;
+    vec4 c = uintBitsToFloat(texelFetch(cache, int(at)));
+    vec4 s = uintBitsToFloat(texelFetch(cache, int(at + ROPE_DIMS / 8)));
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        precise vec2 v = neox ? vec2(a[i], b[i]) : i < 2 ? vec2(a[2 * i], a[2 * i + 1])
+                                                         : vec2(b[2 * i - 4], b[2 * i - 3]);
+        if (d + (neox ? i : 2 * i) < (neox ? ROPE_DIMS / 2 : ROPE_DIMS))
+            turn(v, c[i], s[i]);
+        if (neox) {
+            a[i] = v.x;
+            b[i] = v.y;
+        } else if (i < 2) {
+            a[2 * i] = v.x;
+            a[2 * i + 1] = v.y;
+        } else {
+            b[2 * i - 4] = v.x;
+            b[2 * i - 3] = v.y;
         }
     }
-    [[unroll]] for (uint t = 0; t < TOKENS; t++) {
-        uint at = (token + t) * pc.out4 + pc.column4[part] + in_part * 4 + quad;
-        if (MODE == MODE_STORE)
-            result[at] = acc[t];
-        else if (MODE == MODE_ADD)
-            result[at] += acc[t];
-        else
-            result[at] = swiglu(MODE == MODE_SWIGLU ? before[t] : result[at], acc[t]);
+}
+
+uint step_word(uint i)
+{
+    uvec4 v = texelFetch(cache, int(i / 4));
+    uvec2 pair = i % 4 >= 2 ? v.zw : v.xy;
+    return i % 2 != 0 ? pair.y : pair.x;
+}
+
+uvec2 halves(vec4 v)
+{
+    return uvec2(cached_half(v.x) | cached_half(v.y) << 16, cached_half(v.z) | cached_half(v.w) << 16);
+}
+
+// A word of the cache holds two elements of a position: of keys 32 positions lie side by side, of
+// values a head's elements.
+void put_qkv(uint part, uvec2 quad, uint token, vec4 a, vec4 b)
+{
+    uvec2 column = pc.column4[part] + quad;
+    bool is_q = column.x < K4, is_v = column.x >= V4;
+    if (!is_v) {
+        uint d = (is_q ? column.x : column.x - K4) * 4 % K_DIM;
+        turn_quads(token, d, a, b);
     }
+    uvec4 words = uvec4(halves(a), halves(b));
+    uint position = step_word(POSITION1 + token), slot = position % 32;
+    uint table = BLOCKS1 + step_word(SEQUENCE1 + token) * STRIDE1;
+    uint block = step_word(table + position / 32) * (KV_HEADS * (K_DIM + V_DIM) * 16);
+    uvec2 element = (column - (is_v ? V4 : K4)) * 4;
+    uint apart = is_v ? 1 : 32;
+    uvec2 at = element / 2 * 32 + slot;
+    if (is_v)
+        at = KV_HEADS * K_DIM * 16 + ((element / V_DIM * 32 + slot) * V_DIM + element % V_DIM) / 2;
+    if (is_q) {
+        result[token * pc.out4 + column.x] = a;
+        result[token * pc.out4 + column.y] = b;
+    } else {
+        [[unroll]] for (uint i = 0; i < 4; i++)
+            kv[block + at[i / 2] + i % 2 * apart] = words[i];
+    }
+}
+
+// ---
+
+void put(uint part, uvec2 quad, uint token, vec4 y[2], vec4 gate[2])
+{
+    if (TURNS) {
+        if (quad.y * 4 < pc.rows[part] && token < step_words[pc.count])
+            put_qkv(part, quad, token, y[0], y[1]);
+        return;
+    }
+    [[unroll]] for (uint q = 0; q < 2; q++) {
+        uint at = token * pc.out4 + pc.column4[part] + quad[q];
+        if (WHAT == MODE_STORE)
+            result[at] = y[q];
+        else if (WHAT == MODE_ADD)
+            result[at] += y[q];
+        else
+            result[at] = swiglu(WHAT == MODE_SWIGLU ? gate[q] : result[at], y[q]);
+    }
+}
+
+void compute(uint group, uint pair, uint token)
+{
+    uint part = group < pc.first[1] ? 0 : group < pc.first[2] ? 1 : 2;
+    uvec2 quad = quads_of(part, (group - pc.first[part]) * 2 + pair);
+    precise vec4 acc[SUMS], before[SUMS];
+    // With SWIGLU the second matrix has the same rows: gate first, then up.
+    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
+        [[unroll]] for (uint i = 0; i < SUMS; i++)
+            before[i] = acc[i];
+        product(part, m, quad, token, acc);
+    }
+    // Rolled: the sums go round.
+    [[dont_unroll]] for (uint t = 0; t < TOKENS; t++) {
+        put(part, quad, token + t, vec4[2](acc[0], acc[TOKENS]), vec4[2](before[0], before[TOKENS]));
+        [[unroll]] for (uint i = 0; i + 1 < SUMS; i++) {
+            acc[i] = acc[i + 1];
+            before[i] = before[i + 1];
+        }
+    }
+}
+
+// --- The next operator's input
+
+// Blocks [first, end) of the tile's rows, shared by the workgroup.
+void finish_blocks(uint first, uint end, uint token, uint count)
+{
+    uint n = end - first;
+    for (uint i = gl_LocalInvocationID.x; i < n * TOKENS; i += gl_WorkGroupSize.x) {
+        uint block = first + i % n, row = token + i / n;
+        if (row >= count)
+            continue;
+        vec4 v[8];
+        [[dont_unroll]] for (uint j = 0; j < 8; j++) { // the values go round
+            [[unroll]] for (uint k = 0; k < 7; k++)
+                v[k] = v[k + 1];
+            v[7] = result[row * pc.out4 + block * 8 + j];
+        }
+        float scale = NORM ? uintBitsToFloat(sync_words[4 * row + 2]) : 1.0;
+        finish_block(row, block, scale, v, NEXT);
+    }
+}
+
+float norm_scale(uint row4)
+{
+    precise vec4 p[4];
+    [[unroll]] for (int i = 0; i < 4; i++)
+        p[i] = vec4(0.0);
+    for (uint k = 0; k < NEXT_COLS; k += 4) { // the partial sums go round
+        vec4 x = result[row4 + k / 4];
+        precise vec4 first = fma(x, x, p[0]);
+        p[0] = p[1];
+        p[1] = p[2];
+        p[2] = p[3];
+        p[3] = first;
+    }
+    for (uint k = (NEXT_COLS + 3) / 4; k % 4 != 0; k++)
+        p = vec4[4](p[1], p[2], p[3], p[0]);
+    p[0] += p[2];
+    p[1] += p[3];
+    p[0] += p[1];
+    p[0].xy += p[0].zw;
+    precise float mean = (p[0].x + p[0].y) / float(NEXT_COLS);
+    precise float scale = 1.0 / sqrt(mean + pc.eps);
+    return scale;
+}
+
+// The workgroup that is the last to make its rows of a tile takes whole rows.
+void finish_rows(uint token, uint count)
+{
+    uint at = 4 * token;
+    if (gl_LocalInvocationID.x == 0 &&
+        atomicAdd(sync_words[at], 1) == gl_NumWorkGroups.x - 1) {
+        sync_words[at] = 0;
+        sync_words[at + 1] = gl_WorkGroupID.x + 1;
+    }
+    memoryBarrierBuffer();
+    barrier();
+    bool last = sync_words[at + 1] == gl_WorkGroupID.x + 1;
+    uint rows = last && token < count ? min(count - token, TOKENS) : 0;
+    memoryBarrierBuffer();
+    for (uint t = gl_LocalInvocationID.x; t < rows; t += gl_WorkGroupSize.x)
+        sync_words[at + 4 * t + 2] = floatBitsToUint(norm_scale((token + t) * pc.out4));
+    memoryBarrierBuffer();
+    barrier();
+    if (last && gl_LocalInvocationID.x == 0)
+        sync_words[at + 1] = 0;
+    finish_blocks(0, last ? (NEXT_COLS + 31) / 32 : 0, token, count);
+}
+
+void main()
+{
+    uint unit = gl_GlobalInvocationID.x, token = gl_WorkGroupID.y * TOKENS;
+    uint count = step_words[pc.count];
+    if (unit < pc.groups * 2 && token < count)
+        compute(unit / 2, unit % 2, token);
+    if (!FINISH)
+        return;
+    memoryBarrierBuffer();
+    barrier();
+    if (NORM) {
+        finish_rows(token, count);
+        return;
+    }
+    // The workgroup has made whole blocks of 32 outputs.
+    uint first = gl_WorkGroupID.x * (gl_WorkGroupSize.x / 4);
+    finish_blocks(first, min(first + gl_WorkGroupSize.x / 4, (pc.groups + 1) / 2), token, count);
 }
 
 #endif

@@ -10,11 +10,11 @@
 #include "product.glsl"
 
 // Of the device (tier.c): fragments of a subgroup, subgroups at most, and a fragment's shape.
-layout(constant_id = 12) const uint FRAGMENTS = 4;
-layout(constant_id = 13) const uint SUBGROUPS = 4;
-layout(constant_id = 14) const uint FRAGMENT_ROWS = 16;
-layout(constant_id = 15) const uint FRAGMENT_COLUMNS = 16;
-layout(constant_id = 16) const uint FRAGMENT_DEPTH = 16;
+layout(constant_id = 18) const uint FRAGMENTS = 4;
+layout(constant_id = 19) const uint SUBGROUPS = 4;
+layout(constant_id = 20) const uint FRAGMENT_ROWS = 16;
+layout(constant_id = 21) const uint FRAGMENT_COLUMNS = 16;
+layout(constant_id = 22) const uint FRAGMENT_DEPTH = 16;
 
 #define CODES   icoopmatNV<8, gl_ScopeSubgroup, FRAGMENT_ROWS, FRAGMENT_DEPTH>
 #define INPUTS  icoopmatNV<8, gl_ScopeSubgroup, FRAGMENT_DEPTH, FRAGMENT_COLUMNS>

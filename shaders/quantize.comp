@@ -61,7 +61,7 @@ void main()
         }
         if ((MODE & MODE_QUANTIZED) != 0) {
             uvec4 record[5];
-            quantize_block(v, record);
+            quantize_block(v, TERMS, record);
             [[unroll]] for (uint i = 0; i < RECORD; i++)
                 act[row * pc.act4 + b * RECORD + i] = record[i];
         }

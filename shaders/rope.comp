@@ -28,24 +28,12 @@ uint step_word(uint i)
     return pick(texelFetch(cache, int(i / 4)), i);
 }
 
-// To nearest even, clamped to the largest finite half (packHalf2x16 may round as it likes).
-uint half_bits(float x)
-{
-    if (isnan(x))
-        return 0x7e00;
-    uint bits = floatBitsToUint(clamp(x, -65504.0, 65504.0));
-    uint sign = bits >> 16 & 0x8000, most = bits & 0x7fffffff;
-    if (most < 0x38800000u)
-        return sign | uint(roundEven(uintBitsToFloat(most) * 16777216.0));
-    return sign | (most - 0x38000000u + 0xfff + (most >> 13 & 1)) >> 13;
-}
-
-// Two positions share a word of K, and may be written by two invocations.
+// Two elements share a word of K, and may be written by two invocations.
 void put_k(uint block, uint element, uint slot, float x)
 {
-    uint at = block + element * 16 + slot / 2, shift = slot % 2 * 16;
+    uint at = block + element / 2 * 32 + slot, shift = element % 2 * 16;
     atomicAnd(kv[at], ~(0xffffu << shift));
-    atomicOr(kv[at], half_bits(x) << shift);
+    atomicOr(kv[at], cached_half(x) << shift);
 }
 
 void main()
@@ -63,7 +51,7 @@ void main()
         vec4 v = read_floats(inputs, at / 4);
         vec2 xy = at % 4 != 0 ? v.zw : v.xy;
         kv[block + pc.v_offset1 + ((head * 32 + slot) * pc.v_dim + d) / 2] =
-            half_bits(xy.x) | half_bits(xy.y) << 16;
+            cached_half(xy.x) | cached_half(xy.y) << 16;
         return;
     }
     uint head = pair / (pc.k_dim / 2), i = pair % (pc.k_dim / 2), n = pc.rope_dims / 2;

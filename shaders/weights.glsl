@@ -75,8 +75,12 @@ void load_codes(uint at, uint high, uint b, out uvec4 c[8])
         }
     }
     if (CODEBOOK != 0) {
-        [[unroll]] for (uint q = 0; q < 8; q++)
-            c[q] = table_bytes(c[q]);
+        [[dont_unroll]] for (uint q = 0; q < 8; q++) { // rolled: the words go round
+            uvec4 bytes = table_bytes(c[0]);
+            [[unroll]] for (uint i = 0; i < 7; i++)
+                c[i] = c[i + 1];
+            c[7] = bytes;
+        }
     }
 }
 
@@ -88,6 +92,36 @@ uvec4 bytes_of(uint word)
 vec4 halves_of(uvec2 words)
 {
     return vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
+}
+
+uvec4 bytes_of(uint word, uint shift, uint mask)
+{
+    return bytes_of(word) >> shift & mask;
+}
+
+// Sub-scales and minima of group `g` of a super-block whose texels begin at `at`, for two quads.
+void load_subs(uint at, uint pair, uint g, out ivec4 scale[2], out ivec4 least[2])
+{
+    uint second = SUB == SUB_SM8 ? 8 + g : SUB == SUB_S6 ? 8 + g % 4 : 0;
+    uvec4 a = read4(at + (SUB == SUB_S6 ? g % 8 : g)), b = uvec4(0);
+    if (SUB == SUB_SM8 || SUB == SUB_S6)
+        b = read4(at + second);
+    uvec2 first = pair != 0 ? a.zw : a.xy, other = pair != 0 ? b.zw : b.xy;
+    [[unroll]] for (int q = 0; q < 2; q++) {
+        least[q] = ivec4(0);
+        if (SUB == SUB_SM8) {
+            scale[q] = ivec4(bytes_of(first[q]));
+            least[q] = ivec4(bytes_of(other[q]));
+        } else if (SUB == SUB_SM4) {
+            scale[q] = ivec4(bytes_of(first[q], 0, 15));
+            least[q] = ivec4(bytes_of(first[q], 4, 15));
+        } else if (SUB == SUB_S6) {
+            uvec4 low = bytes_of(first[q], g / 8 * 4, 15), high = bytes_of(other[q], g / 4 * 2, 3);
+            scale[q] = ivec4(low | high << 4) - 32;
+        } else {
+            scale[q] = ivec4(bytes_of(first[q]) << 24) >> 24;
+        }
+    }
 }
 
 // Effective scale and minimum of the group that holds weight k, for the four rows of `quad`.
@@ -127,6 +161,32 @@ void load_scales(uint group1, Planes p, uint quad, uint k, out vec4 ws, out vec4
     }
     ws *= vec4(scale);
     wm = -(wm * vec4(least));
+}
+
+// The same for the 8 rows of the quads 2 * pair and 2 * pair + 1, which share each texel.
+void load_scale_pair(uint group1, Planes p, uint pair, uint k, out vec4 ws[2], out vec4 wm[2])
+{
+    if (SUB == SUB_F32) {
+        [[unroll]] for (uint q = 0; q < 2; q++)
+            load_scales(group1, p, 2 * pair + q, k, ws[q], wm[q]);
+        return;
+    }
+    uint block = k / SCALE_BLOCK, g = k % SCALE_BLOCK / GROUP;
+    uvec4 d = read4((group1 / 2 + p.scale2) / 2 + block * 2 + pair);
+    ws = vec4[2](halves_of(d.xy), halves_of(d.zw));
+    wm = vec4[2](vec4(0.0), vec4(0.0));
+    if (HAS_MIN != 0) {
+        uvec4 m = read4((group1 / 2 + p.min2) / 2 + block * 2 + pair);
+        wm = vec4[2](halves_of(m.xy), halves_of(m.zw));
+    }
+    if (SUB == SUB_NONE)
+        return;
+    ivec4 scale[2], least[2];
+    load_subs((group1 + p.sub1) / 4 + block * SUB_BYTES, pair, g, scale, least);
+    [[unroll]] for (int q = 0; q < 2; q++) {
+        ws[q] *= vec4(scale[q]);
+        wm[q] = -(wm[q] * vec4(least[q]));
+    }
 }
 
 // Elements of a float matrix: row quad `quad` at column k.

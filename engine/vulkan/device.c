@@ -97,7 +97,8 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
 
 VkDescriptorType nb_vulkan_descriptor(uint32_t binding)
 {
-    bool texels = binding != 2 && binding != 5 && binding != 6; // shaders/common.glsl
+    bool texels =
+        binding != 2 && binding != 5 && binding != 6 && binding < 8; // shaders/common.glsl
     return texels ? VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER : VK_DESCRIPTOR_TYPE_STORAGE_BUFFER;
 }
 

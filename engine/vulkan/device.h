@@ -9,7 +9,7 @@
 #include "engine/vulkan/tier.h"
 #include "engine/vulkan/vulkan.h"
 
-enum { NB_VULKAN_BINDINGS = 8, NB_VULKAN_PUSH_BYTES = 128, NB_VULKAN_CONSTANTS = 12 };
+enum { NB_VULKAN_BINDINGS = 10, NB_VULKAN_PUSH_BYTES = 128, NB_VULKAN_CONSTANTS = 18 };
 
 struct nb_vulkan_cache { // cache.h
     struct nb_vulkan_cache_id id;
@@ -63,7 +63,7 @@ struct nb_vulkan_device {
     VkShaderModule module[NB_MODULES];
     struct nb_vulkan_cache cache;
     bool warm;
-    uint32_t tile; // that all products take, from 1 on; 0: what is best
+    uint32_t tile;                 // that all products take, from 1 on; 0: what is best
     struct nb_vulkan_bench *bench; // for clients' operators (matrix.c); NULL until the first
 };
 

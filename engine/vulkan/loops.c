@@ -19,12 +19,12 @@ bool nb_vulkan_cuts_loops(const struct nb_vulkan_device_info *info)
     return sscanf(info->driver, "llvmpipe Mesa %u", &major) == 1 && major < 25;
 }
 
-// Of one block of positions: a loop over the key's elements, and one over the values that a lane
-// takes (shaders/attention.comp, attention_team.glsl).
+// Of one block of positions: a loop over the key's elements, two of which attention.comp takes at a
+// time, and one over the values that a lane takes (attention_team.glsl).
 static uint32_t of_block(const struct nb_vulkan_device *d, uint32_t k_dim, uint32_t v_dim)
 {
     bool team = d->tier->variant[NB_SHADER_ATTENTION][0].team;
-    return team ? 3 + k_dim / 2 + (v_dim + 31) / 32 * 33 : 11 + k_dim;
+    return team ? 3 + k_dim / 2 + (v_dim + 31) / 32 * 33 : 11 + k_dim / 2;
 }
 
 uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_dim, uint32_t v_dim)
@@ -34,12 +34,13 @@ uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_
     return (CUT_AFTER - UNCOUNTED) / of_block(d, k_dim, v_dim) * KV_TILE;
 }
 
-// Of a product of `n` matrices one after the other: by blocks of 32 weights, 16 steps each at most
-// (shaders/tile.glsl), or by four weights.
-static uint64_t of_product(const struct nb_packed *w, uint32_t n)
+// Of a product of `n` matrices one after the other: by blocks of 32 weights, 22 steps each at most
+// (shaders/gemm.comp, with a table of codes), or by four weights and two quads. Whole rows of
+// results that are finished take less than a step for each element.
+static uint64_t of_product(const struct nb_packed *w, uint32_t n, bool finishes)
 {
     bool is_float = w->layout->planes <= NB_PLANES_BF16;
-    return (uint64_t)n * (is_float ? w->cols / 4 + 1 : w->cols / 32 * 16);
+    return (uint64_t)n * (is_float ? w->cols + 4 : w->cols / 32 * 22) + (finishes ? w->rows : 0);
 }
 
 int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size_t error_size)
@@ -54,9 +55,10 @@ int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size
     for (uint32_t i = 0; nb_vulkan_cuts_loops(&m->device->info) && i < m->plan->n_ops; i++)
         for (int j = 0; j < 3; j++) {
             const struct nb_packed *w = m->plan->ops[i].m[j].w;
-            uint32_t n = m->plan->ops[i].kind == NB_OP_GATE_UP ? 2 : 1;
-            if (w && m->plan->ops[i].kind != NB_OP_EMBED &&
-                of_product(w, n) > CUT_AFTER - UNCOUNTED)
+            enum nb_op_kind kind = m->plan->ops[i].kind;
+            uint32_t n = kind == NB_OP_GATE_UP ? 2 : 1;
+            bool finishes = kind == NB_OP_OUT || kind == NB_OP_DOWN;
+            if (w && kind != NB_OP_EMBED && of_product(w, n, finishes) > CUT_AFTER - UNCOUNTED)
                 return nb_fail(ret_error, error_size, -ENOTSUP,
                                "a matrix of %u columns: this driver (%s) cuts loops short; use the "
                                "CPU, or Mesa 25",

@@ -385,7 +385,12 @@ static void product(struct call *c, const struct nb_product *p, const struct win
                             [BIND_STEP] = &b->step,
                             [BIND_IN] = &b->x,
                             [BIND_ACT] = &b->act,
-                            [BIND_OUT] = &b->y});
+                            [BIND_OUT] = &b->y,
+                            // Declared and not used: what is stored here is no operator's input.
+                            [BIND_OUT2] = &b->y,
+                            [BIND_KV] = &b->step,
+                            [BIND_FLOATS] = &b->y,
+                            [BIND_SYNC] = &b->y});
     dispatch(c, &q, p->n, constants, &data, sizeof(data));
 }
 

@@ -58,13 +58,13 @@ static void lay_tables(struct nb_device_model *m)
 {
     const struct nb_hparams *hp = &m->plan->hp;
     struct nb_vulkan_tables *t = &m->tables;
-    uint32_t at = 2;
+    uint32_t at = 2, padded = nb_vulkan_pad(m->max_rows, 4);
     uint32_t *const rows[] = {&t->token, &t->position, &t->sequence, &t->logits_row,
                               &t->candidates};
-    for (int i = 0; i < 5; i++, at += m->max_rows)
+    for (int i = 0; i < 5; i++, at += padded)
         *rows[i] = at;
-    t->rope = at;
-    t->blocks = at + m->max_rows * hp->rope_dims;
+    t->rope = nb_vulkan_pad(at, 4); // read as texels
+    t->blocks = t->rope + m->max_rows * hp->rope_dims;
     t->block_stride = (hp->context + NB_VULKAN_KV_TILE - 1) / NB_VULKAN_KV_TILE;
     t->words = nb_vulkan_pad(t->blocks + m->max_rows * t->block_stride, 4);
 }
@@ -85,7 +85,7 @@ struct sized {
     VkDeviceSize bytes;
     enum nb_vulkan_memory where;
 };
-enum { BUFFERS = 11 }; // beside weights and KV memory
+enum { BUFFERS = 13 }; // beside weights and KV memory
 
 static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
 {
@@ -106,6 +106,8 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
         {&m->attn, row * nb_vulkan_pad(hp->dim[NB_DIM_ATTN], 32), NB_VULKAN_DEVICE},
         {&m->hidden, row * nb_vulkan_pad(hp->ffn, 32), NB_VULKAN_DEVICE},
         {&m->act, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
+        {&m->middle, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
+        {&m->sync, (VkDeviceSize)m->padded_rows * 16, NB_VULKAN_DEVICE},
         {&m->logits, head ? logits : 0, NB_VULKAN_HOST},
         {&m->best, head ? m->head_rows * NB_VULKAN_STRIPES * sizeof(uint32_t) : 0, NB_VULKAN_HOST},
         {&m->carry, head && embed ? 0 : x, NB_VULKAN_HOST},
@@ -163,8 +165,8 @@ static int make_buffers(struct nb_device_model *m)
 // Columns past a row's last are read as zeros, and stay so.
 static int clear_buffers(struct nb_device_model *m)
 {
-    const struct nb_vulkan_buffer *const list[] = {&m->x,    &m->normed, &m->qkv,
-                                                   &m->attn, &m->hidden, &m->act};
+    const struct nb_vulkan_buffer *const list[] = {&m->x,      &m->normed, &m->qkv,    &m->attn,
+                                                   &m->hidden, &m->act,    &m->middle, &m->sync};
     VkCommandBuffer c;
     int rc = nb_vulkan_begin(m->device, true, &c);
     if (rc < 0)
@@ -205,9 +207,9 @@ void nb_vulkan_model_close(struct nb_device_model *m)
         d->vk.DestroyBufferView(d->device, m->views[i], NULL);
     nb_vulkan_pipelines_destroy(m);
     nb_vulkan_weights_finish(m);
-    struct nb_vulkan_buffer *const list[] = {&m->vectors, &m->step, &m->x,      &m->normed,
-                                             &m->qkv,     &m->attn, &m->hidden, &m->act,
-                                             &m->logits,  &m->best, &m->carry};
+    struct nb_vulkan_buffer *const list[] = {
+        &m->vectors, &m->step,   &m->x,    &m->normed, &m->qkv,  &m->attn, &m->hidden,
+        &m->act,     &m->middle, &m->sync, &m->logits, &m->best, &m->carry};
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         nb_vulkan_buffer_finish(d, list[i]);
     for (uint32_t i = 0; m->kv && i < m->plan->n_layers; i++)

@@ -76,10 +76,12 @@ struct nb_device_model {
     uint32_t n_pieces;
     struct nb_vulkan_buffer vectors;
     uint32_t n_vectors; // floats laid in `vectors`
-    struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, act, logits;
-    struct nb_vulkan_buffer carry; // hidden states that come from, or go to, another device
-    struct nb_vulkan_buffer best;  // of each row of logits the best id of each stripe
-    struct nb_vulkan_buffer *kv;   // of each layer
+    struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, logits;
+    struct nb_vulkan_buffer act, middle; // quantized: of x, and of attention or the hidden rows
+    struct nb_vulkan_buffer sync;        // shaders/gemm.comp; zeros between dispatches
+    struct nb_vulkan_buffer carry;       // hidden states that come from, or go to, another device
+    struct nb_vulkan_buffer best;        // of each row of logits the best id of each stripe
+    struct nb_vulkan_buffer *kv;         // of each layer
     struct nb_vulkan_tables tables;
     float *host_logits;
     size_t host_logits_bytes;
@@ -103,9 +105,20 @@ static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
     return (n + to - 1) / to * to;
 }
 
-// program.c: what the shaders are specialised by and given.
-// shaders/common.glsl; OUT2 is what a shader writes beside its floats.
-enum { BIND_WEIGHTS, BIND_VECTORS, BIND_STEP, BIND_IN, BIND_ACT, BIND_OUT, BIND_OUT2, BIND_KV };
+// What the shaders are specialised by and given.
+// shaders/common.glsl; OUT2 and FLOATS are what a shader writes beside its result.
+enum {
+    BIND_WEIGHTS,
+    BIND_VECTORS,
+    BIND_STEP,
+    BIND_IN,
+    BIND_ACT,
+    BIND_OUT,
+    BIND_OUT2,
+    BIND_KV,
+    BIND_FLOATS,
+    BIND_SYNC
+};
 enum {
     CONST_PLANES = 1,
     CONST_CODEBOOK,
@@ -117,13 +130,30 @@ enum {
     CONST_SUB_BYTES,
     CONST_TERMS,
     CONST_TOKENS,
-    CONST_MODE
+    CONST_MODE,
+    CONST_HEADS,
+    CONST_KV_HEADS,
+    CONST_K_DIM,
+    CONST_V_DIM,
+    CONST_ROPE_DIMS,
+    CONST_SHARE
 };
-enum { MODE_STORE, MODE_ADD, MODE_SWIGLU, MODE_SWIGLU_UP }; // gemm.comp
-enum { MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4 }; // quantize.comp, attention.comp
+enum { // gemm.comp
+    MODE_STORE,
+    MODE_ADD,
+    MODE_SWIGLU,
+    MODE_SWIGLU_UP,
+    MODE_ROPE,
+    MODE_ROPE_NEOX,
+    MODE_FINISH = 8, // bits
+    MODE_FINISH_NORM = 16
+};
+enum { MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4, MODE_CAP = 8 }; // quantize, attention
 struct nb_vulkan_gemm_push {
     uint32_t count, groups, cols, stride1, high4, scale2, min2, sub1, in4, out4;
     uint32_t weight1[3], first[3], column4[3], rows[3], bias[3];
+    float eps;
+    uint32_t more[6];
 };
 void nb_vulkan_constants(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTANTS]);
 

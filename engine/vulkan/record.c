@@ -51,7 +51,8 @@ void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint
     VkPipelineLayout layout = m->device->layout;
     uint32_t tile = nb_vulkan_tile(p, rows);
     const struct nb_tier_variant *v = &m->device->tier->variant[p->shader][tile];
-    uint32_t covered = v->units ? v->units : nb_vulkan_local(m->device, v);
+    uint32_t covered =
+        v->units ? v->units : nb_vulkan_local(m->device, v) * (v->each ? v->each : 1);
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;
     memcpy(push, p->push, sizeof(push));
     if (p->shape == NB_VULKAN_TOKENS) {

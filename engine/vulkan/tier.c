@@ -59,21 +59,24 @@ static const struct {
     {                                                                                              \
         NB_MODULE_MATRIX, LANES, 16, MATRIX_TILE, .full = true                                     \
     }
+// An invocation computes two quads.
 #define REGISTERS(n)                                                                               \
     {                                                                                              \
-        NB_MODULE_GEMM, .tokens = n                                                                \
+        NB_MODULE_GEMM, .tokens = n, .each = 2                                                     \
     }
 
 // From the plainest to the best.
 static const struct nb_tier tiers[] = {
-    {"registers", .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
-                              [NB_SHADER_EMBED] = ALONE(EMBED),
-                              [NB_SHADER_QUANTIZE] = ALONE(QUANTIZE),
-                              [NB_SHADER_GEMM] = {REGISTERS(1), REGISTERS(4), REGISTERS(8)},
-                              [NB_SHADER_GEMM_FLOATS] = {REGISTERS(1), REGISTERS(4), REGISTERS(8)},
-                              [NB_SHADER_ROPE] = ALONE(ROPE),
-                              [NB_SHADER_ATTENTION] = ALONE(ATTENTION),
-                              [NB_SHADER_TOP] = ALONE(TOP)}},
+    {"registers",
+     .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
+                 [NB_SHADER_EMBED] = ALONE(EMBED),
+                 [NB_SHADER_QUANTIZE] = ALONE(QUANTIZE),
+                 [NB_SHADER_GEMM] = {REGISTERS(1), REGISTERS(2), REGISTERS(4)},
+                 [NB_SHADER_GEMM_FLOATS] = {REGISTERS(1), REGISTERS(2), REGISTERS(4)},
+                 [NB_SHADER_ROPE] = ALONE(ROPE),
+                 [NB_SHADER_ATTENTION] = ALONE(ATTENTION),
+                 [NB_SHADER_TOP] = ALONE(TOP)},
+     .finishes = true},
     {"subgroups", HAS_SUBGROUPS | HAS_SHARED, IS_GPU,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
                  [NB_SHADER_EMBED] = ALONE(EMBED),

@@ -16,6 +16,7 @@ struct nb_tier_variant {
     uint32_t units;  // that a workgroup covers (row quads of a product); 0: one an invocation
     uint32_t tokens; // of a tile
     bool full;       // its subgroups must be full
+    uint32_t each;   // units of an invocation, where `units` is 0; 0: one
     bool team;       // each of a row's teams (struct nb_vulkan_dispatch) is a workgroup
 };
 
@@ -24,6 +25,9 @@ struct nb_tier {
     uint32_t needs, wants; // bits; without what it wants it is not chosen but by name
     // By tile: the first for one row of a step, the last for many.
     struct nb_tier_variant variant[NB_SHADERS][NB_TIER_TILES];
+    // Its products turn queries and keys, and leave results as the next operator's input, so that
+    // it has no dispatches for that.
+    bool finishes;
 };
 
 // What a device reports, as far as tiers ask for it.
