@@ -42,8 +42,9 @@ static void destroy(struct nb_channel *channel, struct nb_region *region)
 void nb_regions_destroy(struct nb_channel *channel)
 {
     struct nb_refusal refusal;
-    while (!TAILQ_EMPTY(&channel->regions)) {
-        struct nb_region *region = TAILQ_FIRST(&channel->regions);
+    struct nb_region *region, *next;
+    for (region = TAILQ_FIRST(&channel->regions); region; region = next) {
+        next = TAILQ_NEXT(region, entry);
         if (region->serial) {
             nb_refuse(&refusal, NIBBLE_E_LOST, "the channel was closed meanwhile");
             nb_client_refuse(channel->client, NB_WIRE_REGISTER, region->serial, NIBBLE_E_LOST,
