@@ -226,7 +226,7 @@ static uint32_t rows_at_once(const struct nb_operand *o, uint32_t n)
 {
     uint64_t fit = NB_PRODUCT_VALUES / o->packed.cols;
     fit = fit < 1 ? 1 : fit < NB_PRODUCT_ROWS ? fit : NB_PRODUCT_ROWS;
-    return n < fit ? n : (uint32_t)fit;
+    return n > 0 && n < fit ? n : (uint32_t)fit;
 }
 
 int nb_multiply_turn(struct nb_multiply *job)

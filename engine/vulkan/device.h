@@ -42,6 +42,7 @@ struct nb_vulkan_device {
     uint64_t timeout_ns;            // of a submission
     bool gone;                      // lost, or it hangs: of no use any more
     bool hangs;                     // nothing it was given may be freed
+    struct nb_device_model *left;   // the model that it hangs in
     char doing[64];                 // for a fault
     char fault[192];                // why it is gone, or out of memory; "": neither
     bool can_import;

@@ -194,9 +194,13 @@ static int make_queries(struct nb_device_model *m)
 
 void nb_vulkan_model_close(struct nb_device_model *m)
 {
-    if (!m || m->device->hangs)
+    if (!m)
         return;
     struct nb_vulkan_device *d = m->device;
+    if (d->hangs) {
+        d->left = m;
+        return;
+    }
     for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++) {
         for (int part = 0; part < NB_VULKAN_PARTS; part++)
             nb_vulkan_recording_finish(m, &m->recording[part][i]);

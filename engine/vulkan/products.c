@@ -204,7 +204,10 @@ void nb_build_product(struct builder *b, const struct part *parts, uint32_t n,
     const struct nb_op *op = &m->plan->ops[b->op];
     const struct nb_packed *w = parts[0].w;
     struct window win;
-    nb_build_window_of(m, parts, n, &win);
+    if (!nb_build_window_of(m, parts, n, &win)) { // its callers see to that
+        b->rc = -EOVERFLOW;
+        return;
+    }
     struct nb_vulkan_gemm_push data = {.count = b->count, .out4 = to->width / 4};
     data.eps = m->plan->hp.norm_eps;
     data.in4 = is_float(w) ? from->width / 4 : blocks_of(w->cols) * record_words4(op->terms);

@@ -105,7 +105,10 @@ static void add_embed(struct builder *b, const struct nb_op *op)
         struct part part = {.w = w, .group0 = g, .groups = nb_build_fitting(m, w, g)};
         next = g + part.groups;
         struct window win;
-        nb_build_window_of(m, &part, 1, &win);
+        if (!nb_build_window_of(m, &part, 1, &win)) {
+            b->rc = -EOVERFLOW; // nb_build_fitting sees to that
+            return;
+        }
         struct nb_vulkan_gemm_push d = {0};
         nb_build_describe(m, &part, 1, MODE_STORE, &win, &d);
         const uint32_t data[] = {0,         m->tables.token, d.weight1[0], g * 16,

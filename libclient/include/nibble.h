@@ -79,7 +79,7 @@ NIBBLE_API int nibble_dispatch(nibble *connection, int timeout_ms);
 struct nibble_model {
     char name[64];
     char architecture[32];
-    char type[16]; /* the type of most of its weights, "Q4_1" */
+    char type[16];         /* the type of most of its weights, "Q4_1" */
     char device[32];       /* "vulkan0"; "vulkan0:20" has the last 20 layers alone */
     char precision[16];    /* "fast", "balanced", "exact" */
     char state[16];        /* "loading", "ready", "restarting", "lost" */

@@ -147,7 +147,7 @@ static int64_t run(struct small *s, uint32_t groups)
                                      .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
                                      .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
     VkCommandBuffer c;
-    uint64_t tick[2];
+    uint64_t tick[2] = {0};
     int rc = nb_vulkan_begin(s->d, true, &c);
     if (rc < 0)
         return rc;
@@ -173,7 +173,10 @@ struct numbers {
 
 static bool same(float a, float b)
 {
-    return !memcmp(&a, &b, sizeof(a));
+    uint32_t x, y; // the bits: -0 is not +0
+    memcpy(&x, &a, sizeof(x));
+    memcpy(&y, &b, sizeof(y));
+    return x == y;
 }
 
 static void judge(const struct numbers *x, struct driver_facts *ret)
