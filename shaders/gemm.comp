@@ -207,7 +207,7 @@ void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 a
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
             [[unroll]] for (uint i = 0; i < RECORD; i++)
                 record[t][i] = texelFetch(records, int((token + t) * pc.in4 + b * RECORD + i));
-        [[dont_unroll]] for (uint q = 0; q < 2; q++) {
+        [[unroll]] for (uint q = 0; q < 2; q++) {
             Block w;
             load_block(at.x, b, w);
             [[unroll]] for (uint t = 0; t < TOKENS; t++)
@@ -228,7 +228,7 @@ void float_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[S
         vec4 x[TOKENS];
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
             x[t] = read_floats(inputs, (token + t) * pc.in4 + k / 4);
-        [[dont_unroll]] for (uint q = 0; q < 2; q++) {
+        [[unroll]] for (uint q = 0; q < 2; q++) {
             [[unroll]] for (uint i = 0; i < 4; i++) {
                 vec4 w = load_floats(at.x, quad.x % 4, min(k + i, pc.cols - 1));
                 [[unroll]] for (uint t = 0; t < TOKENS; t++)

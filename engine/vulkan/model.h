@@ -19,8 +19,9 @@ enum nb_vulkan_shape {
 };
 
 struct nb_vulkan_dispatch {
-    uint32_t op; // of the plan
-    bool beside; // needs no barrier after the one before
+    uint32_t op;     // of the plan
+    bool beside;     // needs no barrier after the one before
+    uint32_t unless; // not needed where the dispatch of this index + 1 finishes; 0: always needed
     enum nb_vulkan_shape shape;
     uint32_t units, few_units; // few_units: with few rows, and then the first push constant
     uint32_t teams;            // of a row, and the first push constant where teams are workgroups
@@ -181,6 +182,9 @@ uint32_t nb_vulkan_bucket(uint32_t rows);
 uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t rows);
 // tune.c: tiles for all dispatches, and the pipelines of these.
 int nb_vulkan_tune(struct nb_device_model *m);
+// Whether steps of so many rows do without a dispatch.
+bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
+                     uint32_t rows);
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
                         const struct nb_vulkan_dispatch *p);
 void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c); // a barrier

@@ -11,10 +11,15 @@
 void nb_build_specialise(struct builder *b, struct nb_vulkan_dispatch *p, enum nb_shader shader,
                          uint32_t c[NB_VULKAN_CONSTANTS])
 {
+    const uint32_t mode = c[CONST_MODE];
     p->shader = shader;
     for (uint32_t t = 0; t < NB_TIER_TILES; t++) {
         const struct nb_tier_variant *v = &b->m->device->tier->variant[shader][t];
         c[CONST_TOKENS] = v->tokens;
+        if (!v->finishes && (shader == NB_SHADER_GEMM || shader == NB_SHADER_GEMM_FLOATS))
+            c[CONST_MODE] = mode % MODE_FINISH;
+        else
+            c[CONST_MODE] = mode;
         int i = nb_vulkan_pipeline_name(b->m, v, c);
         if (i < 0)
             b->rc = i;

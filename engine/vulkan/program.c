@@ -24,7 +24,7 @@ static void inputs_wanted(const struct nb_op *op, bool *ret_float, bool *ret_qua
             *(is_float(op->m[i].w) ? ret_float : ret_quantized) = true;
 }
 
-// Normalizes and quantizes what the op's matrices read, where the op before has not left it so.
+// Normalizes and quantizes what the op's matrices read, unless the op before leaves it so.
 static struct source input(struct builder *b, const struct nb_vulkan_buffer *from,
                            const struct nb_vulkan_buffer *records, uint32_t gather)
 {
@@ -34,7 +34,7 @@ static struct source input(struct builder *b, const struct nb_vulkan_buffer *fro
     const struct source source = {op->norm ? &m->normed : from, records, width};
     bool floats, quantized;
     inputs_wanted(op, &floats, &quantized);
-    if (b->finished || (!op->norm && !quantized))
+    if (!op->norm && !quantized)
         return source;
     struct {
         uint32_t lanes, count, gather, cols, in4, out4, act4, norm;
@@ -46,10 +46,13 @@ static struct source input(struct builder *b, const struct nb_vulkan_buffer *fro
               width / 4,
               width / 4,
               blocks_of(cols) * record_words4(op->terms),
-              op->norm ? nb_build_vector(m, op->norm, cols) : 0,
+              !op->norm     ? 0
+              : b->finisher ? b->norm1
+                            : nb_build_vector(m, op->norm, cols),
               m->plan->hp.norm_eps};
     struct nb_vulkan_dispatch *p = nb_build_add(b, NB_VULKAN_ROWS, 2);
     p->few_units = width / 32;
+    p->unless = b->finisher;
     nb_build_push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = op->terms};
     c[CONST_MODE] = (op->norm ? MODE_NORM : 0) | (op->norm && floats ? MODE_FLOAT : 0) |
@@ -72,16 +75,18 @@ static struct target finishing(struct builder *b, const struct part *part, uint3
     struct nb_device_model *m = b->m;
     const struct nb_op *next = &m->plan->ops[b->op + 1];
     struct target t = {.rows = rows, .width = width, .mode = mode};
-    b->finished = m->device->tier->finishes && b->op + 1 < m->plan->n_ops &&
-                  next->kind != NB_OP_HEAD && nb_build_fitting(m, part->w, 0) == part->groups;
-    if (!b->finished)
+    b->finisher = 0;
+    if (!m->device->tier->turns || b->op + 1 == m->plan->n_ops || next->kind == NB_OP_HEAD ||
+        nb_build_fitting(m, part->w, 0) != part->groups)
         return t;
     uint32_t cols = next->m[0].w->cols;
     bool floats, quantized;
+    b->norm1 = next->norm ? nb_build_vector(m, next->norm, cols) : NONE;
     inputs_wanted(next, &floats, &quantized);
     const uint32_t more[] = {blocks_of(cols) * record_words4(next->terms),
                              floats && next->norm ? nb_vulkan_pad(cols, 32) / 4 : 0, next->terms,
-                             next->norm ? nb_build_vector(m, next->norm, cols) : NONE, cols};
+                             b->norm1, cols};
+    b->finisher = m->n_dispatches + 1;
     memcpy(t.more, more, sizeof(more));
     t.mode |= MODE_FINISH | (next->norm ? MODE_FINISH_NORM : 0);
     t.second = next->norm ? &m->act : &m->middle;
@@ -181,7 +186,7 @@ static void add_rope(struct builder *b, const struct nb_op *op)
 static bool turns_itself(const struct nb_device_model *m, const struct nb_op *op)
 {
     const struct nb_hparams *hp = &m->plan->hp;
-    bool whole = m->device->tier->finishes && hp->k_dim % 8 == 0 && hp->rope_dims % 8 == 0;
+    bool whole = m->device->tier->turns && hp->k_dim % 8 == 0 && hp->rope_dims % 8 == 0;
     for (int i = 0; i < 3; i++)
         whole = whole && nb_build_fitting(m, op->m[i].w, 0) == (op->m[i].w->rows + 15) / 16;
     return whole;
@@ -212,7 +217,7 @@ static void add_qkv(struct builder *b, const struct nb_op *op)
 static uint32_t shared_heads(const struct nb_device_model *m)
 {
     uint32_t share = m->plan->hp.n_heads / m->plan->hp.n_kv_heads, most = 4;
-    if (!m->device->tier->finishes)
+    if (!m->device->tier->turns)
         return 1;
     while (share % most)
         most--;
@@ -252,7 +257,7 @@ static void add_attention(struct builder *b, const struct nb_op *op)
     p->teams = hp->n_heads;
     nb_build_push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_SHARE] = shared_heads(m)};
-    c[CONST_TERMS] = m->device->tier->finishes ? 1 : out->terms;
+    c[CONST_TERMS] = m->device->tier->turns ? 1 : out->terms;
     c[CONST_MODE] =
         (floats ? MODE_FLOAT : MODE_QUANTIZED) | (hp->attn_softcap > 0.0f ? MODE_CAP : 0);
     nb_build_specialise(b, p, NB_SHADER_ATTENTION, c);

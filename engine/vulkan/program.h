@@ -24,7 +24,8 @@ struct builder {
     struct nb_device_model *m;
     uint32_t op; // under way
     uint32_t count;
-    bool finished; // the op before has left its result as this one's input
+    uint32_t finisher; // the dispatch that may leave its result as this op's input, + 1
+    uint32_t norm1;    // this op's norm then, in the buffer of vectors
     int rc;
 };
 

@@ -44,13 +44,25 @@ void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c
     barrier(&m->device->vk, c, &computing, &computing);
 }
 
+static const struct nb_tier_variant *variant_of(const struct nb_device_model *m,
+                                                const struct nb_vulkan_dispatch *p, uint32_t rows)
+{
+    return &m->device->tier->variant[p->shader][nb_vulkan_tile(p, rows)];
+}
+
+bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
+                     uint32_t rows)
+{
+    return p->unless && variant_of(m, &m->dispatches[p->unless - 1], rows)->finishes;
+}
+
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
                         const struct nb_vulkan_dispatch *p)
 {
     const struct nb_vk *vk = &m->device->vk;
     VkPipelineLayout layout = m->device->layout;
     uint32_t tile = nb_vulkan_tile(p, rows);
-    const struct nb_tier_variant *v = &m->device->tier->variant[p->shader][tile];
+    const struct nb_tier_variant *v = variant_of(m, p, rows);
     uint32_t covered =
         v->units ? v->units : nb_vulkan_local(m->device, v) * (v->each ? v->each : 1);
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;
@@ -102,6 +114,8 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
         const struct nb_vulkan_dispatch *p = &m->dispatches[i];
         if (begins_op(m, s, i))
             vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
+        if (nb_vulkan_skips(m, p, rows))
+            continue;
         if (!p->beside)
             barrier(vk, c, &computing, &computing);
         nb_vulkan_dispatch(m, c, rows, p);

@@ -22,7 +22,7 @@ static void write_step(struct nb_device_model *m, const struct nb_rows *rows)
     }
 }
 
-static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r)
+static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r, uint32_t rows)
 {
     const struct nb_vk *vk = &m->device->vk;
     const struct nb_vulkan_segment *last = &r->segments[r->n - 1];
@@ -35,7 +35,7 @@ static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r
         for (uint32_t i = s->first; i < s->end; i++) {
             uint32_t op = m->dispatches[i].op;
             struct nb_op_time *time = &m->times[m->plan->ops[op].kind];
-            time->dispatches++;
+            time->dispatches += !nb_vulkan_skips(m, &m->dispatches[i], rows);
             if (i > s->first && op == m->dispatches[i - 1].op)
                 continue;
             m->op_ns[op] = (uint64_t)((double)(tick[1] - tick[0]) * m->device->tick_ns);
@@ -69,7 +69,7 @@ static int run(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part par
             nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
     if (rc < 0)
         return rc;
-    count(m, r);
+    count(m, r, 1u << bucket);
     return nb_vulkan_recording_learn(m, bucket, part, r);
 }
 

@@ -59,10 +59,12 @@ static const struct {
     {                                                                                              \
         NB_MODULE_MATRIX, LANES, 16, MATRIX_TILE, .full = true                                     \
     }
-// An invocation computes two quads.
+// An invocation computes two quads. With many rows it is a dispatch of its own that finishes them,
+// which has work for all lanes then.
+#define FINISHED 2
 #define REGISTERS(n)                                                                               \
     {                                                                                              \
-        NB_MODULE_GEMM, .tokens = n, .each = 2                                                     \
+        NB_MODULE_GEMM, .tokens = n, .each = 2, .finishes = n <= FINISHED                          \
     }
 
 // From the plainest to the best.
@@ -76,7 +78,7 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = ALONE(ATTENTION),
                  [NB_SHADER_TOP] = ALONE(TOP)},
-     .finishes = true},
+     .turns = true},
     {"subgroups", HAS_SUBGROUPS | HAS_SHARED, IS_GPU,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
                  [NB_SHADER_EMBED] = ALONE(EMBED),

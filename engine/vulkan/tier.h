@@ -17,6 +17,7 @@ struct nb_tier_variant {
     uint32_t tokens; // of a tile
     bool full;       // its subgroups must be full
     uint32_t each;   // units of an invocation, where `units` is 0; 0: one
+    bool finishes;   // a product leaves its result as the next operator's input
     bool team;       // each of a row's teams (struct nb_vulkan_dispatch) is a workgroup
 };
 
@@ -25,9 +26,9 @@ struct nb_tier {
     uint32_t needs, wants; // bits; without what it wants it is not chosen but by name
     // By tile: the first for one row of a step, the last for many.
     struct nb_tier_variant variant[NB_SHADERS][NB_TIER_TILES];
-    // Its products turn queries and keys, and leave results as the next operator's input, so that
-    // it has no dispatches for that.
-    bool finishes;
+    // Its products turn queries and keys and write keys and values, and its attention takes several
+    // heads.
+    bool turns;
 };
 
 // What a device reports, as far as tiers ask for it.

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "engine/arch.h"
 #include "engine/vulkan/vulkan.h"
 #include "tensor/type.h"
 #include "tests/support/model_file.h"
@@ -211,6 +212,42 @@ static void rows_alone_and_together(void **state)
     }
 }
 
+// Dispatches of all steps of a prompt in chunks of `chunk` rows.
+static uint64_t dispatches(uint32_t layers, uint32_t chunk)
+{
+    const struct random_model model = {layers, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1};
+    struct nb_model_options o = {.max_rows = chunk, .max_context = MOST_ROWS};
+    const struct run r = {.prompt = chunk};
+    struct nb_op_time times[NB_OP_KINDS];
+    struct nb_sequence *s;
+    struct test_model t;
+    char error[256] = "";
+    int fd = random_model_create(&model);
+    assert_true(fd >= 0);
+    test_device(device);
+    if (test_model_open_fd(fd, 1, &o, &t, error, sizeof(error)) < 0)
+        fail_msg("%s", error);
+    close(fd);
+    assert_int_equal(nb_sequence_create(t.model, NULL, &s), 0);
+    start(s, 1, &r, true);
+    while (nb_model_has_work(t.model))
+        assert_int_equal(nb_model_step(t.model, NULL), 1);
+    nb_model_times(t.model, times);
+    nb_sequence_destroy(s);
+    test_model_close(&t);
+    uint64_t n = 0;
+    for (int i = 0; i < NB_OP_KINDS; i++)
+        n += times[i].dispatches;
+    return n;
+}
+
+// A dispatch is dear where threads sleep between two of them.
+static void dispatches_of_a_layer(void **state)
+{
+    assert_int_equal(dispatches(3, 1) - dispatches(2, 1), 5);
+    assert_int_equal(dispatches(3, 16) - dispatches(2, 16), 8);
+}
+
 // A model in many small buffers, each seen through smaller windows, and copied rather than
 // imported: the same bits as in one piece.
 static void weights_in_pieces(void **state)
@@ -397,6 +434,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(mixed_types),
         cmocka_unit_test(odd_shapes),
         cmocka_unit_test(rows_alone_and_together),
+        cmocka_unit_test(dispatches_of_a_layer),
         cmocka_unit_test(weights_in_pieces),
         cmocka_unit_test(split_over_devices),
         cmocka_unit_test(memory_is_counted),
