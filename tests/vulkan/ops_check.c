@@ -14,9 +14,9 @@
 #include "engine/vulkan/device.h"
 #include "tests/kernels/check.h"
 #include "tests/kernels/report.h"
+#include "tests/support/cpu_driver.h"
 #include "tests/vulkan/ops.h"
 
-#define MAX_DEVICE 16
 #define TIMEOUT_MS 600000 // a driver may compile for long at a shader's first use
 
 extern const struct nb_kernels nb_kernels_unfused;
@@ -272,21 +272,12 @@ static void check_name(const char *name, const char *tier)
     d->ops->destroy(d);
 }
 
-// Mesa's CPU driver among the devices.
 static const char *cpu_driver(void)
 {
-    static char name[16];
-    struct nb_vulkan_device_info info[MAX_DEVICE];
-    char error[256] = "";
-    int n = nb_vulkan_enumerate(info, MAX_DEVICE, error, sizeof(error));
-    for (int i = 0; i < n && i < MAX_DEVICE; i++)
-        if (info[i].is_cpu) {
-            snprintf(name, sizeof(name), "vulkan%d", i);
-            return name;
-        }
-    fprintf(stderr, "ops-check: no CPU-type Vulkan device: install mesa-vulkan-drivers. %s\n",
-            error);
-    exit(1);
+    const char *name = test_cpu_driver();
+    if (!name)
+        exit(1);
+    return name;
 }
 
 int main(int argc, char **argv)

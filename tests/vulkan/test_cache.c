@@ -13,9 +13,10 @@
 #include <cmocka.h>
 #include <xxhash.h>
 
+#include "engine/device.h"
 #include "engine/vulkan/cache.h"
 #include "engine/vulkan/tier.h"
-#include "engine/vulkan/vulkan.h"
+#include "tests/support/cpu_driver.h"
 
 #define HEAD 104 // bytes before the choices; the last 16 are the driver's size and the hash
 
@@ -144,7 +145,7 @@ static void senseless(void **state)
     }
 }
 
-static char device[16];
+static const char *device;
 
 // What the device has to keep, or 0 bytes.
 static struct blob save(const struct blob *given)
@@ -187,16 +188,8 @@ static void a_device(void **state)
 
 static int find_device(void **state)
 {
-    struct nb_vulkan_device_info info[16];
-    char error[256] = "";
-    int n = nb_vulkan_enumerate(info, 16, error, sizeof(error));
-    for (int i = 0; i < n && i < 16; i++)
-        if (info[i].is_cpu) {
-            snprintf(device, sizeof(device), "vulkan%d", i);
-            return 0;
-        }
-    fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers. %s\n", error);
-    return -1;
+    device = test_cpu_driver();
+    return device ? 0 : -1;
 }
 
 int main(void)

@@ -13,8 +13,8 @@
 
 #include "engine/model.h"
 #include "engine/vulkan/model.h"
-#include "engine/vulkan/vulkan.h"
 #include "tensor/type.h"
+#include "tests/support/cpu_driver.h"
 #include "tests/support/hard_rows.h"
 #include "tests/support/model_file.h"
 #include "tests/support/random_model.h"
@@ -23,7 +23,7 @@
 #define ROWS       6
 #define TEXT       12
 
-static char device[16];
+static const char *device;
 
 static void open_model(const char *name, struct test_model *ret)
 {
@@ -200,16 +200,8 @@ static void texts(void **state)
 
 static int find_device(void **state)
 {
-    struct nb_vulkan_device_info info[NB_VULKAN_DEVICES];
-    char error[256] = "";
-    int n = nb_vulkan_enumerate(info, NB_VULKAN_DEVICES, error, sizeof(error));
-    for (int i = 0; i < n && i < NB_VULKAN_DEVICES; i++)
-        if (info[i].is_cpu) {
-            snprintf(device, sizeof(device), "vulkan%d", i);
-            return 0;
-        }
-    fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers; %s\n", error);
-    return -1;
+    device = test_cpu_driver();
+    return device ? 0 : -1;
 }
 
 int main(void)

@@ -14,12 +14,13 @@
 #include "engine/vulkan/tier.h"
 #include "engine/vulkan/vulkan.h"
 #include "tensor/type.h"
+#include "tests/support/cpu_driver.h"
 #include "tests/support/model_file.h"
 #include "tests/support/random_model.h"
 
 #define PROMPT 19
 
-static char device[16];
+static const char *device;
 
 struct logits {
     float row[PROMPT][RANDOM_VOCAB];
@@ -127,16 +128,8 @@ static void wider_vectors(void **state)
 
 static int find_device(void **state)
 {
-    struct nb_vulkan_device_info info[NB_VULKAN_DEVICES];
-    char error[256] = "";
-    int n = nb_vulkan_enumerate(info, NB_VULKAN_DEVICES, error, sizeof(error));
-    for (int i = 0; i < n && i < NB_VULKAN_DEVICES; i++)
-        if (info[i].is_cpu) {
-            snprintf(device, sizeof(device), "vulkan%d", i);
-            return 0;
-        }
-    fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers. %s\n", error);
-    return -1;
+    device = test_cpu_driver();
+    return device ? 0 : -1;
 }
 
 int main(void)

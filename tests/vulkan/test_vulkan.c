@@ -17,15 +17,14 @@
 #include <cmocka.h>
 
 #include "engine/arch.h"
-#include "engine/vulkan/vulkan.h"
 #include "tensor/type.h"
+#include "tests/support/cpu_driver.h"
 #include "tests/support/model_file.h"
 #include "tests/support/random_model.h"
 
-#define MOST_ROWS    128
-#define MOST_DEVICES 16
+#define MOST_ROWS 128
 
-static char device[16];                // the driver's name among the devices
+static const char *device;             // the driver's name among the devices
 static struct nb_device_options usual; // the tier, and time for a driver that compiles
 static char **only_types;              // or NULL
 
@@ -403,21 +402,9 @@ static void refusals(void **state)
 
 static int find_device(void **state)
 {
-    struct nb_vulkan_device_info info[MOST_DEVICES];
-    char error[256] = "";
-    int n = nb_vulkan_enumerate(info, MOST_DEVICES, error, sizeof(error));
-    if (n < 0)
-        fprintf(stderr, "%s\n", error);
-    for (int i = 0; i < n && i < MOST_DEVICES; i++) {
-        if (!info[i].is_cpu)
-            continue;
-        print_message("vulkan%d: %s, %s\n", i, info[i].name, info[i].driver);
-        snprintf(device, sizeof(device), "vulkan%d", i);
-        test_device_options(&usual);
-        return 0;
-    }
-    fprintf(stderr, "no CPU-type Vulkan device here: install mesa-vulkan-drivers\n");
-    return -1;
+    device = test_cpu_driver();
+    test_device_options(&usual);
+    return device ? 0 : -1;
 }
 
 int main(int argc, char **argv)
