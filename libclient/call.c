@@ -53,6 +53,13 @@ int nb_call_complete(struct nb_call *call, const struct nb_completion *completio
     return 0;
 }
 
+int nb_call_complete_whole(struct nb_task *task, const struct nb_completion *completion,
+                           const unsigned char *block)
+{
+    struct nb_call *call = NB_OF(task, struct nb_call, task);
+    return nb_call_complete(call, completion, block, completion->status == 0 ? call->room : 0);
+}
+
 void nb_call_fail(struct nb_task *task, int code, const char *sentence)
 {
     finish(NB_OF(task, struct nb_call, task), code, sentence);

@@ -264,6 +264,9 @@ uint64_t nb_call_size(struct nb_task *task);
 uint64_t nb_call_place(const struct nb_call *call, unsigned char *block);
 int nb_call_complete(struct nb_call *call, const struct nb_completion *completion,
                      const unsigned char *block, uint64_t result);
+// Of a call whose result always fills its room.
+int nb_call_complete_whole(struct nb_task *task, const struct nb_completion *completion,
+                           const unsigned char *block);
 void nb_call_fail(struct nb_task *task, int code, const char *sentence);
 int nb_call_run(nibble *connection,
                 struct nb_call *call); // blocks; the call's status, its sentence kept

@@ -18,19 +18,12 @@ static void write_counters(struct nb_task *task, unsigned char *block, uint64_t 
     memcpy(block, &desc, sizeof desc);
 }
 
-static int complete_counters(struct nb_task *task, const struct nb_completion *completion,
-                             const unsigned char *block)
-{
-    struct nb_call *call = NB_OF(task, struct nb_call, task);
-    return nb_call_complete(call, completion, block, completion->status == 0 ? call->room : 0);
-}
-
 static const struct nb_task_kind counters_kind = {
     .op = NB_OP_COUNTERS,
     .desc_size = sizeof(struct nb_desc_counters),
     .size = nb_call_size,
     .write = write_counters,
-    .complete = complete_counters,
+    .complete = nb_call_complete_whole,
     .fail = nb_call_fail,
 };
 

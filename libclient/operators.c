@@ -274,19 +274,12 @@ static void write_tensor(struct nb_task *task, unsigned char *block, uint64_t at
     memcpy(block, &desc, sizeof desc);
 }
 
-static int complete_tensor(struct nb_task *task, const struct nb_completion *completion,
-                           const unsigned char *block)
-{
-    struct nb_call *call = NB_OF(task, struct nb_call, task);
-    return nb_call_complete(call, completion, block, completion->status == 0 ? call->room : 0);
-}
-
 static const struct nb_task_kind tensor_kind = {
     .op = NB_OP_TENSOR,
     .desc_size = sizeof(struct nb_desc_tensor),
     .size = nb_call_size,
     .write = write_tensor,
-    .complete = complete_tensor,
+    .complete = nb_call_complete_whole,
     .fail = nb_call_fail,
 };
 
