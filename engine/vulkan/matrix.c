@@ -4,9 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/vulkan/model.h"
+#include "engine/vulkan/program.h"
 
-#define NONE          0xffffffffu
 #define MAX_PIPELINES 192 // kept; a call names 5 at most
 #define MAX_SETS      64  // windows of one call
 #define STEP_BYTES    64
@@ -127,88 +126,45 @@ void nb_vulkan_matrix_close(struct nb_device_matrix *m)
     free(m);
 }
 
-// --- A call: a pool of sets, the views in them, and a command buffer
+// --- A call: its sets and a command buffer
 
 struct call {
     struct nb_device_matrix *matrix;
     struct nb_vulkan_device *d;
     struct nb_vulkan_bench *bench;
     VkCommandBuffer commands;
-    VkDescriptorPool pool;
-    VkBufferView views[MAX_SETS * 4];
-    uint32_t n_views;
+    struct nb_vulkan_sets sets;
     int rc;
 };
 
 static void begin(struct call *c, struct nb_device_matrix *m)
 {
     *c = (struct call){.matrix = m, .d = m->device};
-    const VkDescriptorPoolSize size[] = {
-        {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, MAX_SETS * NB_VULKAN_BINDINGS},
-        {VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER, MAX_SETS * NB_VULKAN_BINDINGS}};
-    const VkDescriptorPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO,
-                                             .maxSets = MAX_SETS,
-                                             .poolSizeCount = 2,
-                                             .pPoolSizes = size};
     c->rc = get_bench(c->d, &c->bench);
     if (c->rc == 0)
-        c->rc = nb_vk_errno(c->d->vk.CreateDescriptorPool(c->d->device, &pool, NULL, &c->pool));
+        c->rc = nb_vulkan_sets_init(c->d, MAX_SETS, &c->sets);
     if (c->rc == 0)
         c->rc = nb_vulkan_begin(c->d, true, &c->commands);
 }
 
 static int end(struct call *c)
 {
-    const struct nb_vk *vk = &c->d->vk;
     if (c->commands && c->rc == 0)
         c->rc = nb_vulkan_run_once(c->d, c->commands);
     else if (c->commands)
         nb_vulkan_release(c->d, &c->d->compute, &c->commands);
-    if (c->d->hangs)
-        return c->rc;
-    for (uint32_t i = 0; i < c->n_views; i++)
-        vk->DestroyBufferView(c->d->device, c->views[i], NULL);
-    vk->DestroyDescriptorPool(c->d->device, c->pool, NULL);
+    if (!c->d->hangs)
+        nb_vulkan_sets_finish(c->d, &c->sets);
     return c->rc;
 }
 
-static VkBufferView texels(struct call *c, const VkDescriptorBufferInfo *what)
+// The window of a part, which is cut to the row groups that one holds.
+static struct window window_at(const struct nb_device_matrix *m, struct part *p)
 {
-    const VkBufferViewCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_VIEW_CREATE_INFO,
-                                         .buffer = what->buffer,
-                                         .format = VK_FORMAT_R32G32B32A32_UINT,
-                                         .offset = what->offset,
-                                         .range = what->range};
-    VkBufferView view = VK_NULL_HANDLE;
-    if (c->rc == 0 && c->n_views == MAX_SETS * 4)
-        c->rc = -EOVERFLOW;
-    if (c->rc == 0)
-        c->rc = nb_vk_errno(c->d->vk.CreateBufferView(c->d->device, &info, NULL, &view));
-    if (c->rc == 0)
-        c->views[c->n_views++] = view;
-    return view;
-}
-
-// Row groups that lie in one buffer, and how much of it a dispatch binds.
-struct window {
-    const struct nb_vulkan_buffer *buffer;
-    VkDeviceSize offset, bytes;
-    uint32_t groups, weight1; // the first one's first word
-};
-
-static struct window window_at(const struct nb_device_matrix *m, uint32_t group, uint32_t n)
-{
-    const struct nb_vulkan_device *d = m->device;
-    const uint8_t *at = m->w->data + (size_t)group * m->w->stride;
-    const struct nb_vulkan_piece *p = nb_vulkan_piece_of(m->home, at);
-    VkDeviceSize from = (VkDeviceSize)(at - p->from), low = from - from % d->buffer_alignment;
-    uint64_t room = p->bytes - from, most = d->max_window - d->buffer_alignment;
-    uint64_t fit = (room < most ? room : most) / m->w->stride;
-    struct window w = {.buffer = &p->buffer,
-                       .offset = low,
-                       .groups = fit < n ? (uint32_t)fit : n,
-                       .weight1 = (uint32_t)((from - low) / 4)};
-    w.bytes = from - low + w.groups * (VkDeviceSize)m->w->stride;
+    struct window w = {0};
+    uint32_t fit = nb_build_fitting(m->home, p->w, p->group0);
+    p->groups = fit < p->groups ? fit : p->groups;
+    (void)nb_build_window_of(m->home, p, 1, &w);
     return w;
 }
 
@@ -216,50 +172,16 @@ typedef const struct nb_vulkan_buffer *bindings[NB_VULKAN_BINDINGS];
 
 static VkDescriptorSet bind(struct call *c, const struct window *weights, bindings buffers)
 {
-    const struct nb_vk *vk = &c->d->vk;
-    const VkDescriptorSetAllocateInfo info = {.sType =
-                                                  VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
-                                              .descriptorPool = c->pool,
-                                              .descriptorSetCount = 1,
-                                              .pSetLayouts = &c->d->set_layout};
     VkDescriptorSet set = VK_NULL_HANDLE;
     if (c->rc == 0)
-        c->rc = nb_vk_errno(vk->AllocateDescriptorSets(c->d->device, &info, &set));
-    VkDescriptorBufferInfo what[NB_VULKAN_BINDINGS];
-    VkBufferView views[NB_VULKAN_BINDINGS];
-    VkWriteDescriptorSet write[NB_VULKAN_BINDINGS];
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < NB_VULKAN_BINDINGS; i++) {
-        if (i == BIND_WEIGHTS && weights)
-            what[i] =
-                (VkDescriptorBufferInfo){weights->buffer->buffer, weights->offset, weights->bytes};
-        else if (buffers[i])
-            what[i] = (VkDescriptorBufferInfo){buffers[i]->buffer, 0, VK_WHOLE_SIZE};
-        else
-            continue;
-        write[n] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
-                                          .dstSet = set,
-                                          .dstBinding = i,
-                                          .descriptorCount = 1,
-                                          .descriptorType = nb_vulkan_descriptor(i),
-                                          .pBufferInfo = &what[i],
-                                          .pTexelBufferView = &views[i]};
-        if (write[n++].descriptorType == VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER)
-            views[i] = texels(c, &what[i]);
-    }
-    if (c->rc == 0)
-        vk->UpdateDescriptorSets(c->d->device, n, write, 0, NULL);
+        c->rc = nb_vulkan_sets_bind(c->d, &c->sets, weights ? &weights->what : NULL, buffers, &set);
     return set;
 }
 
-static void barrier(const struct call *c, VkPipelineStageFlags to, VkAccessFlags access)
+static void after_dispatch(const struct call *c)
 {
-    const VkMemoryBarrier b = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                               .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
-                               .dstAccessMask = access};
     if (c->rc == 0)
-        c->d->vk.CmdPipelineBarrier(c->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, to, 0, 1, &b,
-                                    0, NULL, 0, NULL);
+        nb_vulkan_after_dispatch(&c->bench->m, c->commands);
 }
 
 // The smallest tile of tokens that takes so many rows, or the largest.
@@ -295,16 +217,6 @@ static void dispatch(struct call *c, struct nb_vulkan_dispatch *p, uint32_t rows
 }
 
 // --- Products
-
-static bool is_float(const struct nb_packed *w)
-{
-    return w->layout->planes <= NB_PLANES_BF16;
-}
-
-static uint32_t record_words4(uint32_t terms)
-{
-    return 1 + 2 * terms;
-}
 
 // Rows of x to the device, zeros past their columns.
 static int load_rows(struct call *c, const struct nb_product *p, uint32_t rows)
@@ -349,36 +261,26 @@ static void quantize(struct call *c, const struct nb_product *p)
                             [BIND_OUT] = &b->y,
                             [BIND_OUT2] = &b->act});
     dispatch(c, &q, p->n, constants, &data, sizeof(data));
-    barrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_ACCESS_SHADER_READ_BIT);
+    after_dispatch(c);
 }
 
-static void product(struct call *c, const struct nb_product *p, const struct window *win,
-                    uint32_t done)
+// `done`: row groups of the result before this part's.
+static void product(struct call *c, const struct nb_product *p, const struct part *part,
+                    const struct window *win, uint32_t done)
 {
     const struct nb_packed *w = c->matrix->w;
-    uint32_t row = (p->group0 + done) * 16, left = w->rows - row;
-    struct nb_vulkan_gemm_push data = {.groups = win->groups,
-                                       .cols = w->cols,
-                                       .stride1 = (uint32_t)(w->stride / 4),
-                                       .high4 = (uint32_t)(w->high / 16),
-                                       .scale2 = (uint32_t)(w->scale / 8),
-                                       .min2 = (uint32_t)(w->min / 8),
-                                       .sub1 = (uint32_t)(w->sub / 4),
-                                       .in4 = is_float(w) ? nb_vulkan_pad(w->cols, 32) / 4
+    struct nb_vulkan_gemm_push data = {.in4 = is_float(w) ? nb_vulkan_pad(w->cols, 32) / 4
                                                           : w->cols / 32 * record_words4(p->terms),
-                                       .out4 = p->groups * 4,
-                                       .weight1 = {win->weight1},
-                                       .first = {0, win->groups, win->groups},
-                                       .column4 = {done * 4},
-                                       .rows = {left < win->groups * 16 ? left : win->groups * 16},
-                                       .bias = {NONE, NONE, NONE}};
+                                       .out4 = p->groups * 4};
+    nb_build_describe(&c->bench->m, part, 1, MODE_STORE, win, &data);
+    data.column4[0] = done * 4;
     uint32_t constants[NB_VULKAN_CONSTANTS] = {0};
     nb_vulkan_constants(w, constants);
     constants[CONST_TERMS] = is_float(w) ? 1 : p->terms;
     constants[CONST_MODE] = MODE_STORE;
     struct nb_vulkan_dispatch q = {.shader = is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM,
                                    .shape = NB_VULKAN_TOKENS,
-                                   .units = win->groups * 4};
+                                   .units = part->groups * 4};
     const struct nb_vulkan_bench *b = c->bench;
     q.set = bind(c, win,
                  (bindings){[BIND_VECTORS] = &b->vectors,
@@ -422,12 +324,13 @@ int nb_vulkan_gemm(struct nb_device_matrix *m, const struct nb_product *p)
         if (!is_float(m->w))
             quantize(&c, p);
     }
-    for (uint32_t done = 0, n = 0; done < p->groups && c.rc == 0; done += n) {
-        struct window win = window_at(m, p->group0 + done, p->groups - done);
-        n = win.groups;
-        product(&c, p, &win, done);
+    struct part part = {.w = m->w};
+    for (uint32_t done = 0; done < p->groups && c.rc == 0; done += part.groups) {
+        part.group0 = p->group0 + done;
+        part.groups = p->groups - done;
+        struct window win = window_at(m, &part);
+        product(&c, p, &part, &win, done);
     }
-    barrier(&c, VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT);
     int rc = end(&c);
     if (rc == 0)
         store_rows(&c, p);
@@ -440,25 +343,26 @@ struct decode_push {
     uint32_t lanes, row0, rows, weight1, cols, stride1, high4, scale2, min2, sub1, out1;
 };
 
-// Rows of one window that begins with the group of `row`; how many.
-static void decode(struct call *c, const struct window *win, uint32_t row, uint32_t rows,
-                   const struct nb_decode *p, uint32_t mode)
+// Rows of one window that begins with the group of `row`.
+static void decode(struct call *c, const struct part *part, const struct window *win, uint32_t row,
+                   uint32_t rows, const struct nb_decode *p, uint32_t mode)
 {
     static const uint32_t per_word[] = {[TO_F32] = 1, [TO_F16] = 2, [TO_MOST] = 1, [TO_INT8] = 4};
-    const struct nb_packed *w = c->matrix->w;
     uint32_t blocks = (p->cols + 31) / 32;
+    struct nb_vulkan_gemm_push d = {0};
+    nb_build_describe(&c->bench->m, part, 1, MODE_STORE, win, &d);
     const struct decode_push data = {.row0 = row % 16,
                                      .rows = rows,
-                                     .weight1 = win->weight1,
+                                     .weight1 = d.weight1[0],
                                      .cols = p->cols,
-                                     .stride1 = (uint32_t)(w->stride / 4),
-                                     .high4 = (uint32_t)(w->high / 16),
-                                     .scale2 = (uint32_t)(w->scale / 8),
-                                     .min2 = (uint32_t)(w->min / 8),
-                                     .sub1 = (uint32_t)(w->sub / 4),
+                                     .stride1 = d.stride1,
+                                     .high4 = d.high4,
+                                     .scale2 = d.scale2,
+                                     .min2 = d.min2,
+                                     .sub1 = d.sub1,
                                      .out1 = blocks * 32 / per_word[mode]};
     uint32_t constants[NB_VULKAN_CONSTANTS] = {0};
-    nb_vulkan_constants(w, constants);
+    nb_vulkan_constants(part->w, constants);
     constants[CONST_TERMS] = 1;
     constants[CONST_MODE] = mode;
     struct nb_vulkan_dispatch q = {.shader = NB_SHADER_DEQUANTIZE, .shape = NB_VULKAN_ROWS};
@@ -467,7 +371,7 @@ static void decode(struct call *c, const struct window *win, uint32_t row, uint3
     q.set = bind(c, win, (bindings){[BIND_OUT] = &b->y, [BIND_OUT2] = &b->most});
     dispatch(c, &q, rows, constants, &data, sizeof(data));
     if (mode == TO_MOST)
-        barrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_ACCESS_SHADER_READ_BIT);
+        after_dispatch(c);
 }
 
 static void store_numbers(const struct call *c, const struct nb_decode *p, uint32_t first,
@@ -490,8 +394,9 @@ static int decode_window(struct nb_device_matrix *m, const struct nb_decode *p, 
                    [NB_NUMBER_F16] = {TO_F16, 2},
                    [NB_NUMBER_INT8] = {TO_INT8, 1}};
     uint32_t row = p->row0 + first, left = p->rows - first, size = numbers[p->to].size;
-    struct window win = window_at(m, row / 16, (row % 16 + left + 15) / 16);
-    uint32_t n = win.groups * 16 - row % 16;
+    struct part part = {.w = m->w, .group0 = row / 16, .groups = (row % 16 + left + 15) / 16};
+    struct window win = window_at(m, &part);
+    uint32_t n = part.groups * 16 - row % 16;
     n = n < left ? n : left;
     n = n < MAX_ROWS ? n : MAX_ROWS;
     struct call c;
@@ -504,10 +409,9 @@ static int decode_window(struct nb_device_matrix *m, const struct nb_decode *p, 
     if (c.rc == 0) {
         nb_vulkan_doing(c.d, "dequantizing %u x %u for a client", n, p->cols);
         if (p->to == NB_NUMBER_INT8)
-            decode(&c, &win, row, n, p, TO_MOST);
-        decode(&c, &win, row, n, p, numbers[p->to].mode);
+            decode(&c, &part, &win, row, n, p, TO_MOST);
+        decode(&c, &part, &win, row, n, p, numbers[p->to].mode);
     }
-    barrier(&c, VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT);
     int rc = end(&c);
     if (rc < 0)
         return rc;

@@ -206,9 +206,7 @@ void nb_vulkan_model_close(struct nb_device_model *m)
             nb_vulkan_recording_finish(m, &m->recording[part][i]);
     }
     d->vk.DestroyQueryPool(d->device, m->queries, NULL);
-    d->vk.DestroyDescriptorPool(d->device, m->sets, NULL);
-    for (uint32_t i = 0; i < m->n_views; i++)
-        d->vk.DestroyBufferView(d->device, m->views[i], NULL);
+    nb_vulkan_sets_finish(d, &m->sets);
     nb_vulkan_pipelines_destroy(m);
     nb_vulkan_weights_finish(m);
     struct nb_vulkan_buffer *const list[] = {
@@ -223,7 +221,6 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     free(m->kv);
     free(m->ticks);
     free(m->op_ns);
-    free(m->views);
     free(m->dispatches);
     free(m);
 }

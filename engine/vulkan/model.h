@@ -4,6 +4,7 @@
 
 #include "engine/plan.h"
 #include "engine/vulkan/device.h"
+#include "engine/vulkan/sets.h"
 
 enum {
     NB_VULKAN_VECTOR_PAD = 32, // floats; so that a vector begins at a texel and ends in zeros
@@ -87,9 +88,7 @@ struct nb_device_model {
     float *host_logits;
     size_t host_logits_bytes;
 
-    VkDescriptorPool sets;
-    VkBufferView *views;
-    uint32_t n_views;
+    struct nb_vulkan_sets sets;
     struct nb_vulkan_pipeline *pipelines;
     uint32_t n_pipelines;
     struct nb_vulkan_dispatch *dispatches; // in the order of the plan, and then

@@ -44,63 +44,16 @@ void nb_vulkan_constants(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTAN
     c[CONST_TERMS] = 1;
 }
 
-static VkBufferView texels(struct builder *b, const VkDescriptorBufferInfo *what)
-{
-    struct nb_device_model *m = b->m;
-    const VkBufferViewCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_VIEW_CREATE_INFO,
-                                         .buffer = what->buffer,
-                                         .format = VK_FORMAT_R32G32B32A32_UINT,
-                                         .offset = what->offset,
-                                         .range = what->range};
-    VkBufferView view = VK_NULL_HANDLE;
-    if (b->rc == 0 && m->n_views == NB_BUILD_VIEWS)
-        b->rc = -EOVERFLOW;
-    if (b->rc == 0)
-        b->rc = nb_vk_errno(m->device->vk.CreateBufferView(m->device->device, &info, NULL, &view));
-    if (b->rc == 0)
-        m->views[m->n_views++] = view;
-    return view;
-}
-
 void nb_build_bind(struct builder *b, struct nb_vulkan_dispatch *p, const struct window *weights,
                    const struct nb_vulkan_buffer *const buffers[NB_VULKAN_BINDINGS])
 {
     struct nb_device_model *m = b->m;
-    const struct nb_vk *vk = &m->device->vk;
-    const VkDescriptorSetAllocateInfo info = {.sType =
-                                                  VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
-                                              .descriptorPool = m->sets,
-                                              .descriptorSetCount = 1,
-                                              .pSetLayouts = &m->device->set_layout};
+    const struct nb_vulkan_buffer *all[NB_VULKAN_BINDINGS];
+    memcpy(all, buffers, sizeof(all));
+    all[BIND_STEP] = &m->step;
     if (b->rc == 0)
-        b->rc = nb_vk_errno(vk->AllocateDescriptorSets(m->device->device, &info, &p->set));
-    if (b->rc < 0)
-        return;
-    VkDescriptorBufferInfo what[NB_VULKAN_BINDINGS];
-    VkBufferView views[NB_VULKAN_BINDINGS];
-    VkWriteDescriptorSet write[NB_VULKAN_BINDINGS];
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < NB_VULKAN_BINDINGS; i++) {
-        const struct nb_vulkan_buffer *buffer = i == BIND_STEP ? &m->step : buffers[i];
-        if (i == BIND_WEIGHTS && weights)
-            what[i] = (VkDescriptorBufferInfo){weights->piece->buffer.buffer, weights->offset,
-                                               weights->bytes};
-        else if (buffer)
-            what[i] = (VkDescriptorBufferInfo){buffer->buffer, 0, VK_WHOLE_SIZE};
-        else
-            continue;
-        write[n] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
-                                          .dstSet = p->set,
-                                          .dstBinding = i,
-                                          .descriptorCount = 1,
-                                          .descriptorType = nb_vulkan_descriptor(i),
-                                          .pBufferInfo = &what[i],
-                                          .pTexelBufferView = &views[i]};
-        if (write[n++].descriptorType == VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER)
-            views[i] = texels(b, &what[i]);
-    }
-    if (b->rc == 0)
-        vk->UpdateDescriptorSets(m->device->device, n, write, 0, NULL);
+        b->rc =
+            nb_vulkan_sets_bind(m->device, &m->sets, weights ? &weights->what : NULL, all, &p->set);
 }
 
 struct nb_vulkan_dispatch *nb_build_add(struct builder *b, enum nb_vulkan_shape shape,
@@ -163,7 +116,7 @@ bool nb_build_window_of(const struct nb_device_model *m, const struct part *p, u
         high = end > high ? end : high;
     }
     low -= low % m->device->buffer_alignment;
-    *ret = (struct window){piece, low, high - low};
+    *ret = (struct window){piece, {piece->buffer.buffer, low, high - low}};
     return high <= piece->bytes && high - low <= m->device->max_window;
 }
 
@@ -183,7 +136,8 @@ void nb_build_describe(struct nb_device_model *m, const struct part *parts, uint
             continue;
         const struct part *p = &parts[i];
         uint32_t done = p->group0 * 16, left = p->w->rows - done;
-        ret->weight1[i] = (uint32_t)((size_t)(begin_of(p) - win->piece->from - win->offset) / 4);
+        ret->weight1[i] =
+            (uint32_t)((size_t)(begin_of(p) - win->piece->from - win->what.offset) / 4);
         ret->column4[i] = (p->column + done) / 4;
         ret->rows[i] = left < p->groups * 16 ? left : p->groups * 16;
         ret->bias[i] = p->bias ? nb_build_vector(m, p->bias + done, ret->rows[i]) : NONE;

@@ -343,19 +343,10 @@ static void (*const add_op[NB_OP_KINDS])(struct builder *b, const struct nb_op *
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size)
 {
     struct builder b = {.m = m, .count = COUNT_ROWS};
-    const VkDescriptorPoolSize size[] = {
-        {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, NB_BUILD_DISPATCHES * NB_VULKAN_BINDINGS},
-        {VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER, NB_BUILD_DISPATCHES * NB_VULKAN_BINDINGS}};
-    const VkDescriptorPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO,
-                                             .maxSets = NB_BUILD_DISPATCHES,
-                                             .poolSizeCount = 2,
-                                             .pPoolSizes = size};
     m->dispatches = calloc(NB_BUILD_DISPATCHES, sizeof(*m->dispatches));
-    m->views = calloc(NB_BUILD_VIEWS, sizeof(*m->views));
-    if (!m->views || !m->dispatches)
+    if (!m->dispatches)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
-    const struct nb_vk *vk = &m->device->vk;
-    b.rc = nb_vk_errno(vk->CreateDescriptorPool(m->device->device, &pool, NULL, &m->sets));
+    b.rc = nb_vulkan_sets_init(m->device, NB_BUILD_DISPATCHES, &m->sets);
     for (; b.op < m->plan->n_ops && b.rc == 0; b.op++)
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
     if (!nb_plan_has(m->plan, NB_OP_HEAD))

@@ -1,16 +1,16 @@
 // How a plan becomes dispatches, from the inside: program.c knows the ops, products.c what a
-// dispatch is made of. For these two alone.
+// dispatch is made of, and matrix.c makes its own of the same. For these three alone.
 #pragma once
 
 #include "engine/vulkan/model.h"
 
-enum { NB_BUILD_DISPATCHES = 4096, NB_BUILD_VIEWS = NB_BUILD_DISPATCHES * 5 };
+enum { NB_BUILD_DISPATCHES = 4096 };
 #define NONE 0xffffffffu
 
 // A window of the packed weights.
 struct window {
     const struct nb_vulkan_piece *piece;
-    VkDeviceSize offset, bytes; // in the piece
+    VkDescriptorBufferInfo what;
 };
 
 // Row groups of one matrix, and the column of the result where they begin.

@@ -121,12 +121,13 @@ int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer 
 
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)
 {
-    // What it wrote is seen by all that comes after.
+    // What it wrote is seen by all that comes after, the host as well.
     const VkMemoryBarrier b = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                                .srcAccessMask = VK_ACCESS_MEMORY_WRITE_BIT,
                                .dstAccessMask =
                                    VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
-    d->vk.CmdPipelineBarrier(commands, STAGES, STAGES, 0, 1, &b, 0, NULL, 0, NULL);
+    d->vk.CmdPipelineBarrier(commands, STAGES, STAGES | VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &b, 0,
+                             NULL, 0, NULL);
     int rc = nb_vk_errno(d->vk.EndCommandBuffer(commands));
     if (rc == 0)
         rc = nb_vulkan_run(d, 1, &commands);
