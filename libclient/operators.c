@@ -113,6 +113,7 @@ struct making {
     nibble *c;
     const nibble_session *session;
     struct nb_operator *op;
+    uint64_t rows, cols; // of its matrix
     int r;
 };
 
@@ -142,14 +143,13 @@ static void put_place(struct making *m, const struct nibble_place *from, uint64_
     }
 }
 
-static void put_matrix(struct making *m, const struct nibble_matrix *w, struct nb_desc_matrix *to,
-                       uint64_t *ret_rows, uint64_t *ret_cols)
+static void put_matrix(struct making *m, const struct nibble_matrix *w, struct nb_desc_matrix *to)
 {
-    *ret_rows = w->tensor ? w->tensor->rows : w->rows;
-    *ret_cols = w->tensor ? w->tensor->cols : w->cols;
-    if (!*ret_rows || *ret_rows > INT32_MAX || !*ret_cols || *ret_cols > INT32_MAX) {
+    m->rows = w->tensor ? w->tensor->rows : w->rows;
+    m->cols = w->tensor ? w->tensor->cols : w->cols;
+    if (!m->rows || m->rows > INT32_MAX || !m->cols || m->cols > INT32_MAX) {
         refuse(m, "a matrix has 1 to 2^31 - 1 rows and columns");
-        *ret_rows = *ret_cols = 1;
+        m->rows = m->cols = 1;
         return;
     }
     if (w->tensor) {
@@ -214,7 +214,6 @@ int nibble_gemm(nibble_session *session, const struct nibble_matrix *w,
                 nibble_job **ret_job)
 {
     struct making m;
-    uint64_t rows, cols;
     nibble_job *job = begin(session, callback, user, &m);
     if (!job)
         return m.r;
@@ -225,9 +224,9 @@ int nibble_gemm(nibble_session *session, const struct nibble_matrix *w,
         refuse(&m, "precision is NIBBLE_PRECISION_FAST or NIBBLE_PRECISION_EXACT");
     d->n = (uint32_t)n;
     d->terms = precision == NIBBLE_PRECISION_EXACT ? 2 : 1;
-    put_matrix(&m, w, &d->w, &rows, &cols);
-    put_place(&m, x, d->n * cols * sizeof(float), false, &d->x);
-    put_place(&m, y, d->n * rows * sizeof(float), true, &d->y);
+    put_matrix(&m, w, &d->w);
+    put_place(&m, x, d->n * m.cols * sizeof(float), false, &d->x);
+    put_place(&m, y, d->n * m.rows * sizeof(float), true, &d->y);
     return start(&m, job, &gemm_kind, ret_job);
 }
 
@@ -242,13 +241,12 @@ int nibble_dequantize(nibble_session *session, const struct nibble_matrix *w, ui
                    [NIBBLE_NUMBER_F16] = {NB_NUMBER_IS_F16, 2},
                    [NIBBLE_NUMBER_INT8] = {NB_NUMBER_IS_INT8, 1}};
     struct making m;
-    uint64_t rows, cols;
     nibble_job *job = begin(session, callback, user, &m);
     if (!job)
         return m.r;
     struct nb_desc_dequantize *d = &m.op->dequantize;
-    put_matrix(&m, w, &d->w, &rows, &cols);
-    if (!count || first > rows || count > rows - first)
+    put_matrix(&m, w, &d->w);
+    if (!count || first > m.rows || count > m.rows - first)
         refuse(&m, "rows that the matrix does not have");
     if ((unsigned)number > NIBBLE_NUMBER_INT8 || (number == NIBBLE_NUMBER_INT8) != (scales != NULL))
         refuse(&m, "numbers are F32, F16, or INT8, which alone has scales");
@@ -256,7 +254,7 @@ int nibble_dequantize(nibble_session *session, const struct nibble_matrix *w, ui
         d->first = (uint32_t)first;
         d->count = (uint32_t)count;
         d->number = numbers[number].wire;
-        put_place(&m, out, count * cols * numbers[number].bytes, true, &d->out);
+        put_place(&m, out, count * m.cols * numbers[number].bytes, true, &d->out);
     }
     if (m.r == 0 && scales)
         put_place(&m, scales, count * sizeof(float), true, &d->scales);

@@ -18,6 +18,7 @@ struct nb_work {
     struct nb_job *job;
     struct nb_operand *operand;
     struct nb_kept *kept; // whose the operand is; NULL: its own
+    uint64_t rows, cols;
     uint32_t region[PLACES];
     union {
         struct nb_multiply multiply;
@@ -201,6 +202,8 @@ static int create_work(struct nb_job *job, const struct nb_desc_matrix *d, struc
     work->job = job;
     job->work = work;
     int r = find_matrix(job->channel, d, work);
+    if (r == 0)
+        nb_operand_shape(work->operand, &work->rows, &work->cols);
     work->region[0] = d->codes.region;
     work->region[1] = d->scales.region;
     work->region[2] = d->zeros.region;
@@ -230,17 +233,15 @@ int nb_op_gemm(struct nb_job *job, const struct nb_submission *submission, const
 {
     const struct nb_desc_gemm *d = desc;
     struct nb_work *work;
-    uint64_t rows, cols;
     int r = create_work(job, &d->w, &work);
     if (r < 0)
         return r;
-    nb_operand_shape(work->operand, &rows, &cols);
     if (!d->n || d->n > NB_GEMM_ROWS || d->terms < 1 || d->terms > 2)
         return -EINVAL;
-    const float *x =
-        nb_region_range(job->channel, &d->x, d->n * cols * sizeof(float), alignof(float), false);
-    float *y =
-        nb_region_range(job->channel, &d->y, d->n * rows * sizeof(float), alignof(float), true);
+    const float *x = nb_region_range(job->channel, &d->x, d->n * work->cols * sizeof(float),
+                                     alignof(float), false);
+    float *y = nb_region_range(job->channel, &d->y, d->n * work->rows * sizeof(float),
+                               alignof(float), true);
     if (!x || !y)
         return -EFAULT;
     work->region[3] = d->x.region;
@@ -266,19 +267,17 @@ int nb_op_dequantize(struct nb_job *job, const struct nb_submission *submission,
     static const struct nb_place nowhere;
     const struct nb_desc_dequantize *d = desc;
     struct nb_work *work;
-    uint64_t rows, cols;
     int r = create_work(job, &d->w, &work);
     if (r < 0)
         return r;
-    nb_operand_shape(work->operand, &rows, &cols);
-    if (d->number > NB_NUMBER_IS_INT8 || d->pad || !d->count || d->first > rows ||
-        d->count > rows - d->first)
+    if (d->number > NB_NUMBER_IS_INT8 || d->pad || !d->count || d->first > work->rows ||
+        d->count > work->rows - d->first)
         return -EINVAL;
     uint32_t size = numbers[d->number].bytes;
     bool scaled = d->number == NB_NUMBER_IS_INT8;
     if (!scaled && memcmp(&d->scales, &nowhere, sizeof(nowhere)) != 0)
         return -EINVAL;
-    uint8_t *out = nb_region_range(job->channel, &d->out, d->count * cols * size, size, true);
+    uint8_t *out = nb_region_range(job->channel, &d->out, d->count * work->cols * size, size, true);
     float *scales = !scaled ? NULL
                             : nb_region_range(job->channel, &d->scales, d->count * sizeof(float),
                                               alignof(float), true);
