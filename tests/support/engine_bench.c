@@ -17,12 +17,13 @@ struct bench {
     struct nb_model *model;
     uint32_t vocab, prompt, gen, runs;
     struct nb_sequence *sequence[MAX_SEQUENCES];
+    double processor; // seconds of the last measurement
 };
 
-static double now(void)
+static double seconds(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
@@ -50,7 +51,7 @@ static void print_ops(const struct bench *b, const struct nb_op_time *before, do
 {
     struct nb_op_time times[NB_OP_KINDS];
     nb_model_times(b->model, times);
-    printf("   us/token:");
+    printf("   us/token: processor %.1f of", b->processor * 1e6 / tokens);
     for (int i = 0; i < NB_OP_KINDS; i++)
         printf(" %s %.1f", nb_op_names[i], (double)(times[i].ns - before[i].ns) / 1e3 / tokens);
     printf("\n");
@@ -75,12 +76,13 @@ static double run(struct bench *b, uint32_t n, uint32_t prompt, uint32_t gen)
     for (uint32_t i = 0; i < n; i++)
         if (prompt)
             set_random(b, b->sequence[i], prompt, i);
-    double begin = now();
+    double begin = seconds(CLOCK_MONOTONIC), spent = seconds(CLOCK_PROCESS_CPUTIME_ID);
     for (uint32_t i = 0; i < n; i++)
         check(nb_sequence_start(b->sequence[i], &r), "start");
     while (nb_model_has_work(b->model))
         check(nb_model_step(b->model, NULL), "step");
-    return now() - begin;
+    b->processor += seconds(CLOCK_PROCESS_CPUTIME_ID) - spent;
+    return seconds(CLOCK_MONOTONIC) - begin;
 }
 
 static void bench_prefill(struct bench *b)
@@ -89,6 +91,7 @@ static void bench_prefill(struct bench *b)
     struct nb_op_time before[NB_OP_KINDS];
     run(b, 1, b->prompt, 1);
     nb_model_times(b->model, before);
+    b->processor = 0;
     for (uint32_t i = 0; i < b->runs; i++)
         v[i] = b->prompt / run(b, 1, b->prompt, 1);
     printf("prefill %u: %.1f t/s\n", b->prompt, median(v, b->runs));
@@ -101,6 +104,7 @@ static void bench_decode(struct bench *b, uint32_t n)
     struct nb_op_time before[NB_OP_KINDS];
     run(b, n, 16, 1);
     nb_model_times(b->model, before);
+    b->processor = 0;
     for (uint32_t i = 0; i < b->runs; i++)
         v[i] = n * b->gen / run(b, n, 0, b->gen);
     printf("decode of %u: %.1f t/s in all\n", n, median(v, b->runs));
