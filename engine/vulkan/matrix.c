@@ -210,7 +210,7 @@ static void dispatch(struct call *c, struct nb_vulkan_dispatch *p, uint32_t rows
         c->rc = i;
     if (c->rc < 0)
         return;
-    p->tile[nb_vulkan_bucket(rows)] = (uint8_t)tile;
+    p->tile[nb_vulkan_bucket(rows)] = p->stand_in[tile] = (uint8_t)tile;
     p->pipeline[tile] = (uint16_t)i;
     memcpy(p->push, push, bytes);
     nb_vulkan_dispatch(m, c->commands, rows, p);

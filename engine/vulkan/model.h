@@ -11,6 +11,7 @@ enum {
     NB_VULKAN_KV_TILE = 32,    // positions of a KV block
     NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
     NB_VULKAN_STRIPES = 512,   // of a row of logits: shaders/top.comp
+    NB_VULKAN_PIPELINES = 40,  // of a model, wherever one for each kind of product suffices
 };
 
 // What a dispatch's count of invocations follows from.
@@ -28,7 +29,8 @@ struct nb_vulkan_dispatch {
     uint32_t teams;            // of a row, and the first push constant where teams are workgroups
     enum nb_shader shader;
     uint16_t pipeline[NB_TIER_TILES]; // of the model's
-    uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows take
+    uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows want
+    uint8_t stand_in[NB_TIER_TILES];  // for each tile the one they take: limit.c
     VkDescriptorSet set;
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4];
 };
@@ -162,6 +164,9 @@ int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_vari
                             const uint32_t constants[NB_VULKAN_CONSTANTS]);
 int nb_vulkan_pipelines_make(struct nb_device_model *m); // those that are wanted, and no others
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m);
+
+// limit.c: NB_VULKAN_PIPELINES of those that dispatches take, by fewer tiles for what computes least.
+int nb_vulkan_pipelines_limit(struct nb_device_model *m);
 
 // weights.c. Cutting makes no buffers, so that what the model needs is known before it is taken.
 int nb_vulkan_weights_cut(struct nb_device_model *m, char *error, size_t error_size);

@@ -25,6 +25,7 @@ void nb_build_specialise(struct builder *b, struct nb_vulkan_dispatch *p, enum n
             b->rc = i;
         else
             p->pipeline[t] = (uint16_t)i;
+        p->stand_in[t] = (uint8_t)t;
     }
 }
 

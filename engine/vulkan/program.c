@@ -352,6 +352,8 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
     if (!nb_plan_has(m->plan, NB_OP_HEAD))
         m->head = m->top = m->n_dispatches;
     if (b.rc == 0)
+        b.rc = nb_vulkan_pipelines_limit(m);
+    if (b.rc == 0)
         b.rc = nb_vulkan_tune(m);
     if (b.rc < 0)
         return nb_fail(ret_error, error_size, b.rc, "%s: cannot make the model's pipelines: %s",

@@ -45,7 +45,7 @@ static uint64_t now_ns(void)
 
 uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t rows)
 {
-    return p->tile[nb_vulkan_bucket(rows)];
+    return p->stand_in[p->tile[nb_vulkan_bucket(rows)]];
 }
 
 // Without a measurement: the smallest that holds the rows.

@@ -33,6 +33,7 @@ static const struct shape {
 
 struct writer {
     const struct random_model *r;
+    const struct random_mix *mix; // or NULL
     struct nb_gguf_writer *w;
     uint64_t counter;
     uint32_t matrices;
@@ -72,10 +73,25 @@ static void fill_block(struct writer *w, const struct shape *s, const struct nb_
         put_half(block + s->min, t->block == 256 ? d / 2 : -deviation * uniform(w, 1, 2));
 }
 
-static const struct shape *shape_of(const struct random_model *r, uint32_t matrix)
+static int type_of(const struct writer *w, const char *name)
 {
-    for (size_t i = 0; r->type >= 0 && i < N_SHAPES; i++)
-        if (shapes[i].type == r->type)
+    unsigned layer = 0;
+    int skip = 0;
+    if (sscanf(name, "blk.%u.%n", &layer, &skip) < 1)
+        skip = 0;
+    size_t n = strlen(name + skip) - strlen(".weight");
+    for (const struct random_mix *m = w->mix; m && m->name; m++)
+        if (strlen(m->name) == n && !strncmp(m->name, name + skip, n))
+            return layer % 2 ? m->odd : m->even;
+    return w->r->type;
+}
+
+static const struct shape *shape_of(struct writer *w, const char *name)
+{
+    const int type = type_of(w, name);
+    const uint32_t matrix = w->matrices++;
+    for (size_t i = 0; type >= 0 && i < N_SHAPES; i++)
+        if (shapes[i].type == type)
             return &shapes[i];
     return &shapes[matrix % N_SHAPES];
 }
@@ -88,7 +104,7 @@ static int announce(struct writer *w, const char *name, uint32_t rows, uint32_t 
     uint64_t dims[2] = {cols, rows};
     if (!rows)
         return nb_gguf_add_tensor(w->w, name, NB_TYPE_F32, 1, dims);
-    return nb_gguf_add_tensor(w->w, name, (uint32_t)shape_of(w->r, w->matrices++)->type, 2, dims);
+    return nb_gguf_add_tensor(w->w, name, (uint32_t)shape_of(w, name)->type, 2, dims);
 }
 
 static int write_tensor(struct writer *w, const char *name, uint32_t rows, uint32_t cols)
@@ -101,7 +117,7 @@ static int write_tensor(struct writer *w, const char *name, uint32_t rows, uint3
         }
         return nb_gguf_write(w->w, row, cols * sizeof(float));
     }
-    const struct shape *s = shape_of(w->r, w->matrices++);
+    const struct shape *s = shape_of(w, name);
     const struct nb_type_info *t = nb_type_info((uint32_t)s->type);
     int rc = 0;
     for (uint32_t r = 0; r < rows && rc == 0; r++) {
@@ -208,9 +224,9 @@ static int metadata(struct writer *w)
     return tokenizer(w);
 }
 
-int random_model_create(const struct random_model *r)
+int random_model_create_mixed(const struct random_model *r, const struct random_mix *mix)
 {
-    struct writer w = {.r = r};
+    struct writer w = {.r = r, .mix = mix};
     if (r->embedding > ROW_BYTES / 4 || r->ffn > ROW_BYTES / 4)
         return -EINVAL;
     int fd = memfd_create("random-model", MFD_CLOEXEC);
@@ -233,4 +249,9 @@ int random_model_create(const struct random_model *r)
         return rc;
     }
     return fd;
+}
+
+int random_model_create(const struct random_model *r)
+{
+    return random_model_create_mixed(r, NULL);
 }

@@ -16,4 +16,11 @@ struct random_model {
 #define RANDOM_VOCAB 300
 #define RANDOM_EOS   299
 
+// Other types for some matrices: in even layers and outside of layers, and in odd layers.
+struct random_mix {
+    const char *name; // as GGUF has it, without the layer and ".weight"; NULL: the end
+    int even, odd;
+};
+
 int random_model_create(const struct random_model *r); // the memfd, or a negative errno
+int random_model_create_mixed(const struct random_model *r, const struct random_mix *mix);
