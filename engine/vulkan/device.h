@@ -127,6 +127,10 @@ int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); //
 bool nb_vulkan_cuts_loops(const struct nb_vulkan_device_info *info);
 uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_dim,
                                    uint32_t v_dim);
+// The same of columns: of one matrix, or of two that a dispatch takes one after the other, whose
+// rows of the result it may finish.
+uint32_t nb_vulkan_widest_matrix(const struct nb_vulkan_device *d, bool floats, uint32_t matrices,
+                                 uint32_t finished_rows);
 
 // Invocations of a workgroup.
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v);

@@ -34,13 +34,36 @@ uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_
     return (CUT_AFTER - UNCOUNTED) / of_block(d, k_dim, v_dim) * KV_TILE;
 }
 
-// Of a product of `n` matrices one after the other: by blocks of 32 weights, 22 steps each at most
-// (shaders/gemm.comp, with a table of codes), or by four weights and two quads. Whole rows of
-// results that are finished take less than a step for each element.
-static uint64_t of_product(const struct nb_packed *w, uint32_t n, bool finishes)
+// A product of matrices one after the other goes by blocks of 32 weights, 23 steps each at most
+// (shaders/gemm.comp, with a table of codes; ops_limits.c computes the widest), or by four weights
+// and two quads. Whole rows of results that are finished take less than a step for each element.
+uint32_t nb_vulkan_widest_matrix(const struct nb_vulkan_device *d, bool floats, uint32_t matrices,
+                                 uint32_t finished_rows)
 {
-    bool is_float = w->layout->planes <= NB_PLANES_BF16;
-    return (uint64_t)n * (is_float ? w->cols + 4 : w->cols / 32 * 22) + (finishes ? w->rows : 0);
+    if (!nb_vulkan_cuts_loops(&d->info))
+        return UINT32_MAX;
+    const uint32_t steps = CUT_AFTER - UNCOUNTED;
+    if (finished_rows >= steps)
+        return 0;
+    const uint32_t room = (steps - finished_rows) / matrices;
+    if (floats)
+        return room > 4 ? (room - 4) / 4 * 4 : 0;
+    return room / 23 * 32;
+}
+
+static int check_matrix(const struct nb_device_model *m, const struct nb_op *op,
+                        const struct nb_packed *w, char *ret_error, size_t error_size)
+{
+    const bool finishes = op->kind == NB_OP_OUT || op->kind == NB_OP_DOWN;
+    const uint32_t widest =
+        nb_vulkan_widest_matrix(m->device, w->layout->planes <= NB_PLANES_BF16,
+                                op->kind == NB_OP_GATE_UP ? 2 : 1, finishes ? w->rows : 0);
+    if (w->cols <= widest)
+        return 0;
+    return nb_fail(ret_error, error_size, -ENOTSUP,
+                   "a matrix of %u columns: this driver (%s) cuts loops short, and reaches %u; use "
+                   "the CPU, or Mesa 25",
+                   w->cols, m->device->info.driver, widest);
 }
 
 int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size_t error_size)
@@ -52,17 +75,12 @@ int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size
                        "a context of %u positions: this driver (%s) cuts loops short, and reaches "
                        "%u; ask for a shorter context, use the CPU, or Mesa 25",
                        hp->context, m->device->info.driver, longest);
-    for (uint32_t i = 0; nb_vulkan_cuts_loops(&m->device->info) && i < m->plan->n_ops; i++)
-        for (int j = 0; j < 3; j++) {
-            const struct nb_packed *w = m->plan->ops[i].m[j].w;
-            enum nb_op_kind kind = m->plan->ops[i].kind;
-            uint32_t n = kind == NB_OP_GATE_UP ? 2 : 1;
-            bool finishes = kind == NB_OP_OUT || kind == NB_OP_DOWN;
-            if (w && kind != NB_OP_EMBED && of_product(w, n, finishes) > CUT_AFTER - UNCOUNTED)
-                return nb_fail(ret_error, error_size, -ENOTSUP,
-                               "a matrix of %u columns: this driver (%s) cuts loops short; use the "
-                               "CPU, or Mesa 25",
-                               w->cols, m->device->info.driver);
-        }
-    return 0;
+    int rc = 0;
+    for (uint32_t i = 0; i < m->plan->n_ops && rc == 0; i++) {
+        const struct nb_op *op = &m->plan->ops[i];
+        for (int j = 0; j < 3 && rc == 0; j++)
+            if (op->m[j].w && op->kind != NB_OP_EMBED)
+                rc = check_matrix(m, op, op->m[j].w, ret_error, error_size);
+    }
+    return rc;
 }

@@ -11,6 +11,7 @@
 #include "tests/vulkan/ops.h"
 
 #define MOST_CONTEXT (1u << 17)
+#define MOST_COLUMNS (1u << 17)
 #define KV_ROUND     4 // blocks that stand for all of a long context
 
 static void expect(bool fine, const char *what)
@@ -105,11 +106,49 @@ static void check_context(struct nb_device *reference, struct nb_device *device,
     expect(longest >= MOST_CONTEXT || refuses(device, &c), "a longer context is refused");
 }
 
+// The widest matrix of each way through the products' loops, and one block more.
+static void check_widths(struct nb_device *reference, struct nb_device *device)
+{
+    static const struct op_script rows = {3, {{1}, {2}, {5}}};
+    static const struct {
+        uint32_t type, terms;
+        enum op_middle middle;
+        bool wide_ffn; // the result's rows are wide: down, else gate and up
+    } cases[] = {
+        {NB_TYPE_F16, 1, MIDDLE_NONE, false},    {NB_TYPE_Q4_0, 1, MIDDLE_NONE, false},
+        {NB_TYPE_IQ4_NL, 2, MIDDLE_NONE, false}, {NB_TYPE_Q6_K, 2, MIDDLE_NONE, false},
+        {NB_TYPE_Q5_1, 2, MIDDLE_FFN, false},    {NB_TYPE_IQ4_NL, 1, MIDDLE_FFN, true},
+    };
+    const struct nb_vulkan_device *d = (struct nb_vulkan_device *)device;
+    // Modules with barriers take long to compile: the other tiers get every other case.
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i += d->tier->turns ? 1 : 2) {
+        const bool ffn = cases[i].middle == MIDDLE_FFN, floats = cases[i].type == NB_TYPE_F16;
+        const uint32_t block = nb_type_info(cases[i].type)->block, narrow = 32;
+        uint32_t widest = nb_vulkan_widest_matrix(d, floats, ffn && !cases[i].wide_ffn ? 2 : 1,
+                                                  cases[i].wide_ffn ? narrow : 0);
+        struct op_case c = {.what = "the widest matrix",
+                            .middle = cases[i].middle,
+                            .type = cases[i].type,
+                            .type2 = cases[i].type,
+                            .terms = cases[i].terms,
+                            .sane = true,
+                            .vocab = 21};
+        uint32_t *width = cases[i].wide_ffn ? &c.ffn : &c.embedding;
+        c.ffn = c.embedding = narrow;
+        *width = (widest < MOST_COLUMNS ? widest : MOST_COLUMNS) / block * block;
+        op_check_case(reference, device, &c, &rows);
+        *width += block;
+        expect(widest >= MOST_COLUMNS || refuses(device, &c), "a wider matrix is refused");
+    }
+}
+
 void op_check_limits(struct nb_device *reference, struct nb_device *device)
 {
     static const uint32_t dims[][2] = {{64, 64}, {128, 128}, {24, 96}};
-    if (device->ops == &nb_vulkan_ops)
+    if (device->ops == &nb_vulkan_ops) {
         check_driver((struct nb_vulkan_device *)device);
+        check_widths(reference, device);
+    }
     for (size_t i = 0; i < sizeof(dims) / sizeof(dims[0]); i++)
         check_context(reference, device, dims[i][0], dims[i][1]);
 }
