@@ -128,6 +128,8 @@ struct nb_device_ops {
     // be missing: such a device is never lost.
     const char *(*fault)(const struct nb_device *d);
 
+    // The most columns of a matrix of this layout that gemm computes right; NULL: any number.
+    uint32_t (*widest)(const struct nb_device *d, const struct nb_packed *w);
     // A packed matrix, which must stay as it is until matrix_close; `dm`: the model that it is a
     // tensor of, or NULL. The other three are as the step: they block, and a negative errno of gemm
     // and dequantize means that the device is lost.

@@ -134,6 +134,12 @@ void nb_operand_shape(const struct nb_operand *o, uint64_t *ret_rows, uint64_t *
     *ret_cols = o->cols;
 }
 
+bool nb_operand_multiplies(const struct nb_operand *o)
+{
+    const struct nb_device *d = o->model->device;
+    return !d->ops->widest || o->packed.cols <= d->ops->widest(d, &o->packed);
+}
+
 // --- Having it packed
 
 static uint32_t groups_within(const struct nb_operand *o, uint64_t values, uint64_t values_each)

@@ -29,6 +29,8 @@ int nb_operand_groupwise(struct nb_model *m, const struct nb_groupwise *g, bool 
                          struct nb_operand **ret);
 void nb_operand_destroy(struct nb_operand *o); // NULL is fine
 uint64_t nb_operand_kept_bytes(const struct nb_operand *o);
+// Whether the model's device can multiply by it: some drivers take no row as long as that.
+bool nb_operand_multiplies(const struct nb_operand *o);
 void nb_operand_shape(const struct nb_operand *o, uint64_t *ret_rows, uint64_t *ret_cols);
 
 // A turn returns 1 when there is more to do, 0 at the end, -ENOMEM, or what the device failed with:

@@ -288,6 +288,19 @@ static bool has_matrix(const struct nb_plan *plan, const struct nb_packed *w)
     return false;
 }
 
+// Whatever part it lies on.
+static uint32_t split_widest(const struct nb_device *d, const struct nb_packed *w)
+{
+    const struct split *s = (const struct split *)d;
+    uint32_t widest = UINT32_MAX;
+    for (uint32_t i = 0; i < s->n; i++) {
+        const struct nb_device *of = s->part[i].device;
+        uint32_t n = of->ops->widest ? of->ops->widest(of, w) : UINT32_MAX;
+        widest = n < widest ? n : widest;
+    }
+    return widest;
+}
+
 static int split_matrix_open(struct nb_device *d, struct nb_device_model *dm,
                              const struct nb_packed *w, struct nb_device_matrix **ret)
 {
@@ -337,6 +350,7 @@ static const struct nb_device_ops split_ops = {
     .cache = split_cache,
     .times = split_times,
     .fault = split_fault,
+    .widest = split_widest,
     .matrix_open = split_matrix_open,
     .matrix_close = split_matrix_close,
     .gemm = split_gemm,

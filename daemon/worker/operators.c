@@ -238,6 +238,8 @@ int nb_op_gemm(struct nb_job *job, const struct nb_submission *submission, const
         return r;
     if (!d->n || d->n > NB_GEMM_ROWS || d->terms < 1 || d->terms > 2)
         return -EINVAL;
+    if (!nb_operand_multiplies(work->operand))
+        return NIBBLE_E_UNSUPPORTED;
     const float *x = nb_region_range(job->channel, &d->x, d->n * work->cols * sizeof(float),
                                      alignof(float), false);
     float *y = nb_region_range(job->channel, &d->y, d->n * work->rows * sizeof(float),

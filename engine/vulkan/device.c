@@ -265,6 +265,7 @@ const struct nb_device_ops nb_vulkan_ops = {
     .times = nb_vulkan_times,
     .cache = nb_vulkan_cache_save,
     .fault = nb_vulkan_fault,
+    .widest = nb_vulkan_widest,
     .matrix_open = nb_vulkan_matrix_open,
     .matrix_close = nb_vulkan_matrix_close,
     .gemm = nb_vulkan_gemm,

@@ -131,6 +131,7 @@ uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_
 // rows of the result it may finish.
 uint32_t nb_vulkan_widest_matrix(const struct nb_vulkan_device *d, bool floats, uint32_t matrices,
                                  uint32_t finished_rows);
+uint32_t nb_vulkan_widest(const struct nb_device *d, const struct nb_packed *w);
 
 // Invocations of a workgroup.
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v);

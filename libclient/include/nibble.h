@@ -407,7 +407,9 @@ enum nibble_precision {
 };
 /* Y[t][r] = sum over k of X[t][k] * W[r][k], for n rows t (at most 2^20): x is fp32 [n][cols], y
  * fp32 [n][rows], both without holes. docs/numerics.md says how it is rounded; a row's result does
- * not depend on the other rows. Starts a job; does not wait for it. */
+ * not depend on the other rows. Starts a job; does not wait for it. The job ends with
+ * NIBBLE_E_UNSUPPORTED where the device's driver does not run loops as long as a row (Mesa's CPU
+ * driver before 25: beyond 65,000 columns). */
 NIBBLE_API int nibble_gemm(nibble_session *session, const struct nibble_matrix *w,
                            const struct nibble_place *x, size_t n, const struct nibble_place *y,
                            enum nibble_precision precision, nibble_callback callback, void *user,

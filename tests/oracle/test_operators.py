@@ -140,6 +140,20 @@ def check_groupwise(session):
     changing.close(), constant.close()
 
 
+def check_wide(session):
+    """Rows as long as some drivers' loops do not run: right, or refused."""
+    m, x = Groupwise(5, 1 << 17, 4, 128, 0, 0, False), rng.standard_normal((1, 1 << 17)).astype(np.float32)
+    memory = nb.Memory(session, m.codes.nbytes + m.scales.nbytes + 512)
+    m.into(memory)
+    memory.register()
+    try:
+        got = session.gemm(m.matrix(), x, nb.EXACT)
+        check_gemm(got, x, m.w, m.magnitude, quantization_error(x, nb.EXACT), f"{m}")
+    except nb.Failure as failure:
+        expect("not supported" in str(failure), f"{m}: {failure}")
+    memory.close()
+
+
 def check_registered(session):
     """X and Y in registered memory."""
     m, n = Groupwise(70, 96, 4, 32, 1, 1, False), 6
@@ -243,6 +257,7 @@ def check_device(daemon, library, device):
             own = True
         check_groupwise(session)
         check_registered(session)
+        check_wide(session)
         session.close()
 
 
