@@ -1,7 +1,8 @@
 // The matrix product, for every packed type and one- or two-term inputs: an invocation computes 8
 // rows, as two quads, for TOKENS tokens. MODE says what becomes of the sums: they are stored, added
-// to the residual stream, or gated, and then may become the next operator's input; or they are
-// queries, keys and values, turned by their position.
+// to the residual stream, or gated, and then (FINISH) become the next operator's input; or they are
+// queries, keys and values (TURN), turned by their position. These two are modules of their own,
+// because a driver takes its time for code that a constant leaves out as well.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -10,9 +11,7 @@
 const uint MODE_STORE = 0, MODE_ADD = 1, MODE_SWIGLU = 2, MODE_SWIGLU_UP = 3, MODE_ROPE = 4,
            MODE_ROPE_NEOX = 5;
 const uint WHAT = MODE & 7;
-const bool FINISH = (MODE & 8) != 0; // the result becomes the next operator's input
-const bool NORM = (MODE & 16) != 0;  // for which it is normalized
-const bool TURNS = WHAT == MODE_ROPE || WHAT == MODE_ROPE_NEOX;
+const bool NORM = (MODE & 16) != 0; // FINISH: the next operator's input is normalized
 
 // Up to three matrices of one shape but for their rows stand side by side: their row groups, and
 // their columns of the result.
@@ -42,10 +41,10 @@ layout(std430, binding = 6) writeonly buffer Cache { uint kv[]; };
 // the last, + 1; the scale of the row's norm; 0. Zeros between dispatches.
 layout(std430, binding = 9) coherent buffer Sync { uint sync_words[]; };
 
-// Where MODE finishes.
+// FINISH
 #define NEXT Next(pc.more[0], pc.more[1], pc.more[2], pc.more[3])
 #define NEXT_COLS pc.more[4]
-// The step's tables, where MODE turns.
+// TURN: the step's tables.
 #define POSITION1 pc.more[0]
 #define SEQUENCE1 pc.more[1]
 #define ROPE4     pc.more[2]
@@ -136,6 +135,7 @@ void load_block(uint at, uint b, out Block ret)
 void load_scales(uint group1, Planes planes, uvec2 at, uint k, out vec4 ws[2], out vec4 wm[2])
 {
     uvec2 in_group = at / 4 * pc.stride1 + group1;
+#ifdef TURN
     if (WHAT != MODE_ROPE_NEOX) {
         load_scale_pair(in_group.x, planes, at.x % 4 / 2, k, ws, wm);
         return;
@@ -146,6 +146,9 @@ void load_scales(uint group1, Planes planes, uvec2 at, uint k, out vec4 ws[2], o
         ws[q] = at[q] % 2 != 0 ? s[1] : s[0];
         wm[q] = at[q] % 2 != 0 ? m[1] : m[0];
     }
+#else
+    load_scale_pair(in_group.x, planes, at.x % 4 / 2, k, ws, wm);
+#endif
 }
 
 ivec4 dot16(Block w, uint h, Inputs x, int sum)
@@ -275,6 +278,8 @@ vec4 swiglu(vec4 gate, vec4 up)
 
 // --- Queries, keys and values
 
+#ifdef TURN
+
 const uint K4 = (HEADS * K_DIM + 15) / 16 * 4; // quads of the row where keys begin, values
 const uint V4 = K4 + (KV_HEADS * K_DIM + 15) / 16 * 4;
 
@@ -358,16 +363,22 @@ void put_qkv(uint part, uvec2 quad, uint token, vec4 a, vec4 b)
             kv[block + at[i / 2] + i % 2 * apart] = words[i];
     }
 }
+#else
+
+uvec2 quads_of(uint part, uint unit)
+{
+    return unit * 2 + uvec2(0, 1);
+}
+#endif
 
 // ---
 
 void put(uint part, uvec2 quad, uint token, vec4 y[2], vec4 gate[2])
 {
-    if (TURNS) {
-        if (quad.y * 4 < pc.rows[part] && token < step_words[pc.count])
-            put_qkv(part, quad, token, y[0], y[1]);
-        return;
-    }
+#ifdef TURN
+    if (quad.y * 4 < pc.rows[part] && token < step_words[pc.count])
+        put_qkv(part, quad, token, y[0], y[1]);
+#else
     [[unroll]] for (uint q = 0; q < 2; q++) {
         uint at = token * pc.out4 + pc.column4[part] + quad[q];
         if (WHAT == MODE_STORE)
@@ -377,6 +388,7 @@ void put(uint part, uvec2 quad, uint token, vec4 y[2], vec4 gate[2])
         else
             result[at] = swiglu(WHAT == MODE_SWIGLU ? gate[q] : result[at], y[q]);
     }
+#endif
 }
 
 void compute(uint group, uint pair, uint token)
@@ -401,6 +413,8 @@ void compute(uint group, uint pair, uint token)
 }
 
 // --- The next operator's input
+
+#ifdef FINISH
 
 // Blocks [first, end) of the tile's rows, shared by the workgroup.
 void finish_blocks(uint first, uint end, uint token, uint count)
@@ -467,6 +481,7 @@ void finish_rows(uint token, uint count)
         sync_words[at + 1] = 0;
     finish_blocks(0, last ? (NEXT_COLS + 31) / 32 : 0, token, count);
 }
+#endif
 
 void main()
 {
@@ -474,8 +489,7 @@ void main()
     uint count = step_words[pc.count];
     if (unit < pc.groups * 2 && token < count)
         compute(unit / 2, unit % 2, token);
-    if (!FINISH)
-        return;
+#ifdef FINISH
     memoryBarrierBuffer();
     barrier();
     if (NORM) {
@@ -485,6 +499,7 @@ void main()
     // The workgroup has made whole blocks of 32 outputs.
     uint first = gl_WorkGroupID.x * (gl_WorkGroupSize.x / 4);
     finish_blocks(first, min(first + gl_WorkGroupSize.x / 4, (pc.groups + 1) / 2), token, count);
+#endif
 }
 
 #endif

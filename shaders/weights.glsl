@@ -166,12 +166,17 @@ void load_scales(uint group1, Planes p, uint quad, uint k, out vec4 ws, out vec4
 // The same for the 8 rows of the quads 2 * pair and 2 * pair + 1, which share each texel.
 void load_scale_pair(uint group1, Planes p, uint pair, uint k, out vec4 ws[2], out vec4 wm[2])
 {
+    uint block = k / SCALE_BLOCK, g = k % SCALE_BLOCK / GROUP;
     if (SUB == SUB_F32) {
-        [[unroll]] for (uint q = 0; q < 2; q++)
-            load_scales(group1, p, 2 * pair + q, k, ws[q], wm[q]);
+        uint at = group1 / 4 + block * 4 + 2 * pair;
+        [[unroll]] for (uint q = 0; q < 2; q++) {
+            ws[q] = uintBitsToFloat(read4(at + p.scale2 / 2 + q));
+            wm[q] = vec4(0.0);
+            if (HAS_MIN != 0)
+                wm[q] = uintBitsToFloat(read4(at + p.min2 / 2 + q));
+        }
         return;
     }
-    uint block = k / SCALE_BLOCK, g = k % SCALE_BLOCK / GROUP;
     uvec4 d = read4((group1 / 2 + p.scale2) / 2 + block * 2 + pair);
     ws = vec4[2](halves_of(d.xy), halves_of(d.zw));
     wm = vec4[2](vec4(0.0), vec4(0.0));

@@ -217,6 +217,15 @@ uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_
     return v->local ? v->local : d->info.is_cpu ? d->facts.subgroup : LOCAL_GPU;
 }
 
+static enum nb_module module_of(const struct nb_tier_variant *v, uint32_t mode)
+{
+    if (!v->turning)
+        return v->module;
+    return mode >= MODE_FINISH                           ? v->finishing
+           : mode == MODE_ROPE || mode == MODE_ROPE_NEOX ? v->turning
+                                                         : v->module;
+}
+
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
                        const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret)
 {
@@ -234,7 +243,7 @@ int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant 
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
                   .flags = v->full ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT : 0,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
-                  .module = d->module[v->module],
+                  .module = d->module[module_of(v, constants[CONST_MODE])],
                   .pName = "main",
                   .pSpecializationInfo = &special},
         .layout = d->layout};

@@ -64,7 +64,8 @@ static const struct {
 #define FINISHED 2
 #define REGISTERS(n)                                                                               \
     {                                                                                              \
-        NB_MODULE_GEMM, .tokens = n, .each = 2, .finishes = n <= FINISHED                          \
+        NB_MODULE_GEMM, .tokens = n, .each = 2, .finishes = n <= FINISHED,                         \
+                        .turning = NB_MODULE_GEMM_TURN, .finishing = NB_MODULE_GEMM_FINISH         \
     }
 
 // From the plainest to the best.
@@ -258,7 +259,8 @@ bool nb_tier_uses(const struct nb_tier *t, enum nb_module module)
 {
     for (int s = 0; s < NB_SHADERS; s++)
         for (int i = 0; i < NB_TIER_TILES; i++)
-            if (t->variant[s][i].module == module)
+            if (t->variant[s][i].module == module || t->variant[s][i].turning == module ||
+                t->variant[s][i].finishing == module)
                 return true;
     return false;
 }

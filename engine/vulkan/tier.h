@@ -18,7 +18,9 @@ struct nb_tier_variant {
     bool full;       // its subgroups must be full
     uint32_t each;   // units of an invocation, where `units` is 0; 0: one
     bool finishes;   // a product leaves its result as the next operator's input
-    bool team;       // each of a row's teams (struct nb_vulkan_dispatch) is a workgroup
+    // Instead of `module`, where a product turns queries and keys, and where it does finish.
+    enum nb_module turning, finishing;
+    bool team; // each of a row's teams (struct nb_vulkan_dispatch) is a workgroup
 };
 
 struct nb_tier {
