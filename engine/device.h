@@ -99,6 +99,8 @@ struct nb_decode {
     float *scales; // [rows], of INT8: a row's largest magnitude by 127
 };
 
+#define NB_NO_BLOCK UINT32_MAX
+
 struct nb_device_ops {
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
@@ -116,6 +118,11 @@ struct nb_device_ops {
     // struct nb_candidate in their order instead. The CPU always gives logits. Blocks. A negative
     // errno means the device is lost.
     int (*step)(struct nb_device_model *dm, const struct nb_rows *rows, float **ret_logits);
+    // One piece of what makes steps faster and none of them needs, once more as long as it returns
+    // 1: shorter than a second or two, however slow a driver's compiler is. Whatever was prepared,
+    // steps give the same bits. `free_block` is one that nobody has, whose content may change, or
+    // NB_NO_BLOCK. May be missing: then there is nothing to prepare.
+    int (*prepare)(struct nb_device_model *dm, uint32_t free_block);
     // A freshly assigned block must not show its last owner's content.
     void (*kv_clear)(struct nb_device_model *dm, uint32_t block);
     // What is worth keeping for the next device's options: 1 and a blob to be freed when it differs
@@ -169,8 +176,8 @@ struct nb_device_options {
     // device, driver or build wrote, or that is damaged, counts as none.
     const void *cache;
     size_t cache_bytes;
-    // When a model is opened, its tiles are chosen by measurement, and what a driver compiles at
-    // first use is used once.
+    // What a driver compiles at first use is used once before a step needs it, and tiles are chosen
+    // by measurement: some when a model is opened, the rest by nb_device_ops.prepare.
     bool warm;
     // The rest is of Vulkan devices.
     uint32_t tile;       // the n-th of its tier for every product, to compare them; 0: what is best

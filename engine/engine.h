@@ -114,3 +114,8 @@ struct nb_step_stats {
 // ends itself).
 int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats);
 bool nb_model_has_work(const struct nb_model *m);
+// Between steps: one piece of what makes later ones faster, some 100 ms, at worst a second or two.
+// Never changes what they compute. 1: there is more, 0: the model is prepared, or a negative errno
+// as of nb_model_step.
+int nb_model_prepare(struct nb_model *m);
+bool nb_model_is_prepared(const struct nb_model *m);

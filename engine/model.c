@@ -101,6 +101,7 @@ static int open_model(struct nb_model *m, const struct nb_model_options *o, char
                                                            .max_rows = m->max_rows,
                                                            .on_progress = o->on_progress,
                                                            .user = o->user};
+    m->prepared = !m->device->ops->prepare;
     return m->device->ops->model_open(m->device, m->plan, &device_options, &m->dm, error, size);
 }
 
@@ -169,6 +170,23 @@ void nb_model_info(const struct nb_model *m, struct nb_model_info *ret)
 void nb_model_times(const struct nb_model *m, struct nb_op_time *ret)
 {
     m->device->ops->times(m->dm, ret);
+}
+
+int nb_model_prepare(struct nb_model *m)
+{
+    if (m->prepared)
+        return 0;
+    uint32_t block = m->n_free ? m->free_block[m->n_free - 1] : NB_NO_BLOCK;
+    if (m->n_free)
+        m->used[block] = true;
+    int rc = m->device->ops->prepare(m->dm, block);
+    m->prepared = rc == 0;
+    return rc;
+}
+
+bool nb_model_is_prepared(const struct nb_model *m)
+{
+    return m->prepared;
 }
 
 uint64_t nb_model_steps(const struct nb_model *m)

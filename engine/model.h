@@ -41,6 +41,7 @@ struct nb_model {
     uint32_t max_rows, kv_blocks;
     uint32_t *free_block, n_free;
     bool *used; // blocks that somebody has written
+    bool prepared;
 
     // In the order of their last request: the active ones by arrival, the idle ones longest idle
     // first.

@@ -234,6 +234,16 @@ static int split_step(struct nb_device_model *m, const struct nb_rows *rows, flo
     return rc;
 }
 
+static int split_prepare(struct nb_device_model *m, uint32_t free_block)
+{
+    int rc = 0;
+    lend_beat(m->split);
+    for (uint32_t i = 0; i < m->split->n && rc == 0; i++)
+        if (m->split->part[i].device->ops->prepare)
+            rc = m->split->part[i].device->ops->prepare(m->part[i], free_block);
+    return rc;
+}
+
 static void split_kv_clear(struct nb_device_model *m, uint32_t block)
 {
     for (uint32_t i = 0; i < m->split->n; i++)
@@ -346,6 +356,7 @@ static const struct nb_device_ops split_ops = {
     .model_open = split_model_open,
     .model_close = split_model_close,
     .step = split_step,
+    .prepare = split_prepare,
     .kv_clear = split_kv_clear,
     .cache = split_cache,
     .times = split_times,

@@ -42,8 +42,10 @@ int nibble_model_counters(nibble_session *session, struct nibble_counters *ret_c
     free(call.out);
     if (head.n_ops > NB_COUNTERS_MAX)
         return nb_fail(c, NIBBLE_E_PROTOCOL, "the worker sent counters that cannot be");
-    *ret_counters =
-        (struct nibble_counters){.steps = head.steps, .layers = head.layers, .n_ops = head.n_ops};
+    *ret_counters = (struct nibble_counters){.steps = head.steps,
+                                             .layers = head.layers,
+                                             .n_ops = head.n_ops,
+                                             .preparing = head.preparing != 0};
     snprintf(ret_counters->device, sizeof ret_counters->device, "%.31s", head.device);
     for (uint32_t i = 0; i < head.n_ops; i++) {
         struct nibble_op_counter *to = &ret_counters->ops[i];

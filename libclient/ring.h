@@ -231,7 +231,8 @@ struct nb_counters {
     uint64_t steps;
     uint32_t layers;
     uint32_t n_ops;
-    char device[32]; // that ran all of them
+    char device[32];         // that ran all of them
+    uint32_t preparing, pad; // 1: the device still makes later steps faster
 };
 
 struct nb_counter {

@@ -253,3 +253,13 @@ int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m)
     after_step(s, m);
     return 1;
 }
+
+int nb_worker_model_prepare(struct nb_serve *s, struct nb_worker_model *m)
+{
+    atomic_store(&s->page->step_started_ns, nb_now_ns());
+    int r = nb_model_prepare(m->model);
+    atomic_store(&s->page->step_started_ns, 0);
+    if (r == 0)
+        nb_kept_send(s->device);
+    return r;
+}

@@ -33,6 +33,7 @@ static int counters(struct nb_job *job, const struct nb_submission *submission, 
     nb_model_info(c->model->model, &info);
     nb_model_times(c->model->model, times);
     told.head.layers = info.n_layers;
+    told.head.preparing = !nb_model_is_prepared(c->model->model);
     snprintf(told.head.device, sizeof(told.head.device), "%s", c->serve->device_name);
     for (uint32_t i = 0; i < NB_OP_KINDS; i++) {
         snprintf(told.op[i].op, sizeof(told.op[i].op), "%s", nb_op_names[i]);

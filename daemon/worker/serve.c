@@ -23,6 +23,10 @@
 #define SPIN_NS    50000u // looking at rings before sleep
 #define TAKE_MAX   16u    // submissions of one channel between two steps
 #define EVENTS_MAX 64
+// Models are prepared further after QUIET_NS without anything to do, because whoever loads a model
+// often asks it something at once; and between steps after BUSY_SHARE times what a piece took.
+#define QUIET_NS   250000000u
+#define BUSY_SHARE 8u
 #define LINK_EVENT UINT32_MAX
 #define TEXT_EVENT (UINT32_MAX - 1)
 
@@ -133,7 +137,8 @@ static void on_model_add(struct nb_serve *s, struct packet *p)
     add->name[sizeof(add->name) - 1] = 0;
     add->precision[sizeof(add->precision) - 1] = 0;
     nb_worker_model_add(s, add, p->fds[0]);
-    nb_kept_send(s->device);
+    s->worked = nb_now_ns();
+    s->prepare_at = s->worked + BUSY_SHARE * QUIET_NS;
 }
 
 static void on_model_remove(struct nb_serve *s, struct packet *p)
@@ -297,6 +302,25 @@ static bool step(struct nb_serve *s)
     return false;
 }
 
+// The model that has something left to prepare, or NULL.
+static struct nb_worker_model *unprepared(struct nb_serve *s)
+{
+    for (uint32_t i = 0; i < NB_WORKER_MODELS; i++)
+        if (s->models[i].id && !nb_model_is_prepared(s->models[i].model))
+            return &s->models[i];
+    return NULL;
+}
+
+static void prepare(struct nb_serve *s, struct nb_worker_model *m)
+{
+    uint64_t begin = nb_now_ns();
+    int r = nb_worker_model_prepare(s, m);
+    if (r < 0)
+        nb_serve_fail(s, r);
+    uint64_t end = nb_now_ns();
+    s->prepare_at = end + BUSY_SHARE * (end - begin);
+}
+
 // Every client is told that the worker sleeps, then its ring is looked at once more.
 static bool may_sleep(struct nb_serve *s)
 {
@@ -322,6 +346,14 @@ static bool drained(const struct nb_serve *s)
     return s->draining;
 }
 
+// Until something comes, or it is time to prepare a model further.
+static void rest(struct nb_serve *s, uint64_t now)
+{
+    int timeout_ms = unprepared(s) ? (int)((s->worked + QUIET_NS - now) / 1000000) + 1 : -1;
+    listen_to(s, may_sleep(s) ? timeout_ms : 0);
+    wake(s);
+}
+
 static void loop(struct nb_serve *s)
 {
     uint64_t quiet_since = nb_now_ns();
@@ -331,15 +363,16 @@ static void loop(struct nb_serve *s)
         did |= operate(s);
         uint64_t now = nb_now_ns();
         if (did)
-            quiet_since = now;
-        bool sleep = !did && now - quiet_since >= SPIN_NS;
-        if (!sleep) {
-            listen_to(s, 0);
+            s->worked = quiet_since = now;
+        struct nb_worker_model *m = unprepared(s);
+        if (m && (did ? now >= s->prepare_at : now - s->worked >= QUIET_NS)) {
+            prepare(s, m);
+        } else if (!did && now - quiet_since >= SPIN_NS) {
+            rest(s, now);
+            quiet_since = nb_now_ns();
             continue;
         }
-        listen_to(s, may_sleep(s) ? -1 : 0);
-        wake(s);
-        quiet_since = nb_now_ns();
+        listen_to(s, 0);
     }
 }
 

@@ -25,8 +25,10 @@ struct nb_serve {
     int epoll;
     struct nb_worker_model models[NB_WORKER_MODELS];
     struct nb_channel *channels[NB_WORKER_CHANNELS];
-    uint32_t turn;      // whose step is next
-    uint32_t work_turn; // which channel's operator is next
+    uint32_t turn;       // whose step is next
+    uint64_t worked;     // when there was something to do at last, by nb_now_ns
+    uint64_t prepare_at; // when a model may be prepared further although there is
+    uint32_t work_turn;  // which channel's operator is next
     bool draining, ended;
 };
 
@@ -45,3 +47,6 @@ struct nb_worker_model *nb_worker_model_find(struct nb_serve *s, uint32_t id);
 // One step of the model, its batch named in the page before and counted after. 1: something ran or
 // can in the next one, 0: there is nothing to run, or negative: the device is lost.
 int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m);
+// One piece of nb_model_prepare; what the device keeps goes to the broker after the last. Returns
+// as that does.
+int nb_worker_model_prepare(struct nb_serve *s, struct nb_worker_model *m);

@@ -270,6 +270,7 @@ const struct nb_device_ops nb_vulkan_ops = {
     .model_open = nb_vulkan_model_open,
     .model_close = nb_vulkan_model_close,
     .step = nb_vulkan_step,
+    .prepare = nb_vulkan_prepare,
     .kv_clear = nb_vulkan_kv_clear,
     .times = nb_vulkan_times,
     .cache = nb_vulkan_cache_save,

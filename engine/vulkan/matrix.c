@@ -202,18 +202,16 @@ static void dispatch(struct call *c, struct nb_vulkan_dispatch *p, uint32_t rows
     const struct nb_tier_variant *v = &c->d->tier->variant[p->shader][tile];
     constants[CONST_TOKENS] = v->tokens;
     int i = c->rc < 0 ? c->rc : nb_vulkan_pipeline_name(m, v, constants);
-    if (i >= 0 && !m->pipelines[i].pipeline) {
-        m->pipelines[i].wanted = true;
-        c->rc = nb_vulkan_pipelines_make(m);
-    }
+    if (i >= 0 && !m->pipelines[i].pipeline)
+        c->rc = nb_vulkan_pipelines_make(m, &(uint16_t){(uint16_t)i}, 1, NULL, NULL);
     if (i < 0)
         c->rc = i;
     if (c->rc < 0)
         return;
-    p->tile[nb_vulkan_bucket(rows)] = p->stand_in[tile] = (uint8_t)tile;
+    p->stand_in[tile] = (uint8_t)tile;
     p->pipeline[tile] = (uint16_t)i;
     memcpy(p->push, push, bytes);
-    nb_vulkan_dispatch(m, c->commands, rows, p);
+    nb_vulkan_dispatch(m, c->commands, rows, p, tile);
 }
 
 // --- Products

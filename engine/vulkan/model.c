@@ -201,10 +201,9 @@ void nb_vulkan_model_close(struct nb_device_model *m)
         d->left = m;
         return;
     }
-    for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++) {
-        for (int part = 0; part < NB_VULKAN_PARTS; part++)
-            nb_vulkan_recording_finish(m, &m->recording[part][i]);
-    }
+    for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++)
+        nb_vulkan_recordings_forget(m, i);
+    nb_vulkan_tune_end(m);
     d->vk.DestroyQueryPool(d->device, m->queries, NULL);
     nb_vulkan_sets_finish(d, &m->sets);
     nb_vulkan_pipelines_destroy(m);

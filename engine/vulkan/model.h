@@ -12,6 +12,7 @@ enum {
     NB_VULKAN_HEAD_ROWS = 64,  // logits of one submission
     NB_VULKAN_STRIPES = 512,   // of a row of logits: shaders/top.comp
     NB_VULKAN_PIPELINES = 40,  // of a model, wherever one for each kind of product suffices
+    NB_VULKAN_NAMED = 256,     // pipelines that its dispatches may name
 };
 
 // What a dispatch's count of invocations follows from.
@@ -29,8 +30,9 @@ struct nb_vulkan_dispatch {
     uint32_t teams;            // of a row, and the first push constant where teams are workgroups
     enum nb_shader shader;
     uint16_t pipeline[NB_TIER_TILES]; // of the model's
-    uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows want
-    uint8_t stand_in[NB_TIER_TILES];  // for each tile the one they take: limit.c
+    uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows take now,
+    uint8_t best[NB_VULKAN_BUCKETS];  // and once its pipeline is ready
+    uint8_t stand_in[NB_TIER_TILES];  // for each tile the one it is computed as: limit.c
     VkDescriptorSet set;
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4];
 };
@@ -43,8 +45,8 @@ struct nb_vulkan_tables {
 struct nb_vulkan_pipeline {
     const struct nb_tier_variant *variant;
     uint32_t constants[NB_VULKAN_CONSTANTS];
-    bool wanted;
-    VkPipeline pipeline;
+    VkPipeline pipeline; // or none
+    bool ready;          // made, and run once where the device is to be warm
 };
 
 // A part of the image that holds some of the weights, and its buffer.
@@ -93,6 +95,7 @@ struct nb_device_model {
     struct nb_vulkan_sets sets;
     struct nb_vulkan_pipeline *pipelines;
     uint32_t n_pipelines;
+    struct nb_vulkan_tuning *tuning;       // what is still to be measured, or NULL
     struct nb_vulkan_dispatch *dispatches; // in the order of the plan, and then
     uint32_t n_dispatches, head, top;      // of the head from `head`, of candidates from `top` on
     struct nb_vulkan_recording recording[NB_VULKAN_PARTS][NB_VULKAN_BUCKETS];
@@ -162,10 +165,15 @@ void nb_vulkan_constants(const struct nb_packed *w, uint32_t c[NB_VULKAN_CONSTAN
 // pipelines.c. The index of a pipeline, named now and made later, or a negative errno.
 int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS]);
-int nb_vulkan_pipelines_make(struct nb_device_model *m); // those that are wanted, and no others
+// Makes those of the list that are not there. `made`, where it is not NULL, is called for each in
+// the list's order by the thread that calls this, as soon as it is there.
+int nb_vulkan_pipelines_make(struct nb_device_model *m, const uint16_t *list, uint32_t n,
+                             int (*made)(void *user, uint32_t pipeline), void *user);
+void nb_vulkan_pipeline_drop(struct nb_device_model *m, uint32_t pipeline);
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m);
 
-// limit.c: NB_VULKAN_PIPELINES of those that dispatches take, by fewer tiles for what computes least.
+// limit.c: NB_VULKAN_PIPELINES of those that dispatches take, by fewer tiles for what computes
+// least.
 int nb_vulkan_pipelines_limit(struct nb_device_model *m);
 
 // weights.c. Cutting makes no buffers, so that what the model needs is known before it is taken.
@@ -182,24 +190,37 @@ const struct nb_vulkan_piece *nb_vulkan_piece_of(const struct nb_device_model *m
 
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size);
 uint32_t nb_vulkan_bucket(uint32_t rows);
-// The variant of a dispatch that steps of so many rows take.
-uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t rows);
-// tune.c: tiles for all dispatches, and the pipelines of these.
-int nb_vulkan_tune(struct nb_device_model *m);
+static inline const struct nb_tier_variant *nb_vulkan_variant(const struct nb_device_model *m,
+                                                              const struct nb_vulkan_dispatch *p,
+                                                              uint32_t tile)
+{
+    return &m->device->tier->variant[p->shader][p->stand_in[tile]];
+}
+
+// prepare.c: the pipelines that the first steps need, then, piece by piece, what makes steps fast.
+int nb_vulkan_prepare_first(struct nb_device_model *m);
+int nb_vulkan_prepare(struct nb_device_model *m, uint32_t free_block); // nb_device_ops.prepare
+// tune.c: the best tile of each dispatch as far as it is known, and a list of what is to be
+// measured; then one measurement after the other, from when all pipelines that it wants are ready:
+// 1 as long as there is another.
+int nb_vulkan_tune_begin(struct nb_device_model *m);
+int nb_vulkan_tune_piece(struct nb_device_model *m, uint32_t free_block);
+bool nb_vulkan_tune_wants(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p);
+void nb_vulkan_tune_end(struct nb_device_model *m);
 // Whether steps of so many rows do without a dispatch.
 bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
                      uint32_t rows);
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
-                        const struct nb_vulkan_dispatch *p);
+                        const struct nb_vulkan_dispatch *p, uint32_t tile);
 void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c); // a barrier
-int nb_vulkan_warm(struct nb_device_model *m);                                     // warm.c
 // A bucket's, recorded at its first use.
 int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                             struct nb_vulkan_recording **ret);
 // After a step: cuts it again where op_ns says that its submissions are too long, or too short.
 int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                               struct nb_vulkan_recording *r);
-void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r);
+// What was recorded for a bucket; it is recorded again at its next use.
+void nb_vulkan_recordings_forget(struct nb_device_model *m, uint32_t bucket);
 
 // top.c: the best n candidates of a row, NB_CANDIDATES_MAX and the vocabulary at most, from the
 // best id of each stripe.

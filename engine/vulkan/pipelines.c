@@ -1,5 +1,6 @@
-// The pipelines of a model: named while its program is made, each once, then made together on as
-// many threads as this process has cores, because a driver takes 10 to 100 ms for one.
+// The pipelines of a model: named while its program is made, each once, then made when they are
+// wanted, several on as many threads as this process has cores, because a driver takes 10 to 100 ms
+// for one.
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -9,14 +10,13 @@
 
 #include "engine/vulkan/model.h"
 
-#define MAX_PIPELINES 256
-#define MAX_THREADS   8
+#define MAX_THREADS 8
 
 int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
                             const uint32_t constants[NB_VULKAN_CONSTANTS])
 {
     if (!m->pipelines) {
-        m->pipelines = calloc(MAX_PIPELINES, sizeof(*m->pipelines));
+        m->pipelines = calloc(NB_VULKAN_NAMED, sizeof(*m->pipelines));
         m->n_pipelines = 0;
     }
     if (!m->pipelines)
@@ -27,7 +27,7 @@ int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_vari
             m->pipelines[i].variant->local == variant->local &&
             !memcmp(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants)))
             return (int)i;
-    if (i == MAX_PIPELINES)
+    if (i == NB_VULKAN_NAMED)
         return -EOVERFLOW;
     m->pipelines[i].variant = variant;
     memcpy(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants));
@@ -36,8 +36,12 @@ int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_vari
 
 struct making {
     struct nb_device_model *m;
+    const uint16_t *list;
+    uint32_t n;
     atomic_uint next;
-    atomic_int rc;
+    pthread_mutex_t lock;
+    pthread_cond_t done; // one more is made, or failed
+    int rc;
 };
 
 static void *make_some(void *user)
@@ -45,13 +49,16 @@ static void *make_some(void *user)
     struct making *making = user;
     struct nb_device_model *m = making->m;
     uint32_t i;
-    while ((i = atomic_fetch_add(&making->next, 1)) < m->n_pipelines) {
-        struct nb_vulkan_pipeline *p = &m->pipelines[i];
-        int rc = p->wanted && !p->pipeline
-                     ? nb_vulkan_pipeline(m->device, p->variant, p->constants, &p->pipeline)
-                     : 0;
+    while ((i = atomic_fetch_add(&making->next, 1)) < making->n) {
+        struct nb_vulkan_pipeline *p = &m->pipelines[making->list[i]];
+        VkPipeline made = VK_NULL_HANDLE;
+        int rc = nb_vulkan_pipeline(m->device, p->variant, p->constants, &made);
+        pthread_mutex_lock(&making->lock);
+        p->pipeline = made;
         if (rc < 0)
-            atomic_store(&making->rc, rc);
+            making->rc = rc;
+        pthread_cond_signal(&making->done);
+        pthread_mutex_unlock(&making->lock);
     }
     return NULL;
 }
@@ -62,30 +69,52 @@ static uint32_t cores(void)
     return sched_getaffinity(0, sizeof(set), &set) < 0 ? 1 : (uint32_t)CPU_COUNT(&set);
 }
 
-int nb_vulkan_pipelines_make(struct nb_device_model *m)
+static int wait_until_made(struct making *making, const struct nb_vulkan_pipeline *p)
 {
-    struct making making = {.m = m};
+    pthread_mutex_lock(&making->lock);
+    while (!p->pipeline && making->rc == 0)
+        pthread_cond_wait(&making->done, &making->lock);
+    int rc = making->rc;
+    pthread_mutex_unlock(&making->lock);
+    nb_device_beat(&making->m->device->base);
+    return rc;
+}
+
+int nb_vulkan_pipelines_make(struct nb_device_model *m, const uint16_t *list, uint32_t n,
+                             int (*made)(void *user, uint32_t pipeline), void *user)
+{
+    struct making making = {.m = m,
+                            .list = list,
+                            .n = n,
+                            .lock = PTHREAD_MUTEX_INITIALIZER,
+                            .done = PTHREAD_COND_INITIALIZER};
     pthread_t thread[MAX_THREADS];
-    uint32_t wanted = cores() - 1, n = 0;
-    wanted = wanted < MAX_THREADS ? wanted : MAX_THREADS;
-    // A thread less only takes longer: this one makes all that is left.
-    while (n < wanted && pthread_create(&thread[n], NULL, make_some, &making) == 0)
-        n++;
-    make_some(&making);
-    while (n > 0)
-        pthread_join(thread[--n], NULL);
-    for (uint32_t i = 0; i < m->n_pipelines; i++)
-        if (!m->pipelines[i].wanted) {
-            m->device->vk.DestroyPipeline(m->device->device, m->pipelines[i].pipeline, NULL);
-            m->pipelines[i].pipeline = VK_NULL_HANDLE;
-        }
-    return atomic_load(&making.rc);
+    uint32_t most = cores() < MAX_THREADS ? cores() : MAX_THREADS, threads = 0;
+    int rc = 0;
+    while (n > 1 && threads < most &&
+           pthread_create(&thread[threads], NULL, make_some, &making) == 0)
+        threads++;
+    if (threads == 0)
+        make_some(&making);
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        if ((rc = wait_until_made(&making, &m->pipelines[list[i]])) == 0 && made)
+            rc = made(user, list[i]);
+    atomic_store(&making.next, n); // after a failure the rest is not begun
+    while (threads > 0)
+        pthread_join(thread[--threads], NULL);
+    return rc;
+}
+
+void nb_vulkan_pipeline_drop(struct nb_device_model *m, uint32_t i)
+{
+    m->device->vk.DestroyPipeline(m->device->device, m->pipelines[i].pipeline, NULL);
+    m->pipelines[i].pipeline = VK_NULL_HANDLE;
 }
 
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m)
 {
     for (uint32_t i = 0; i < m->n_pipelines; i++)
-        m->device->vk.DestroyPipeline(m->device->device, m->pipelines[i].pipeline, NULL);
+        nb_vulkan_pipeline_drop(m, i);
     free(m->pipelines);
     m->pipelines = NULL;
     m->n_pipelines = 0;

@@ -354,7 +354,7 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
     if (b.rc == 0)
         b.rc = nb_vulkan_pipelines_limit(m);
     if (b.rc == 0)
-        b.rc = nb_vulkan_tune(m);
+        b.rc = nb_vulkan_prepare_first(m);
     if (b.rc < 0)
         return nb_fail(ret_error, error_size, b.rc, "%s: cannot make the model's pipelines: %s",
                        m->device->info.name, strerror(-b.rc));

@@ -44,25 +44,24 @@ void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c
     barrier(&m->device->vk, c, &computing, &computing);
 }
 
-static const struct nb_tier_variant *variant_of(const struct nb_device_model *m,
-                                                const struct nb_vulkan_dispatch *p, uint32_t rows)
+static uint32_t tile_of(const struct nb_vulkan_dispatch *p, uint32_t rows)
 {
-    return &m->device->tier->variant[p->shader][nb_vulkan_tile(p, rows)];
+    return p->tile[nb_vulkan_bucket(rows)];
 }
 
 bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
                      uint32_t rows)
 {
-    return p->unless && variant_of(m, &m->dispatches[p->unless - 1], rows)->finishes;
+    const struct nb_vulkan_dispatch *before = p->unless ? &m->dispatches[p->unless - 1] : NULL;
+    return before && nb_vulkan_variant(m, before, tile_of(before, rows))->finishes;
 }
 
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
-                        const struct nb_vulkan_dispatch *p)
+                        const struct nb_vulkan_dispatch *p, uint32_t tile)
 {
     const struct nb_vk *vk = &m->device->vk;
     VkPipelineLayout layout = m->device->layout;
-    uint32_t tile = nb_vulkan_tile(p, rows);
-    const struct nb_tier_variant *v = variant_of(m, p, rows);
+    const struct nb_tier_variant *v = nb_vulkan_variant(m, p, tile);
     uint32_t covered =
         v->units ? v->units : nb_vulkan_local(m->device, v) * (v->each ? v->each : 1);
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;
@@ -118,7 +117,7 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
             continue;
         if (!p->beside)
             barrier(vk, c, &computing, &computing);
-        nb_vulkan_dispatch(m, c, rows, p);
+        nb_vulkan_dispatch(m, c, rows, p, tile_of(p, rows));
     }
     vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
     if (s->end < m->top)
@@ -156,7 +155,7 @@ static uint32_t cut(const struct nb_device_model *m, uint32_t first, uint32_t en
     return n;
 }
 
-void nb_vulkan_recording_finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
+static void finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
 {
     for (uint32_t i = 0; i < r->n; i++)
         nb_vulkan_release(m->device, &m->device->compute, &r->segments[i].commands);
@@ -183,10 +182,16 @@ static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part 
         rc = nb_vk_errno(m->device->vk.EndCommandBuffer(r.segments[i].commands));
     }
     if (rc < 0)
-        nb_vulkan_recording_finish(m, &r);
+        finish(m, &r);
     else
         *ret = r;
     return rc;
+}
+
+void nb_vulkan_recordings_forget(struct nb_device_model *m, uint32_t bucket)
+{
+    for (int part = 0; part < NB_VULKAN_PARTS; part++)
+        finish(m, &m->recording[part][bucket]);
 }
 
 int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
@@ -218,7 +223,7 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum n
     if (rc < 0)
         return rc;
     better.steps = r->steps;
-    nb_vulkan_recording_finish(m, r);
+    finish(m, r);
     *r = better;
     return 0;
 }

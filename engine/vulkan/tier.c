@@ -88,7 +88,8 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = ALONE(TOP)}},
+                 [NB_SHADER_TOP] = ALONE(TOP)},
+     .first = 1},
     {"subgroups-dot", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT, IS_GPU | HAS_FAST_DOT,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
                  [NB_SHADER_EMBED] = ALONE(EMBED),
@@ -97,7 +98,8 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = ALONE(TOP)}},
+                 [NB_SHADER_TOP] = ALONE(TOP)},
+     .first = 1},
     {"matrices", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT | HAS_MATRICES, IS_GPU | HAS_FAST_DOT,
      .variant = {[NB_SHADER_EMBED] = ALONE(EMBED),
                  [NB_SHADER_QUANTIZE] = TEAM(QUANTIZE_TEAM),
@@ -105,7 +107,8 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), GEMV(GEMV, 8)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = ALONE(TOP)}},
+                 [NB_SHADER_TOP] = ALONE(TOP)},
+     .first = 1},
 };
 #define N_TIERS (sizeof(tiers) / sizeof(tiers[0]))
 

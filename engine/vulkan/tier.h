@@ -28,6 +28,7 @@ struct nb_tier {
     uint32_t needs, wants; // bits; without what it wants it is not chosen but by name
     // By tile: the first for one row of a step, the last for many.
     struct nb_tier_variant variant[NB_SHADERS][NB_TIER_TILES];
+    uint32_t first; // the tile that all products take until others are ready
     // Its products turn queries and keys and write keys and values, and its attention takes several
     // heads.
     bool turns;

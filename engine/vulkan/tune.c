@@ -1,6 +1,6 @@
 // Chooses the tile of each product for each count of rows, by timing those that the device's tier
-// has on the model's own shapes and weights, and remembers the choice. Must not change a result:
-// tiles differ in speed alone.
+// has on the model's own shapes and weights, one measurement after the other between steps, and
+// remembers the choice. Must not change a result: tiles differ in speed alone.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,12 +27,13 @@ struct product {
     struct nb_vulkan_choice choice;
 };
 
-struct tuning {
+struct nb_vulkan_tuning {
     struct nb_device_model *m;
-    struct product *product;
+    struct product product[MAX_PRODUCTS];
     uint32_t n;
+    uint32_t bucket, at; // the next measurement's
     VkQueryPool queries;
-    uint64_t deadline;
+    double left_ns;    // of the budget
     double ns_of_work; // what a unit of it has taken at last, all turns together
 };
 
@@ -41,11 +42,6 @@ static uint64_t now_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
-uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t rows)
-{
-    return p->stand_in[p->tile[nb_vulkan_bucket(rows)]];
 }
 
 // Without a measurement: the smallest that holds the rows.
@@ -88,7 +84,8 @@ static uint64_t kind_of(const struct nb_device_model *m, const struct nb_vulkan_
     return hash;
 }
 
-static void add_product(struct tuning *tuning, struct nb_vulkan_dispatch *p, uint64_t kind)
+static void add_product(struct nb_vulkan_tuning *tuning, struct nb_vulkan_dispatch *p,
+                        uint64_t kind)
 {
     struct nb_device_model *m = tuning->m;
     struct product *of = tuning->product, *end = of + tuning->n;
@@ -101,25 +98,25 @@ static void add_product(struct tuning *tuning, struct nb_vulkan_dispatch *p, uin
         const struct nb_packed *w = m->plan->ops[p->op].m[0].w;
         of->work = (double)p->units * (w ? w->cols : 1);
         of->most_rows = (uint32_t)(p - m->dispatches) < m->head ? m->max_rows : m->head_rows;
-        memcpy(of->choice.tile, p->tile, sizeof(p->tile));
+        memcpy(of->choice.tile, p->best, sizeof(p->best));
         tuning->n++;
     }
     if (of->n < LAYERS)
         of->of[of->n++] = p;
 }
 
-static void list_products(struct tuning *tuning)
+static void list_products(struct nb_vulkan_tuning *tuning)
 {
     struct nb_device_model *m = tuning->m;
     for (uint32_t i = 0; i < m->n_dispatches; i++) {
         struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        set_usual(m->device, p, p->tile);
+        set_usual(m->device, p, p->best);
         if (!has_choice(p) || m->device->tile)
             continue;
         uint64_t kind = kind_of(m, p);
         const struct nb_vulkan_choice *known = nb_vulkan_choice_find(m->device, kind);
         if (known)
-            memcpy(p->tile, known->tile, sizeof(p->tile));
+            memcpy(p->best, known->tile, sizeof(p->best));
         else if (m->device->warm)
             add_product(tuning, p, kind);
     }
@@ -133,37 +130,39 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void use_tile(struct product *of, uint32_t bucket, uint32_t tile)
-{
-    for (uint32_t i = 0; i < of->n; i++)
-        of->of[i]->tile[bucket] = (uint8_t)tile;
-}
-
-// The tiles take turns, so that what slows the machine down for a while slows all of them, on the
-// zeros that the model's buffers hold.
-static void record_turns(const struct tuning *tuning, struct product *of, uint32_t bucket,
-                         VkCommandBuffer c)
+// The tiles take turns, so that what slows the machine down for a while slows all of them, on what
+// the model's buffers hold.
+static void record_turns(const struct nb_vulkan_tuning *tuning, const struct product *of,
+                         uint32_t bucket, VkCommandBuffer c)
 {
     const struct nb_vk *vk = &tuning->m->device->vk;
     const VkPipelineStageFlags compute = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
     vk->CmdResetQueryPool(c, tuning->queries, 0, 2 * TURNS * NB_TIER_TILES);
     for (uint32_t i = 0; i < TURNS * NB_TIER_TILES; i++) {
-        use_tile(of, bucket, i % NB_TIER_TILES);
         vk->CmdWriteTimestamp(c, compute, tuning->queries, 2 * i);
-        nb_vulkan_dispatch(tuning->m, c, 1u << bucket, of->of[i / NB_TIER_TILES % of->n]);
+        nb_vulkan_dispatch(tuning->m, c, 1u << bucket, of->of[i / NB_TIER_TILES % of->n],
+                           i % NB_TIER_TILES);
         vk->CmdWriteTimestamp(c, compute, tuning->queries, 2 * i + 1);
         nb_vulkan_after_dispatch(tuning->m, c);
     }
 }
 
-static int time_tiles(const struct tuning *tuning, struct product *of, uint32_t bucket,
-                      uint64_t ret[NB_TIER_TILES])
+// As many rows, all at the first position of a sequence whose only block is this one.
+static void write_step(struct nb_device_model *m, uint32_t rows, uint32_t block)
+{
+    uint32_t *word = m->step.map;
+    word[0] = word[1] = rows;
+    memset(word + m->tables.position, 0, rows * sizeof(*word));
+    memset(word + m->tables.sequence, 0, rows * sizeof(*word));
+    word[m->tables.blocks] = block;
+}
+
+static int time_tiles(const struct nb_vulkan_tuning *tuning, const struct product *of,
+                      uint32_t bucket, uint64_t ret[NB_TIER_TILES])
 {
     const struct nb_device_model *m = tuning->m;
     uint64_t tick[TURNS][NB_TIER_TILES][2], ticks[TURNS];
-    uint32_t *word = m->step.map;
     VkCommandBuffer c;
-    word[0] = word[1] = 1u << bucket;
     int rc = nb_vulkan_begin(m->device, true, &c);
     if (rc < 0)
         return rc;
@@ -182,15 +181,18 @@ static int time_tiles(const struct tuning *tuning, struct product *of, uint32_t 
     return rc;
 }
 
-// A measurement that would take too much of the budget is left out.
-static int choose(struct tuning *tuning, struct product *of, uint32_t bucket)
+// A measurement that would take too much of the budget is left out: the usual tile stays.
+static bool is_affordable(const struct nb_vulkan_tuning *tuning, const struct product *of)
+{
+    double expected = of->ns > 0 ? 2 * of->ns : of->work * tuning->ns_of_work;
+    return expected * SHARE <= BUDGET_NS && expected <= tuning->left_ns;
+}
+
+static int choose(struct nb_vulkan_tuning *tuning, struct product *of, uint32_t bucket)
 {
     uint64_t ticks[NB_TIER_TILES], begin = now_ns();
     uint8_t *chosen = &of->choice.tile[bucket];
     uint32_t usual = *chosen, best = 0;
-    double expected = of->ns > 0 ? 2 * of->ns : of->work * tuning->ns_of_work;
-    if (expected * SHARE > BUDGET_NS || begin + (uint64_t)expected > tuning->deadline)
-        return 0; // the usual tile stays
     int rc = time_tiles(tuning, of, bucket, ticks);
     for (uint32_t t = 1; rc == 0 && t < NB_TIER_TILES; t++)
         best = ticks[t] < ticks[best] ? t : best;
@@ -199,76 +201,87 @@ static int choose(struct tuning *tuning, struct product *of, uint32_t bucket)
     if (rc == 0 && bucket == MOST_BUCKET)
         memset(chosen, *chosen, NB_VULKAN_BUCKETS - MOST_BUCKET);
     of->ns = (double)(now_ns() - begin);
+    tuning->left_ns -= of->ns;
     tuning->ns_of_work = of->ns / of->work;
-    use_tile(of, bucket, *chosen);
-    return rc;
-}
-
-// Few rows first: decode is what most steps do.
-static int measure(struct tuning *tuning)
-{
-    const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
-                                        .queryType = VK_QUERY_TYPE_TIMESTAMP,
-                                        .queryCount = 2 * TURNS * NB_TIER_TILES};
-    struct nb_vulkan_device *d = tuning->m->device;
-    int rc = nb_vk_errno(d->vk.CreateQueryPool(d->device, &info, NULL, &tuning->queries));
-    tuning->deadline = now_ns() + BUDGET_NS;
-    for (uint32_t b = 0; b <= MOST_BUCKET; b++)
-        for (uint32_t i = 0; i < tuning->n && rc == 0; i++)
-            if (1u << b <= tuning->product[i].most_rows) {
-                rc = choose(tuning, &tuning->product[i], b);
-            }
-    d->vk.DestroyQueryPool(d->device, tuning->queries, NULL);
-    for (uint32_t i = 0; i < tuning->n && rc == 0; i++)
-        nb_vulkan_choice_keep(d, &tuning->product[i].choice);
     return rc;
 }
 
 // --- All of it
 
-// Those that some step will take; with `every` all that tuning compares.
-static void want_pipelines(struct nb_device_model *m, bool every)
+int nb_vulkan_tune_begin(struct nb_device_model *m)
 {
-    for (uint32_t i = 0; i < m->n_pipelines; i++)
-        m->pipelines[i].wanted = false;
-    for (uint32_t i = 0; i < m->n_dispatches; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        for (uint32_t b = 0; b <= nb_vulkan_bucket(m->padded_rows); b++)
-            m->pipelines[p->pipeline[p->tile[b]]].wanted = true;
-        for (uint32_t t = 0; every && t < NB_TIER_TILES; t++)
-            m->pipelines[p->pipeline[t]].wanted = true;
+    const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+                                        .queryType = VK_QUERY_TYPE_TIMESTAMP,
+                                        .queryCount = 2 * TURNS * NB_TIER_TILES};
+    struct nb_vulkan_tuning *tuning = m->tuning = calloc(1, sizeof(*tuning));
+    if (!tuning)
+        return -ENOMEM;
+    tuning->m = m;
+    tuning->left_ns = BUDGET_NS;
+    list_products(tuning);
+    if (tuning->n == 0) {
+        nb_vulkan_tune_end(m);
+        return 0;
     }
+    struct nb_vulkan_device *d = m->device;
+    return nb_vk_errno(d->vk.CreateQueryPool(d->device, &info, NULL, &tuning->queries));
 }
 
-static void spread(struct tuning *tuning)
+void nb_vulkan_tune_end(struct nb_device_model *m)
+{
+    if (m->tuning)
+        m->device->vk.DestroyQueryPool(m->device->device, m->tuning->queries, NULL);
+    free(m->tuning);
+    m->tuning = NULL;
+}
+
+bool nb_vulkan_tune_wants(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p)
+{
+    for (uint32_t i = 0; m->tuning && i < m->tuning->n; i++)
+        for (uint32_t j = 0; j < m->tuning->product[i].n; j++)
+            if (m->tuning->product[i].of[j] == p)
+                return true;
+    return false;
+}
+
+static void keep_all(struct nb_vulkan_tuning *tuning)
 {
     struct nb_device_model *m = tuning->m;
+    for (uint32_t i = 0; i < tuning->n; i++)
+        nb_vulkan_choice_keep(m->device, &tuning->product[i].choice);
     for (uint32_t i = 0; i < m->n_dispatches; i++) {
         struct nb_vulkan_dispatch *p = &m->dispatches[i];
         const struct nb_vulkan_choice *c =
             has_choice(p) ? nb_vulkan_choice_find(m->device, kind_of(m, p)) : NULL;
         if (c)
-            memcpy(p->tile, c->tile, sizeof(p->tile));
+            memcpy(p->best, c->tile, sizeof(p->best));
     }
 }
 
-int nb_vulkan_tune(struct nb_device_model *m)
+// Few rows first: decode is what most steps do. Without a block nothing can be measured; then the
+// next start has another try.
+int nb_vulkan_tune_piece(struct nb_device_model *m, uint32_t free_block)
 {
-    struct tuning tuning = {.m = m, .product = calloc(MAX_PRODUCTS, sizeof(*tuning.product))};
-    if (!tuning.product)
-        return -ENOMEM;
-    list_products(&tuning);
-    want_pipelines(m, tuning.n > 0);
-    int rc = nb_vulkan_pipelines_make(m);
-    if (rc == 0 && m->device->warm)
-        rc = nb_vulkan_warm(m);
-    if (rc == 0 && tuning.n > 0) {
-        rc = measure(&tuning);
-        spread(&tuning);
-        want_pipelines(m, false);
-        rc = rc < 0 ? rc : nb_vulkan_pipelines_make(m);
-        nb_vulkan_kv_clear(m, 0); // what was computed on zeros went there
+    struct nb_vulkan_tuning *tuning = m->tuning;
+    bool measured = free_block == NB_NO_BLOCK;
+    int rc = 0;
+    while (!measured && tuning->bucket <= MOST_BUCKET) {
+        struct product *of = &tuning->product[tuning->at];
+        const uint32_t bucket = tuning->bucket, rows = 1u << bucket;
+        measured = rows <= of->most_rows && is_affordable(tuning, of);
+        if (measured) {
+            write_step(m, rows, free_block);
+            rc = choose(tuning, of, bucket);
+        }
+        tuning->at = (tuning->at + 1) % tuning->n;
+        tuning->bucket += tuning->at == 0;
     }
-    free(tuning.product);
-    return rc;
+    if (rc < 0)
+        return rc;
+    if (tuning->bucket <= MOST_BUCKET && free_block != NB_NO_BLOCK)
+        return 1;
+    if (free_block != NB_NO_BLOCK)
+        keep_all(tuning);
+    nb_vulkan_tune_end(m);
+    return 0;
 }

@@ -370,6 +370,9 @@ struct nibble_counters {
     uint32_t n_ops;
     char device[32];
     struct nibble_op_counter ops[16];
+    /* 1: while it is idle the device makes later steps faster, as it does for some seconds after a
+     * model is loaded there for the first time. What they compute does not change. */
+    uint32_t preparing;
 };
 /* Blocks. */
 NIBBLE_API int nibble_model_counters(nibble_session *session, struct nibble_counters *ret_counters);

@@ -52,6 +52,13 @@ class Faulty(StreamTest):
 
     def load(self, name="m", **options):
         self.admin.load(name, self.path, device="vulkan0", **options)
+        self.prepared(name)
+
+    def prepared(self, name="m"):
+        """Afterwards the worker submits nothing but steps: `nibble bench` waits for that."""
+        process = self.cli("bench", name, *"--prompt 1 --gen 2 --depth 1 --clients 1 --runs 1".split())
+        _, err = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, err)
 
     def stream(self, n=TOKENS, **options):
         return super().stream(n=n, **options)
@@ -90,6 +97,18 @@ class Loss(Faulty):
         self.assertEqual(self.answer(self.stream(n=50, prompt=PROMPT)), alone)
         self.assertEqual(self.restarts(), 1)
         self.assertRegex(self.daemon.logged(), r"failed in a step of \d\d+ rows: .*, from \w+ of layer \d+ on")
+
+    def test_while_it_prepares(self):
+        self.load()
+        alone = self.answer(self.stream())
+        self.admin.unload("m")
+        self.admin.load("m", self.path, device="vulkan0")
+        self.order(LOST_, SUBMIT)  # nobody asks for a step
+        until(lambda: "failed in preparing a model: VK_ERROR_DEVICE_LOST" in self.daemon.logged(), "its end")
+        self.assertEqual(self.answer(self.stream()), alone)
+        self.prepared()
+        self.assertEqual(self.answer(self.stream()), alone)
+        self.assertEqual(self.restarts(), 1)
 
     def test_in_uploads(self):
         self.order(LOST_, COPY, no_import=1)

@@ -59,7 +59,7 @@ static void run_top(struct nb_device_model *m, uint32_t vocab)
     ((uint32_t *)m->step.map)[1] = 1;
     ((uint32_t *)m->step.map)[m->tables.candidates] = 1;
     assert_int_equal(nb_vulkan_begin(m->device, true, &c), 0);
-    nb_vulkan_dispatch(m, c, 1, &p);
+    nb_vulkan_dispatch(m, c, 1, &p, 0);
     assert_int_equal(nb_vulkan_run_once(m->device, c), 0);
 }
 

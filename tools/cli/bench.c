@@ -7,8 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/cli/cli.h"
+
+#define PREPARED_MS 1000 // between two questions, so that the device is idle
 
 struct client {
     nibble *connection;
@@ -136,6 +139,24 @@ static int run_aggregate(struct bench *b, uint32_t seed, double *ret_tps)
     return r;
 }
 
+// Figures are of a device that has finished what it does for later steps while it is idle.
+static int wait_until_prepared(struct bench *b)
+{
+    struct nibble_counters now = {.preparing = 1};
+    bool told = !isatty(STDERR_FILENO);
+    while (now.preparing) {
+        int r = nibble_model_counters(b->c->session, &now);
+        if (r < 0)
+            return cli_failed(b->c->connection, "bench", r);
+        if (now.preparing && !told)
+            fprintf(stderr, "waiting until %s is tuned for the model\n", now.device);
+        told = true;
+        if (now.preparing)
+            poll(NULL, 0, PREPARED_MS);
+    }
+    return 0;
+}
+
 static int measure(struct bench *b, json_t *result)
 {
     static const struct {
@@ -260,7 +281,8 @@ static int bench_model(struct bench *b, const char *model)
     b->c = cli_alloc(b->clients, sizeof *b->c);
     b->ids = cli_alloc(b->prompt > b->depth ? b->prompt : b->depth, sizeof *b->ids);
     int status = open_clients(b, model);
-    if (status == CLI_OK && (measure(b, result) || count_operators(b, result)))
+    if (status == CLI_OK &&
+        (wait_until_prepared(b) || measure(b, result) || count_operators(b, result)))
         status = CLI_FAILED;
     if (status == CLI_OK)
         status = cli_stayed(b->c[0].session, b->measured);

@@ -1,0 +1,202 @@
+// When a model has which pipelines. All tiles of a product give the same bits, so a model is open
+// as soon as each of its dispatches has one that is ready; the best tiles of each count of rows,
+// and what finds them out, come later, piece by piece, while nobody waits. Ready is a pipeline that
+// has run once, on no rows, because a driver that compiles at the first dispatch (Mesa's CPU
+// driver: 30 to 1200 ms a shader) should not do so in a step. Computes nothing.
+#include "engine/vulkan/model.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+// --- Making pipelines ready
+
+struct warming {
+    struct nb_device_model *m;
+    VkCommandBuffer *commands;
+    uint32_t n;
+};
+
+// Some dispatch that can have the pipeline, and as which tile.
+static const struct nb_vulkan_dispatch *user_of(const struct nb_device_model *m, uint32_t pipeline,
+                                                uint32_t *ret_tile)
+{
+    for (uint32_t i = 0; i < m->n_dispatches; i++)
+        for (uint32_t t = 0; t < NB_TIER_TILES; t++)
+            if (m->dispatches[i].pipeline[t] == pipeline) {
+                *ret_tile = t;
+                return &m->dispatches[i];
+            }
+    return NULL;
+}
+
+// A submission for each, not waited for, so that the driver compiles one while the next is made.
+static int warm_up(void *user, uint32_t pipeline)
+{
+    struct warming *w = user;
+    struct nb_device_model *m = w->m;
+    uint32_t tile = 0;
+    uint64_t number;
+    const struct nb_vulkan_dispatch *p = user_of(m, pipeline, &tile);
+    VkCommandBuffer c;
+    int rc = p ? nb_vulkan_begin(m->device, true, &c) : -EINVAL;
+    if (rc < 0)
+        return rc;
+    w->commands[w->n++] = c;
+    nb_vulkan_dispatch(m, c, 1, p, tile);
+    nb_vulkan_after_dispatch(m, c);
+    rc = nb_vk_errno(m->device->vk.EndCommandBuffer(c));
+    return rc < 0 ? rc : nb_vulkan_submit(m->device, &m->device->compute, c, &number);
+}
+
+static int make_and_warm(struct nb_device_model *m, const uint16_t *list, uint32_t n)
+{
+    struct nb_vulkan_device *d = m->device;
+    uint32_t *word = m->step.map;
+    uint64_t before = d->compute.submitted;
+    struct warming w = {.m = m, .commands = calloc(n, sizeof(VkCommandBuffer))};
+    if (!w.commands)
+        return -ENOMEM;
+    word[0] = word[1] = 0; // rows, and rows of the head
+    int rc = nb_vulkan_pipelines_make(m, list, n, warm_up, &w);
+    // One after the other, so that the time allowed is a submission's.
+    for (uint64_t i = before + 1; i <= d->compute.submitted && !d->gone; i++) {
+        int waited = nb_vulkan_wait(d, &d->compute, i);
+        rc = rc < 0 ? rc : waited;
+    }
+    for (uint32_t i = 0; i < w.n && !d->hangs; i++)
+        nb_vulkan_release(d, &d->compute, &w.commands[i]);
+    free(w.commands);
+    return rc;
+}
+
+static int make_ready(struct nb_device_model *m, const uint16_t *list, uint32_t n)
+{
+    int rc = m->device->warm ? make_and_warm(m, list, n)
+                             : nb_vulkan_pipelines_make(m, list, n, NULL, NULL);
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        m->pipelines[list[i]].ready = true;
+    return rc;
+}
+
+// --- Which are wanted
+
+// Whether steps with the tiles of now, or with the best ones, take a dispatch.
+static bool is_taken(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
+                     uint32_t bucket, bool best)
+{
+    if (!p->unless)
+        return true;
+    const struct nb_vulkan_dispatch *before = &m->dispatches[p->unless - 1];
+    return !nb_vulkan_variant(m, before, (best ? before->best : before->tile)[bucket])->finishes;
+}
+
+static void want_taken(const struct nb_device_model *m, bool best, bool wanted[])
+{
+    const uint32_t last = nb_vulkan_bucket(m->padded_rows);
+    for (uint32_t i = 0; i < m->n_dispatches; i++) {
+        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        for (uint32_t b = 0; b <= last; b++)
+            if (is_taken(m, p, b, best))
+                wanted[p->pipeline[(best ? p->best : p->tile)[b]]] = true;
+    }
+}
+
+static void want_compared(const struct nb_device_model *m, bool wanted[])
+{
+    for (uint32_t i = 0; i < m->n_dispatches; i++)
+        for (uint32_t t = 0; nb_vulkan_tune_wants(m, &m->dispatches[i]) && t < NB_TIER_TILES; t++)
+            wanted[m->dispatches[i].pipeline[t]] = true;
+}
+
+// Those that are wanted and not ready, at most `max`.
+static uint32_t list_missing(const struct nb_device_model *m, const bool wanted[], uint16_t *ret,
+                             uint32_t max)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < m->n_pipelines && n < max; i++)
+        if (wanted[i] && !m->pipelines[i].ready)
+            ret[n++] = (uint16_t)i;
+    return n;
+}
+
+// --- From the tiles of now to the best
+
+// Nor is a tile ready while what it leaves to the dispatches after it is not.
+static bool is_ready(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
+                     uint32_t bucket)
+{
+    const struct nb_vulkan_dispatch *end = m->dispatches + m->n_dispatches;
+    const uint32_t tile = p->best[bucket], itself = (uint32_t)(p - m->dispatches) + 1;
+    bool ready = m->pipelines[p->pipeline[tile]].ready;
+    for (const struct nb_vulkan_dispatch *q = p + 1; q < end && q->op <= p->op + 1; q++)
+        if (q->unless == itself && !nb_vulkan_variant(m, p, tile)->finishes)
+            ready = ready && m->pipelines[q->pipeline[q->best[bucket]]].ready;
+    return ready;
+}
+
+// Steps take the best tiles that are ready; what was recorded with others is recorded again.
+static void settle(struct nb_device_model *m)
+{
+    for (uint32_t b = 0; b <= nb_vulkan_bucket(m->padded_rows); b++) {
+        bool changed = false;
+        for (uint32_t i = 0; i < m->n_dispatches; i++) {
+            struct nb_vulkan_dispatch *p = &m->dispatches[i];
+            if (p->tile[b] == p->best[b] || !is_ready(m, p, b))
+                continue;
+            p->tile[b] = p->best[b];
+            changed = true;
+        }
+        if (changed)
+            nb_vulkan_recordings_forget(m, b);
+    }
+}
+
+static void drop_unused(struct nb_device_model *m)
+{
+    bool wanted[NB_VULKAN_NAMED] = {false};
+    want_taken(m, false, wanted);
+    for (uint32_t i = 0; i < m->n_pipelines; i++)
+        if (!wanted[i])
+            nb_vulkan_pipeline_drop(m, i);
+}
+
+int nb_vulkan_prepare_first(struct nb_device_model *m)
+{
+    bool wanted[NB_VULKAN_NAMED] = {false};
+    uint16_t list[NB_VULKAN_NAMED];
+    int rc = nb_vulkan_tune_begin(m);
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; i < m->n_dispatches; i++)
+        for (uint32_t b = 0; b < NB_VULKAN_BUCKETS; b++)
+            m->dispatches[i].tile[b] = m->device->warm && !m->device->tile
+                                           ? (uint8_t)m->device->tier->first
+                                           : m->dispatches[i].best[b];
+    want_taken(m, false, wanted);
+    return make_ready(m, list, list_missing(m, wanted, list, NB_VULKAN_NAMED));
+}
+
+int nb_vulkan_prepare(struct nb_device_model *m, uint32_t free_block)
+{
+    bool wanted[NB_VULKAN_NAMED] = {false};
+    uint16_t next;
+    int rc = 0;
+    nb_vulkan_doing(m->device, "preparing a model");
+    want_taken(m, true, wanted);
+    uint32_t n = list_missing(m, wanted, &next, 1);
+    if (n == 0) {
+        want_compared(m, wanted);
+        n = list_missing(m, wanted, &next, 1);
+    }
+    if (n > 0)
+        rc = make_ready(m, &next, 1);
+    else if (m->tuning)
+        rc = nb_vulkan_tune_piece(m, free_block);
+    if (rc < 0)
+        return rc;
+    settle(m);
+    if (n > 0 || m->tuning)
+        return 1;
+    drop_unused(m);
+    return 0;
+}
