@@ -179,7 +179,11 @@ static int start(struct nb_load *load)
                              .fds = fds,
                              .n_fds = 2,
                              .file_bytes = load->budget ? load->budget : 1};
-    return nb_worker_spawn(broker, &spawn, &ops, load, &load->loader);
+    int r = nb_worker_spawn(broker, &spawn, &ops, load, &load->loader);
+    // The device is opened meanwhile. Where it cannot be, serving the model says why.
+    if (r >= 0 && !strcmp(load->model->device->info.state, "ready"))
+        (void)nb_device_start(load->model->device);
+    return r;
 }
 
 static int on_turn(sd_event_source *source, void *user)
