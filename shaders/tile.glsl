@@ -1,5 +1,6 @@
 // A workgroup computes 64 rows for TOKENS (32) tokens: the codes of STEP blocks, as signed bytes,
-// and the inputs' records are staged in shared memory; a lane takes four rows and four tokens.
+// and the inputs' records are staged in shared memory; a lane takes four rows and four tokens. Of
+// float weights and their inputs it stages COLUMNS in the same memory.
 #include "product.glsl"
 
 const uint STEP = 4, QUADS = 16, MINE = TOKENS * QUADS / LANES; // MINE: tokens of a lane
@@ -8,6 +9,7 @@ const uint GROUPS = 32 / GROUP;
 shared uvec4 codes[STEP][8][QUADS];
 shared vec4 scales[STEP][GROUPS][QUADS], least[STEP][GROUPS][QUADS];
 shared uvec4 heads[STEP][TOKENS], inner[STEP][2 * TERMS][TOKENS];
+const uint COLUMNS = STEP * 8; // as many as `codes` holds, and `inner` with one term
 
 // Half of the lanes bring codes, the others scales, then all of them inputs.
 void stage(uint group1, uint b, uint blocks, uint token, uint tokens)
@@ -62,13 +64,19 @@ void add_block(uint s, uint quad, uint t, inout precise vec4 acc)
         add_group(a[g], scale, sum[g], scales[s][g][quad], least[s][g][quad], acc);
 }
 
-void product(uint group1, uint token, uint tokens, out precise vec4 total[MINE])
+void close_chunk(inout precise vec4 acc[MINE], inout precise vec4 total[MINE])
+{
+    [[unroll]] for (uint i = 0; i < MINE; i++) {
+        total[i] += acc[i];
+        acc[i] = vec4(0.0);
+    }
+}
+
+void quantized_product(uint group1, uint token, uint tokens, inout precise vec4 acc[MINE],
+                       inout precise vec4 total[MINE])
 {
     uint me = gl_LocalInvocationID.x, quad = me % QUADS, t = me / QUADS * MINE;
     uint blocks = pc.cols / 32, per = chunk_of(blocks, 1), left = per;
-    precise vec4 acc[MINE];
-    [[unroll]] for (uint i = 0; i < MINE; i++)
-        total[i] = acc[i] = vec4(0.0);
     for (uint b = 0; b < blocks; b += STEP) {
         barrier();
         stage(group1, b, blocks, token, tokens);
@@ -78,13 +86,61 @@ void product(uint group1, uint token, uint tokens, out precise vec4 total[MINE])
                 add_block(s, quad, t + i, acc[i]);
             if (--left == 0 || b + s + 1 == blocks) {
                 left = per;
-                [[unroll]] for (uint i = 0; i < MINE; i++) {
-                    total[i] += acc[i];
-                    acc[i] = vec4(0.0);
-                }
+                close_chunk(acc, total);
             }
         }
     }
+}
+
+void stage_floats(uint group1, uint column, uint token, uint tokens)
+{
+    uint me = gl_LocalInvocationID.x, quad = me % QUADS;
+    for (uint k = me / QUADS; group1 != NONE && k < COLUMNS; k += LANES / QUADS)
+        codes[k / 8][k % 8][quad] =
+            floatBitsToUint(load_floats(group1, quad % 4, min(column + k, pc.cols - 1)));
+    for (uint i = me; i < COLUMNS / 4 * TOKENS; i += LANES) {
+        uint at = i / TOKENS, t = i % TOKENS;
+        if (t < tokens && column + 4 * at < pc.cols)
+            inner[at / 2][at % 2][t] =
+                floatBitsToUint(read_floats(inputs, (token + t) * pc.in4 + column / 4 + at));
+    }
+}
+
+void float_product(uint group1, uint token, uint tokens, inout precise vec4 acc[MINE],
+                   inout precise vec4 total[MINE])
+{
+    uint me = gl_LocalInvocationID.x, quad = me % QUADS, t = me / QUADS * MINE;
+    uint per = chunk_of(pc.cols, 4) / 4, left = per;
+    for (uint column = 0; column < pc.cols; column += COLUMNS) {
+        barrier();
+        stage_floats(group1, column, token, tokens);
+        barrier();
+        for (uint at = 0; at < COLUMNS / 4 && column + 4 * at < pc.cols; at++) {
+            [[unroll]] for (uint i = 0; i < MINE; i++) {
+                vec4 x = uintBitsToFloat(inner[at / 2][at % 2][t + i]);
+                [[unroll]] for (uint j = 0; j < 4; j++) {
+                    vec4 w = uintBitsToFloat(codes[at / 2][at % 2 * 4 + j][quad]);
+                    if (column + 4 * at + j < pc.cols)
+                        acc[i] = fma(w, vec4(x[j]), acc[i]);
+                }
+            }
+            if (--left == 0 || column + 4 * at + 4 >= pc.cols) {
+                left = per;
+                close_chunk(acc, total);
+            }
+        }
+    }
+}
+
+void product(uint group1, uint token, uint tokens, out precise vec4 total[MINE])
+{
+    precise vec4 acc[MINE];
+    [[unroll]] for (uint i = 0; i < MINE; i++)
+        total[i] = acc[i] = vec4(0.0);
+    if (PLANES <= PLANES_BF16)
+        float_product(group1, token, tokens, acc, total);
+    else
+        quantized_product(group1, token, tokens, acc, total);
 }
 
 void main()
