@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "engine/device.h"
+#include "engine/kv.h"
 #include "engine/sampler.h"
 
 struct nb_image;
@@ -19,6 +20,7 @@ enum nb_precision { NB_PRECISION_FAST, NB_PRECISION_BALANCED, NB_PRECISION_EXACT
 
 struct nb_model_options {
     enum nb_precision precision;
+    enum nb_kv_type kv_type;
     uint32_t max_context; // 0: the model's own
     uint32_t max_rows;    // rows of a step; 0: 512
     uint64_t

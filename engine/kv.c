@@ -2,6 +2,20 @@
 // is still a prefix of its log, and nothing here can fail: a sequence without blocks waits.
 #include "engine/model.h"
 
+#include <errno.h>
+#include <string.h>
+
+int nb_kv_type_by_name(const char *name, enum nb_kv_type *ret)
+{
+    static const char *const names[NB_KV_TYPES] = {[NB_KV_F16] = "f16", [NB_KV_Q8_0] = "q8_0"};
+    for (int i = 0; i < NB_KV_TYPES; i++)
+        if (!strcmp(*name ? name : "f16", names[i])) {
+            *ret = (enum nb_kv_type)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
 static void drop_last(struct nb_sequence *s)
 {
     struct nb_model *m = s->model;

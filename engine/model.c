@@ -91,7 +91,7 @@ static int open_model(struct nb_model *m, const struct nb_model_options *o, char
         return nb_fail(error, size, -EINVAL, "steps of %u rows were asked for; the limit is %u",
                        m->max_rows, MAX_ROWS);
     int rc;
-    if ((rc = nb_plan_create(m->image, o->precision, &m->plan, error, size)) < 0 ||
+    if ((rc = nb_plan_create(m->image, o->precision, o->kv_type, &m->plan, error, size)) < 0 ||
         (rc = check_context(&m->plan->hp, o, error, size)) < 0 ||
         (rc = open_text(m, error, size)) < 0 || (rc = choose_kv(m, o, error, size)) < 0)
         return rc;

@@ -137,14 +137,29 @@ static int lay_out(struct nb_plan *plan, enum nb_precision precision)
     return 0;
 }
 
-int nb_plan_create(const struct nb_image *image, enum nb_precision precision, struct nb_plan **ret,
-                   char *ret_error, size_t error_size)
+static int check_kv(const struct nb_plan *plan, char *error, size_t size)
+{
+    const struct nb_hparams *hp = &plan->hp;
+    if (plan->kv_type == NB_KV_F16 ||
+        (hp->k_dim % NB_KV_GROUP == 0 && hp->v_dim % NB_KV_GROUP == 0))
+        return 0;
+    return nb_fail(error, size, -ENOTSUP,
+                   "heads of %u by %u: a KV cache of type q8_0 wants multiples of %d; use f16",
+                   hp->k_dim, hp->v_dim, NB_KV_GROUP);
+}
+
+int nb_plan_create(const struct nb_image *image, enum nb_precision precision,
+                   enum nb_kv_type kv_type, struct nb_plan **ret, char *ret_error,
+                   size_t error_size)
 {
     struct nb_plan *plan = calloc(1, sizeof(*plan));
     if (!plan)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
     struct builder b = {image, plan, ret_error, error_size};
+    plan->kv_type = kv_type;
     int rc = nb_hparams_read(image, &plan->hp, ret_error, error_size);
+    if (rc == 0)
+        rc = check_kv(plan, ret_error, error_size);
     if (rc == 0)
         rc = lay_out(plan, precision);
     if (rc == 0)

@@ -21,16 +21,18 @@ struct nb_op {
 };
 
 struct nb_plan {
-    struct nb_hparams hp;           // of the whole model
+    struct nb_hparams hp; // of the whole model
+    enum nb_kv_type kv_type;
     uint32_t first_layer, n_layers; // that the plan runs
     uint32_t n_ops;
     struct nb_op *ops; // embed, then QKV .. DOWN of each layer, then head
 };
 
-// -EINVAL for missing or misshapen tensors, or what nb_hparams_read returns. The image must outlive
-// the plan.
-int nb_plan_create(const struct nb_image *image, enum nb_precision precision, struct nb_plan **ret,
-                   char *ret_error, size_t error_size);
+// -EINVAL for missing or misshapen tensors, -ENOTSUP for heads that such a KV cache cannot keep, or
+// what nb_hparams_read returns. The image must outlive the plan.
+int nb_plan_create(const struct nb_image *image, enum nb_precision precision,
+                   enum nb_kv_type kv_type, struct nb_plan **ret, char *ret_error,
+                   size_t error_size);
 void nb_plan_destroy(struct nb_plan *plan);
 
 // A plan of the layers [first, end) alone, with the embedding before them and the head behind them
@@ -41,6 +43,12 @@ struct nb_plan nb_plan_part(const struct nb_plan *plan, uint32_t first, uint32_t
 
 // Of all its matrices, packed; one that serves twice counts once.
 uint64_t nb_plan_weight_bytes(const struct nb_plan *plan);
+
+// Of one KV block, in one layer.
+static inline size_t nb_plan_kv_bytes(const struct nb_plan *plan)
+{
+    return ((size_t)plan->hp.dim[NB_DIM_K] + plan->hp.dim[NB_DIM_V]) * nb_kv_bytes(plan->kv_type);
+}
 
 // Whether the plan has its embedding, its head.
 static inline bool nb_plan_has(const struct nb_plan *plan, enum nb_op_kind end)

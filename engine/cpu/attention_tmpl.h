@@ -24,27 +24,38 @@ struct attend {
     float *out;              // [row][padded]
 };
 
-// The tile a pack of rows meets: fp32 or fp16, `v_stride` elements from one position to the next.
+// What a tile's elements are kept as.
+enum kept { KEPT_FLOATS, KEPT_HALVES, KEPT_CODES };
+
+// The tile a pack of rows meets, `v_stride` elements from one position to the next. Of codes: the
+// scales, of 32 positions for every 32 elements.
 struct tile_kv {
     const void *k, *v;
     size_t v_stride;
+    const uint16_t *k_scale, *v_scale;
 };
 
-FORCED vf load16(bool half, const void *base, size_t at)
+FORCED vf load16(enum kept kept, const void *base, size_t at)
 {
-    return half ? f_of_half((const uint16_t *)base + at) : f_load((const float *)base + at);
+    return kept == KEPT_HALVES  ? f_of_half((const uint16_t *)base + at)
+           : kept == KEPT_CODES ? f_of_int(i_of_s8((const uint8_t *)base + at))
+                                : f_load((const float *)base + at);
 }
 
 // Scores of `rows` rows at 16 positions.
-FORCED void score_rows(bool half, int rows, const struct attend *a, const struct tile_kv *kv,
+FORCED void score_rows(enum kept kept, int rows, const struct attend *a, const struct tile_kv *kv,
                        const float *const *q, uint32_t from, float (*p)[NB_KV_TILE])
 {
-    vf acc[ATTEND_ROWS];
+    vf acc[ATTEND_ROWS], scale = f_zero();
     UNROLL
     for (int r = 0; r < rows; r++)
         acc[r] = f_zero();
     for (size_t d = 0; d < a->k_dim; d++) {
-        vf k = load16(half, kv->k, d * NB_KV_TILE + from);
+        if (kept == KEPT_CODES && d % NB_KV_GROUP == 0)
+            scale = f_of_half(kv->k_scale + d + from);
+        vf k = load16(kept, kv->k, d * NB_KV_TILE + from);
+        if (kept == KEPT_CODES)
+            k = f_mul(scale, k);
         UNROLL
         for (int r = 0; r < rows; r++)
             acc[r] = f_fma(f_set1(q[r][d]), k, acc[r]);
@@ -55,16 +66,21 @@ FORCED void score_rows(bool half, int rows, const struct attend *a, const struct
 }
 
 // Adds positions [lo, hi) times their weights to the outputs of `rows` rows.
-FORCED void mix_rows(bool half, int rows, const struct attend *a, const struct tile_kv *kv,
+FORCED void mix_rows(enum kept kept, int rows, const struct attend *a, const struct tile_kv *kv,
                      float (*p)[NB_KV_TILE], uint32_t lo, uint32_t hi, float *out)
 {
+    float scale[NB_KV_TILE];
     for (size_t d = 0; d < a->padded; d += 16) {
         vf acc[ATTEND_ROWS];
+        for (size_t i = 0; kept == KEPT_CODES && d % NB_KV_GROUP == 0 && i < NB_KV_TILE; i += 16)
+            f_store(scale + i, f_of_half(kv->v_scale + d + i));
         UNROLL
         for (int r = 0; r < rows; r++)
             acc[r] = f_load(out + (size_t)r * a->padded + d);
         for (size_t i = lo; i < hi; i++) {
-            vf v = load16(half, kv->v, i * kv->v_stride + d);
+            vf v = load16(kept, kv->v, i * kv->v_stride + d);
+            if (kept == KEPT_CODES)
+                v = f_mul(f_set1(scale[i]), v);
             UNROLL
             for (int r = 0; r < rows; r++)
                 acc[r] = f_fma(f_set1(p[r][i]), v, acc[r]);
@@ -111,7 +127,7 @@ static void seen_span(uint32_t pos, uint32_t window, uint32_t base, uint32_t *lo
 }
 
 // Rows [row, row + rows) of the chunk whose first query is at pos0, against one tile.
-FORCED void attend_rows(bool half, int rows, const struct attend *a, const struct tile_kv *kv,
+FORCED void attend_rows(enum kept kept, int rows, const struct attend *a, const struct tile_kv *kv,
                         uint32_t row, uint32_t pos0, uint32_t base)
 {
     const float *q[ATTEND_ROWS];
@@ -124,8 +140,8 @@ FORCED void attend_rows(bool half, int rows, const struct attend *a, const struc
         from = lo[r] > from ? lo[r] : from;
         to = hi[r] < to ? hi[r] : to;
     }
-    score_rows(half, rows, a, kv, q, 0, p);
-    score_rows(half, rows, a, kv, q, 16, p);
+    score_rows(kept, rows, a, kv, q, 0, p);
+    score_rows(kept, rows, a, kv, q, 16, p);
     // What all rows see is mixed together; each row's own positions before and after that, alone,
     // in order.
     to = to < from ? from : to;
@@ -133,41 +149,63 @@ FORCED void attend_rows(bool half, int rows, const struct attend *a, const struc
         if (lo[r] >= hi[r])
             continue;
         soften(a, p[r], lo[r], hi[r], &a->softmax[row + r], out + r * a->padded);
-        mix_rows(half, 1, a, kv, p + r, lo[r], hi[r] < from ? hi[r] : from, out + r * a->padded);
+        mix_rows(kept, 1, a, kv, p + r, lo[r], hi[r] < from ? hi[r] : from, out + r * a->padded);
     }
     if (from < to)
-        mix_rows(half, rows, a, kv, p, from, to, out);
+        mix_rows(kept, rows, a, kv, p, from, to, out);
     for (uint32_t r = 0; r < (uint32_t)rows; r++)
         if (lo[r] < hi[r])
-            mix_rows(half, 1, a, kv, p + r, lo[r] > to ? lo[r] : to, hi[r], out + r * a->padded);
+            mix_rows(kept, 1, a, kv, p + r, lo[r] > to ? lo[r] : to, hi[r], out + r * a->padded);
 }
 
-FORCED void attend_tile(bool half, const struct attend *a, const struct tile_kv *kv, uint32_t rows,
-                        uint32_t pos0, uint32_t base)
+FORCED void attend_tile(enum kept kept, const struct attend *a, const struct tile_kv *kv,
+                        uint32_t rows, uint32_t pos0, uint32_t base)
 {
     uint32_t row = 0;
     for (; row + ATTEND_ROWS <= rows; row += ATTEND_ROWS)
-        attend_rows(half, ATTEND_ROWS, a, kv, row, pos0, base);
+        attend_rows(kept, ATTEND_ROWS, a, kv, row, pos0, base);
     if (row + 3 == rows)
-        attend_rows(half, 3, a, kv, row, pos0, base);
+        attend_rows(kept, 3, a, kv, row, pos0, base);
     else
         for (; row < rows; row++)
-            attend_rows(half, 1, a, kv, row, pos0, base);
+            attend_rows(kept, 1, a, kv, row, pos0, base);
 }
 
-static void attend_half(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
-                        uint32_t pos0, uint32_t base)
+static void attend_halves(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
+                          uint32_t pos0, uint32_t base)
 {
-    attend_tile(true, a, kv, rows, pos0, base);
+    attend_tile(KEPT_HALVES, a, kv, rows, pos0, base);
 }
 
-static void attend_float(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
+static void attend_codes(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
                          uint32_t pos0, uint32_t base)
 {
-    attend_tile(false, a, kv, rows, pos0, base);
+    attend_tile(KEPT_CODES, a, kv, rows, pos0, base);
 }
 
-static void convert_tile(const struct attend *a, const struct tile_kv *kv)
+static void attend_floats(const struct attend *a, const struct tile_kv *kv, uint32_t rows,
+                          uint32_t pos0, uint32_t base)
+{
+    attend_tile(KEPT_FLOATS, a, kv, rows, pos0, base);
+}
+
+static void convert_codes(const struct attend *a, const struct tile_kv *kv)
+{
+    for (size_t i = 0; i < (size_t)a->k_dim * NB_KV_TILE; i += 16) {
+        size_t d = i / NB_KV_TILE, scale = d / NB_KV_GROUP * NB_KV_TILE + i % NB_KV_TILE;
+        f_store(a->k_tile + i, f_mul(f_of_half(kv->k_scale + scale), load16(KEPT_CODES, kv->k, i)));
+    }
+    for (size_t d = 0; d < a->v_dim; d += 16) {
+        float scale[NB_KV_TILE];
+        for (size_t i = 0; i < NB_KV_TILE; i += 16)
+            f_store(scale + i, f_of_half(kv->v_scale + d / NB_KV_GROUP * NB_KV_TILE + i));
+        for (size_t i = 0; i < NB_KV_TILE; i++)
+            f_store(a->v_tile + i * a->padded + d,
+                    f_mul(f_set1(scale[i]), load16(KEPT_CODES, kv->v, i * a->v_dim + d)));
+    }
+}
+
+static void convert_halves(const struct attend *a, const struct tile_kv *kv)
 {
     const uint16_t *k = kv->k, *v = kv->v;
     for (size_t i = 0; i < (size_t)a->k_dim * NB_KV_TILE; i += 16)
@@ -186,39 +224,50 @@ static uint32_t chunk_queries(uint32_t group)
     return group < CHUNK_ROWS ? CHUNK_ROWS / group : 1;
 }
 
-static size_t attn_scratch(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_t v_dim)
+static size_t attn_scratch(const struct nb_kv_form *form, uint32_t n_q, uint32_t group)
 {
-    size_t padded = (v_dim + 15) & ~15u, rows = (size_t)chunk_queries(group) * group;
-    size_t tile = NB_KV_TILE * ((size_t)k_dim + padded) * sizeof(float);
+    size_t padded = (form->v_dim + 15) & ~15u, rows = (size_t)chunk_queries(group) * group;
+    size_t tile = NB_KV_TILE * ((size_t)form->k_dim + padded) * sizeof(float);
     return tile + rows * (padded * sizeof(float) + sizeof(struct softmax));
 }
 
-// One chunk of queries, the first at pos0, over every tile that one of them sees.
-static void attend_chunk(const struct attend *a, const uint16_t *const *blocks, size_t k_offset,
-                         size_t v_offset, uint32_t n_q, uint32_t pos0)
+// One head's part of a block.
+static struct tile_kv tile_at(const struct attend *a, const uint8_t *k, const uint8_t *v)
 {
+    size_t k_codes = (size_t)a->k_dim * NB_KV_TILE, v_codes = (size_t)a->v_dim * NB_KV_TILE;
+    return (struct tile_kv){k, v, a->v_dim, (const uint16_t *)(const void *)(k + k_codes),
+                            (const uint16_t *)(const void *)(v + v_codes)};
+}
+
+// One chunk of queries, the first at pos0, over every tile that one of them sees.
+static void attend_chunk(const struct attend *a, enum nb_kv_type type, const uint8_t *const *blocks,
+                         size_t k_offset, size_t v_offset, uint32_t n_q, uint32_t pos0)
+{
+    const bool halves = type == NB_KV_F16;
     uint32_t rows = n_q * a->group, end = pos0 + n_q;
     uint32_t first = a->window && a->window < pos0 + 1 ? pos0 + 1 - a->window : 0;
     for (uint32_t r = 0; r < rows; r++)
         a->softmax[r] = (struct softmax){.max = -INFINITY};
     memset(a->out, 0, (size_t)rows * a->padded * sizeof(float));
     for (uint32_t b = first / NB_KV_TILE; b * NB_KV_TILE < end; b++) {
-        struct tile_kv kv = {blocks[b] + k_offset, blocks[b] + v_offset, a->v_dim};
+        struct tile_kv kv = tile_at(a, blocks[b] + k_offset, blocks[b] + v_offset);
         if (rows < CONVERT_FROM && a->padded == a->v_dim) {
-            attend_half(a, &kv, rows, pos0, b * NB_KV_TILE);
+            (halves ? attend_halves : attend_codes)(a, &kv, rows, pos0, b * NB_KV_TILE);
             continue;
         }
-        convert_tile(a, &kv);
-        kv = (struct tile_kv){a->k_tile, a->v_tile, a->padded};
-        attend_float(a, &kv, rows, pos0, b * NB_KV_TILE);
+        (halves ? convert_halves : convert_codes)(a, &kv);
+        kv = (struct tile_kv){a->k_tile, a->v_tile, a->padded, NULL, NULL};
+        attend_floats(a, &kv, rows, pos0, b * NB_KV_TILE);
     }
 }
 
-static void attention(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
-                      uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
-                      uint32_t v_dim, float scale, float softcap, uint32_t window, float *out,
-                      size_t ldo, void *scratch)
+static void attention(const struct nb_kv_form *form, const float *q, size_t ldq,
+                      const uint8_t *const *blocks, size_t v_offset, uint32_t n_q, uint32_t pos0,
+                      uint32_t kv_head, uint32_t group, float scale, float softcap, uint32_t window,
+                      float *out, size_t ldo, void *scratch)
 {
+    const uint32_t k_dim = form->k_dim, v_dim = form->v_dim;
+    const size_t bytes = nb_kv_bytes(form->type);
     uint32_t queries = chunk_queries(group), n;
     struct attend a = {.ldq = ldq,
                        .group = group,
@@ -232,12 +281,12 @@ static void attention(const float *q, size_t ldq, const uint16_t *const *blocks,
     a.v_tile = a.k_tile + (size_t)NB_KV_TILE * k_dim;
     a.out = a.v_tile + (size_t)NB_KV_TILE * a.padded;
     a.softmax = (struct softmax *)(a.out + (size_t)queries * group * a.padded);
-    size_t k_offset = (size_t)kv_head * k_dim * NB_KV_TILE;
-    v_offset += (size_t)kv_head * v_dim * NB_KV_TILE;
+    size_t k_offset = kv_head * k_dim * bytes;
+    v_offset += kv_head * v_dim * bytes;
     for (uint32_t t = 0; t < n_q; t += n) {
         n = n_q - t < queries ? n_q - t : queries;
         a.q = q + t * ldq + (size_t)kv_head * group * k_dim;
-        attend_chunk(&a, blocks, k_offset, v_offset, n, pos0 + t);
+        attend_chunk(&a, form->type, blocks, k_offset, v_offset, n, pos0 + t);
         for (uint32_t row = 0; row < n * group; row++) {
             float *to =
                 out + (t + row / group) * ldo + ((size_t)kv_head * group + row % group) * v_dim;

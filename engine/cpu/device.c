@@ -65,7 +65,7 @@ static size_t kernel_scratch(const struct nb_device_model *m)
     // A thread may get any part of the heads that share a KV head, and fewer heads take more
     // queries at once: more rows, where the whole does not divide a chunk.
     for (uint32_t group = 1; group <= hp->n_heads / hp->n_kv_heads; group++) {
-        size_t bytes = k->attn_scratch(NB_CPU_QUERY_TILE, group, hp->k_dim, hp->v_dim);
+        size_t bytes = k->attn_scratch(&m->kv_form, NB_CPU_QUERY_TILE, group);
         most = bytes > most ? bytes : most;
     }
     for (uint32_t i = 0; i < m->plan->n_ops; i++)
@@ -155,9 +155,7 @@ static void count_needs(struct nb_device_model *m)
 
 static size_t cpu_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan)
 {
-    const struct nb_hparams *hp = &plan->hp;
-    return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_KV_TILE * sizeof(uint16_t) *
-           plan->n_layers;
+    return nb_plan_kv_bytes(plan) * plan->n_layers;
 }
 
 static uint64_t cpu_kv_room(const struct nb_device *d, const struct nb_plan *plan,
@@ -191,10 +189,11 @@ static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan,
                                   .plan = plan,
                                   .max_rows = options->max_rows,
                                   .kv_blocks = options->kv_blocks,
+                                  .kv_form = {plan->kv_type, hp->k_dim, hp->v_dim},
                                   .kv_fd = -1,
                                   .kv_block_bytes = cpu_kv_block_bytes(d, plan),
-                                  .kv_layer_bytes = cpu_kv_block_bytes(d, plan) / plan->n_layers,
-                                  .kv_v_offset = (size_t)hp->dim[NB_DIM_K] * NB_KV_TILE};
+                                  .kv_layer_bytes = nb_plan_kv_bytes(plan),
+                                  .kv_v_offset = hp->dim[NB_DIM_K] * nb_kv_bytes(plan->kv_type)};
     int rc = map_memory(m);
     if (rc == 0)
         rc = map_kv(m);

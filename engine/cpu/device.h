@@ -28,9 +28,9 @@ struct nb_cpu_chunks {
 
 // A thread's own.
 struct nb_cpu_scratch {
-    void *act;           // FEW_ROWS of quantized input
-    void *kernel;        // what gemm and attention ask for
-    const uint16_t **kv; // a sequence's block pointers
+    void *act;          // FEW_ROWS of quantized input
+    void *kernel;       // what gemm and attention ask for
+    const uint8_t **kv; // a sequence's block pointers
 };
 
 struct nb_cpu_device {
@@ -47,7 +47,8 @@ struct nb_device_model {
     const struct nb_plan *plan;
     uint32_t max_rows, kv_blocks;
 
-    // KV memory: [block][layer]{K, V}; v_offset in units of uint16.
+    // KV memory: [block][layer]{K, V}.
+    struct nb_kv_form kv_form;
     uint8_t *kv;
     int kv_fd;
     size_t kv_block_bytes, kv_layer_bytes, kv_v_offset;

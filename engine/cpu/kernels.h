@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/kv.h"
 #include "tensor/layout.h"
 
 enum nb_isa { NB_ISA_SCALAR, NB_ISA_AVX2, NB_ISA_AVX512, NB_ISA_COUNT };
@@ -24,6 +25,13 @@ struct nb_act {
     int8_t *q1, *q2;      // [n][k]; q2 unused with one term
     float *s;             // [n][k/32]
     int16_t *sum1, *sum2; // [n][k/16] integer sums of 16
+};
+
+// The heads of a KV cache. In a block keys of a head are [dim][32 slots], values [32 slots][dim]:
+// of F16 halves, of Q8_0 bytes and after them halves, the scales, [dim / 32][32 slots].
+struct nb_kv_form {
+    enum nb_kv_type type;
+    uint32_t k_dim, v_dim;
 };
 
 // Bytes of the arrays of nb_act for n tokens by k inputs, and laying them in `mem` (64-byte
@@ -57,22 +65,21 @@ struct nb_kernels {
                  const float *cos_sin, bool neox);
 
     // Writes one token's K and V (f32, n_kv_heads * head_dim each) into position `slot` (0..31) of
-    // a KV block: K [kv_head][dim][32 slots] fp16, then V [kv_head][32 slots][dim] fp16. v_dim may
-    // differ from k_dim.
-    void (*kv_write)(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v,
-                     uint32_t n_kv_heads, uint32_t k_dim, uint32_t v_dim, uint32_t slot);
+    // a KV block, whose keys and values begin at k_block and v_block.
+    void (*kv_write)(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v_block,
+                     const float *k, const float *v, uint32_t n_kv_heads, uint32_t slot);
 
     // Attention of `n_q` consecutive query tokens of one sequence, the first at absolute position
     // `pos0`, for KV head `kv_head` and the `group` query heads that share it. blocks[b] is the KV
-    // block (K part, see kv_write) of positions [32 b, 32 b + 32); v_offset is where V lies in it
-    // (in uint16 units). Causal; window 0 = unlimited, else a query sees the last `window`
+    // block (K part, see kv_write) of positions [32 b, 32 b + 32); v_offset is where V lies in it,
+    // in bytes. Causal; window 0 = unlimited, else a query sees the last `window`
     // positions. q: token-major, q[t * ldq + (kv_head * group + h) * k_dim + d], unscaled; out the
     // same with v_dim and ldo. softcap 0 = none. scratch: attn_scratch() bytes.
-    void (*attention)(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
-                      uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
-                      uint32_t v_dim, float scale, float softcap, uint32_t window, float *out,
-                      size_t ldo, void *scratch);
-    size_t (*attn_scratch)(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_t v_dim);
+    void (*attention)(const struct nb_kv_form *form, const float *q, size_t ldq,
+                      const uint8_t *const *blocks, size_t v_offset, uint32_t n_q, uint32_t pos0,
+                      uint32_t kv_head, uint32_t group, float scale, float softcap, uint32_t window,
+                      float *out, size_t ldo, void *scratch);
+    size_t (*attn_scratch)(const struct nb_kv_form *form, uint32_t n_q, uint32_t group);
 
     // Row `row` of a packed matrix to floats (the embedding).
     void (*decode_row)(const struct nb_packed *w, uint32_t row, float *out);

@@ -121,14 +121,50 @@ static uint16_t finite_half(float x)
     return nb_f32_to_f16(x > 65504.0f ? 65504.0f : x);
 }
 
-static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v,
-                     uint32_t n_kv_heads, uint32_t k_dim, uint32_t v_dim, uint32_t slot)
+// The n elements of a head's vector at one position, `apart` elements from one to the next.
+static void put_halves(uint8_t *to, const float *x, uint32_t n, size_t first, size_t apart)
 {
-    for (uint32_t i = 0; i < n_kv_heads * k_dim; i++)
-        k_block[(size_t)i * NB_KV_TILE + slot] = finite_half(k[i]);
-    for (uint32_t h = 0; h < n_kv_heads; h++)
-        for (uint32_t d = 0; d < v_dim; d++)
-            v_block[((size_t)h * NB_KV_TILE + slot) * v_dim + d] = finite_half(v[h * v_dim + d]);
+    for (uint32_t d = 0; d < n; d++) {
+        uint16_t h = finite_half(x[d]);
+        memcpy(to + 2 * (first + d * apart), &h, sizeof(h));
+    }
+}
+
+static void put_codes(uint8_t *to, const float *x, uint32_t n, uint32_t slot, size_t first,
+                      size_t apart)
+{
+    for (uint32_t d0 = 0; d0 < n; d0 += NB_KV_GROUP) {
+        float amax = 0.0f;
+        bool finite = true;
+        for (uint32_t d = d0; d < d0 + NB_KV_GROUP; d++) {
+            finite = finite && isfinite(x[d]);
+            amax = fmaxf(amax, fabsf(x[d]));
+        }
+        uint16_t h = finite ? finite_half(amax / 127.0f) : 0;
+        float s = nb_f16_to_f32(h), inv = 1.0f / s;
+        memcpy(to + (size_t)n * NB_KV_TILE + 2 * ((size_t)d0 + slot), &h, sizeof(h));
+        for (uint32_t d = d0; d < d0 + NB_KV_GROUP; d++) {
+            float q = s > 0.0f ? rintf(x[d] * inv) : 0.0f;
+            to[first + d * apart] = (uint8_t)(int8_t)fminf(fmaxf(q, -127.0f), 127.0f);
+        }
+    }
+}
+
+static void kv_write(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v_block,
+                     const float *k, const float *v, uint32_t n_kv_heads, uint32_t slot)
+{
+    uint32_t k_dim = form->k_dim, v_dim = form->v_dim;
+    for (uint32_t h = 0; h < n_kv_heads; h++) {
+        uint8_t *k_to = k_block + h * k_dim * nb_kv_bytes(form->type);
+        uint8_t *v_to = v_block + h * v_dim * nb_kv_bytes(form->type);
+        if (form->type == NB_KV_F16) {
+            put_halves(k_to, k + h * k_dim, k_dim, slot, NB_KV_TILE);
+            put_halves(v_to, v + h * v_dim, v_dim, slot * v_dim, 1);
+        } else {
+            put_codes(k_to, k + h * k_dim, k_dim, slot, slot, NB_KV_TILE);
+            put_codes(v_to, v + h * v_dim, v_dim, slot, slot * v_dim, 1);
+        }
+    }
 }
 
 // Bits of weight k of row r in a plane of `bits` bits a code (8, 4, 2 or 1).
@@ -338,18 +374,39 @@ static void decode_row(const struct nb_packed *w, uint32_t row, float *out)
 // One query of one head; `state` is out[v_dim] before the division.
 struct query {
     const float *q;
-    const uint16_t *k, *v;
+    const uint8_t *k, *v; // of this head in a block
+    enum nb_kv_type type;
     uint32_t k_dim, v_dim;
     float scale, softcap;
     float max, sum;
     float *out;
 };
 
+// Element d of a head's n at one position, the i-th that is kept.
+static float kept(const struct query *q, const uint8_t *from, uint32_t n, uint32_t d, uint32_t slot,
+                  size_t i)
+{
+    if (q->type == NB_KV_F16)
+        return half(from + 2 * i);
+    size_t scale = (size_t)d / NB_KV_GROUP * NB_KV_TILE + slot;
+    return half(from + (size_t)n * NB_KV_TILE + 2 * scale) * (float)(int8_t)from[i];
+}
+
+static float key(const struct query *q, uint32_t d, uint32_t slot)
+{
+    return kept(q, q->k, q->k_dim, d, slot, (size_t)d * NB_KV_TILE + slot);
+}
+
+static float value(const struct query *q, uint32_t d, uint32_t slot)
+{
+    return kept(q, q->v, q->v_dim, d, slot, (size_t)slot * q->v_dim + d);
+}
+
 static float score(const struct query *q, uint32_t slot)
 {
     float s = 0.0f;
     for (uint32_t d = 0; d < q->k_dim; d++)
-        s = fmaf(q->q[d], nb_f16_to_f32(q->k[(size_t)d * NB_KV_TILE + slot]), s);
+        s = fmaf(q->q[d], key(q, d, slot), s);
     s *= q->scale;
     return q->softcap > 0.0f ? q->softcap * tanh_f32(s / q->softcap) : s;
 }
@@ -372,21 +429,24 @@ static void attend_tile(struct query *q, uint32_t lo, uint32_t hi)
     for (uint32_t d = 0; d < q->v_dim; d++) {
         float o = q->out[d] * keep;
         for (uint32_t i = lo; i < hi; i++)
-            o = fmaf(p[i], nb_f16_to_f32(q->v[(size_t)i * q->v_dim + d]), o);
+            o = fmaf(p[i], value(q, d, i), o);
         q->out[d] = o;
     }
 }
 
-static void attention(const float *q, size_t ldq, const uint16_t *const *blocks, size_t v_offset,
-                      uint32_t n_q, uint32_t pos0, uint32_t kv_head, uint32_t group, uint32_t k_dim,
-                      uint32_t v_dim, float scale, float softcap, uint32_t window,
+static void attention(const struct nb_kv_form *form, const float *q, size_t ldq,
+                      const uint8_t *const *blocks, size_t v_offset, uint32_t n_q, uint32_t pos0,
+                      uint32_t kv_head, uint32_t group, float scale, float softcap, uint32_t window,
                       float *out, // NOLINT(*non-const-parameter)
                       size_t ldo, void *scratch)
 {
+    const uint32_t k_dim = form->k_dim, v_dim = form->v_dim;
+    const size_t bytes = nb_kv_bytes(form->type);
     for (uint32_t t = 0; t < n_q; t++)
         for (uint32_t h = 0; h < group; h++) {
             size_t head = (size_t)kv_head * group + h;
             struct query s = {.q = q + t * ldq + head * k_dim,
+                              .type = form->type,
                               .k_dim = k_dim,
                               .v_dim = v_dim,
                               .scale = scale,
@@ -397,8 +457,8 @@ static void attention(const float *q, size_t ldq, const uint16_t *const *blocks,
             memset(s.out, 0, v_dim * sizeof(float));
             for (uint32_t b = first / NB_KV_TILE; b * NB_KV_TILE < end; b++) {
                 uint32_t base = b * NB_KV_TILE, left = end - base;
-                s.k = blocks[b] + (size_t)kv_head * k_dim * NB_KV_TILE;
-                s.v = blocks[b] + v_offset + (size_t)kv_head * v_dim * NB_KV_TILE;
+                s.k = blocks[b] + kv_head * k_dim * bytes;
+                s.v = blocks[b] + v_offset + kv_head * v_dim * bytes;
                 attend_tile(&s, first > base ? first - base : 0,
                             left < NB_KV_TILE ? left : NB_KV_TILE);
             }
@@ -408,7 +468,7 @@ static void attention(const float *q, size_t ldq, const uint16_t *const *blocks,
         }
 }
 
-static size_t attn_scratch(uint32_t n_q, uint32_t group, uint32_t k_dim, uint32_t v_dim)
+static size_t attn_scratch(const struct nb_kv_form *form, uint32_t n_q, uint32_t group)
 {
     return 0;
 }

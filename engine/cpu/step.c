@@ -126,10 +126,9 @@ static void product(struct walk *w, const struct nb_matrix *m, const struct nb_a
 // --- q, k, v: whoever completes a head's last row group turns it, and writes k and v into the KV
 // block.
 
-static uint16_t *kv_at(const struct nb_device_model *m, uint32_t layer, uint32_t block)
+static uint8_t *kv_at(const struct nb_device_model *m, uint32_t layer, uint32_t block)
 {
-    size_t at = block * m->kv_block_bytes + (layer - m->plan->first_layer) * m->kv_layer_bytes;
-    return (uint16_t *)(void *)(m->kv + at);
+    return m->kv + block * m->kv_block_bytes + (layer - m->plan->first_layer) * m->kv_layer_bytes;
 }
 
 static void finish_q(struct walk *w, uint32_t head, uint32_t t0, uint32_t n)
@@ -144,6 +143,7 @@ static void finish_kv(struct walk *w, uint32_t layer, uint32_t head, uint32_t t0
 {
     const struct nb_device_model *m = w->m;
     const struct nb_hparams *hp = w->hp;
+    const size_t bytes = nb_kv_bytes(m->kv_form.type);
     for (uint32_t t = t0; t < t0 + n; t++) {
         float *k = m->k + (size_t)t * hp->dim[NB_DIM_K] + (size_t)head * hp->k_dim;
         const float *v = m->v + (size_t)t * hp->dim[NB_DIM_V] + (size_t)head * hp->v_dim;
@@ -151,10 +151,10 @@ static void finish_kv(struct walk *w, uint32_t layer, uint32_t head, uint32_t t0
                    hp->arch->rope_neox);
         uint32_t position = m->rows->position[t];
         uint32_t block = m->rows->blocks[m->rows->sequence[t]][position / NB_KV_TILE];
-        uint16_t *kv = kv_at(m, layer, block);
-        w->k->kv_write(kv + (size_t)head * hp->k_dim * NB_KV_TILE,
-                       kv + m->kv_v_offset + (size_t)head * hp->v_dim * NB_KV_TILE, k, v, 1,
-                       hp->k_dim, hp->v_dim, position % NB_KV_TILE);
+        uint8_t *kv = kv_at(m, layer, block);
+        w->k->kv_write(&m->kv_form, kv + head * hp->k_dim * bytes,
+                       kv + m->kv_v_offset + head * hp->v_dim * bytes, k, v, 1,
+                       position % NB_KV_TILE);
     }
 }
 
@@ -220,10 +220,10 @@ static void attend(struct walk *w, const struct nb_op *op, const struct nb_cpu_c
     // lie there.
     uint32_t kv_head = head / (hp->n_heads / hp->n_kv_heads), shift = head - kv_head * n;
     size_t ldq = hp->dim[NB_DIM_Q], ldo = hp->dim[NB_DIM_ATTN];
-    w->k->attention(m->q + c->row * ldq + (size_t)shift * hp->k_dim, ldq, w->s->kv, m->kv_v_offset,
-                    c->n, position, kv_head, n, hp->k_dim, hp->v_dim, hp->attn_scale,
-                    hp->attn_softcap, hp->window,
-                    m->attn + c->out_row * ldo + (size_t)shift * hp->v_dim, ldo, w->s->kernel);
+    w->k->attention(&m->kv_form, m->q + c->row * ldq + (size_t)shift * hp->k_dim, ldq, w->s->kv,
+                    m->kv_v_offset, c->n, position, kv_head, n, hp->attn_scale, hp->attn_softcap,
+                    hp->window, m->attn + c->out_row * ldo + (size_t)shift * hp->v_dim, ldo,
+                    w->s->kernel);
 }
 
 static bool is_last_layer(const struct walk *w, const struct nb_op *op)

@@ -37,14 +37,18 @@ FORCED vi second_term(vf x, vf q1, float s, float inv)
     return f_to_int(f_min(f_set1(127.0f), f_max(f_set1(-127.0f), q2)));
 }
 
-static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
+// The largest magnitude of 32, as bits: so NaN and infinity are above every finite one.
+FORCED uint32_t most_of(vf a, vf b)
 {
     vi magnitude = i_set1(0x7fffffff);
+    return i_fold_max_u32(i_max_u32(i_and(f_bits(a), magnitude), i_and(f_bits(b), magnitude)));
+}
+
+static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
+{
     for (size_t at = (size_t)t0 * a->k; at < (size_t)t1 * a->k; at += NB_ACT_BLOCK) {
         vf x[2] = {f_load(a->x + at), f_load(a->x + at + 16)};
-        // As integers, NaN and infinity are above every finite magnitude.
-        uint32_t bits_max = i_fold_max_u32(
-            i_max_u32(i_and(f_bits(x[0]), magnitude), i_and(f_bits(x[1]), magnitude)));
+        uint32_t bits_max = most_of(x[0], x[1]);
         float amax;
         memcpy(&amax, &bits_max, 4);
         bool zero = bits_max >= 0x7f800000u || amax < 1e-30f;
@@ -139,9 +143,51 @@ FORCED void to_half(uint16_t *out, vf x)
     f_to_half(out, f_min(f_set1(65504.0f), f_max(f_set1(-65504.0f), x)));
 }
 
-static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const float *v,
-                     uint32_t n_kv_heads, uint32_t k_dim, uint32_t v_dim, uint32_t slot)
+// 32 elements to codes; returns their scale.
+static uint16_t to_codes(int8_t out[NB_KV_GROUP], const float *from)
 {
+    vf x[2] = {f_load(from), f_load(from + 16)};
+    uint32_t bits_max = most_of(x[0], x[1]);
+    float amax;
+    memcpy(&amax, &bits_max, 4);
+    amax = amax / 127.0f < 65504.0f ? amax / 127.0f : 65504.0f;
+    uint16_t scale = bits_max < 0x7f800000u ? nb_f32_to_f16(amax) : 0;
+    vf inv = f_set1(1.0f / nb_f16_to_f32(scale));
+    for (int i = 0; i < 2; i++) {
+        vf q = scale ? f_rint(f_mul(x[i], inv)) : f_zero();
+        q = f_min(f_set1(127.0f), f_max(f_set1(-127.0f), q));
+        i_to_s8(out + 16 * i, f_to_int(q));
+    }
+    return scale;
+}
+
+static void write_codes(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v_block,
+                        const float *k, const float *v, uint32_t n_kv_heads, uint32_t slot)
+{
+    const uint32_t k_dim = form->k_dim, v_dim = form->v_dim;
+    const size_t bytes = nb_kv_bytes(NB_KV_Q8_0);
+    int8_t code[NB_KV_GROUP];
+    uint16_t scale;
+    for (uint32_t h = 0; h < n_kv_heads; h++) {
+        uint8_t *k_to = k_block + h * k_dim * bytes, *v_to = v_block + h * v_dim * bytes;
+        for (size_t d = 0; d < k_dim; d += NB_KV_GROUP) {
+            scale = to_codes(code, k + h * k_dim + d);
+            memcpy(k_to + (size_t)k_dim * NB_KV_TILE + 2 * (d + slot), &scale, sizeof(scale));
+            for (size_t i = 0; i < NB_KV_GROUP; i++)
+                k_to[(d + i) * NB_KV_TILE + slot] = (uint8_t)code[i];
+        }
+        for (size_t d = 0; d < v_dim; d += NB_KV_GROUP) {
+            scale = to_codes(code, v + h * v_dim + d);
+            memcpy(v_to + (size_t)v_dim * NB_KV_TILE + 2 * (d + slot), &scale, sizeof(scale));
+            memcpy(v_to + (size_t)slot * v_dim + d, code, sizeof(code));
+        }
+    }
+}
+
+static void write_halves(const struct nb_kv_form *form, uint16_t *k_block, uint16_t *v_block,
+                         const float *k, const float *v, uint32_t n_kv_heads, uint32_t slot)
+{
+    const uint32_t k_dim = form->k_dim, v_dim = form->v_dim;
     uint16_t half[16];
     for (uint32_t i = 0, n = n_kv_heads * k_dim; i < n; i += 16) {
         uint32_t m = n - i < 16 ? n - i : 16;
@@ -156,6 +202,16 @@ static void kv_write(uint16_t *k_block, uint16_t *v_block, const float *k, const
             to_half(half, m == 16 ? f_load(from) : f_load_n(from, m));
             memcpy(v_block + ((size_t)h * NB_KV_TILE + slot) * v_dim + i, half, m * 2);
         }
+}
+
+static void kv_write(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v_block,
+                     const float *k, const float *v, uint32_t n_kv_heads, uint32_t slot)
+{
+    if (form->type == NB_KV_F16)
+        write_halves(form, (uint16_t *)(void *)k_block, (uint16_t *)(void *)v_block, k, v,
+                     n_kv_heads, slot);
+    else
+        write_codes(form, k_block, v_block, k, v, n_kv_heads, slot);
 }
 
 // Weights 4j .. 4j + 3 of row r in a plane of `bits` bits a code: a byte for each.

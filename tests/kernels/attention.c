@@ -9,34 +9,41 @@
 #define KV_HEADS 2
 
 struct shape {
+    enum nb_kv_type type;
     uint32_t k_dim, v_dim, group, n_q, pos0, window;
     float softcap;
 };
 
 struct cache {
-    uint16_t *memory;
-    const uint16_t **blocks;
+    uint8_t *memory;
+    const uint8_t **blocks;
     size_t v_offset;
 };
 
-// Every slot starts as NaN; those that some query sees are written.
+static struct nb_kv_form form_of(const struct shape *s)
+{
+    return (struct nb_kv_form){s->type, s->k_dim, s->v_dim};
+}
+
+// Every slot starts as NaN, of codes in their scales; those that some query sees are written.
 static struct cache make_cache(const struct shape *s)
 {
     uint32_t end = s->pos0 + s->n_q, n = (end + NB_KV_TILE - 1) / NB_KV_TILE;
     uint32_t first = s->window && s->window < s->pos0 + 1 ? s->pos0 + 1 - s->window : 0;
-    size_t v_offset = (size_t)KV_HEADS * s->k_dim * NB_KV_TILE;
-    size_t block = v_offset + (size_t)KV_HEADS * s->v_dim * NB_KV_TILE;
-    struct cache c = {buffer(n * block * 2), buffer(n * sizeof(void *)), v_offset};
-    memset(c.memory, 0xff, n * block * 2);
+    const struct nb_kv_form form = form_of(s);
+    size_t v_offset = KV_HEADS * s->k_dim * nb_kv_bytes(s->type);
+    size_t block = v_offset + KV_HEADS * s->v_dim * nb_kv_bytes(s->type);
+    struct cache c = {buffer(n * block), buffer(n * sizeof(void *)), v_offset};
+    memset(c.memory, 0xff, n * block);
     float *k = buffer(KV_HEADS * s->k_dim * 4), *v = buffer(KV_HEADS * s->v_dim * 4);
     for (uint32_t b = 0; b < n; b++)
         c.blocks[b] = c.memory + b * block;
     for (uint32_t pos = first; pos < end; pos++) {
-        uint16_t *at = c.memory + pos / NB_KV_TILE * block;
+        uint8_t *at = c.memory + pos / NB_KV_TILE * block;
         fill_floats(k, KV_HEADS * s->k_dim, SANE);
         fill_floats(v, KV_HEADS * s->v_dim, SANE);
         nb_kernels_of(NB_ISA_SCALAR)
-            ->kv_write(at, at + v_offset, k, v, KV_HEADS, s->k_dim, s->v_dim, pos % NB_KV_TILE);
+            ->kv_write(&form, at, at + v_offset, k, v, KV_HEADS, pos % NB_KV_TILE);
     }
     free(k);
     free(v);
@@ -47,11 +54,11 @@ static void attend(const struct nb_kernels *k, const struct shape *s, const stru
                    const float *q, uint32_t first, uint32_t n, float *out)
 {
     size_t heads = (size_t)KV_HEADS * s->group, ldq = heads * s->k_dim, ldo = heads * s->v_dim;
-    void *scratch = buffer(k->attn_scratch(n, s->group, s->k_dim, s->v_dim));
+    const struct nb_kv_form form = form_of(s);
+    void *scratch = buffer(k->attn_scratch(&form, n, s->group));
     for (uint32_t head = 0; head < KV_HEADS; head++)
-        k->attention(q + first * ldq, ldq, c->blocks, c->v_offset, n, s->pos0 + first, head,
-                     s->group, s->k_dim, s->v_dim, 0.125f, s->softcap, s->window, out + first * ldo,
-                     ldo, scratch);
+        k->attention(&form, q + first * ldq, ldq, c->blocks, c->v_offset, n, s->pos0 + first, head,
+                     s->group, 0.125f, s->softcap, s->window, out + first * ldo, ldo, scratch);
     free(scratch);
 }
 
@@ -65,8 +72,8 @@ static void check_shape(const struct nb_kernels *k, const struct shape *s)
     fill_floats(q, n_q, SANE);
     attend(nb_kernels_of(NB_ISA_SCALAR), s, &c, q, 0, s->n_q, want);
     attend(k, s, &c, q, 0, s->n_q, got);
-    check_floats(want, got, n_out, "dims %u/%u group %u queries %u at %u window %u cap %g",
-                 s->k_dim, s->v_dim, s->group, s->n_q, s->pos0, s->window, s->softcap);
+    check_floats(want, got, n_out, "type %d dims %u/%u group %u queries %u at %u window %u cap %g",
+                 s->type, s->k_dim, s->v_dim, s->group, s->n_q, s->pos0, s->window, s->softcap);
     for (size_t i = 0; i < n_out; i++)
         finite[i] = got[i] - got[i];
     float *zero = buffer(n_out * 4);
@@ -88,12 +95,16 @@ static void check_shape(const struct nb_kernels *k, const struct shape *s)
 void check_attention(const struct nb_kernels *k)
 {
     static const uint32_t dims[][2] = {{64, 64}, {128, 128}, {80, 80}, {32, 48}, {24, 20}, {96, 1}};
+    static const uint32_t code_dims[][2] = {{64, 64}, {128, 128}, {32, 96}, {256, 32}};
     static const uint32_t groups[] = {1, 2, 3, 4, 5, 8, 71}, queries[] = {1, 2, 5, 17, 64, 70};
     static const uint32_t starts[] = {0, 1, 30, 31, 32, 33, 100, 250};
     static const uint32_t windows[] = {0, 0, 0, 1, 7, 32, 33, 100};
-    for (uint32_t i = 0; i < 160; i++) {
-        const uint32_t *dim = dims[random_below(6)];
-        struct shape s = {.k_dim = dim[0],
+    for (uint32_t i = 0; i < 240; i++) {
+        enum nb_kv_type type = i % 3 ? NB_KV_F16 : NB_KV_Q8_0;
+        const uint32_t *dim =
+            type == NB_KV_F16 ? dims[random_below(6)] : code_dims[random_below(4)];
+        struct shape s = {.type = type,
+                          .k_dim = dim[0],
                           .v_dim = dim[1],
                           .group = groups[random_below(7)],
                           .n_q = queries[random_below(6)],
@@ -126,14 +137,16 @@ void bench_attention(const struct nb_kernels *k, const char *filter)
     static const struct shape shapes[] = {
         {.k_dim = 64, .v_dim = 64, .group = 3, .n_q = 1, .pos0 = 511},
         {.k_dim = 64, .v_dim = 64, .group = 3, .n_q = 1, .pos0 = 2047},
+        {NB_KV_Q8_0, .k_dim = 64, .v_dim = 64, .group = 3, .n_q = 1, .pos0 = 2047},
         {.k_dim = 64, .v_dim = 64, .group = 3, .n_q = 512, .pos0 = 0},
+        {NB_KV_Q8_0, .k_dim = 64, .v_dim = 64, .group = 3, .n_q = 512, .pos0 = 0},
         {.k_dim = 128, .v_dim = 128, .group = 1, .n_q = 512, .pos0 = 0},
     };
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         const struct shape *s = &shapes[i];
         char name[80];
-        snprintf(name, sizeof(name), "attention %s dim %u group %u queries %u at %u", k->name,
-                 s->k_dim, s->group, s->n_q, s->pos0);
+        snprintf(name, sizeof(name), "attention %s %s dim %u group %u queries %u at %u", k->name,
+                 s->type == NB_KV_F16 ? "f16" : "q8_0", s->k_dim, s->group, s->n_q, s->pos0);
         if (!strstr(name, filter))
             continue;
         struct cache c = make_cache(s);

@@ -98,25 +98,52 @@ void check_rope(const struct nb_kernels *k)
     }
 }
 
+// What the reference keeps of a head's n values at a slot is, but for half a code, what they were.
+static void check_codes(const float *x, const uint8_t *head, uint32_t n, uint32_t slot, bool is_key)
+{
+    const uint8_t *scales = head + (size_t)n * NB_KV_TILE;
+    for (uint32_t d = 0; d < n; d++) {
+        size_t at = is_key ? (size_t)d * NB_KV_TILE + slot : (size_t)slot * n + d;
+        uint16_t h;
+        memcpy(&h, scales + 2 * (d / NB_KV_GROUP * NB_KV_TILE + slot), sizeof(h));
+        float scale = nb_f16_to_f32(h), kept = scale * (float)(int8_t)head[at];
+        float near = fabsf(kept - x[d]) <= 0.501f * scale ? x[d] : kept;
+        check_floats(&x[d], &near, 1, "a code of %g at scale %g", x[d], scale);
+    }
+}
+
 void check_kv_write(const struct nb_kernels *k)
 {
-    for (uint32_t i = 0; i < 60; i++) {
-        uint32_t heads = 1 + random_below(4), k_dim = 1 + random_below(100);
-        uint32_t v_dim = 1 + random_below(100), n_k = heads * k_dim, n_v = heads * v_dim;
+    for (uint32_t i = 0; i < 120; i++) {
+        const enum nb_kv_type type = i % 2 ? NB_KV_Q8_0 : NB_KV_F16;
+        struct nb_kv_form f = {type, 1 + random_below(100), 1 + random_below(100)};
+        if (type == NB_KV_Q8_0)
+            f = (struct nb_kv_form){type, 32 * (1 + random_below(4)), 32 * (1 + random_below(4))};
+        const enum mood mood = (enum mood)(i / 2 % MOODS);
+        uint32_t heads = 1 + random_below(4), n_k = heads * f.k_dim, n_v = heads * f.v_dim;
         float *key = buffer(n_k * 4), *value = buffer(n_v * 4);
-        size_t k_size = (size_t)n_k * NB_KV_TILE, v_size = (size_t)n_v * NB_KV_TILE;
-        uint16_t *want = buffer((k_size + v_size) * 2), *got = buffer((k_size + v_size) * 2);
-        memset(want, 0x55, (k_size + v_size) * 2);
-        memset(got, 0x55, (k_size + v_size) * 2);
-        fill_floats(key, n_k, (enum mood)(i % MOODS));
-        fill_floats(value, n_v, (enum mood)(i % MOODS));
-        for (uint32_t j = 0; j < n_k; j++)
+        size_t k_size = n_k * nb_kv_bytes(type), size = k_size + n_v * nb_kv_bytes(type);
+        uint8_t *want = buffer(size), *got = buffer(size);
+        memset(want, 0x55, size);
+        memset(got, 0x55, size);
+        fill_floats(key, n_k, mood);
+        fill_floats(value, n_v, mood);
+        for (uint32_t j = 0; j < n_k && mood != SANE; j++)
             key[j] *= i % 3 ? 1.0f : 40000.0f;
         for (uint32_t slot = 0; slot < NB_KV_TILE; slot += 1 + random_below(9)) {
-            REFERENCE->kv_write(want, want + k_size, key, value, heads, k_dim, v_dim, slot);
-            k->kv_write(got, got + k_size, key, value, heads, k_dim, v_dim, slot);
+            REFERENCE->kv_write(&f, want, want + k_size, key, value, heads, slot);
+            k->kv_write(&f, got, got + k_size, key, value, heads, slot);
+            if (type == NB_KV_F16 || mood != SANE)
+                continue;
+            check_codes(key, want, f.k_dim, slot, true);
+            check_codes(value, want + k_size, f.v_dim, slot, false);
         }
-        check_halves(want, got, k_size + v_size, "%u heads, k %u v %u", heads, k_dim, v_dim);
+        if (type == NB_KV_F16)
+            check_halves((uint16_t *)(void *)want, (uint16_t *)(void *)got, size / 2,
+                         "%u heads, k %u v %u", heads, f.k_dim, f.v_dim);
+        else
+            check_bytes(want, got, size, "q8_0, %s, %u heads, k %u v %u", mood_name(mood), heads,
+                        f.k_dim, f.v_dim);
         free(key);
         free(value);
         free(want);

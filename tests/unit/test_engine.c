@@ -288,6 +288,34 @@ static void ends(void **state)
     test_model_close(&t);
 }
 
+// A context that is twice as long, nearly, in the same memory: a byte and a 32nd of a half for each
+// element.
+static void codes_take_half_the_memory(void **state)
+{
+    struct random_model r = RANDOM_MODEL;
+    r.context = 480;
+    const uint64_t halves = 8 * 3 * 2 * 2 * 64 * 32 * 2; // 8 blocks of three layers
+    for (enum nb_kv_type type = NB_KV_F16; type < NB_KV_TYPES; type++) {
+        const struct nb_model_options o = {.kv_type = type, .kv_bytes = halves};
+        char error[256] = "";
+        struct test_model t;
+        int fd = random_model_create(&r), rc;
+        assert_true(fd >= 0);
+        rc = test_model_open_fd(fd, 1, &o, &t, error, sizeof(error));
+        close(fd);
+        assert_int_equal(rc, type == NB_KV_F16 ? -ENOMEM : 0);
+        if (rc < 0) {
+            assert_non_null(strstr(error, "at most 256"));
+            continue;
+        }
+        struct nb_model_info info;
+        nb_model_info(t.model, &info);
+        assert_int_equal(info.kv_block_bytes, halves / 8 * 34 / 64);
+        assert_int_equal(info.kv_blocks, 15);
+        test_model_close(&t);
+    }
+}
+
 static void refusals(void **state)
 {
     static const struct {
@@ -301,6 +329,7 @@ static void refusals(void **state)
         {{.max_rows = 1u << 20}, 4, 2, -EINVAL, "4096"},
         {{0}, 3, 1, -ENOTSUP, "multiple of 32"},
         {{0}, 4, 3, -EINVAL, "heads"},
+        {{.kv_type = NB_KV_Q8_0}, 16, 2, -ENOTSUP, "use f16"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct random_model r = RANDOM_MODEL;
@@ -327,6 +356,7 @@ int main(void)
         cmocka_unit_test(parked_ones_wait),
         cmocka_unit_test(cancel),
         cmocka_unit_test(ends),
+        cmocka_unit_test(codes_take_half_the_memory),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

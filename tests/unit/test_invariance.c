@@ -24,6 +24,7 @@ struct variant {
     const char *isa; // NULL: the best
     enum nb_precision precision;
     uint32_t threads, chunk, others;
+    enum nb_kv_type kv_type;
 };
 
 // What is computed: a prompt, then tokens that follow greedily. The prompt's head is only computed,
@@ -59,8 +60,10 @@ static void on_logits(void *user, uint32_t position, const float *logits, uint32
 
 static struct test_model open_variant(const struct work *work, const struct variant *v)
 {
-    struct nb_model_options o = {
-        .precision = v->precision, .max_rows = v->chunk, .max_context = MOST_ROWS};
+    struct nb_model_options o = {.precision = v->precision,
+                                 .kv_type = v->kv_type,
+                                 .max_rows = v->chunk,
+                                 .max_context = MOST_ROWS};
     if (v->isa)
         setenv("NIBBLE_ISA", v->isa, 1);
     else
@@ -160,15 +163,18 @@ static void assert_equal_rows(const struct watch *a, const struct watch *b, cons
 {
     for (uint32_t i = 0; i < MOST_ROWS; i++)
         if (a->hash[i] != b->hash[i])
-            fail_msg("row %u differs: isa %s, precision %d, %u threads, chunks of %u, %u others", i,
-                     v->isa ? v->isa : "best", v->precision, v->threads, v->chunk, v->others);
+            fail_msg(
+                "row %u differs: isa %s, precision %d, KV %d, %u threads, chunks of %u, %u others",
+                i, v->isa ? v->isa : "best", v->precision, v->kv_type, v->threads, v->chunk,
+                v->others);
 }
 
 static void assert_all_equal(const struct work *work, const struct variant *variants, size_t n)
 {
     static struct watch reference, other;
     for (size_t i = 0; i < n; i++) {
-        if (i == 0 || variants[i].precision != variants[i - 1].precision)
+        if (i == 0 || variants[i].precision != variants[i - 1].precision ||
+            variants[i].kv_type != variants[i - 1].kv_type)
             compute(work, &variants[i], &reference);
         compute(work, &variants[i], &other);
         assert_equal_rows(&reference, &other, &variants[i]);
@@ -186,8 +192,9 @@ static void random_model_wide(void **state)
             for (int c = 0; c < 4; c++)
                 for (int o = 0; o < 4; o++)
                     if (precision == NB_PRECISION_EXACT || c == o)
-                        v[n++] = (struct variant){NULL, (enum nb_precision)precision, threads,
-                                                  chunks[c], companies[o]};
+                        v[n++] = (struct variant){NULL,         (enum nb_precision)precision,
+                                                  threads,      chunks[c],
+                                                  companies[o], NB_KV_F16};
     assert_all_equal(&(struct work){false, 0, 70, 10}, v, n);
 }
 
@@ -198,30 +205,51 @@ static void long_prompt(void **state)
     struct variant v[2 * 4];
     for (int c = 0; c < 4; c++)
         for (uint32_t o = 0; o < 2; o++)
-            v[2 * c + o] =
-                (struct variant){NULL, NB_PRECISION_BALANCED, 2, chunks[c], o * MOST_OTHERS};
+            v[2 * c + o] = (struct variant){NULL,      NB_PRECISION_BALANCED, 2,
+                                            chunks[c], o * MOST_OTHERS,       NB_KV_F16};
     assert_all_equal(&(struct work){false, 590, 600, 10}, v, 2 * 4);
+}
+
+// Keys and values as codes: of a position's own numbers alone.
+static void codes(void **state)
+{
+    static const uint32_t chunks[] = {512, 64, 7, 1};
+    struct variant v[2 * 4];
+    static struct watch halves, bytes;
+    for (uint32_t i = 0; i < 8; i++)
+        v[i] = (struct variant){NULL,          NB_PRECISION_BALANCED, 1 + i % 2,
+                                chunks[i / 2], 5 * (i % 3),           NB_KV_Q8_0};
+    const struct work work = {false, 90, 110, 10};
+    assert_all_equal(&work, v, 8);
+    compute(&work, &v[0], &bytes);
+    v[0].kv_type = NB_KV_F16;
+    compute(&work, &v[0], &halves);
+    assert_memory_not_equal(halves.hash + 100, bytes.hash + 100, 8 * sizeof(uint64_t));
 }
 
 static void isa_levels(void **state)
 {
     static const char *const names[NB_ISA_COUNT] = {"scalar", "avx2", "avx512"};
-    struct variant v[3 * NB_ISA_COUNT];
+    struct variant v[4 * NB_ISA_COUNT];
     size_t n = 0;
-    for (int precision = 0; precision < 3; precision++)
+    for (int precision = 0; precision < 4; precision++)
         for (int isa = 0; isa < NB_ISA_COUNT; isa++)
             if (nb_kernels_of((enum nb_isa)isa))
-                v[n++] = (struct variant){names[isa], (enum nb_precision)precision, 2, 64, 1};
+                v[n++] = (struct variant){names[isa], (enum nb_precision)(precision % 3),    2, 64,
+                                          1,          precision < 3 ? NB_KV_F16 : NB_KV_Q8_0};
     assert_all_equal(&(struct work){false, 0, 70, 4}, v, n);
 }
 
 static void real_model(void **state)
 {
     static const struct variant v[] = {
-        {NULL, NB_PRECISION_BALANCED, 2, 512, 0},  {NULL, NB_PRECISION_BALANCED, 1, 64, 1},
-        {NULL, NB_PRECISION_BALANCED, 2, 7, 4},    {NULL, NB_PRECISION_BALANCED, 2, 1, 0},
-        {NULL, NB_PRECISION_BALANCED, 1, 512, 15}, {NULL, NB_PRECISION_FAST, 2, 64, 4},
-        {NULL, NB_PRECISION_FAST, 1, 7, 0},
+        {NULL, NB_PRECISION_BALANCED, 2, 512, 0, NB_KV_F16},
+        {NULL, NB_PRECISION_BALANCED, 1, 64, 1, NB_KV_F16},
+        {NULL, NB_PRECISION_BALANCED, 2, 7, 4, NB_KV_F16},
+        {NULL, NB_PRECISION_BALANCED, 2, 1, 0, NB_KV_F16},
+        {NULL, NB_PRECISION_BALANCED, 1, 512, 15, NB_KV_F16},
+        {NULL, NB_PRECISION_FAST, 2, 64, 4, NB_KV_F16},
+        {NULL, NB_PRECISION_FAST, 1, 7, 0, NB_KV_F16},
     };
     assert_all_equal(&(struct work){true, 0, 66, 4}, v, sizeof(v) / sizeof(v[0]));
 }
@@ -229,10 +257,8 @@ static void real_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(random_model_wide),
-        cmocka_unit_test(long_prompt),
-        cmocka_unit_test(isa_levels),
-        cmocka_unit_test(real_model),
+        cmocka_unit_test(random_model_wide), cmocka_unit_test(long_prompt), cmocka_unit_test(codes),
+        cmocka_unit_test(isa_levels),        cmocka_unit_test(real_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

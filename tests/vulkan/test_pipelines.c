@@ -92,13 +92,15 @@ static uint32_t count(const struct nb_device_model *m)
 }
 
 // For steps of one row: what is named is what counts, and making it would take long.
-static uint32_t pipelines(struct nb_device *d, const struct nb_image *image, int precision)
+static uint32_t pipelines(struct nb_device *d, const struct nb_image *image, int precision,
+                          enum nb_kv_type kv_type)
 {
     const struct nb_device_model_options options = {.kv_blocks = 1, .max_rows = 1};
     struct nb_device_model *m = NULL;
     struct nb_plan *plan = NULL;
     char error[256] = "";
-    if (nb_plan_create(image, (enum nb_precision)precision, &plan, error, sizeof(error)) < 0 ||
+    if (nb_plan_create(image, (enum nb_precision)precision, kv_type, &plan, error, sizeof(error)) <
+            0 ||
         d->ops->model_open(d, plan, &options, &m, error, sizeof(error)) < 0)
         fail_msg("%s", error);
     uint32_t n = count(m);
@@ -123,9 +125,12 @@ static void few_pipelines(void **state)
         for (size_t t = 0; t < N_TIERS; t++) {
             uint32_t n[NB_PRECISION_EXACT + 1];
             for (int p = 0; d[t] && p <= NB_PRECISION_EXACT; p++) {
-                n[p] = pipelines(d[t], image, p);
+                n[p] = pipelines(d[t], image, p, NB_KV_F16);
                 assert_in_range(n[p], 1, NB_VULKAN_PIPELINES);
             }
+            if (d[t])
+                assert_in_range(pipelines(d[t], image, NB_PRECISION_BALANCED, NB_KV_Q8_0), 1,
+                                NB_VULKAN_PIPELINES);
             if (d[t])
                 print_message("%s, %s: %u fast, %u balanced, %u exact\n", models[i].name, tiers[t],
                               n[NB_PRECISION_FAST], n[NB_PRECISION_BALANCED],
