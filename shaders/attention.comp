@@ -18,6 +18,8 @@ layout(push_constant) uniform Push {
 const uint MODE_FLOAT = 2, MODE_QUANTIZED = 4, MODE_CAP = 8; // bits; CAP: scores are capped
 #define NEXT Next(pc.act4, (MODE & MODE_FLOAT) != 0 ? pc.out4 : 0, pc.terms, NONE)
 
+#include "cache.glsl"
+
 #ifdef TEAM
 #include "attention_team.glsl"
 #else
@@ -52,6 +54,35 @@ void score_tile(uint q1, uint k4, out precise vec4 s[SHARE][8])
             [[unroll]] for (uint h = 0; h < SHARE; h++) {
                 s[h][i] = fma(vec4(q[h].x), even, s[h][i]);
                 s[h][i] = fma(vec4(q[h].y), odd, s[h][i]);
+            }
+        }
+    }
+}
+
+// The same where a texel holds four elements of four positions.
+void score_codes(uint q1, uint k4, out precise vec4 s[SHARE][8])
+{
+    [[unroll]] for (uint h = 0; h < SHARE; h++)
+        [[unroll]] for (int i = 0; i < 8; i++)
+            s[h][i] = vec4(0.0);
+    for (uint b = 0; b < pc.k_dim; b += 32) {
+        vec4 scale[8];
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            uvec4 pair = texelFetch(cache, int(k4 + pc.k_dim * 2 + b / 8 + i));
+            scale[2 * i] = halves_of(pair.xy);
+            scale[2 * i + 1] = halves_of(pair.zw);
+        }
+        for (uint d = b; d < b + 32; d += 4) {
+            vec4 q[SHARE];
+            [[unroll]] for (uint h = 0; h < SHARE; h++)
+                q[h] = read_floats(inputs, (q1 + h * pc.k_dim + d) / 4);
+            [[unroll]] for (uint i = 0; i < 8; i++) {
+                ivec4 k = ivec4(texelFetch(cache, int(k4 + d * 2 + i)));
+                [[unroll]] for (int e = 0; e < 4; e++) {
+                    vec4 key = vec4(k << (24 - 8 * e) >> 24) * scale[i];
+                    [[unroll]] for (uint h = 0; h < SHARE; h++)
+                        s[h][i] = fma(vec4(q[h][e]), key, s[h][i]);
+                }
             }
         }
     }
@@ -92,8 +123,9 @@ float fold(vec4 p[4])
 }
 
 // Adds the values of the positions that are seen, in order, and returns the sum of their weights.
-// Rolled, so that the code is there once: scores and partial sums go round.
-void mix_tile(uint v4, uint lo, uint hi, float top[SHARE], vec4 s[SHARE][8],
+// Rolled, so that the code is there once: scores and partial sums go round. scale4: where codes have
+// their scales.
+void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[SHARE][8],
               inout precise vec4 o[SHARE][8], out float sum[SHARE])
 {
     precise vec4 partial[SHARE][4];
@@ -113,11 +145,23 @@ void mix_tile(uint v4, uint lo, uint hi, float top[SHARE], vec4 s[SHARE][8],
             [[unroll]] for (int j = 0; j < 7; j++)
                 s[h][j] = s[h][j + 1];
         }
+        vec4 scale = vec4(0.0);
+        if (CODES) {
+            uvec4 pair = texelFetch(cache, int(scale4 + i / 8));
+            scale = mix(scale, halves_of(i % 8 != 0 ? pair.zw : pair.xy), is_seen);
+        }
         [[unroll]] for (uint j = 0; j < 4; j++) {
-            [[unroll]] for (uint d = 0; d < 4; d++) {
-                uvec4 v = texelFetch(cache, int(v4 + (i + j) * (pc.v_dim / 8) + d));
+            [[unroll]] for (uint d = 0; d < (CODES ? 2 : 4); d++) {
+                uvec4 v = texelFetch(cache, int(v4 + (i + j) * (pc.v_dim / (CODES ? 16 : 8)) + d));
                 // What is not seen may hold anything, and is never multiplied.
                 v = is_seen[j] ? v : uvec4(0);
+                [[unroll]] for (uint w = 0; w < (CODES ? 4 : 0); w++) {
+                    vec4 value = bytes_of(v[w]) * scale[j];
+                    [[unroll]] for (uint h = 0; h < SHARE; h++)
+                        o[h][4 * d + w] = fma(vec4(p[h][j]), value, o[h][4 * d + w]);
+                }
+                if (CODES)
+                    continue;
                 vec4 first = vec4(unpackHalf2x16(v.x), unpackHalf2x16(v.y));
                 vec4 second = vec4(unpackHalf2x16(v.z), unpackHalf2x16(v.w));
                 [[unroll]] for (uint h = 0; h < SHARE; h++) {
@@ -153,7 +197,11 @@ void main()
         uint block = step_words[table + b] * pc.block4;
         uint lo = first > b * 32 ? first - b * 32 : 0, hi = min(end - b * 32, 32);
         precise vec4 s[SHARE][8];
-        score_tile(row * pc.qkv1 + head * pc.k_dim, block + kv_head * pc.k_dim * 4, s);
+        uint q1 = row * pc.qkv1 + head * pc.k_dim, k4 = block + kv_head * head4(pc.k_dim);
+        if (CODES)
+            score_codes(q1, k4, s);
+        else
+            score_tile(q1, k4, s);
         [[unroll]] for (uint h = 0; h < SHARE; h++) {
             float before = top[h];
             cap_scores(lo, hi, s[h], top[h]);
@@ -161,7 +209,8 @@ void main()
             [[unroll]] for (int i = 0; i < 8; i++)
                 o[h][i] = o[h][i] * keep[h];
         }
-        mix_tile(block + pc.v_offset4 + kv_head * 4 * pc.v_dim + part * 4, lo, hi, top, s, o, sum);
+        uint v4 = block + pc.v_offset4 + kv_head * head4(pc.v_dim);
+        mix_tile(v4 + part * (CODES ? 2 : 4), v4 + pc.v_dim * 2 + part * 4, lo, hi, top, s, o, sum);
         [[unroll]] for (uint h = 0; h < SHARE; h++)
             total[h] = fma(total[h], keep[h], sum[h]);
     }

@@ -25,21 +25,64 @@ float half_at(usamplerBuffer from, uint i)
     return i % 2 != 0 ? pair.y : pair.x;
 }
 
-// One query against a lane's key: `k` is its first half; 32 keys lie side by side, by pairs of elements.
-float score(uint q4, uint k)
+uint word_at(usamplerBuffer from, uint i)
+{
+    uvec4 v = texelFetch(from, int(i / 4));
+    uvec2 pair = i % 4 >= 2 ? v.zw : v.xy;
+    return i % 2 != 0 ? pair.y : pair.x;
+}
+
+// Scales of codes, which lie behind a head's n elements: of those around element d.
+float scale_at(uint head1, uint n, uint d, uint slot)
+{
+    return half_at(cache, (head1 + n * 8 + d / 32 * 16) * 2 + slot);
+}
+
+float dot_codes(uint q4, uint head1, uint slot)
+{
+    precise float s = 0.0;
+    for (uint b = 0; b < pc.k_dim; b += 32) {
+        float scale = scale_at(head1, pc.k_dim, b, slot);
+        for (uint d = b; d < b + 32; d += 4) {
+            vec4 q = read_floats(inputs, q4 + d / 4);
+            vec4 key = bytes_of(word_at(cache, head1 + d * 8 + slot)) * scale;
+            [[unroll]] for (int e = 0; e < 4; e++)
+                s = fma(q[e], key[e], s);
+        }
+    }
+    return s;
+}
+
+float dot_halves(uint q4, uint head1, uint slot)
 {
     precise float s = 0.0;
     for (uint d = 0; d < pc.k_dim; d += 2) {
         vec4 quad = read_floats(inputs, (q4 * 4 + d) / 4);
         vec2 q = d % 4 != 0 ? quad.zw : quad.xy;
-        vec2 key = halves(cache, k + d * 32);
+        vec2 key = halves(cache, (head1 + slot) * 2 + d * 32);
         s = fma(q.x, key.x, s);
         s = fma(q.y, key.y, s);
     }
+    return s;
+}
+
+// One query against a lane's key, whose head begins at word `head1`.
+float score(uint q4, uint head1, uint slot)
+{
+    precise float s = CODES ? dot_codes(q4, head1, slot) : dot_halves(q4, head1, slot);
     s = s * pc.scale;
     if (pc.softcap > 0.0)
         s = pc.softcap * tanh_f32(s / pc.softcap);
     return s;
+}
+
+float value(uint head1, uint slot, uint d)
+{
+    uint at = slot * pc.v_dim + d;
+    if (!CODES)
+        return half_at(cache, head1 * 2 + at);
+    int code = int(word_at(cache, head1 + at / 4)) << (24 - at % 4 * 8) >> 24;
+    return float(code) * scale_at(head1, pc.v_dim, d, slot);
 }
 
 // Partial i of a tile is the weight of slots i and i + 16, folded 8, 4, 2, 1.
@@ -62,7 +105,8 @@ void main()
     uint me = lane(), row = gl_WorkGroupID.y, head = gl_WorkGroupID.x;
     if (row >= step_words[STEP_ROWS])
         return;
-    uint kv_head = head / pc.sharing, v_halves = pc.v_offset4 * 8 + kv_head * 32 * pc.v_dim;
+    uint kv_head = head / pc.sharing;
+    uint k4 = kv_head * head4(pc.k_dim), v4 = pc.v_offset4 + kv_head * head4(pc.v_dim);
     uint end = step_words[pc.position1 + row] + 1;
     uint first = pc.window != 0 && pc.window < end ? end - pc.window : 0;
     uint table = pc.table1 + step_words[pc.sequence1 + row] * pc.table_stride;
@@ -77,8 +121,7 @@ void main()
         float s = nothing;
         if (seen)
             s = score((row * pc.qkv1 + head * pc.k_dim) / 4,
-                      step_words[table + position / 32] * pc.block4 * 8 +
-                          kv_head * pc.k_dim * 32 + me % 32 * 2);
+                      (step_words[table + position / 32] * pc.block4 + k4) * 4, me % 32);
         float most = s;
         [[unroll]] for (uint i = 1; i < 8; i *= 2)
             most = max(most, subgroupShuffleXor(most, i));
@@ -100,7 +143,7 @@ void main()
         for (uint r = 0; r < ROUND && (b + r) * 32 < end; r++) {
             uint lo = first > (b + r) * 32 ? first - (b + r) * 32 : 0;
             uint hi = min(end - (b + r) * 32, 32);
-            uint v = step_words[table + b + r] * pc.block4 * 8 + v_halves;
+            uint v = (step_words[table + b + r] * pc.block4 + v4) * 4;
             total = fma(total, keep[r], tile_sum[r]);
             [[unroll]] for (uint i = 0; i < OUTPUTS; i++) {
                 uint d = i * LANES + me;
@@ -108,7 +151,7 @@ void main()
                     break;
                 o[i] = o[i] * keep[r];
                 for (uint slot = lo; slot < hi; slot++)
-                    o[i] = fma(weight[r * 32 + slot], half_at(cache, v + slot * pc.v_dim + d), o[i]);
+                    o[i] = fma(weight[r * 32 + slot], value(v, slot, d), o[i]);
             }
         }
         barrier(); // the weights have been read

@@ -12,14 +12,9 @@
 #define MAX_VALUES 512u // of a head: shaders/attention_team.glsl
 #define ROW_PAD    8    // the widest tile of tokens
 
-static size_t layer_block_bytes(const struct nb_hparams *hp)
-{
-    return ((size_t)hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * NB_VULKAN_KV_TILE * sizeof(uint16_t);
-}
-
 size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan)
 {
-    return layer_block_bytes(&plan->hp) * plan->n_layers;
+    return nb_plan_kv_bytes(plan) * plan->n_layers;
 }
 
 // --- Memory
@@ -33,7 +28,7 @@ static int check_model(const struct nb_device_model *m, char *error, size_t size
                        "heads of %u by %u: the Vulkan device wants values in blocks of 32, %u at "
                        "most; use the CPU",
                        hp->k_dim, hp->v_dim, MAX_VALUES);
-    size_t kv = layer_block_bytes(hp) * m->kv_blocks;
+    size_t kv = nb_plan_kv_bytes(m->plan) * m->kv_blocks;
     if (kv > m->device->max_range)
         return nb_fail(error, size, -ENOMEM,
                        "the KV cache takes %zu MB a layer and %s binds %llu MB at once: ask for "
@@ -152,7 +147,7 @@ static int make_buffers(struct nb_device_model *m)
     if (!m->kv)
         return -ENOMEM;
     for (uint32_t i = 0; i < m->plan->n_layers && rc == 0; i++)
-        rc = nb_vulkan_buffer_lazy(d, layer_block_bytes(hp) * m->kv_blocks, &m->kv[i]);
+        rc = nb_vulkan_buffer_lazy(d, nb_plan_kv_bytes(m->plan) * m->kv_blocks, &m->kv[i]);
     m->host_logits_bytes = (size_t)m->max_rows * hp->vocab * sizeof(float);
     void *p = mmap(NULL, m->host_logits_bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

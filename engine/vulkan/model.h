@@ -153,7 +153,13 @@ enum { // gemm.comp
     MODE_FINISH = 8, // bits
     MODE_FINISH_NORM = 16
 };
-enum { MODE_NORM = 1, MODE_FLOAT = 2, MODE_QUANTIZED = 4, MODE_CAP = 8 }; // quantize, attention
+enum { // quantize, attention, rope
+    MODE_NORM = 1,
+    MODE_FLOAT = 2,
+    MODE_QUANTIZED = 4,
+    MODE_CAP = 8,
+    MODE_CODES = 16
+};
 struct nb_vulkan_gemm_push {
     uint32_t count, groups, cols, stride1, high4, scale2, min2, sub1, in4, out4;
     uint32_t weight1[3], first[3], column4[3], rows[3], bias[3];

@@ -145,14 +145,25 @@ static struct qkv qkv_of(const struct nb_hparams *hp)
     return r;
 }
 
+// Texels of the keys, or values, of a KV block: so many elements of a position.
+static uint32_t kv_texels(const struct nb_plan *plan, uint32_t elements)
+{
+    return (uint32_t)(elements * nb_kv_bytes(plan->kv_type) / 16);
+}
+
+static uint32_t kv_mode(const struct nb_plan *plan)
+{
+    return plan->kv_type == NB_KV_Q8_0 ? MODE_CODES : 0;
+}
+
 static void add_rope(struct builder *b, const struct nb_op *op)
 {
     struct nb_device_model *m = b->m;
     const struct nb_hparams *hp = &m->plan->hp;
     struct qkv at = qkv_of(hp);
-    uint32_t pairs = (hp->dim[NB_DIM_Q] + hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) / 2;
-    uint32_t block = (hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * 16;
-    const uint32_t data[] = {pairs,
+    const uint32_t kv = hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V];
+    uint32_t lanes = hp->dim[NB_DIM_Q] / 2 + (kv_mode(m->plan) ? kv / NB_KV_GROUP : kv / 2);
+    const uint32_t data[] = {lanes,
                              at.width,
                              at.k,
                              at.v,
@@ -167,11 +178,11 @@ static void add_rope(struct builder *b, const struct nb_op *op)
                              m->tables.rope,
                              m->tables.blocks,
                              m->tables.block_stride,
-                             block,
-                             hp->dim[NB_DIM_K] * 16};
-    struct nb_vulkan_dispatch *p = nb_build_add(b, NB_VULKAN_ROWS, pairs);
+                             kv_texels(m->plan, kv) * 4,
+                             kv_texels(m->plan, hp->dim[NB_DIM_K]) * 4};
+    struct nb_vulkan_dispatch *p = nb_build_add(b, NB_VULKAN_ROWS, lanes);
     nb_build_push(p, data, sizeof(data));
-    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1};
+    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = 1, [CONST_MODE] = kv_mode(m->plan)};
     nb_build_specialise(b, p, NB_SHADER_ROPE, c);
     nb_build_bind(b, p, NULL,
                   (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
@@ -182,11 +193,12 @@ static void add_rope(struct builder *b, const struct nb_op *op)
 }
 
 // Whether products turn queries and keys and write keys and values, by quads of rows that must be
-// whole and in one dispatch with those they pair with.
+// whole and in one dispatch with those they pair with. Codes need the largest of 32 elements first.
 static bool turns_itself(const struct nb_device_model *m, const struct nb_op *op)
 {
     const struct nb_hparams *hp = &m->plan->hp;
-    bool whole = m->device->tier->turns && hp->k_dim % 8 == 0 && hp->rope_dims % 8 == 0;
+    bool whole = m->device->tier->turns && hp->k_dim % 8 == 0 && hp->rope_dims % 8 == 0 &&
+                 m->plan->kv_type == NB_KV_F16;
     for (int i = 0; i < 3; i++)
         whole = whole && nb_build_fitting(m, op->m[i].w, 0) == (op->m[i].w->rows + 15) / 16;
     return whole;
@@ -247,8 +259,8 @@ static void add_attention(struct builder *b, const struct nb_op *op)
               m->tables.sequence,
               m->tables.blocks,
               m->tables.block_stride,
-              (hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]) * 4,
-              hp->dim[NB_DIM_K] * 4,
+              kv_texels(m->plan, hp->dim[NB_DIM_K] + hp->dim[NB_DIM_V]),
+              kv_texels(m->plan, hp->dim[NB_DIM_K]),
               hp->window,
               hp->attn_scale,
               hp->attn_softcap,
@@ -258,8 +270,8 @@ static void add_attention(struct builder *b, const struct nb_op *op)
     nb_build_push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_SHARE] = shared_heads(m)};
     c[CONST_TERMS] = m->device->tier->turns ? 1 : out->terms;
-    c[CONST_MODE] =
-        (floats ? MODE_FLOAT : MODE_QUANTIZED) | (hp->attn_softcap > 0.0f ? MODE_CAP : 0);
+    c[CONST_MODE] = (floats ? MODE_FLOAT : MODE_QUANTIZED) |
+                    (hp->attn_softcap > 0.0f ? MODE_CAP : 0) | kv_mode(m->plan);
     nb_build_specialise(b, p, NB_SHADER_ATTENTION, c);
     nb_build_bind(b, p, NULL,
                   (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){

@@ -24,6 +24,7 @@ struct op_case {
     uint32_t heads, kv_heads, k_dim, v_dim, rope_dims, window; // MIDDLE_ATTENTION
     bool neox;
     float softcap;
+    enum nb_kv_type kv_type;
     uint32_t context; // 0: OP_TOKENS
 };
 

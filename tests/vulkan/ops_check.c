@@ -159,10 +159,17 @@ static void check_attend(struct nb_device *r, struct nb_device *d)
         uint32_t heads, kv_heads, k_dim, v_dim, rope_dims, window;
         float softcap;
         bool neox, far;
+        enum nb_kv_type kv_type;
     } shapes[] = {
-        {3, 1, 64, 64, 64, 0, 0, false, false},  {4, 4, 32, 32, 32, 0, 0, true, true},
-        {6, 2, 80, 96, 40, 0, 0, true, false},   {2, 1, 128, 128, 128, 33, 0, false, true},
-        {4, 2, 48, 32, 24, 1, 20, false, false}, {8, 1, 24, 64, 2, 100, 5, true, true},
+        {3, 1, 64, 64, 64, 0, 0, false, false, NB_KV_F16},
+        {4, 4, 32, 32, 32, 0, 0, true, true, NB_KV_F16},
+        {6, 2, 80, 96, 40, 0, 0, true, false, NB_KV_F16},
+        {2, 1, 128, 128, 128, 33, 0, false, true, NB_KV_F16},
+        {4, 2, 48, 32, 24, 1, 20, false, false, NB_KV_F16},
+        {8, 1, 24, 64, 2, 100, 5, true, true, NB_KV_F16},
+        {3, 1, 64, 64, 64, 0, 0, false, true, NB_KV_Q8_0},
+        {4, 2, 96, 32, 80, 33, 5, true, false, NB_KV_Q8_0},
+        {2, 2, 32, 128, 22, 0, 0, false, false, NB_KV_Q8_0},
     };
     for (uint32_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
         op_check_case(
@@ -184,6 +191,7 @@ static void check_attend(struct nb_device *r, struct nb_device *d)
                               .neox = shapes[i].neox,
                               .window = shapes[i].window,
                               .softcap = shapes[i].softcap,
+                              .kv_type = shapes[i].kv_type,
                               .context = 1024},
             shapes[i].far ? &long_context : &sequences);
 }

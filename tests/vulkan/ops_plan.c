@@ -213,6 +213,7 @@ void op_plan_init(struct op_plan *p, const struct op_case *c)
         abort();
     describe(p, c);
     p->plan.ops = p->ops;
+    p->plan.kv_type = c->kv_type;
     p->plan.n_layers = 1;
     struct nb_op *embed = add(p, NB_OP_EMBED, c, 0);
     put(p, embed, 0,

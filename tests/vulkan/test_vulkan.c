@@ -33,6 +33,7 @@ struct run {
     struct random_model model;
     enum nb_precision precision;
     uint32_t prompt, generate, chunk, others;
+    enum nb_kv_type kv_type;
 };
 
 struct logits {
@@ -67,6 +68,7 @@ static void compute(const char *name, const struct run *r, struct logits *ret)
 {
     struct nb_model_options o = {
         .precision = r->precision, .max_rows = r->chunk, .max_context = MOST_ROWS};
+    o.kv_type = r->kv_type;
     struct nb_sequence *s, *other[8];
     struct test_model t;
     char error[256] = "";
@@ -107,14 +109,15 @@ static double difference(const struct logits *a, const struct logits *b)
 }
 
 // docs/numerics.md says what may differ. Two-term inputs hardly feel another rounding; with one
-// term an input that lies between two codes may fall to the other side.
+// term an input that lies between two codes may fall to the other side, as may a key or a value.
 static void check_close(const struct run *r, const char *what)
 {
     static struct logits cpu, gpu;
     compute("cpu", r, &cpu);
     compute(device, r, &gpu);
     assert_int_equal(cpu.n, gpu.n);
-    double d = difference(&cpu, &gpu), most = r->precision == NB_PRECISION_EXACT ? 5e-4 : 5e-2;
+    double d = difference(&cpu, &gpu);
+    double most = r->precision != NB_PRECISION_EXACT ? 5e-2 : r->kv_type == NB_KV_F16 ? 5e-4 : 5e-3;
     if (!(d <= most))
         fail_msg("%s: logits differ by %g of the largest, more than %g", what, d, most);
     print_message("%s: %.2g\n", what, d);
@@ -193,18 +196,19 @@ static void odd_shapes(void **state)
     };
     for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++)
         for (int p = i ? NB_PRECISION_EXACT : NB_PRECISION_FAST; p <= NB_PRECISION_EXACT; p += 2) {
-            struct run r = {models[i], (enum nb_precision)p, 70, i ? 0 : 4, 0, 0};
+            struct run r = {models[i], (enum nb_precision)p, 70, i ? 0 : 4, 0, 0, NB_KV_F16};
             check_close(&r, p ? "odd shape, exact" : "odd shape, fast");
         }
 }
 
-static void rows_alone_and_together(void **state)
+static void alone_and_together(enum nb_kv_type kv_type)
 {
     static struct logits want, got;
     struct run r = {.model = {2, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1},
                     .precision = NB_PRECISION_BALANCED,
                     .prompt = 75,
-                    .generate = 5};
+                    .generate = 5,
+                    .kv_type = kv_type};
     static const uint32_t chunks[] = {1, 3, 7, 20, 128}, companies[] = {0, 1, 3, 8, 5};
     compute(device, &r, &want);
     for (int i = 0; i < 5; i++) {
@@ -217,11 +221,27 @@ static void rows_alone_and_together(void **state)
     }
 }
 
+static void rows_alone_and_together(void **state)
+{
+    alone_and_together(NB_KV_F16);
+}
+
+// Keys and values as codes: close to the CPU's, and as invariant.
+static void codes(void **state)
+{
+    struct run r = {.model = {2, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1},
+                    .precision = NB_PRECISION_EXACT,
+                    .prompt = 75,
+                    .kv_type = NB_KV_Q8_0};
+    check_close(&r, "codes");
+    alone_and_together(NB_KV_Q8_0);
+}
+
 // Dispatches of all steps of a prompt in chunks of `chunk` rows.
-static uint64_t dispatches(uint32_t layers, uint32_t chunk)
+static uint64_t dispatches(uint32_t layers, uint32_t chunk, enum nb_kv_type kv_type)
 {
     const struct random_model model = {layers, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1};
-    struct nb_model_options o = {.max_rows = chunk, .max_context = MOST_ROWS};
+    struct nb_model_options o = {.kv_type = kv_type, .max_rows = chunk, .max_context = MOST_ROWS};
     const struct run r = {.prompt = chunk};
     struct nb_op_time times[NB_OP_KINDS];
     struct nb_sequence *s;
@@ -249,8 +269,10 @@ static uint64_t dispatches(uint32_t layers, uint32_t chunk)
 // A dispatch is dear where threads sleep between two of them.
 static void dispatches_of_a_layer(void **state)
 {
-    assert_int_equal(dispatches(3, 1) - dispatches(2, 1), 5);
-    assert_int_equal(dispatches(3, 16) - dispatches(2, 16), 8);
+    for (enum nb_kv_type t = NB_KV_F16; t < NB_KV_TYPES; t++) { // one more writes codes
+        assert_int_equal(dispatches(3, 1, t) - dispatches(2, 1, t), 5 + (t == NB_KV_Q8_0));
+        assert_int_equal(dispatches(3, 16, t) - dispatches(2, 16, t), 8 + (t == NB_KV_Q8_0));
+    }
 }
 
 // A model in many small buffers, each seen through smaller windows, and copied rather than
@@ -420,13 +442,15 @@ int main(int argc, char **argv)
     usual.timeout_ms = 600000;
     only_types = argc > 2 ? argv + 2 : NULL;
     const struct CMUnitTest tier_tests[] = {cmocka_unit_test(types_of_a_tier),
-                                            cmocka_unit_test(rows_alone_and_together)};
+                                            cmocka_unit_test(rows_alone_and_together),
+                                            cmocka_unit_test(codes)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals),
         cmocka_unit_test(every_type),
         cmocka_unit_test(mixed_types),
         cmocka_unit_test(odd_shapes),
         cmocka_unit_test(rows_alone_and_together),
+        cmocka_unit_test(codes),
         cmocka_unit_test(dispatches_of_a_layer),
         cmocka_unit_test(weights_in_pieces),
         cmocka_unit_test(split_over_devices),
