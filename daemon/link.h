@@ -71,6 +71,7 @@ struct nb_link_model_add {
     char name[NB_NAME_MAX];
     char precision[16];
     uint32_t gpu_layers, pad; // that the device runs, beside the CPU; 0: all
+    char kv_type[16];
 };
 struct nb_link_channel_add {
     struct nb_wire_header header;

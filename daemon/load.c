@@ -241,13 +241,23 @@ static int check_file(int fd, struct nb_file *ret_file, struct nb_refusal *refus
     return 0;
 }
 
-static int check_precision(const char *precision, struct nb_refusal *refusal)
+static int is_one_of(const char name[16], const char *const names[4])
 {
-    static const char *const tiers[] = {"", "fast", "balanced", "exact"};
-    for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++)
-        if (!strncmp(precision, tiers[i], 16))
-            return 0;
-    return nb_refuse(refusal, -EINVAL, "precision is fast, balanced or exact");
+    for (int i = 0; i < 4 && names[i]; i++)
+        if (!strncmp(name, names[i], 16))
+            return 1;
+    return 0;
+}
+
+static int check_choices(const struct nb_wire_load *request, struct nb_refusal *refusal)
+{
+    static const char *const tiers[4] = {"", "fast", "balanced", "exact"};
+    static const char *const kv_types[4] = {"", "f16", "q8_0"};
+    if (!is_one_of(request->precision, tiers))
+        return nb_refuse(refusal, -EINVAL, "precision is fast, balanced or exact");
+    if (!is_one_of(request->kv_type, kv_types))
+        return nb_refuse(refusal, -EINVAL, "the KV cache's type is f16 or q8_0");
+    return 0;
 }
 
 static int check_fallback(struct nb_broker *broker, const struct nb_wire_load *request,
@@ -285,7 +295,7 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
 {
     int r = check_name(request->name, refusal);
     if (!r)
-        r = check_precision(request->precision, refusal);
+        r = check_choices(request, refusal);
     if (!r)
         r = check_file(fd, ret_file, refusal);
     if (r < 0)

@@ -50,6 +50,8 @@ int nb_model_create(struct nb_device *device, const struct nb_wire_load *request
         snprintf(model->info.device, sizeof model->info.device, "%s", device->info.name);
     snprintf(model->info.precision, sizeof model->info.precision, "%s",
              *request->precision ? request->precision : "balanced");
+    snprintf(model->info.kv_type, sizeof model->info.kv_type, "%s",
+             *request->kv_type ? request->kv_type : "f16");
     snprintf(model->fallback, sizeof model->fallback, "%.31s", request->fallback);
     set_state(model, NB_MODEL_LOADING);
     TAILQ_INIT(&model->channels);
@@ -109,6 +111,7 @@ int nb_model_serve(struct nb_model *model)
     };
     memcpy(add.name, model->info.name, sizeof add.name);
     memcpy(add.precision, model->info.precision, sizeof add.precision);
+    memcpy(add.kv_type, model->info.kv_type, sizeof add.kv_type);
     model->served = 1;
     nb_device_send(model->device, &add, &image, 1);
     return 0;

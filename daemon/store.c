@@ -20,30 +20,43 @@ struct nb_kept {
     char name[STORE_NAME];
 };
 
-// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; DEVICE with :LAYERS where
-// the CPU has the others
+// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; DEVICE with /LAYERS where
+// the CPU has the others, KV with /TYPE where that is not f16. No colon: systemd hands over names
+// with colons between them.
 static void write_name(const struct nb_model *model, char ret[STORE_NAME])
 {
-    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64 "%s%s", model->info.name,
+    const char *type = model->info.kv_type;
+    int usual = !strcmp(type, "f16");
+    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64 "%s%s%s%s", model->info.name,
              model->info.device, model->info.precision, model->context, model->kv_bytes,
-             *model->fallback ? "+" : "", model->fallback);
+             usual ? "" : "/", usual ? "" : type, *model->fallback ? "+" : "", model->fallback);
+    for (char *colon; (colon = strchr(ret, ':'));)
+        *colon = '/';
+}
+
+// What stands behind a slash, which becomes the text's end; "" where there is none.
+static const char *behind_slash(char *text)
+{
+    char *slash = strchr(text, '/');
+    if (!slash)
+        return "";
+    *slash = '\0';
+    return slash + 1;
 }
 
 static int read_name(const char *name, struct nb_wire_load *ret)
 {
     struct nb_wire_load m = {.context = 0};
+    char kv[40];
     int end = -1, end_6 = -1;
-    int n =
-        sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%" SCNu64 "%n+%31[^+]%n", m.name,
-               m.device, m.precision, &m.context, &m.kv_bytes, &end, m.fallback, &end_6);
+    int n = sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%39[^+]%n+%31[^+]%n", m.name,
+                   m.device, m.precision, &m.context, kv, &end, m.fallback, &end_6);
     end = n == 6 ? end_6 : end;
     if (n < 5 || end < 0 || name[end])
         return -EINVAL;
-    char *colon = strchr(m.device, ':');
-    if (colon) {
-        *colon = '\0';
-        m.gpu_layers = (uint32_t)strtoul(colon + 1, NULL, 10);
-    }
+    m.gpu_layers = (uint32_t)strtoul(behind_slash(m.device), NULL, 10);
+    snprintf(m.kv_type, sizeof m.kv_type, "%.15s", behind_slash(kv));
+    m.kv_bytes = strtoull(kv, NULL, 10);
     *ret = m;
     return 0;
 }

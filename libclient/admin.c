@@ -45,6 +45,8 @@ int nibble_load(nibble *c, int fd, const struct nibble_load_options *options)
     if (r == 0)
         r = put(c, request.precision, sizeof request.precision, "precision", options->precision);
     if (r == 0)
+        r = put(c, request.kv_type, sizeof request.kv_type, "KV type", options->kv_type);
+    if (r == 0)
         r = put(c, request.fallback, sizeof request.fallback, "device", options->fallback);
     if (r < 0)
         return r;

@@ -119,6 +119,7 @@ struct nb_wire_load {
     uint64_t kv_bytes;
     char fallback[32];        // the device that takes over when this one is lost; "": none
     uint32_t gpu_layers, pad; // of the device, the last ones; the CPU has the others; 0: it has all
+    char kv_type[16];         // "": f16
 };
 
 struct nb_wire_unload {

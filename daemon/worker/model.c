@@ -111,6 +111,11 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
                  "no precision of that name; there are fast, balanced and exact");
         return -EINVAL;
     }
+    enum nb_kv_type kv_type;
+    if (nb_kv_type_by_name(add->kv_type, &kv_type) < 0) {
+        snprintf(ready->text, sizeof(ready->text), "a KV cache is of type f16 or q8_0");
+        return -EINVAL;
+    }
     struct nb_image *image;
     int r = nb_image_map(image_fd, 1, &image, ready->text, sizeof(ready->text));
     if (r < 0)
@@ -118,6 +123,7 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
     describe_tensors(image, &ready->info);
     const struct nb_model_options options = {
         .precision = (enum nb_precision)precision,
+        .kv_type = kv_type,
         .max_context = add->context,
         .kv_bytes = add->kv_bytes,
     };

@@ -136,6 +136,7 @@ static void on_model_add(struct nb_serve *s, struct packet *p)
     struct nb_link_model_add *add = (void *)p->bytes;
     add->name[sizeof(add->name) - 1] = 0;
     add->precision[sizeof(add->precision) - 1] = 0;
+    add->kv_type[sizeof(add->kv_type) - 1] = 0;
     nb_worker_model_add(s, add, p->fds[0]);
     s->worked = nb_now_ns();
     s->prepare_at = s->worked + BUSY_SHARE * QUIET_NS;

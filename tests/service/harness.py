@@ -45,7 +45,7 @@ U32, U64 = c.c_uint32, c.c_uint64
 Model = row(texts(name=64, architecture=32, type=16, device=32, precision=16, state=16)
             + [(n, U64) for n in ("packed_bytes", "kv_bytes", "parameters")]
             + [(n, U32) for n in ("vocab", "context", "layers", "embedding", "sessions",
-                                  "worker_restarts")])
+                                  "worker_restarts")] + texts(kv_type=16))
 Device = row(texts(name=32, description=128, isa=32, state=16)
              + [("memory_bytes", U64), ("used_bytes", U64), ("threads", U32), ("models", U32)]
              + texts(kind=16, driver=96, uuid=40, node=64, reason=192))
@@ -197,9 +197,9 @@ class Client:
     def close_channel(self, channel):
         self.call(CLOSE, struct.pack("<II240s", channel, 0, b""))
 
-    def load_body(self, name, device="", precision="", context=0, kv=0, fallback="", gpu_layers=0):
-        return struct.pack("<64s32s16sIIQ32sII", name.encode(), device.encode(), precision.encode(),
-                           context, 0, kv, fallback.encode(), gpu_layers, 0)
+    def load_body(self, name, device="", precision="", context=0, kv=0, fallback="", gpu_layers=0, kv_type=""):
+        return struct.pack("<64s32s16sIIQ32sII16s", name.encode(), device.encode(), precision.encode(),
+                           context, 0, kv, fallback.encode(), gpu_layers, 0, kv_type.encode())
 
     def load(self, name, file, **options):
         with open(file, "rb") as f:

@@ -33,8 +33,8 @@ class Broker(ServiceTest):
                 self.load(a, f"m{i}")
             self.assertEqual([m.name for m in a.list(MODELS)], [b"m%d" % i for i in range(30)])
             m = a.model("m7")
-            self.assertEqual((m.state, m.type, m.device, m.precision, m.packed_bytes, m.parameters),
-                             (b"ready", b"F32", b"cpu", b"balanced", 4096, 42))
+            self.assertEqual((m.state, m.type, m.device, m.precision, m.kv_type, m.packed_bytes, m.parameters),
+                             (b"ready", b"F32", b"cpu", b"balanced", b"f16", 4096, 42))
             s = a.status()
             self.assertEqual((s.models, s.clients, s.weights_bytes, s.kv_bytes),
                              (30, 1, 30 * 4096, 30000))
@@ -118,6 +118,8 @@ class Broker(ServiceTest):
                 path = d.file("f", b"ok ok")
                 self.refused(EINVAL, a.load, name, path)
             self.refused(EINVAL, self.load, a, precision="best")
+            self.refused(EINVAL, self.load, a, kv_type="q4_0")
+            self.refused(EINVAL, self.load, a, kv_type="q8_0" * 4)
             self.refused(E_UNSUPPORTED, self.load, a, device="gpu")
             self.refused(E_TOO_LARGE, self.load, a, kv=1 << 60)
             self.load(a)

@@ -156,12 +156,13 @@ class Loss(Faulty):
         self.assertEqual(self.answer(self.stream()), alone)
 
     def test_figures_of_two_devices_are_none(self):
-        self.load(fallback="cpu")
+        self.load(fallback="cpu", kv_type="q8_0")
         self.order(LOST_, SUBMIT, 20, again=1)
         text = self.daemon.file("text", b"It was the best of times. " * 40)
         out, err = self.cli("eval", "m", "--text", text, "--ctx", "64").communicate(timeout=120)
         self.assertEqual((out, len(err.strip().splitlines())), ("", 1), err)
         self.assertIn("m has moved from vulkan0 to cpu", err)
+        self.assertEqual(self.admin.model("m").kv_type, b"q8_0")  # as the load said, wherever it runs
 
     def test_for_good_without_a_fallback(self):
         self.load()

@@ -105,9 +105,12 @@ class Systemd(unittest.TestCase):
             self.hear("FDNAME=model+m+cpu+exact+77+4096")
             a.load("n", path)
             self.hear("FDNAME=model+n+cpu+balanced+0+0")
+            a.load("o", path, kv=8192, kv_type="q8_0")
+            self.hear("FDNAME=model+o+cpu+balanced+0+8192/q8_0")
             a.unload("n")
             self.hear("FDSTOREREMOVE=1")
-        self.assertEqual([name for name, _ in self.stored], ["model+m+cpu+exact+77+4096", "model+n+cpu+balanced+0+0"])
+        self.assertEqual([name for name, _ in self.stored],
+                         ["model+m+cpu+exact+77+4096", "model+n+cpu+balanced+0+0", "model+o+cpu+balanced+0+8192/q8_0"])
         self.process.kill()
         self.process.communicate()
 
@@ -116,12 +119,12 @@ class Systemd(unittest.TestCase):
         self.addCleanup(os.close, plain)
         self.said = []
         bad = [("model+p+cpu+exact+0+0", plain), ("model+q+cpu", plain), ("model+m+gone+exact+0+0", plain)]
-        self.activate("admin.sock", "nibble.sock", stored=self.stored[:1] + bad)
+        self.activate("admin.sock", "nibble.sock", stored=self.stored[::2] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            m = until(lambda: next((m for m in a.list(MODELS) if m.state == b"ready"), None), "the model")
-            self.assertEqual((m.name, m.precision, m.context, m.packed_bytes), (b"m", b"exact", 77, 4096))
-            self.assertEqual(len(a.list(MODELS)), 1)
+            m, o = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][1:] and a.list(MODELS), "the models")
+            self.assertEqual((m.name, m.precision, m.kv_type, m.context, m.packed_bytes), (b"m", b"exact", b"f16", 77, 4096))
+            self.assertEqual((o.name, o.precision, o.kv_type), (b"o", b"balanced", b"q8_0"))
             channel = c.open_channel("m")
             channel.sock.send(b"x")
             self.assertEqual(channel.sock.recv(1), b"x")

@@ -275,17 +275,23 @@ static void a_client_that_does_not_read_is_parked_alone(void **state)
 
 // --- the broker's part
 
-static void a_wrong_precision_is_refused_in_a_line(void **state)
+static void wrong_choices_are_refused_in_a_line(void **state)
 {
-    alignas(8) char packet[NB_WIRE_MAX];
-    const struct nb_link_model_ready *ready = (const void *)packet;
-    struct nb_link_model_add add = {.model = 9, .name = "m", .precision = "perfect"};
-    int image = random_image();
-    worker_send(&worker, NB_LINK_MODEL_ADD, &add, sizeof(add), &image, 1);
-    worker_expect(&worker, NB_LINK_MODEL_READY, packet);
-    assert_int_equal(ready->model, 9);
-    assert_true(ready->header.status < 0);
-    assert_non_null(strstr(ready->text, "balanced"));
+    static const char *const choices[][3] = {{"perfect", "f16", "balanced"},
+                                             {"fast", "q4_0", "q8_0"}};
+    for (int i = 0; i < 2; i++) {
+        alignas(8) char packet[NB_WIRE_MAX];
+        const struct nb_link_model_ready *ready = (const void *)packet;
+        struct nb_link_model_add add = {.model = 9, .name = "m"};
+        int image = random_image();
+        snprintf(add.precision, sizeof(add.precision), "%s", choices[i][0]);
+        snprintf(add.kv_type, sizeof(add.kv_type), "%s", choices[i][1]);
+        worker_send(&worker, NB_LINK_MODEL_ADD, &add, sizeof(add), &image, 1);
+        worker_expect(&worker, NB_LINK_MODEL_READY, packet);
+        assert_int_equal(ready->model, 9);
+        assert_true(ready->header.status < 0);
+        assert_non_null(strstr(ready->text, choices[i][2]));
+    }
 }
 
 static void two_models_take_turns(void **state)
@@ -379,7 +385,7 @@ int main(void)
         cmocka_unit_test(garbage_in_the_ring_and_the_arena_harms_no_one),
         cmocka_unit_test(a_parked_client_that_gives_up_lets_the_worker_sleep),
         cmocka_unit_test(a_client_that_does_not_read_is_parked_alone),
-        cmocka_unit_test(a_wrong_precision_is_refused_in_a_line),
+        cmocka_unit_test(wrong_choices_are_refused_in_a_line),
         cmocka_unit_test(two_models_take_turns),
         cmocka_unit_test(the_page_counts_mixed_steps),
         cmocka_unit_test(draining_finishes_what_runs),

@@ -288,10 +288,10 @@ static int bench_model(struct bench *b, const char *model)
         status = cli_stayed(b->c[0].session, b->measured);
     if (status == CLI_OK) {
         const struct nibble_model *m = nibble_session_model(b->c[0].session);
-        json_t *about = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i}", "model", model,
-                                  "device", m->device, "precision", m->precision, "prompt",
-                                  (int)b->prompt, "gen", (int)b->gen, "depth", (int)b->depth,
-                                  "clients", (int)b->clients, "runs", (int)b->runs);
+        json_t *about = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i}", "model", model,
+                                  "device", m->device, "precision", m->precision, "kv_type",
+                                  m->kv_type, "prompt", (int)b->prompt, "gen", (int)b->gen, "depth",
+                                  (int)b->depth, "clients", (int)b->clients, "runs", (int)b->runs);
         json_object_update(result, about);
         json_decref(about);
         if (b->common.json) {

@@ -76,13 +76,14 @@ double cli_median(double *values, size_t n); // sorts
 // Progress on stderr when it is a terminal: "what  42 %"; done == total ends the line.
 void cli_progress(const char *what, uint64_t done, uint64_t total);
 
-// A model by name, or a file that is loaded for this command alone under a name of its own.
+// A model by name, or a file that is loaded for this command alone, as `how` says, under a name of
+// its own.
 struct loaded {
     char name[64];
     nibble *admin; // set when it is to be unloaded
 };
-int cli_model_or_file(const struct common *common, const char *name_or_file, const char *precision,
-                      const char *device, struct loaded *ret);
+int cli_model_or_file(const struct common *common, const char *name_or_file,
+                      const struct nibble_load_options *how, struct loaded *ret);
 void cli_model_release(struct loaded *l);
 // Loads `file` with progress, over a connection that the caller closes. Returns an exit status.
 int cli_load(const struct common *common, const char *file, struct nibble_load_options *options,

@@ -106,8 +106,8 @@ static void check_models(struct report *r, nibble *connection)
         add(r, NOTE, "models", "none loaded; `nibble load FILE.gguf`");
     for (size_t i = 0; models && i < n; i++)
         add(r, strcmp(models[i].state, "ready") ? BAD : GOOD, "model",
-            "%s: %s on %s, %s, %u worker restarts", models[i].name, models[i].state,
-            models[i].device, models[i].precision, models[i].worker_restarts);
+            "%s: %s on %s, %s, KV %s, %u worker restarts", models[i].name, models[i].state,
+            models[i].device, models[i].precision, models[i].kv_type, models[i].worker_restarts);
     free(models);
 }
 

@@ -23,7 +23,8 @@ struct score {
 
 struct eval {
     struct common common;
-    const char *text_file, *reference, *precision, *device;
+    const char *text_file, *reference;
+    struct nibble_load_options how; // of a file
     uint32_t window, max_windows;
     int32_t *tokens;
     size_t n_tokens, n_windows;
@@ -202,10 +203,11 @@ static int eval_text(struct eval *e, const char *model, const char *text, size_t
     struct loaded subject = {0}, reference = {0};
     nibble *connection = NULL;
     e->tokens = cli_alloc(len + 16, sizeof *e->tokens);
-    int status = cli_model_or_file(&e->common, model, e->precision, e->device, &subject);
+    const struct nibble_load_options how = {
+        .precision = e->reference && !access(e->reference, R_OK) ? "exact" : NULL};
+    int status = cli_model_or_file(&e->common, model, &e->how, &subject);
     if (status == CLI_OK && e->reference)
-        status = cli_model_or_file(&e->common, e->reference,
-                                   access(e->reference, R_OK) ? NULL : "exact", NULL, &reference);
+        status = cli_model_or_file(&e->common, e->reference, &how, &reference);
     if (status == CLI_OK && !(connection = cli_connect(&e->common)))
         status = CLI_FAILED;
     if (status == CLI_OK)
@@ -231,10 +233,12 @@ int verb_eval(const struct verb *verb, int argc, char **argv)
          "windows at most (default: the whole text)"},
         {"reference", 'r', OPTION_STRING, &e.reference, "NAME|FILE",
          "also KL divergence from this model"},
-        {"precision", 0, OPTION_STRING, &e.precision, "P",
+        {"precision", 0, OPTION_STRING, &e.how.precision, "P",
          "fast, balanced or exact, for a FILE (references: exact)"},
-        {"device", 0, OPTION_STRING, &e.device, "D",
+        {"device", 0, OPTION_STRING, &e.how.device, "D",
          "the device, for a FILE (default, and for references: cpu)"},
+        {"kv-type", 0, OPTION_STRING, &e.how.kv_type, "T",
+         "of its KV cache, for a FILE: f16 (default, and of references) or q8_0"},
         {0},
     };
     char **args;

@@ -18,6 +18,7 @@ static const struct column model_columns[] = {
     {"layers", NULL, COLUMN_U32, AT(layers)},
     {"embedding", NULL, COLUMN_U32, AT(embedding)},
     {"packed_bytes", "WEIGHTS", COLUMN_BYTES, AT(packed_bytes)},
+    {"kv_type", "KV TYPE", COLUMN_TEXT, AT(kv_type)},
     {"kv_bytes", "KV", COLUMN_BYTES, AT(kv_bytes)},
     {"sessions", "SESSIONS", COLUMN_U32, AT(sessions)},
     {"worker_restarts", NULL, COLUMN_U32, AT(worker_restarts)},

@@ -82,6 +82,8 @@ int verb_load(const struct verb *verb, int argc, char **argv)
          "the longest sequence (default: the model's own)"},
         {"kv-bytes", 0, OPTION_SIZE, &options.kv_bytes, "SIZE",
          "memory for KV caches, as 512Mi (default: the daemon's)"},
+        {"kv-type", 0, OPTION_STRING, &options.kv_type, "T",
+         "f16 (default), or q8_0, which takes half the memory"},
         {0},
     };
     char **args, name[64];
@@ -131,16 +133,19 @@ int verb_unload(const struct verb *verb, int argc, char **argv)
     return status;
 }
 
-int cli_model_or_file(const struct common *common, const char *name_or_file, const char *precision,
-                      const char *device, struct loaded *ret)
+int cli_model_or_file(const struct common *common, const char *name_or_file,
+                      const struct nibble_load_options *how, struct loaded *ret)
 {
     struct stat st;
     struct loaded l = {0};
     if (stat(name_or_file, &st) < 0 || !S_ISREG(st.st_mode)) {
-        if (precision || device)
+        if (how->precision || how->device || how->kv_type)
             return cli_usage_error("--%s is for a FILE; the loaded model %s keeps the one it was "
                                    "loaded with",
-                                   precision ? "precision" : "device", name_or_file);
+                                   how->precision ? "precision"
+                                   : how->device  ? "device"
+                                                  : "kv-type",
+                                   name_or_file);
         if (strlen(name_or_file) >= sizeof l.name)
             return cli_usage_error("%.80s: neither a file nor a model's name", name_or_file);
         snprintf(l.name, sizeof l.name, "%s", name_or_file);
@@ -149,8 +154,9 @@ int cli_model_or_file(const struct common *common, const char *name_or_file, con
     }
     static unsigned count;
     snprintf(l.name, sizeof l.name, "tmp-%ld-%u", (long)getpid(), count++);
-    struct nibble_load_options options = {
-        .name = l.name, .precision = precision, .device = device, .temporary = 1};
+    struct nibble_load_options options = *how;
+    options.name = l.name;
+    options.temporary = 1;
     int status = cli_load(common, name_or_file, &options, &l.admin);
     if (status != CLI_OK)
         return status;
