@@ -1,0 +1,66 @@
+"""One device beside another at the same tier: how far perplexities differ, and whether by more than chance.
+
+usage: tests/oracle/run tests/oracle/devices.py build/tests/oracle/engine-logits [--device vulkan0]
+                                  [--beside cpu] [--windows 8] [--tier TIER]... [--domain DOMAIN]...
+
+Windows of 512 tokens of a novel, a manual and code; the second half of each is scored, as `nibble
+eval` does. The standard error is of the mean difference of the same tokens' log-probabilities: a
+difference of about that size says nothing but how many tokens there were. Takes long on a CPU that
+plays a GPU, and is no part of tools/check.
+"""
+import argparse
+import pathlib
+import subprocess
+import tempfile
+
+import numpy as np
+
+import llama
+import test_logits as logits
+
+
+def device_logits(executable, device, tier, windows, vocab_size, scratch):
+    """Scored rows, [windows][rows][vocabulary], read as they are wanted."""
+    tokens, out = scratch / "tokens", scratch / device
+    windows.astype("<i4").tofile(tokens)
+    subprocess.run([executable, llama.PACKAGED, tokens, "--precision", tier, "--device", device, "--ctx",
+                    str(logits.WINDOW), "--threads", "2", "-o", out], check=True)
+    return np.memmap(out, "<f4", "r", shape=(*windows.shape, vocab_size))[:, logits.SCORED]
+
+
+def line(name, windows):
+    divergence, ours, others = (np.concatenate(part) for part in zip(*windows))
+    off = ours - others
+    print(f"  {name:6} {len(off):6} tokens, perplexity {np.exp(ours.mean()):8.4f} beside "
+          f"{np.exp(others.mean()):8.4f}: {100 * np.expm1(off.mean()):+.4f} % (standard error "
+          f"{100 * off.std() / len(off) ** 0.5:.4f}), KL {divergence.mean():.2e}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("executable")
+    parser.add_argument("--device", default="vulkan0")
+    parser.add_argument("--beside", default="cpu")
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--tier", action="append", choices=logits.LIMITS)
+    parser.add_argument("--domain", action="append", choices=logits.DOMAINS)
+    options = parser.parse_args()
+    logits.WINDOWS = options.windows
+    model = llama.Model(llama.PACKAGED)
+    for tier in options.tier or logits.LIMITS:
+        print(f"{tier}: {options.device} beside {options.beside}", flush=True)
+        everything = []
+        for domain in options.domain or logits.DOMAINS:
+            windows = logits.windows_of(model, domain)
+            with tempfile.TemporaryDirectory() as scratch:
+                ours, others = (device_logits(options.executable, device, tier, windows, model.vocab_size,
+                                              pathlib.Path(scratch))
+                                for device in (options.device, options.beside))
+                found = [logits.compare(*each) for each in zip(windows, others, ours)]
+            line(domain, found)
+            everything += found
+        line("all", everything)
+
+
+if __name__ == "__main__":
+    main()
