@@ -174,6 +174,29 @@ class Loss(Faulty):
             self.assertIn(part, err)
 
 
+class Kept(Faulty):
+    """No fault: what a device keeps is written once the model is prepared, and the next start has nothing to add."""
+
+    def test_a_second_start_measures_nothing(self):
+        def kept():
+            return [(p, p.stat().st_mtime_ns) for p in (self.daemon.state / "cache").iterdir() if p.is_file()]
+        self.load()
+        written = until(kept, "what the device keeps")
+        alone = self.answer(self.stream())
+        for restart in (False, True):
+            if restart:
+                self.admin.close()
+                self.daemon.stop()
+                self.daemon.start()
+                self.admin = self.daemon.admin()
+                self.addCleanup(self.admin.close)
+            else:
+                self.admin.unload("m")
+            self.load()
+            self.assertEqual(self.answer(self.stream()), alone)
+            self.assertEqual(kept(), written)
+
+
 class Full(Faulty):
     def test_at_open_it_is_a_refusal(self):
         self.load()
