@@ -1,11 +1,14 @@
 """Nibble beside llama.cpp: the same files, the same two threads, in turns, medians of one run.
 
 usage: tests/oracle/run tests/peers/llama_cpp/compare.py [--build build] [--runs 5] [--alone]
-                                                          [--json] [--only Q4_1|Q4_0]
+                                                          [--json] [--only Q4_1|Q4_0] [--vulkan]
 
 Nibble is measured as a client sees it, through daemon and channel (`nibble bench`), at the tiers
 fast and balanced; llama.cpp in this process through its own API, without sampling. Prefill of 512,
 decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble out.
+
+--vulkan: both on Mesa's CPU driver; prefill of 128, decode of 16 from the first token on, one
+client. llama.cpp's own variables (GGML_VK_DISABLE_F16=1 ...) reach it.
 
 Run it on an idle machine: llama.cpp's threads spin while they wait and lose far more than ours when
 other programs want the processors, so that ratios of a busy machine flatter Nibble.
@@ -23,18 +26,26 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent / "oracle"))
 
+if "--vulkan" in sys.argv:
+    import vulkan
+    vulkan.enter()
+
 import llama  # noqa: E402
 from peer import Peer  # noqa: E402
 
 FILES = {"Q4_1": lambda: llama.PACKAGED, "Q4_0": llama.q4_0_model}
 TIERS = ["fast", "balanced"]
 METRICS = ["prefill_tps", "decode_tps", "aggregate_tps"]
+# By device: what both measure.
+SIZES = {"cpu": {"prompt": 512, "gen": 64, "depth": 16, "clients": 8},
+         "vulkan0": {"prompt": 128, "gen": 16, "depth": 0, "clients": 1}}
 
 
 class Nibble:
     """A private daemon of this build, for as long as the measurement lasts."""
 
-    def __init__(self, build):
+    def __init__(self, build, device):
+        self.device = device
         self.folder = tempfile.TemporaryDirectory()
         root = pathlib.Path(self.folder.name)
         self.command = [build / "tools" / "nibble"]
@@ -51,13 +62,14 @@ class Nibble:
                               stdout=subprocess.PIPE, text=True).stdout
 
     def load(self, path, tier):
-        self.run("load", path, "--name", tier, "--precision", tier)
+        self.run("load", path, "--name", tier, "--precision", tier, "--device", self.device)
 
     def unload(self, tier):
         self.run("unload", tier)
 
     def measure(self, tier):
-        return json.loads(self.run("bench", tier, "--runs", "1", "--json"))
+        sizes = [word for name, n in SIZES[self.device].items() for word in (f"--{name}", str(n))]
+        return json.loads(self.run("bench", tier, "--runs", "1", "--json", *sizes))
 
     def close(self):
         self.daemon.terminate()
@@ -65,9 +77,9 @@ class Nibble:
         self.folder.cleanup()
 
 
-def rounds(path, nibble, runs):
+def rounds(path, nibble, device, runs):
     """{who: [a result for each round]}: one of each in turn, so that noise falls on all alike."""
-    peer = Peer(path)
+    peer = Peer(path, **SIZES[device])
     found = {"llama.cpp": [], **({tier: [] for tier in TIERS} if nibble else {})}
     for tier in TIERS if nibble else []:
         nibble.load(path, tier)
@@ -82,18 +94,19 @@ def rounds(path, nibble, runs):
     return found
 
 
-def medians(results):
-    return {metric: statistics.median(r[metric] for r in results) for metric in METRICS}
+def medians(results, metrics):
+    return {metric: statistics.median(r[metric] for r in results) for metric in metrics}
 
 
 def table(name, found):
-    base = medians(found["llama.cpp"])
-    print(f"\n{name:22}" + "".join(f"{metric:>24}" for metric in METRICS))
+    metrics = [metric for metric in METRICS if metric in found["llama.cpp"][0]]
+    base = medians(found["llama.cpp"], metrics)
+    print(f"\n{name:22}" + "".join(f"{metric:>24}" for metric in metrics))
     for who, results in found.items():
         cells = []
-        for metric, median in medians(results).items():
+        for metric, median in medians(results, metrics).items():
             ratio = "" if who == "llama.cpp" else f" ({median / base[metric]:.2f} x)"
-            cells.append(f"{median:.0f} t/s{ratio}")
+            cells.append(f"{median:.{1 if median < 100 else 0}f} t/s{ratio}")
         print(f"{who:22}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
 
 
@@ -104,16 +117,18 @@ def main():
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=FILES)
+    parser.add_argument("--vulkan", action="store_true")
     options = parser.parse_args()
     busy = os.getloadavg()[0]
     if busy > 0.5:
         print(f"load average {busy:.1f}: the machine is not idle, these ratios flatter Nibble",
               file=sys.stderr)
-    nibble = None if options.alone else Nibble(options.build.resolve())
+    device = "vulkan0" if options.vulkan else "cpu"
+    nibble = None if options.alone else Nibble(options.build.resolve(), device)
     try:
         everything = {}
         for name in [options.only] if options.only else FILES:
-            everything[name] = rounds(FILES[name](), nibble, options.runs)
+            everything[name] = rounds(FILES[name](), nibble, device, options.runs)
             if not options.json:
                 table(name, everything[name])
         if options.json:

@@ -1,7 +1,9 @@
 // What llama.cpp's Vulkan backend takes from headers newer than Debian 12's: VK_EXT_layer_settings,
-// as the Vulkan specification lays it out. Included before each of its files (compare.py).
+// as the Vulkan specification lays it out. Included before each of its files (vulkan.py).
 #pragma once
-#include <cstdint>
+#include <vulkan/vulkan_core.h>
+
+#if defined(VK_HEADER_VERSION) && !defined(VK_EXT_layer_settings)
 #include <vector>
 
 namespace vk {
@@ -24,3 +26,4 @@ struct LayerSettingsCreateInfoEXT {
         : settingCount(static_cast<uint32_t>(all.size())), pSettings(all.data()) {}
 };
 } // namespace vk
+#endif

@@ -39,7 +39,7 @@ class Peer:
         context.clear()
         ids = self._ids(self.depth + self.gen, seed)
         lanes = range(sequences)
-        for lane in lanes:
+        for lane in lanes if self.depth else []:
             context.decode(ids[:self.depth], range(self.depth), [lane] * self.depth,
                            [0] * self.depth)
         began = time.perf_counter()
@@ -48,8 +48,9 @@ class Peer:
         return sequences * self.gen / (time.perf_counter() - began)
 
     def measure(self, seed):
-        return {"prefill_tps": self.prefill(seed), "decode_tps": self.decode(1, seed),
-                "aggregate_tps": self.decode(self.clients, seed)}
+        alone = {"prefill_tps": self.prefill(seed), "decode_tps": self.decode(1, seed)}
+        return alone if self.clients == 1 else \
+            {**alone, "aggregate_tps": self.decode(self.clients, seed)}
 
     def close(self):
         for context in self.contexts.values():
