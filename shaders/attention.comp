@@ -14,6 +14,8 @@ layout(push_constant) uniform Push {
     uint window;
     float scale, softcap;
     uint terms; // of the records
+    uint count; // which of the step's counts limits the rows
+    uint gather1; // a table of the rows whose queries these are in the step's words, or NONE
 } pc;
 const uint MODE_FLOAT = 2, MODE_QUANTIZED = 4, MODE_CAP = 8; // bits; CAP: scores are capped
 #define NEXT Next(pc.act4, (MODE & MODE_FLOAT) != 0 ? pc.out4 : 0, pc.terms, NONE)
@@ -177,9 +179,10 @@ void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[S
 
 void main()
 {
-    uint row = gl_GlobalInvocationID.x / pc.lanes, lane = gl_GlobalInvocationID.x % pc.lanes;
-    if (row >= step_words[STEP_ROWS])
+    uint to = gl_GlobalInvocationID.x / pc.lanes, lane = gl_GlobalInvocationID.x % pc.lanes;
+    if (to >= step_words[pc.count])
         return;
+    uint row = pc.gather1 == NONE ? to : step_words[pc.gather1 + to];
     uint parts = pc.v_dim / 32, head = lane / parts * SHARE, part = lane % parts;
     uint kv_head = head / pc.sharing, end = step_words[pc.position1 + row] + 1;
     uint first = pc.window != 0 && pc.window < end ? end - pc.window : 0;
@@ -219,7 +222,7 @@ void main()
         precise float inv = 1.0 / total[0];
         [[unroll]] for (int i = 0; i < 8; i++)
             o[0][i] = o[0][i] * inv;
-        finish_block(row, (head + h) * parts + part, 1.0, o[0], NEXT);
+        finish_block(to, (head + h) * parts + part, 1.0, o[0], NEXT);
         [[unroll]] for (uint j = 0; j + 1 < SHARE; j++) {
             o[j] = o[j + 1];
             total[j] = total[j + 1];

@@ -102,9 +102,10 @@ void sum_tile(uint me)
 
 void main()
 {
-    uint me = lane(), row = gl_WorkGroupID.y, head = gl_WorkGroupID.x;
-    if (row >= step_words[STEP_ROWS])
+    uint me = lane(), to = gl_WorkGroupID.y, head = gl_WorkGroupID.x;
+    if (to >= step_words[pc.count])
         return;
+    uint row = pc.gather1 == NONE ? to : step_words[pc.gather1 + to];
     uint kv_head = head / pc.sharing;
     uint k4 = kv_head * head4(pc.k_dim), v4 = pc.v_offset4 + kv_head * head4(pc.v_dim);
     uint end = step_words[pc.position1 + row] + 1;
@@ -164,11 +165,11 @@ void main()
         precise float y = o[i] * inv;
         finished[d] = y;
         if ((MODE & MODE_FLOAT) != 0)
-            result[row * pc.out4 * 4 + head * pc.v_dim + d] = y;
+            result[to * pc.out4 * 4 + head * pc.v_dim + d] = y;
     }
     barrier();
     uint block = me / 8, d = block * 32 + me % 8 * 4;
     if ((MODE & MODE_QUANTIZED) != 0 && block < pc.v_dim / 32)
         quantize_team(vec4(finished[d], finished[d + 1], finished[d + 2], finished[d + 3]),
-                      (row * pc.act4 + (head * (pc.v_dim / 32) + block) * RECORD) * 4);
+                      (to * pc.act4 + (head * (pc.v_dim / 32) + block) * RECORD) * 4);
 }

@@ -80,7 +80,7 @@ struct sized {
     VkDeviceSize bytes;
     enum nb_vulkan_memory where;
 };
-enum { BUFFERS = 13 }; // beside weights and KV memory
+enum { BUFFERS = 14 }; // beside weights and KV memory
 
 static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
 {
@@ -105,6 +105,8 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
         {&m->sync, (VkDeviceSize)m->padded_rows * 16, NB_VULKAN_DEVICE},
         {&m->logits, head ? logits : 0, NB_VULKAN_HOST},
         {&m->best, head ? m->head_rows * NB_VULKAN_STRIPES * sizeof(uint32_t) : 0, NB_VULKAN_HOST},
+        {&m->tail, head ? m->head_rows * sizeof(float) * nb_vulkan_pad(hp->embedding, 32) : 0,
+         NB_VULKAN_DEVICE},
         {&m->carry, head && embed ? 0 : x, NB_VULKAN_HOST},
     };
     memcpy(ret, list, sizeof(list));
@@ -160,14 +162,15 @@ static int make_buffers(struct nb_device_model *m)
 // Columns past a row's last are read as zeros, and stay so.
 static int clear_buffers(struct nb_device_model *m)
 {
-    const struct nb_vulkan_buffer *const list[] = {&m->x,      &m->normed, &m->qkv,    &m->attn,
-                                                   &m->hidden, &m->act,    &m->middle, &m->sync};
+    const struct nb_vulkan_buffer *const list[] = {
+        &m->x, &m->normed, &m->qkv, &m->attn, &m->hidden, &m->act, &m->middle, &m->sync, &m->tail};
     VkCommandBuffer c;
     int rc = nb_vulkan_begin(m->device, true, &c);
     if (rc < 0)
         return rc;
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
-        m->device->vk.CmdFillBuffer(c, list[i]->buffer, 0, VK_WHOLE_SIZE, 0);
+        if (list[i]->buffer)
+            m->device->vk.CmdFillBuffer(c, list[i]->buffer, 0, VK_WHOLE_SIZE, 0);
     for (uint32_t i = 0; i < m->plan->n_layers; i++)
         if (!m->kv[i].pages)
             m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, 0, VK_WHOLE_SIZE, 0);
@@ -205,7 +208,7 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     nb_vulkan_weights_finish(m);
     struct nb_vulkan_buffer *const list[] = {
         &m->vectors, &m->step,   &m->x,    &m->normed, &m->qkv,  &m->attn, &m->hidden,
-        &m->act,     &m->middle, &m->sync, &m->logits, &m->best, &m->carry};
+        &m->act,     &m->middle, &m->sync, &m->logits, &m->best, &m->tail, &m->carry};
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++)
         nb_vulkan_buffer_finish(d, list[i]);
     for (uint32_t i = 0; m->kv && i < m->plan->n_layers; i++)

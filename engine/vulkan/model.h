@@ -62,7 +62,8 @@ struct nb_vulkan_segment {
     uint32_t first, end, query, n_queries;
 };
 
-// What a recording runs: the body of a step; its head; and the head with the best of its logits.
+// What a recording runs: the body of a step, to the keys and values of the last layer; what comes
+// after them, for the rows whose logits are wanted; and the same with the best of their logits.
 enum nb_vulkan_part { NB_VULKAN_BODY, NB_VULKAN_LOGITS, NB_VULKAN_BEST, NB_VULKAN_PARTS };
 
 // A part of a step for as many rows as a bucket has.
@@ -85,6 +86,7 @@ struct nb_device_model {
     struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, logits;
     struct nb_vulkan_buffer act, middle; // quantized: of x, and of attention or the hidden rows
     struct nb_vulkan_buffer sync;        // shaders/gemm.comp; zeros between dispatches
+    struct nb_vulkan_buffer tail;        // x of the rows whose logits are wanted, side by side
     struct nb_vulkan_buffer carry;       // hidden states that come from, or go to, another device
     struct nb_vulkan_buffer best;        // of each row of logits the best id of each stripe
     struct nb_vulkan_buffer *kv;         // of each layer
@@ -97,7 +99,8 @@ struct nb_device_model {
     uint32_t n_pipelines;
     struct nb_vulkan_tuning *tuning;       // what is still to be measured, or NULL
     struct nb_vulkan_dispatch *dispatches; // in the order of the plan, and then
-    uint32_t n_dispatches, head, top;      // of the head from `head`, of candidates from `top` on
+    uint32_t n_dispatches;
+    uint32_t tail_from, top; // those of NB_VULKAN_LOGITS begin here, those of candidates here
     struct nb_vulkan_recording recording[NB_VULKAN_PARTS][NB_VULKAN_BUCKETS];
     VkQueryPool queries; // of each segment one before each op, and one at the end
     uint64_t *ticks;     // room for all of them

@@ -24,18 +24,18 @@ static void inputs_wanted(const struct nb_op *op, bool *ret_float, bool *ret_qua
             *(is_float(op->m[i].w) ? ret_float : ret_quantized) = true;
 }
 
-// Normalizes and quantizes what the op's matrices read, unless the op before leaves it so.
-static struct source input(struct builder *b, const struct nb_vulkan_buffer *from,
-                           const struct nb_vulkan_buffer *records, uint32_t gather)
+// Rows of `from`, or those that a table lists, normalized where the op has a norm and quantized
+// where its matrices want that.
+static struct nb_vulkan_dispatch *add_rows(struct builder *b, const struct nb_vulkan_buffer *from,
+                                           const struct nb_vulkan_buffer *floats,
+                                           const struct nb_vulkan_buffer *records, uint32_t gather,
+                                           uint32_t mode)
 {
     struct nb_device_model *m = b->m;
     const struct nb_op *op = &m->plan->ops[b->op];
-    uint32_t cols = op->m[0].w->cols, width = nb_vulkan_pad(cols, 32);
-    const struct source source = {op->norm ? &m->normed : from, records, width};
-    bool floats, quantized;
-    inputs_wanted(op, &floats, &quantized);
-    if (!op->norm && !quantized)
-        return source;
+    const bool norm = mode & MODE_NORM;
+    uint32_t cols = mode == MODE_FLOAT ? m->plan->hp.embedding : op->m[0].w->cols;
+    uint32_t width = nb_vulkan_pad(cols, 32);
     struct {
         uint32_t lanes, count, gather, cols, in4, out4, act4, norm;
         float eps;
@@ -46,25 +46,53 @@ static struct source input(struct builder *b, const struct nb_vulkan_buffer *fro
               width / 4,
               width / 4,
               blocks_of(cols) * record_words4(op->terms),
-              !op->norm     ? 0
+              !norm         ? 0
               : b->finisher ? b->norm1
                             : nb_build_vector(m, op->norm, cols),
               m->plan->hp.norm_eps};
     struct nb_vulkan_dispatch *p = nb_build_add(b, NB_VULKAN_ROWS, 2);
     p->few_units = width / 32;
-    p->unless = b->finisher;
     nb_build_push(p, &data, sizeof(data));
-    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = op->terms};
-    c[CONST_MODE] = (op->norm ? MODE_NORM : 0) | (op->norm && floats ? MODE_FLOAT : 0) |
-                    (quantized ? MODE_QUANTIZED : 0);
+    uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_TERMS] = mode & MODE_QUANTIZED ? op->terms : 1};
+    c[CONST_MODE] = mode;
     nb_build_specialise(b, p, NB_SHADER_QUANTIZE, c);
     nb_build_bind(
         b, p, NULL,
         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_VECTORS] = &m->vectors,
                                                                    [BIND_IN] = from,
-                                                                   [BIND_OUT] = &m->normed,
+                                                                   [BIND_OUT] = floats,
                                                                    [BIND_OUT2] = records});
+    return p;
+}
+
+// What the op's matrices read, unless the op before leaves it so.
+static struct source input(struct builder *b, const struct nb_vulkan_buffer *from,
+                           const struct nb_vulkan_buffer *records)
+{
+    struct nb_device_model *m = b->m;
+    const struct nb_op *op = &m->plan->ops[b->op];
+    const struct source source = {op->norm ? &m->normed : from, records,
+                                  nb_vulkan_pad(op->m[0].w->cols, 32)};
+    bool floats, quantized;
+    inputs_wanted(op, &floats, &quantized);
+    if (op->norm || quantized)
+        add_rows(b, from, &m->normed, records, NONE,
+                 (op->norm ? MODE_NORM : 0) | (op->norm && floats ? MODE_FLOAT : 0) |
+                     (quantized ? MODE_QUANTIZED : 0))
+            ->unless = b->finisher;
     return source;
+}
+
+// From here on the rows are those whose logits are wanted: no others are needed once the last layer
+// has its keys and values.
+static void begin_tail(struct builder *b)
+{
+    struct nb_device_model *m = b->m;
+    m->tail_from = m->n_dispatches;
+    b->count = COUNT_LOGITS;
+    b->finisher = 0;
+    add_rows(b, b->x, &m->tail, &m->act, m->tables.logits_row, MODE_FLOAT);
+    b->x = &m->tail;
 }
 
 // The result of `part` in these rows, which becomes the next op's input where the dispatch can make
@@ -76,7 +104,8 @@ static struct target finishing(struct builder *b, const struct part *part, uint3
     const struct nb_op *next = &m->plan->ops[b->op + 1];
     struct target t = {.rows = rows, .width = width, .mode = mode};
     b->finisher = 0;
-    if (!m->device->tier->turns || b->op + 1 == m->plan->n_ops || next->kind == NB_OP_HEAD ||
+    if (!m->device->tier->turns || b->op + 1 == m->plan->n_ops ||
+        (next->kind == NB_OP_HEAD && b->count == COUNT_ROWS) ||
         nb_build_fitting(m, part->w, 0) != part->groups)
         return t;
     uint32_t cols = next->m[0].w->cols;
@@ -210,7 +239,7 @@ static void add_qkv(struct builder *b, const struct nb_op *op)
     struct qkv at = qkv_of(&m->plan->hp);
     const struct part parts[] = {whole(&op->m[0], 0), whole(&op->m[1], at.k),
                                  whole(&op->m[2], at.v)};
-    const struct source from = input(b, &m->x, &m->act, NONE);
+    const struct source from = input(b, b->x, &m->act);
     struct target to = {.rows = &m->qkv, .width = at.width};
     const bool turns = turns_itself(m, op);
     if (turns) {
@@ -236,18 +265,25 @@ static uint32_t shared_heads(const struct nb_device_model *m)
     return most;
 }
 
+static bool is_last_layer(const struct nb_plan *plan, const struct nb_op *op)
+{
+    return nb_plan_has(plan, NB_OP_HEAD) && op->layer + 1 == plan->first_layer + plan->n_layers;
+}
+
 // Attention quantizes its result itself, with the terms of the op that reads it.
 static void add_attention(struct builder *b, const struct nb_op *op)
 {
     struct nb_device_model *m = b->m;
     const struct nb_hparams *hp = &m->plan->hp;
     const struct nb_op *out = op + 1;
-    const bool floats = is_float(out->m[0].w);
+    const bool floats = is_float(out->m[0].w), last = is_last_layer(m->plan, op);
+    if (last)
+        begin_tail(b);
     struct {
         uint32_t lanes, qkv1, out4, act4, sharing, k_dim, v_dim, position, sequence, table, stride;
         uint32_t block4, v_offset4, window;
         float scale, softcap;
-        uint32_t terms;
+        uint32_t terms, count, gather;
     } data = {hp->dim[NB_DIM_ATTN] / 32 / shared_heads(m),
               qkv_of(hp).width,
               hp->dim[NB_DIM_ATTN] / 4,
@@ -264,8 +300,11 @@ static void add_attention(struct builder *b, const struct nb_op *op)
               hp->window,
               hp->attn_scale,
               hp->attn_softcap,
-              out->terms};
+              out->terms,
+              b->count,
+              last ? m->tables.logits_row : NONE};
     struct nb_vulkan_dispatch *p = nb_build_add(b, NB_VULKAN_ROWS, data.lanes);
+    p->beside = last;
     p->teams = hp->n_heads;
     nb_build_push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {[CONST_SHARE] = shared_heads(m)};
@@ -288,14 +327,14 @@ static void add_out(struct builder *b, const struct nb_op *op)
     struct nb_device_model *m = b->m;
     const struct part part = whole(&op->m[0], 0);
     const struct source from = {&m->attn, &m->middle, op->m[0].w->cols};
-    const struct target to = finishing(b, &part, MODE_ADD, &m->x, width_x(m));
+    const struct target to = finishing(b, &part, MODE_ADD, b->x, width_x(m));
     nb_build_products(b, &part, 1, &from, &to);
 }
 
 static void add_gate_up(struct builder *b, const struct nb_op *op)
 {
     struct nb_device_model *m = b->m;
-    const struct source from = input(b, &m->x, &m->act, NONE);
+    const struct source from = input(b, b->x, &m->act);
     uint32_t width = nb_vulkan_pad(m->plan->hp.ffn, 32);
     const struct part parts[] = {whole(&op->m[0], 0), whole(&op->m[1], 0)};
     struct window win;
@@ -314,8 +353,8 @@ static void add_down(struct builder *b, const struct nb_op *op)
 {
     struct nb_device_model *m = b->m;
     const struct part part = whole(&op->m[0], 0);
-    const struct source from = input(b, &m->hidden, &m->middle, NONE);
-    const struct target to = finishing(b, &part, MODE_ADD, &m->x, width_x(m));
+    const struct source from = input(b, &m->hidden, &m->middle);
+    const struct target to = finishing(b, &part, MODE_ADD, b->x, width_x(m));
     nb_build_products(b, &part, 1, &from, &to);
 }
 
@@ -337,10 +376,10 @@ static void add_top(struct builder *b)
 static void add_head(struct builder *b, const struct nb_op *op)
 {
     struct nb_device_model *m = b->m;
-    m->head = m->n_dispatches;
-    b->count = COUNT_LOGITS;
+    if (b->count == COUNT_ROWS)
+        begin_tail(b);
     const struct part part = whole(&op->m[0], 0);
-    const struct source from = input(b, &m->x, &m->act, m->tables.logits_row);
+    const struct source from = input(b, b->x, op->norm ? &m->act : &m->middle);
     const struct target to = {.rows = &m->logits, .width = nb_vulkan_pad(m->plan->hp.vocab, 16)};
     nb_build_products(b, &part, 1, &from, &to);
     add_top(b);
@@ -354,7 +393,7 @@ static void (*const add_op[NB_OP_KINDS])(struct builder *b, const struct nb_op *
 
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size)
 {
-    struct builder b = {.m = m, .count = COUNT_ROWS};
+    struct builder b = {.m = m, .count = COUNT_ROWS, .x = &m->x};
     m->dispatches = calloc(NB_BUILD_DISPATCHES, sizeof(*m->dispatches));
     if (!m->dispatches)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
@@ -362,7 +401,7 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
     for (; b.op < m->plan->n_ops && b.rc == 0; b.op++)
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
     if (!nb_plan_has(m->plan, NB_OP_HEAD))
-        m->head = m->top = m->n_dispatches;
+        m->tail_from = m->top = m->n_dispatches;
     if (b.rc == 0)
         b.rc = nb_vulkan_pipelines_limit(m);
     if (b.rc == 0)

@@ -22,8 +22,9 @@ struct part {
 
 struct builder {
     struct nb_device_model *m;
-    uint32_t op; // under way
-    uint32_t count;
+    uint32_t op;                      // under way
+    uint32_t count;                   // which of the step's counts limits the rows
+    const struct nb_vulkan_buffer *x; // their residual stream
     uint32_t finisher; // the dispatch that may leave its result as this op's input, + 1
     uint32_t norm1;    // this op's norm then, in the buffer of vectors
     int rc;

@@ -132,7 +132,7 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
 static uint32_t cut(const struct nb_device_model *m, uint32_t first, uint32_t end, bool measured,
                     struct nb_vulkan_segment *ret)
 {
-    uint32_t n = 0, query = first == 0 ? 0 : 2 * (m->plan->n_ops - 1);
+    uint32_t n = 0, query = first == end ? 0 : 2 * m->dispatches[first].op;
     uint64_t filled = 0;
     for (uint32_t i = first; i < end; i++) {
         uint32_t op = m->dispatches[i].op;
@@ -166,9 +166,9 @@ static void finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
 static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part, bool measured,
                 struct nb_vulkan_recording *ret)
 {
-    const uint32_t range[NB_VULKAN_PARTS][2] = {[NB_VULKAN_BODY] = {0, m->head},
-                                                [NB_VULKAN_LOGITS] = {m->head, m->top},
-                                                [NB_VULKAN_BEST] = {m->head, m->n_dispatches}};
+    const uint32_t range[NB_VULKAN_PARTS][2] = {[NB_VULKAN_BODY] = {0, m->tail_from},
+                                                [NB_VULKAN_LOGITS] = {m->tail_from, m->top},
+                                                [NB_VULKAN_BEST] = {m->tail_from, m->n_dispatches}};
     struct nb_vulkan_recording r = {.measured = measured};
     r.segments = calloc(m->plan->n_ops, sizeof(*r.segments));
     if (!r.segments)

@@ -89,6 +89,7 @@ static void add_product(struct nb_vulkan_tuning *tuning, struct nb_vulkan_dispat
 {
     struct nb_device_model *m = tuning->m;
     struct product *of = tuning->product, *end = of + tuning->n;
+    const bool tail = (uint32_t)(p - m->dispatches) >= m->tail_from;
     while (of < end && of->kind != kind)
         of++;
     if (of == end) {
@@ -97,11 +98,12 @@ static void add_product(struct nb_vulkan_tuning *tuning, struct nb_vulkan_dispat
         *of = (struct product){.kind = kind, .choice.product = kind};
         const struct nb_packed *w = m->plan->ops[p->op].m[0].w;
         of->work = (double)p->units * (w ? w->cols : 1);
-        of->most_rows = (uint32_t)(p - m->dispatches) < m->head ? m->max_rows : m->head_rows;
+        of->most_rows = tail ? m->head_rows : m->max_rows;
         memcpy(of->choice.tile, p->best, sizeof(p->best));
         tuning->n++;
     }
-    if (of->n < LAYERS)
+    // What the tail writes has room for its own rows alone.
+    if (of->n < LAYERS && of->most_rows <= (tail ? m->head_rows : m->max_rows))
         of->of[of->n++] = p;
 }
 
