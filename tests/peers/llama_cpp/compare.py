@@ -7,7 +7,7 @@ Nibble is measured as a client sees it, through daemon and channel (`nibble benc
 fast and balanced; llama.cpp in this process through its own API, without sampling. Prefill of 512,
 decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble out.
 
---vulkan: both on Mesa's CPU driver; prefill of 128, decode of 16 from the first token on, one
+--vulkan: both on Mesa's CPU driver; prefill of 128, decode of 16 after 1, one
 client. llama.cpp's own variables (GGML_VK_DISABLE_F16=1 ...) reach it.
 
 Run it on an idle machine: llama.cpp's threads spin while they wait and lose far more than ours when
@@ -38,7 +38,7 @@ TIERS = ["fast", "balanced"]
 METRICS = ["prefill_tps", "decode_tps", "aggregate_tps"]
 # By device: what both measure.
 SIZES = {"cpu": {"prompt": 512, "gen": 64, "depth": 16, "clients": 8},
-         "vulkan0": {"prompt": 128, "gen": 16, "depth": 0, "clients": 1}}
+         "vulkan0": {"prompt": 128, "gen": 16, "depth": 1, "clients": 1}}
 
 
 class Nibble:

@@ -39,7 +39,7 @@ class Peer:
         context.clear()
         ids = self._ids(self.depth + self.gen, seed)
         lanes = range(sequences)
-        for lane in lanes if self.depth else []:
+        for lane in lanes:
             context.decode(ids[:self.depth], range(self.depth), [lane] * self.depth,
                            [0] * self.depth)
         began = time.perf_counter()
