@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """start_times.py [--device vulkan0] [--runs 5] [MODEL]: how long a service's start takes to the first token of the real
-model, from the daemon's start on: cold (an empty state directory) and warm (the daemon started again with what its
-devices keep). Medians of wall time, and of the processor time of the daemon and its workers, which a busy machine
-changes less. NIBBLE_TEST_NIBBLED, _WORKER and _CLI name the programs, as for the tests beside it."""
+model, from the daemon's start on: cold (an empty state directory) and warm (the daemon started again once its device
+had prepared the model and kept what it learned). Medians of wall time, and of the processor time of the daemon and its
+workers, which a busy machine changes less. NIBBLE_TEST_NIBBLED, _WORKER and _CLI name the programs, as for the tests
+beside it."""
 import argparse
 import os
 import pathlib
@@ -11,7 +12,7 @@ import statistics
 import subprocess
 import time
 
-from harness import Daemon
+from harness import Daemon, until
 
 MODEL = pathlib.Path.home() / ".cache/nibble/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = "Begin at the beginning, the King said gravely,"
@@ -36,6 +37,10 @@ def first_token(daemon, device, model):
     return time.monotonic() - begin, processor_time(daemon)
 
 
+def has_kept(daemon):
+    return any(path.is_file() for path in (daemon.state / "cache").iterdir())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="vulkan0")
@@ -48,6 +53,7 @@ def main():
         daemon = Daemon(start=False)
         for name in taken:
             taken[name].append(first_token(daemon, args.device, args.model))
+            until(lambda: has_kept(daemon), "what the device keeps", patience=120)
             daemon.stop()
         daemon.finish()
     for name, runs in taken.items():
