@@ -128,7 +128,9 @@ struct nb_device_ops {
     // What is worth keeping for the next device's options: 1 and a blob to be freed when it differs
     // from what was given or returned last, 0 when not. NULL where there is never anything.
     int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);
-    // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened.
+    // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened. Where
+    // measuring costs time, steps now and then are timed, and the others count as the last of their
+    // size that was.
     void (*times)(const struct nb_device_model *dm, struct nb_op_time *ret);
     // Once a step or a model's opening has returned a negative errno: what the device failed with,
     // in one line; NULL when it did not. Unless the errno was -ENOMEM it is of no use any more. May

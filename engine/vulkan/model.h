@@ -58,7 +58,8 @@ struct nb_vulkan_piece {
 
 // A submission: dispatches [first, end), and the timestamps that it writes.
 struct nb_vulkan_segment {
-    VkCommandBuffer commands;
+    VkCommandBuffer commands; // that take the time before and after each op,
+    VkCommandBuffer untimed;  // or not; VK_NULL_HANDLE until the recording is measured
     uint32_t first, end, query, n_queries;
 };
 
@@ -70,8 +71,9 @@ enum nb_vulkan_part { NB_VULKAN_BODY, NB_VULKAN_LOGITS, NB_VULKAN_BEST, NB_VULKA
 struct nb_vulkan_recording {
     struct nb_vulkan_segment *segments;
     uint32_t n;
-    uint32_t steps; // that it has run
-    bool measured;  // it is cut by the times of its ops
+    uint32_t steps;                       // that it has run
+    bool measured;                        // it is cut by the times of its ops
+    struct nb_op_time times[NB_OP_KINDS]; // what it took when it was timed last
 };
 
 struct nb_device_model {
@@ -104,7 +106,7 @@ struct nb_device_model {
     struct nb_vulkan_recording recording[NB_VULKAN_PARTS][NB_VULKAN_BUCKETS];
     VkQueryPool queries; // of each segment one before each op, and one at the end
     uint64_t *ticks;     // room for all of them
-    uint64_t *op_ns;     // what each op took in the last step
+    uint64_t *op_ns;     // what each op took in the last step that was timed
     struct nb_op_time times[NB_OP_KINDS];
 };
 
@@ -225,7 +227,9 @@ void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c
 // A bucket's, recorded at its first use.
 int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                             struct nb_vulkan_recording **ret);
-// After a step: cuts it again where op_ns says that its submissions are too long, or too short.
+// Whether its next run is one that is timed.
+bool nb_vulkan_recording_is_timed(const struct nb_vulkan_recording *r);
+// After a run: cuts it again where op_ns says that its submissions are too long, or too short.
 int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                               struct nb_vulkan_recording *r);
 // What was recorded for a bucket; it is recorded again at its next use.

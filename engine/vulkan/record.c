@@ -1,6 +1,7 @@
 // Command buffers: recorded once for each bucket of rows; what differs from step to step lies in
 // the step buffer. A recording is cut into submissions short enough that others get their turn on
-// the device: first at every layer, then by the time that its ops took.
+// the device: first at every layer, then by the time that its ops took. Most runs are not timed,
+// because a driver may let a timestamp cost as much as a dispatch (Mesa's CPU driver does).
 #include "engine/vulkan/model.h"
 
 #include <errno.h>
@@ -9,7 +10,8 @@
 
 #define FEW_ROWS   4 // up to here a row is spread over as many invocations as it has blocks
 #define SEGMENT_NS 5000000
-#define WARM_STEPS 2 // of a recording; the first of them compiles shaders on some drivers
+#define WARM_STEPS 2  // of a recording; the first of them compiles shaders on some drivers
+#define TIMED_EACH 16 // of the steps after them
 
 uint32_t nb_vulkan_bucket(uint32_t rows)
 {
@@ -101,17 +103,17 @@ static bool begins_op(const struct nb_device_model *m, const struct nb_vulkan_se
 }
 
 static void record(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
-                   uint32_t rows)
+                   uint32_t rows, VkCommandBuffer c, bool timed)
 {
     const struct nb_vk *vk = &m->device->vk;
-    VkCommandBuffer c = s->commands;
     uint32_t query = s->query;
-    vk->CmdResetQueryPool(c, m->queries, query, s->n_queries);
+    if (timed)
+        vk->CmdResetQueryPool(c, m->queries, query, s->n_queries);
     if (s->first == 0 && m->carry.buffer && !nb_plan_has(m->plan, NB_OP_EMBED))
         carry(m, c, rows, true);
     for (uint32_t i = s->first; i < s->end; i++) {
         const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        if (begins_op(m, s, i))
+        if (timed && begins_op(m, s, i))
             vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
         if (nb_vulkan_skips(m, p, rows))
             continue;
@@ -119,7 +121,8 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
             barrier(vk, c, &computing, &computing);
         nb_vulkan_dispatch(m, c, rows, p, tile_of(p, rows));
     }
-    vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
+    if (timed)
+        vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
     if (s->end < m->top)
         return;
     if (nb_plan_has(m->plan, NB_OP_HEAD))
@@ -157,10 +160,22 @@ static uint32_t cut(const struct nb_device_model *m, uint32_t first, uint32_t en
 
 static void finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
 {
-    for (uint32_t i = 0; i < r->n; i++)
+    for (uint32_t i = 0; i < r->n; i++) {
         nb_vulkan_release(m->device, &m->device->compute, &r->segments[i].commands);
+        nb_vulkan_release(m->device, &m->device->compute, &r->segments[i].untimed);
+    }
     free(r->segments);
     *r = (struct nb_vulkan_recording){0};
+}
+
+static int record_segment(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
+                          uint32_t rows, bool timed, VkCommandBuffer *ret)
+{
+    int rc = nb_vulkan_begin(m->device, false, ret);
+    if (rc < 0)
+        return rc;
+    record(m, s, rows, *ret, timed);
+    return nb_vk_errno(m->device->vk.EndCommandBuffer(*ret));
 }
 
 static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part, bool measured,
@@ -176,10 +191,10 @@ static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part 
     r.n = cut(m, range[part][0], range[part][1], measured, r.segments);
     int rc = 0;
     for (uint32_t i = 0; i < r.n && rc == 0; i++) {
-        if ((rc = nb_vulkan_begin(m->device, false, &r.segments[i].commands)) < 0)
-            break;
-        record(m, &r.segments[i], 1u << bucket);
-        rc = nb_vk_errno(m->device->vk.EndCommandBuffer(r.segments[i].commands));
+        struct nb_vulkan_segment *s = &r.segments[i];
+        rc = record_segment(m, s, 1u << bucket, true, &s->commands);
+        if (rc == 0 && measured)
+            rc = record_segment(m, s, 1u << bucket, false, &s->untimed);
     }
     if (rc < 0)
         finish(m, &r);
@@ -210,11 +225,17 @@ static bool is_too_long(const struct nb_device_model *m, const struct nb_vulkan_
     return s->n_queries > 2 && ns > 2 * SEGMENT_NS;
 }
 
+bool nb_vulkan_recording_is_timed(const struct nb_vulkan_recording *r)
+{
+    return !r->measured || r->steps % TIMED_EACH == 0;
+}
+
 int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                               struct nb_vulkan_recording *r)
 {
+    const bool timed = nb_vulkan_recording_is_timed(r);
     bool again = ++r->steps == WARM_STEPS;
-    for (uint32_t i = 0; i < r->n && r->measured; i++)
+    for (uint32_t i = 0; i < r->n && r->measured && timed; i++)
         again = again || is_too_long(m, &r->segments[i]);
     if (!again)
         return 0;
@@ -223,6 +244,7 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum n
     if (rc < 0)
         return rc;
     better.steps = r->steps;
+    memcpy(better.times, r->times, sizeof(r->times));
     finish(m, r);
     *r = better;
     return 0;

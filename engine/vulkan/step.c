@@ -22,7 +22,8 @@ static void write_step(struct nb_device_model *m, const struct nb_rows *rows)
     }
 }
 
-static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r, uint32_t rows)
+// What a recording took, when it was timed.
+static void read_times(struct nb_device_model *m, struct nb_vulkan_recording *r, uint32_t rows)
 {
     const struct nb_vk *vk = &m->device->vk;
     const struct nb_vulkan_segment *last = &r->segments[r->n - 1];
@@ -30,11 +31,12 @@ static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r
     if (vk->GetQueryPoolResults(m->device->device, m->queries, first, n, n * sizeof(*m->ticks),
                                 m->ticks, sizeof(*m->ticks), VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
         return;
+    memset(r->times, 0, sizeof(r->times));
     for (const struct nb_vulkan_segment *s = r->segments; s <= last; s++) {
         const uint64_t *tick = m->ticks + (s->query - first);
         for (uint32_t i = s->first; i < s->end; i++) {
             uint32_t op = m->dispatches[i].op;
-            struct nb_op_time *time = &m->times[m->plan->ops[op].kind];
+            struct nb_op_time *time = &r->times[m->plan->ops[op].kind];
             time->dispatches += !nb_vulkan_skips(m, &m->dispatches[i], rows);
             if (i > s->first && op == m->dispatches[i - 1].op)
                 continue;
@@ -42,6 +44,14 @@ static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r
             time->ns += m->op_ns[op];
             tick++;
         }
+    }
+}
+
+static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r)
+{
+    for (int i = 0; i < NB_OP_KINDS; i++) {
+        m->times[i].ns += r->times[i].ns;
+        m->times[i].dispatches += r->times[i].dispatches;
     }
 }
 
@@ -60,16 +70,21 @@ static int run(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part par
     int rc = nb_vulkan_recording_get(m, bucket, part, &r);
     if (rc < 0)
         return rc;
-    for (uint32_t i = 0; rc == 0 && i < r->n; i++)
-        if ((rc = nb_vulkan_submit(d, &d->compute, r->segments[i].commands, &last)) < 0)
-            nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
+    const bool timed = nb_vulkan_recording_is_timed(r);
+    for (uint32_t i = 0; rc == 0 && i < r->n; i++) {
+        const struct nb_vulkan_segment *s = &r->segments[i];
+        if ((rc = nb_vulkan_submit(d, &d->compute, timed ? s->commands : s->untimed, &last)) < 0)
+            nb_vulkan_fault_at(d, first_op(m, s));
+    }
     // One after the other, so that the time allowed is a submission's.
     for (uint32_t i = 0; rc == 0 && i < r->n; i++)
         if ((rc = nb_vulkan_wait(d, &d->compute, before + 1 + i)) < 0)
             nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
     if (rc < 0)
         return rc;
-    count(m, r, 1u << bucket);
+    if (timed)
+        read_times(m, r, 1u << bucket);
+    count(m, r);
     return nb_vulkan_recording_learn(m, bucket, part, r);
 }
 
