@@ -9,7 +9,7 @@ from harness import *
 
 FAKE = os.environ["NIBBLE_TEST_FAKE_WORKER"]
 ALL = (HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL)
-SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 184, UNLOAD: 88, CANCEL: 16}
+SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 200, UNLOAD: 88, CANCEL: 16}
 
 
 class Hostile(ServiceTest):
@@ -98,6 +98,7 @@ class Hostile(ServiceTest):
             body = a.load_body("n")
             self.refused(E_UNSUPPORTED, a.call, LOAD,
                          body[:fallback] + noise[:32] + body[fallback + 32:], [fd])
+            self.refused(EINVAL, a.call, LOAD, body[:-16] + noise[:16], [fd])  # the KV cache's type
             os.close(fd)
 
     def test_garbage(self):
