@@ -103,7 +103,7 @@ static uint32_t pipelines(struct nb_device *d, const struct nb_image *image, int
             0 ||
         d->ops->model_open(d, plan, &options, &m, error, sizeof(error)) < 0)
         fail_msg("%s", error);
-    uint32_t n = count(m);
+    uint32_t n = m ? count(m) : 0;
     d->ops->model_close(m);
     nb_plan_destroy(plan);
     return n;

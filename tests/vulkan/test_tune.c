@@ -194,8 +194,8 @@ static void taken_once_ready(void **state)
     score(&t, &want);
     const struct nb_vulkan_cache_id id = ((struct nb_vulkan_device *)t.device)->cache.id;
     struct blob kept = close_model(&t);
-    for (uint8_t tile = 0; tile < NB_TIER_TILES; tile++) {
-        struct blob chosen = choose_all(&kept, &id, tile);
+    for (uint32_t tile = 0; tile < NB_TIER_TILES; tile++) {
+        struct blob chosen = choose_all(&kept, &id, (uint8_t)tile);
         open_model(&(struct nb_device_options){.warm = true,
                                                .cache = chosen.data,
                                                .cache_bytes = chosen.bytes},
