@@ -1,5 +1,5 @@
 // What llama.cpp's Vulkan backend takes from headers newer than Debian 12's: VK_EXT_layer_settings,
-// as the Vulkan specification lays it out. Included before each of its files (vulkan.py).
+// as the Vulkan specification lays it out. Included before each of its files (tools/setup).
 #pragma once
 #include <vulkan/vulkan_core.h>
 
