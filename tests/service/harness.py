@@ -280,6 +280,10 @@ class Daemon:
         path.write_bytes(content)
         return path
 
+    def kept(self):
+        """(path, mtime) of the files that devices left for their next start."""
+        return [(p, p.stat().st_mtime_ns) for p in (self.state / "cache").iterdir() if p.is_file()]
+
     def logged(self):
         return self.log_path.read_text()
 

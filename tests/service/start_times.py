@@ -37,10 +37,6 @@ def first_token(daemon, device, model):
     return time.monotonic() - begin, processor_time(daemon)
 
 
-def has_kept(daemon):
-    return any(path.is_file() for path in (daemon.state / "cache").iterdir())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="vulkan0")
@@ -53,7 +49,7 @@ def main():
         daemon = Daemon(start=False)
         for name in taken:
             taken[name].append(first_token(daemon, args.device, args.model))
-            until(lambda: has_kept(daemon), "what the device keeps", patience=120)
+            until(daemon.kept, "what the device keeps", patience=120)
             daemon.stop()
         daemon.finish()
     for name, runs in taken.items():
