@@ -347,10 +347,10 @@ static bool drained(const struct nb_serve *s)
     return s->draining;
 }
 
-// Until something comes, or it is time to prepare a model further.
-static void rest(struct nb_serve *s, uint64_t now)
+// Until something comes, or it is time to go on with a model that is not prepared.
+static void rest(struct nb_serve *s, bool has_unprepared, uint64_t now)
 {
-    int timeout_ms = unprepared(s) ? (int)((s->worked + QUIET_NS - now) / 1000000) + 1 : -1;
+    int timeout_ms = has_unprepared ? (int)((s->worked + QUIET_NS - now) / 1000000) + 1 : -1;
     listen_to(s, may_sleep(s) ? timeout_ms : 0);
     wake(s);
 }
@@ -369,7 +369,7 @@ static void loop(struct nb_serve *s)
         if (m && (did ? now >= s->prepare_at : now - s->worked >= QUIET_NS)) {
             prepare(s, m);
         } else if (!did && now - quiet_since >= SPIN_NS) {
-            rest(s, now);
+            rest(s, m, now);
             quiet_since = nb_now_ns();
             continue;
         }
