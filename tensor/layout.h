@@ -76,6 +76,12 @@ struct nb_packed {
     size_t high, scale, min, sub; // plane offsets; the low code plane is at 0
 };
 
+// Of the float class: no codes, no scales.
+static inline bool nb_is_float(const struct nb_packed *w)
+{
+    return w->layout->planes <= NB_PLANES_BF16;
+}
+
 // NULL for a type with no layout.
 const struct nb_layout *nb_layout_of(uint32_t type);
 

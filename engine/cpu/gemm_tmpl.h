@@ -145,11 +145,6 @@ static uint32_t code_offset(const struct nb_layout *l)
     return l->codebook == NB_CODEBOOK_IQ4 ? 128 : l->offset;
 }
 
-static bool is_float(const struct nb_packed *w)
-{
-    return w->layout->scale_block == 0;
-}
-
 // Sub-scales and sub-minima of group g of a super-block, as floats.
 static inline void sub_scales(enum nb_sub kind, const uint8_t *sub, uint32_t g, vf *scale, vf *min)
 {
@@ -296,7 +291,7 @@ static struct prepared prepare(const struct nb_packed *w, uint32_t n)
 
 static size_t gemm_scratch(const struct nb_packed *w, uint32_t n)
 {
-    return is_float(w) ? 0 : prepare(w, n).end;
+    return nb_is_float(w) ? 0 : prepare(w, n).end;
 }
 
 static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, uint32_t g0,

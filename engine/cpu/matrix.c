@@ -27,11 +27,6 @@ static size_t align64(size_t n)
     return (n + 63) & ~(size_t)63;
 }
 
-static bool is_float(const struct nb_packed *w)
-{
-    return w->layout->scale_block == 0;
-}
-
 int nb_cpu_matrix_open(struct nb_device *d, struct nb_device_model *dm, const struct nb_packed *w,
                        struct nb_device_matrix **ret)
 {
@@ -81,7 +76,7 @@ static void load_rows(struct work *w, uint32_t t0, uint32_t t1)
         memcpy(x, p->x + (size_t)t * p->cols, p->cols * sizeof(float));
         memset(x + p->cols, 0, (w->act.k - p->cols) * sizeof(float));
     }
-    if (!is_float(w->m->w))
+    if (!nb_is_float(w->m->w))
         w->m->device->kernels->quantize(&w->act, t0, t1);
 }
 

@@ -260,11 +260,6 @@ static float float_weight(const struct nb_packed *w, const uint8_t *group, uint3
     return w->layout->planes == NB_PLANES_F16 ? nb_f16_to_f32(h) : nb_bf16_to_f32(h);
 }
 
-static bool is_float(const struct nb_packed *w)
-{
-    return w->layout->scale_block == 0;
-}
-
 // A row of the matrix, decoded once for all tokens: codes, or weights of the float class; scales by
 // groups of 16.
 struct row {
@@ -276,7 +271,7 @@ static void load_row(const struct nb_packed *w, uint32_t row, struct row *ret)
 {
     const uint8_t *group = w->data + row / 16 * w->stride;
     for (uint32_t k = 0; k < w->cols; k++) {
-        if (is_float(w)) {
+        if (nb_is_float(w)) {
             ret->weight[k] = float_weight(w, group, row % 16, k);
             continue;
         }
@@ -346,7 +341,8 @@ static void gemm(const struct nb_packed *w, const struct nb_act *a, uint32_t g0,
         load_row(w, r, &row);
         for (uint32_t t = 0; t < a->n; t++) {
             size_t at = (size_t)t * a->k;
-            float sum = is_float(w) ? dot_float(w, &row, a->x + at) : dot_quantized(w, &row, a, at);
+            float sum =
+                nb_is_float(w) ? dot_float(w, &row, a->x + at) : dot_quantized(w, &row, a, at);
             if (bias)
                 sum += bias[r];
             float *out = y + t * ldy + r;
@@ -359,7 +355,7 @@ static void decode_row(const struct nb_packed *w, uint32_t row, float *out)
 {
     const uint8_t *group = w->data + row / 16 * w->stride;
     for (uint32_t k = 0; k < w->cols; k++) {
-        if (is_float(w)) {
+        if (nb_is_float(w)) {
             out[k] = float_weight(w, group, row % 16, k);
             continue;
         }

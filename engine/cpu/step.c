@@ -48,9 +48,9 @@ static void barrier(struct walk *w)
 
 // --- Inputs
 
-static bool is_float(const struct nb_matrix *m)
+static bool wants_codes(const struct nb_matrix *m)
 {
-    return !m->w || m->w->layout->planes <= NB_PLANES_BF16;
+    return m->w && !nb_is_float(m->w);
 }
 
 static void fill_input(const struct walk *w, const struct nb_op *op, struct nb_act *a, uint32_t t0,
@@ -60,7 +60,7 @@ static void fill_input(const struct walk *w, const struct nb_op *op, struct nb_a
         for (uint32_t t = t0; t < t1; t++)
             w->k->rmsnorm(w->m->x + (size_t)t * a->k, op->norm, w->hp->norm_eps, a->k,
                           a->x + (size_t)t * a->k);
-    if (!is_float(&op->m[0]) || !is_float(&op->m[1]) || !is_float(&op->m[2]))
+    if (wants_codes(&op->m[0]) || wants_codes(&op->m[1]) || wants_codes(&op->m[2]))
         w->k->quantize(a, t0, t1);
 }
 

@@ -265,7 +265,7 @@ static void decode_quantized(const struct nb_packed *w, uint32_t row, float *out
 static void decode_row(const struct nb_packed *w, uint32_t row, float *out)
 {
     const uint8_t *group = w->data + row / 16 * w->stride;
-    if (!is_float(w)) {
+    if (!nb_is_float(w)) {
         decode_quantized(w, row, out);
         return;
     }

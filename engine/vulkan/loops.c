@@ -51,14 +51,9 @@ uint32_t nb_vulkan_widest_matrix(const struct nb_vulkan_device *d, bool floats, 
     return room / 23 * 32;
 }
 
-static bool is_float(const struct nb_packed *w)
-{
-    return w->layout->planes <= NB_PLANES_BF16;
-}
-
 uint32_t nb_vulkan_widest(const struct nb_device *d, const struct nb_packed *w)
 {
-    return nb_vulkan_widest_matrix((const struct nb_vulkan_device *)d, is_float(w), 1, 0);
+    return nb_vulkan_widest_matrix((const struct nb_vulkan_device *)d, nb_is_float(w), 1, 0);
 }
 
 static int check_matrix(const struct nb_device_model *m, const struct nb_op *op,
@@ -66,7 +61,7 @@ static int check_matrix(const struct nb_device_model *m, const struct nb_op *op,
 {
     const bool finishes = op->kind == NB_OP_OUT || op->kind == NB_OP_DOWN;
     const uint32_t widest = nb_vulkan_widest_matrix(
-        m->device, is_float(w), op->kind == NB_OP_GATE_UP ? 2 : 1, finishes ? w->rows : 0);
+        m->device, nb_is_float(w), op->kind == NB_OP_GATE_UP ? 2 : 1, finishes ? w->rows : 0);
     if (w->cols <= widest)
         return 0;
     return nb_fail(ret_error, error_size, -ENOTSUP,

@@ -267,16 +267,18 @@ static void product(struct call *c, const struct nb_product *p, const struct par
                     const struct window *win, uint32_t done)
 {
     const struct nb_packed *w = c->matrix->w;
-    struct nb_vulkan_gemm_push data = {.in4 = is_float(w) ? nb_vulkan_pad(w->cols, 32) / 4
-                                                          : w->cols / 32 * record_words4(p->terms),
+    struct nb_vulkan_gemm_push data = {.in4 = nb_is_float(w)
+                                                  ? nb_vulkan_pad(w->cols, 32) / 4
+                                                  : w->cols / 32 * record_words4(p->terms),
                                        .out4 = p->groups * 4};
     nb_build_describe(&c->bench->m, part, 1, MODE_STORE, win, &data);
     data.column4[0] = done * 4;
     uint32_t constants[NB_VULKAN_CONSTANTS] = {0};
     nb_vulkan_constants(w, constants);
-    constants[CONST_TERMS] = is_float(w) ? 1 : p->terms;
+    constants[CONST_TERMS] = nb_is_float(w) ? 1 : p->terms;
     constants[CONST_MODE] = MODE_STORE;
-    struct nb_vulkan_dispatch q = {.shader = is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM,
+    struct nb_vulkan_dispatch q = {.shader =
+                                       nb_is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM,
                                    .shape = NB_VULKAN_TOKENS,
                                    .units = part->groups * 4};
     const struct nb_vulkan_bench *b = c->bench;
@@ -319,7 +321,7 @@ int nb_vulkan_gemm(struct nb_device_matrix *m, const struct nb_product *p)
     if (c.rc == 0) {
         *(uint32_t *)c.bench->step.map = p->n;
         nb_vulkan_doing(c.d, "a client's product with %u x %u", m->w->rows, m->w->cols);
-        if (!is_float(m->w))
+        if (!nb_is_float(m->w))
             quantize(&c, p);
     }
     struct part part = {.w = m->w};

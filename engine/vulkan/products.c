@@ -170,7 +170,7 @@ void nb_build_product(struct builder *b, const struct part *parts, uint32_t n,
     }
     struct nb_vulkan_gemm_push data = {.count = b->count, .out4 = to->width / 4};
     data.eps = m->plan->hp.norm_eps;
-    data.in4 = is_float(w) ? from->width / 4 : blocks_of(w->cols) * record_words4(op->terms);
+    data.in4 = nb_is_float(w) ? from->width / 4 : blocks_of(w->cols) * record_words4(op->terms);
     memcpy(data.more, to->more, sizeof(data.more));
     nb_build_describe(m, parts, n, to->mode % MODE_FINISH, &win, &data);
     struct nb_vulkan_dispatch *p = nb_build_add(b, NB_VULKAN_TOKENS, data.groups * 4);
@@ -178,11 +178,11 @@ void nb_build_product(struct builder *b, const struct part *parts, uint32_t n,
     nb_build_push(p, &data, sizeof(data));
     uint32_t c[NB_VULKAN_CONSTANTS] = {0};
     nb_vulkan_constants(w, c);
-    c[CONST_TERMS] = is_float(w) ? 1 : op->terms;
+    c[CONST_TERMS] = nb_is_float(w) ? 1 : op->terms;
     c[CONST_MODE] = to->mode;
     if (to->mode == MODE_ROPE || to->mode == MODE_ROPE_NEOX)
         model_constants(m, c);
-    nb_build_specialise(b, p, is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM, c);
+    nb_build_specialise(b, p, nb_is_float(w) ? NB_SHADER_GEMM_FLOATS : NB_SHADER_GEMM, c);
     nb_build_bind(b, p, &win,
                   (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){
                       [BIND_VECTORS] = &m->vectors,

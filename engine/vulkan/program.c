@@ -21,7 +21,7 @@ static void inputs_wanted(const struct nb_op *op, bool *ret_float, bool *ret_qua
     *ret_float = *ret_quantized = false;
     for (int i = 0; i < 3; i++)
         if (op->m[i].w)
-            *(is_float(op->m[i].w) ? ret_float : ret_quantized) = true;
+            *(nb_is_float(op->m[i].w) ? ret_float : ret_quantized) = true;
 }
 
 // Rows of `from`, or those that a table lists, normalized where the op has a norm and quantized
@@ -276,7 +276,7 @@ static void add_attention(struct builder *b, const struct nb_op *op)
     struct nb_device_model *m = b->m;
     const struct nb_hparams *hp = &m->plan->hp;
     const struct nb_op *out = op + 1;
-    const bool floats = is_float(out->m[0].w), last = is_last_layer(m->plan, op);
+    const bool floats = nb_is_float(out->m[0].w), last = is_last_layer(m->plan, op);
     if (last)
         begin_tail(b);
     struct {

@@ -44,11 +44,6 @@ struct target {
     uint32_t more[6]; // as gemm.comp reads them
 };
 
-static inline bool is_float(const struct nb_packed *w)
-{
-    return w->layout->planes <= NB_PLANES_BF16;
-}
-
 static inline uint32_t record_words4(uint32_t terms)
 {
     return 1 + 2 * terms;

@@ -60,7 +60,7 @@ static void cost(const struct nb_op *op, uint32_t rows, double *ret_ops, double 
         const struct nb_packed *w = op->m[j].w;
         if (!w)
             continue;
-        *ret_float = w->layout->planes <= NB_PLANES_BF16;
+        *ret_float = nb_is_float(w);
         *ret_ops += 2.0 * w->rows * w->cols * rows * (*ret_float ? 1 : op->terms);
         *ret_bytes += (double)nb_packed_bytes(w);
     }
