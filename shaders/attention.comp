@@ -158,7 +158,7 @@ void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[S
                 // What is not seen may hold anything, and is never multiplied.
                 v = is_seen[j] ? v : uvec4(0);
                 [[unroll]] for (uint w = 0; w < (CODES ? 4 : 0); w++) {
-                    vec4 value = bytes_of(v[w]) * scale[j];
+                    vec4 value = signed_bytes(v[w]) * scale[j];
                     [[unroll]] for (uint h = 0; h < SHARE; h++)
                         o[h][4 * d + w] = fma(vec4(p[h][j]), value, o[h][4 * d + w]);
                 }

@@ -14,21 +14,12 @@ float tanh_f32(float x)
 
 vec2 halves(usamplerBuffer from, uint i) // the word with half `i` of it
 {
-    uvec4 v = texelFetch(from, int(i / 8));
-    uvec2 pair = i % 8 >= 4 ? v.zw : v.xy;
-    return unpackHalf2x16(i % 4 >= 2 ? pair.y : pair.x);
+    return unpackHalf2x16(word_at(from, i / 2));
 }
 
 float half_at(usamplerBuffer from, uint i)
 {
     vec2 pair = halves(from, i);
-    return i % 2 != 0 ? pair.y : pair.x;
-}
-
-uint word_at(usamplerBuffer from, uint i)
-{
-    uvec4 v = texelFetch(from, int(i / 4));
-    uvec2 pair = i % 4 >= 2 ? v.zw : v.xy;
     return i % 2 != 0 ? pair.y : pair.x;
 }
 
@@ -45,7 +36,7 @@ float dot_codes(uint q4, uint head1, uint slot)
         float scale = scale_at(head1, pc.k_dim, b, slot);
         for (uint d = b; d < b + 32; d += 4) {
             vec4 q = read_floats(inputs, q4 + d / 4);
-            vec4 key = bytes_of(word_at(cache, head1 + d * 8 + slot)) * scale;
+            vec4 key = signed_bytes(word_at(cache, head1 + d * 8 + slot)) * scale;
             [[unroll]] for (int e = 0; e < 4; e++)
                 s = fma(q[e], key[e], s);
         }

@@ -10,12 +10,7 @@ uint head4(uint dim) // uvec4 of a head of so many elements
     return CODES ? dim / 32 * 68 : dim * 4;
 }
 
-vec4 halves_of(uvec2 pair)
-{
-    return vec4(unpackHalf2x16(pair.x), unpackHalf2x16(pair.y));
-}
-
-vec4 bytes_of(uint word)
+vec4 signed_bytes(uint word)
 {
     return vec4(ivec4(int(word)) << ivec4(24, 16, 8, 0) >> 24);
 }

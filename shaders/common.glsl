@@ -35,6 +35,22 @@ layout(binding = 3) uniform usamplerBuffer inputs;  // floats
 layout(binding = 4) uniform usamplerBuffer records; // quantized inputs
 layout(binding = 7) uniform usamplerBuffer cache;   // keys and values
 
+uint pick(uvec4 v, uint i) // word i % 4
+{
+    uvec2 pair = i % 4 >= 2 ? v.zw : v.xy;
+    return i % 2 != 0 ? pair.y : pair.x;
+}
+
+uint word_at(usamplerBuffer from, uint i)
+{
+    return pick(texelFetch(from, int(i / 4)), i);
+}
+
+vec4 halves_of(uvec2 words)
+{
+    return vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
+}
+
 vec4 read_floats(usamplerBuffer from, uint at)
 {
     return uintBitsToFloat(texelFetch(from, int(at)));

@@ -326,9 +326,7 @@ void turn_quads(uint token, uint d, inout vec4 a, inout vec4 b)
 
 uint step_word(uint i)
 {
-    uvec4 v = texelFetch(cache, int(i / 4));
-    uvec2 pair = i % 4 >= 2 ? v.zw : v.xy;
-    return i % 2 != 0 ? pair.y : pair.x;
+    return word_at(cache, i);
 }
 
 uvec2 halves(vec4 v)

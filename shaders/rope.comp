@@ -19,15 +19,9 @@ layout(push_constant) uniform Push {
     uint block1, v_offset1;                                 // words of a KV block, where V begins
 } pc;
 
-uint pick(uvec4 v, uint i)
-{
-    uvec2 pair = i % 4 >= 2 ? v.zw : v.xy;
-    return i % 2 != 0 ? pair.y : pair.x;
-}
-
 uint step_word(uint i)
 {
-    return pick(texelFetch(cache, int(i / 4)), i);
+    return word_at(cache, i);
 }
 
 // Half a word: another invocation may write the other half.
@@ -49,10 +43,10 @@ float turned(uint row, uint base, uint e)
     uint n = pc.rope_dims / 2, i = pc.neox != 0 ? e % n : e / 2;
     bool second = pc.neox != 0 ? e >= n : e % 2 != 0;
     uint other = pc.neox == 0 ? e ^ 1 : second ? e - n : e + n;
-    precise float x = uintBitsToFloat(pick(texelFetch(inputs, int((base + e) / 4)), base + e));
+    precise float x = uintBitsToFloat(word_at(inputs, base + e));
     if (e >= pc.rope_dims)
         return x;
-    float y = uintBitsToFloat(pick(texelFetch(inputs, int((base + other) / 4)), base + other));
+    float y = uintBitsToFloat(word_at(inputs, base + other));
     float c = uintBitsToFloat(step_word(pc.rope1 + row * pc.rope_dims + i));
     float s = uintBitsToFloat(step_word(pc.rope1 + row * pc.rope_dims + n + i));
     precise float ys = y * s;

@@ -18,9 +18,7 @@ uvec2 read2(uint at)
 
 uint read1(uint at)
 {
-    uvec4 v = read4(at / 4);
-    uvec2 pair = at % 4 >= 2 ? v.zw : v.xy;
-    return at % 2 != 0 ? pair.y : pair.x;
+    return word_at(weights, at);
 }
 
 // Where a matrix's planes lie in a row group, in the units of the reads.
@@ -87,11 +85,6 @@ void load_codes(uint at, uint high, uint b, out uvec4 c[8])
 uvec4 bytes_of(uint word)
 {
     return uvec4(word, word >> 8, word >> 16, word >> 24) & 255;
-}
-
-vec4 halves_of(uvec2 words)
-{
-    return vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
 }
 
 uvec4 bytes_of(uint word, uint shift, uint mask)
