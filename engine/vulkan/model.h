@@ -218,9 +218,15 @@ int nb_vulkan_tune_begin(struct nb_device_model *m);
 int nb_vulkan_tune_piece(struct nb_device_model *m, uint32_t free_block);
 bool nb_vulkan_tune_wants(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p);
 void nb_vulkan_tune_end(struct nb_device_model *m);
-// Whether steps of so many rows do without a dispatch.
+// The tile that a bucket's steps take now, or once the best one is ready; and whether they then do
+// without the dispatch, because the one before it finishes.
+static inline uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t bucket,
+                                      bool best)
+{
+    return (best ? p->best : p->tile)[bucket];
+}
 bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                     uint32_t rows);
+                     uint32_t bucket, bool best);
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
                         const struct nb_vulkan_dispatch *p, uint32_t tile);
 void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c); // a barrier

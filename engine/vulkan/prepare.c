@@ -80,24 +80,15 @@ static int make_ready(struct nb_device_model *m, const uint16_t *list, uint32_t 
 
 // --- Which are wanted
 
-// Whether steps with the tiles of now, or with the best ones, take a dispatch.
-static bool is_taken(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                     uint32_t bucket, bool best)
-{
-    if (!p->unless)
-        return true;
-    const struct nb_vulkan_dispatch *before = &m->dispatches[p->unless - 1];
-    return !nb_vulkan_variant(m, before, (best ? before->best : before->tile)[bucket])->finishes;
-}
-
+// By steps with the tiles of now, or with the best ones.
 static void want_taken(const struct nb_device_model *m, bool best, bool wanted[])
 {
     const uint32_t last = nb_vulkan_bucket(m->padded_rows);
     for (uint32_t i = 0; i < m->n_dispatches; i++) {
         const struct nb_vulkan_dispatch *p = &m->dispatches[i];
         for (uint32_t b = 0; b <= last; b++)
-            if (is_taken(m, p, b, best))
-                wanted[p->pipeline[(best ? p->best : p->tile)[b]]] = true;
+            if (!nb_vulkan_skips(m, p, b, best))
+                wanted[p->pipeline[nb_vulkan_tile(p, b, best)]] = true;
     }
 }
 
@@ -126,10 +117,10 @@ static bool is_ready(const struct nb_device_model *m, const struct nb_vulkan_dis
                      uint32_t bucket)
 {
     const struct nb_vulkan_dispatch *end = m->dispatches + m->n_dispatches;
-    const uint32_t tile = p->best[bucket], itself = (uint32_t)(p - m->dispatches) + 1;
-    bool ready = m->pipelines[p->pipeline[tile]].ready;
+    const uint32_t itself = (uint32_t)(p - m->dispatches) + 1;
+    bool ready = m->pipelines[p->pipeline[p->best[bucket]]].ready;
     for (const struct nb_vulkan_dispatch *q = p + 1; q < end && q->op <= p->op + 1; q++)
-        if (q->unless == itself && !nb_vulkan_variant(m, p, tile)->finishes)
+        if (q->unless == itself && !nb_vulkan_skips(m, q, bucket, true))
             ready = ready && m->pipelines[q->pipeline[q->best[bucket]]].ready;
     return ready;
 }

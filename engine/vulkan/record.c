@@ -46,16 +46,11 @@ void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c
     barrier(&m->device->vk, c, &computing, &computing);
 }
 
-static uint32_t tile_of(const struct nb_vulkan_dispatch *p, uint32_t rows)
-{
-    return p->tile[nb_vulkan_bucket(rows)];
-}
-
 bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                     uint32_t rows)
+                     uint32_t bucket, bool best)
 {
     const struct nb_vulkan_dispatch *before = p->unless ? &m->dispatches[p->unless - 1] : NULL;
-    return before && nb_vulkan_variant(m, before, tile_of(before, rows))->finishes;
+    return before && nb_vulkan_variant(m, before, nb_vulkan_tile(before, bucket, best))->finishes;
 }
 
 void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
@@ -103,10 +98,10 @@ static bool begins_op(const struct nb_device_model *m, const struct nb_vulkan_se
 }
 
 static void record(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
-                   uint32_t rows, VkCommandBuffer c, bool timed)
+                   uint32_t bucket, VkCommandBuffer c, bool timed)
 {
     const struct nb_vk *vk = &m->device->vk;
-    uint32_t query = s->query;
+    uint32_t query = s->query, rows = 1u << bucket;
     if (timed)
         vk->CmdResetQueryPool(c, m->queries, query, s->n_queries);
     if (s->first == 0 && m->carry.buffer && !nb_plan_has(m->plan, NB_OP_EMBED))
@@ -115,11 +110,11 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
         const struct nb_vulkan_dispatch *p = &m->dispatches[i];
         if (timed && begins_op(m, s, i))
             vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
-        if (nb_vulkan_skips(m, p, rows))
+        if (nb_vulkan_skips(m, p, bucket, false))
             continue;
         if (!p->beside)
             barrier(vk, c, &computing, &computing);
-        nb_vulkan_dispatch(m, c, rows, p, tile_of(p, rows));
+        nb_vulkan_dispatch(m, c, rows, p, nb_vulkan_tile(p, bucket, false));
     }
     if (timed)
         vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
@@ -169,12 +164,12 @@ static void finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
 }
 
 static int record_segment(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
-                          uint32_t rows, bool timed, VkCommandBuffer *ret)
+                          uint32_t bucket, bool timed, VkCommandBuffer *ret)
 {
     int rc = nb_vulkan_begin(m->device, false, ret);
     if (rc < 0)
         return rc;
-    record(m, s, rows, *ret, timed);
+    record(m, s, bucket, *ret, timed);
     return nb_vk_errno(m->device->vk.EndCommandBuffer(*ret));
 }
 
@@ -192,9 +187,9 @@ static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part 
     int rc = 0;
     for (uint32_t i = 0; i < r.n && rc == 0; i++) {
         struct nb_vulkan_segment *s = &r.segments[i];
-        rc = record_segment(m, s, 1u << bucket, true, &s->commands);
+        rc = record_segment(m, s, bucket, true, &s->commands);
         if (rc == 0 && measured)
-            rc = record_segment(m, s, 1u << bucket, false, &s->untimed);
+            rc = record_segment(m, s, bucket, false, &s->untimed);
     }
     if (rc < 0)
         finish(m, &r);

@@ -23,7 +23,7 @@ static void write_step(struct nb_device_model *m, const struct nb_rows *rows)
 }
 
 // What a recording took, when it was timed.
-static void read_times(struct nb_device_model *m, struct nb_vulkan_recording *r, uint32_t rows)
+static void read_times(struct nb_device_model *m, struct nb_vulkan_recording *r, uint32_t bucket)
 {
     const struct nb_vk *vk = &m->device->vk;
     const struct nb_vulkan_segment *last = &r->segments[r->n - 1];
@@ -37,7 +37,7 @@ static void read_times(struct nb_device_model *m, struct nb_vulkan_recording *r,
         for (uint32_t i = s->first; i < s->end; i++) {
             uint32_t op = m->dispatches[i].op;
             struct nb_op_time *time = &r->times[m->plan->ops[op].kind];
-            time->dispatches += !nb_vulkan_skips(m, &m->dispatches[i], rows);
+            time->dispatches += !nb_vulkan_skips(m, &m->dispatches[i], bucket, false);
             if (i > s->first && op == m->dispatches[i - 1].op)
                 continue;
             m->op_ns[op] = (uint64_t)((double)(tick[1] - tick[0]) * m->device->tick_ns);
@@ -83,7 +83,7 @@ static int run(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part par
     if (rc < 0)
         return rc;
     if (timed)
-        read_times(m, r, 1u << bucket);
+        read_times(m, r, bucket);
     count(m, r);
     return nb_vulkan_recording_learn(m, bucket, part, r);
 }
