@@ -118,8 +118,6 @@ const char *nb_vulkan_fault(const struct nb_device *d);
 
 // On the queue that computes.
 int nb_vulkan_begin(struct nb_vulkan_device *d, bool once, VkCommandBuffer *ret);
-// A submission for each, one after the other, and waits.
-int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands);
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); // and frees
 
 // Whether the driver cuts loops short, and the longest context whose loops it runs to their end

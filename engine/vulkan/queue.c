@@ -107,18 +107,6 @@ int nb_vulkan_wait(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, uint64
     return rc;
 }
 
-int nb_vulkan_run(struct nb_vulkan_device *d, uint32_t n, const VkCommandBuffer *commands)
-{
-    uint64_t last = 0;
-    int rc = 0;
-    for (uint32_t i = 0; i < n && rc == 0; i++)
-        rc = nb_vulkan_submit(d, &d->compute, commands[i], &last);
-    // One after the other, so that the time allowed is a submission's.
-    for (uint64_t number = last - n + 1; rc == 0 && number <= last; number++)
-        rc = nb_vulkan_wait(d, &d->compute, number);
-    return rc;
-}
-
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)
 {
     // What it wrote is seen by all that comes after, the host as well.
@@ -128,9 +116,12 @@ int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)
                                    VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
     d->vk.CmdPipelineBarrier(commands, STAGES, STAGES | VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &b, 0,
                              NULL, 0, NULL);
+    uint64_t number = 0;
     int rc = nb_vk_errno(d->vk.EndCommandBuffer(commands));
     if (rc == 0)
-        rc = nb_vulkan_run(d, 1, &commands);
+        rc = nb_vulkan_submit(d, &d->compute, commands, &number);
+    if (rc == 0)
+        rc = nb_vulkan_wait(d, &d->compute, number);
     if (!d->hangs)
         nb_vulkan_release(d, &d->compute, &commands);
     return rc;
