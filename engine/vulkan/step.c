@@ -61,12 +61,22 @@ static const struct nb_op *first_op(const struct nb_device_model *m,
     return &m->plan->ops[m->dispatches[s->first].op];
 }
 
-static int run(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part part)
+// A part of a step that the queue has.
+struct going {
+    enum nb_vulkan_part part;
+    uint32_t rows, bucket;
+    struct nb_vulkan_recording *recording;
+    bool timed;
+    uint64_t before; // submissions
+};
+
+static int start(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part part,
+                 struct going *ret)
 {
     struct nb_vulkan_device *d = m->device;
     struct nb_vulkan_recording *r;
-    uint32_t bucket = nb_vulkan_bucket(rows);
     uint64_t before = d->compute.submitted, last;
+    uint32_t bucket = nb_vulkan_bucket(rows);
     int rc = nb_vulkan_recording_get(m, bucket, part, &r);
     if (rc < 0)
         return rc;
@@ -76,16 +86,26 @@ static int run(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part par
         if ((rc = nb_vulkan_submit(d, &d->compute, timed ? s->commands : s->untimed, &last)) < 0)
             nb_vulkan_fault_at(d, first_op(m, s));
     }
+    if (rc == 0)
+        *ret = (struct going){part, rows, bucket, r, timed, before};
+    return rc;
+}
+
+static int end(struct nb_device_model *m, const struct going *g)
+{
+    struct nb_vulkan_device *d = m->device;
+    struct nb_vulkan_recording *r = g->recording;
+    int rc = 0;
     // One after the other, so that the time allowed is a submission's.
     for (uint32_t i = 0; rc == 0 && i < r->n; i++)
-        if ((rc = nb_vulkan_wait(d, &d->compute, before + 1 + i)) < 0)
+        if ((rc = nb_vulkan_wait(d, &d->compute, g->before + 1 + i)) < 0)
             nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
     if (rc < 0)
         return rc;
-    if (timed)
-        read_times(m, r, bucket);
+    if (g->timed)
+        read_times(m, r, g->bucket);
     count(m, r);
-    return nb_vulkan_recording_learn(m, bucket, part, r);
+    return nb_vulkan_recording_learn(m, g->bucket, g->part, r);
 }
 
 static void copy_rows(float *to, size_t to_width, const float *from, size_t from_width,
@@ -95,14 +115,21 @@ static void copy_rows(float *to, size_t to_width, const float *from, size_t from
         memcpy(to + i * to_width, from + i * from_width, n * sizeof(*to));
 }
 
-static int run_body(struct nb_device_model *m, const struct nb_rows *rows)
+static int start_body(struct nb_device_model *m, const struct nb_rows *rows, struct going *ret)
 {
-    const uint32_t n = m->plan->hp.embedding, width = nb_vulkan_pad(n, 32);
+    const uint32_t n = m->plan->hp.embedding;
+    write_step(m, rows);
     if (!nb_plan_has(m->plan, NB_OP_EMBED))
-        copy_rows(m->carry.map, width, rows->hidden, n, rows->n, n);
-    int rc = run(m, rows->n, NB_VULKAN_BODY);
+        copy_rows(m->carry.map, nb_vulkan_pad(n, 32), rows->hidden, n, rows->n, n);
+    return start(m, rows->n, NB_VULKAN_BODY, ret);
+}
+
+static int end_body(struct nb_device_model *m, const struct nb_rows *rows, const struct going *g)
+{
+    const uint32_t n = m->plan->hp.embedding;
+    int rc = end(m, g);
     if (rc == 0 && !nb_plan_has(m->plan, NB_OP_HEAD))
-        copy_rows(rows->hidden, n, m->carry.map, width, rows->n, n);
+        copy_rows(rows->hidden, n, m->carry.map, nb_vulkan_pad(n, 32), rows->n, n);
     return rc;
 }
 
@@ -131,31 +158,48 @@ static void bring(struct nb_device_model *m, const struct nb_rows *rows, uint32_
         memcpy(to, logits, vocab * sizeof(*to));
 }
 
-// Logits or candidates of the n rows from `first` on of those wanted.
-static int run_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
-                    uint32_t n)
+// Logits or candidates of those wanted from `first` on, as many as go out together.
+static int start_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
+                      struct going *ret)
 {
-    uint32_t *word = m->step.map, any = 0;
+    uint32_t *word = m->step.map, any = 0, n = rows->n_logits - first;
+    n = n < m->head_rows ? n : m->head_rows;
     word[1] = n;
     memcpy(word + m->tables.logits_row, rows->logits_row + first, n * sizeof(*word));
     for (uint32_t i = 0; i < n; i++)
         any |= word[m->tables.candidates + i] = candidates_of(m, rows, first + i);
-    int rc = run(m, n, any ? NB_VULKAN_BEST : NB_VULKAN_LOGITS);
-    for (uint32_t i = 0; i < n && rc == 0; i++)
+    return start(m, n, any ? NB_VULKAN_BEST : NB_VULKAN_LOGITS, ret);
+}
+
+static int end_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
+                    const struct going *g)
+{
+    int rc = end(m, g);
+    for (uint32_t i = 0; i < g->rows && rc == 0; i++)
         bring(m, rows, first + i, i);
     return rc;
 }
 
 int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
 {
-    nb_vulkan_doing(m->device, "a step of %u rows", rows->n);
-    write_step(m, rows);
-    int rc = run_body(m, rows);
-    for (uint32_t first = 0, n; rc == 0 && first < rows->n_logits; first += n) {
-        n = rows->n_logits - first;
-        n = n < m->head_rows ? n : m->head_rows;
-        rc = run_head(m, rows, first, n);
+    struct nb_vulkan_device *d = m->device;
+    struct going body, head;
+    nb_vulkan_doing(d, "a step of %u rows", rows->n);
+    int rc = start_body(m, rows, &body);
+    // The queue has the head's first rows before the body ends, so that it waits for no host.
+    if (rc == 0 && rows->n_logits > 0)
+        rc = start_head(m, rows, 0, &head);
+    if (rc == 0)
+        rc = end_body(m, rows, &body);
+    for (uint32_t first = 0; rc == 0 && first < rows->n_logits; first += head.rows) {
+        if (first > 0)
+            rc = start_head(m, rows, first, &head);
+        if (rc == 0)
+            rc = end_head(m, rows, first, &head);
     }
+    // Out of memory leaves the device as it is, so what it was given must end before others write.
+    if (rc < 0 && !d->gone)
+        (void)nb_vulkan_wait(d, &d->compute, d->compute.submitted);
     if (rc == 0)
         *ret_logits = m->host_logits;
     return rc;
