@@ -85,6 +85,7 @@ static void carry(const struct nb_device_model *m, VkCommandBuffer c, uint32_t r
 {
     const struct nb_vk *vk = &m->device->vk;
     VkDeviceSize row = nb_vulkan_pad(m->plan->hp.embedding, 32) * sizeof(float);
+    rows = rows < m->padded_rows ? rows : m->padded_rows;
     barrier(vk, c, &computing, &copying);
     vk->CmdCopyBuffer(c, (in ? &m->carry : &m->x)->buffer, (in ? &m->x : &m->carry)->buffer, 1,
                       &(VkBufferCopy){0, 0, rows * row});
