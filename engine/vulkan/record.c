@@ -23,21 +23,21 @@ uint32_t nb_vulkan_bucket(uint32_t rows)
 
 struct point {
     VkPipelineStageFlags stages;
-    VkAccessFlags access;
+    VkAccessFlags reads, writes;
 };
 
 static const struct point computing = {VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
-                                       VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT},
-                          copying = {VK_PIPELINE_STAGE_TRANSFER_BIT,
-                                     VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT},
-                          reading = {VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT};
+                                       VK_ACCESS_SHADER_READ_BIT, VK_ACCESS_SHADER_WRITE_BIT},
+                          copying = {VK_PIPELINE_STAGE_TRANSFER_BIT, VK_ACCESS_TRANSFER_READ_BIT,
+                                     VK_ACCESS_TRANSFER_WRITE_BIT},
+                          reading = {VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT, 0};
 
 static void barrier(const struct nb_vk *vk, VkCommandBuffer c, const struct point *from,
                     const struct point *to)
 {
     const VkMemoryBarrier b = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                               .srcAccessMask = from->access,
-                               .dstAccessMask = to->access};
+                               .srcAccessMask = from->writes,
+                               .dstAccessMask = to->reads | to->writes};
     vk->CmdPipelineBarrier(c, from->stages, to->stages, 0, 1, &b, 0, NULL, 0, NULL);
 }
 
@@ -80,13 +80,15 @@ void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint
     vk->CmdDispatch(c, (units + covered - 1) / covered, y, 1);
 }
 
+// Nothing of a model is under way when a step begins, so what comes first waits for nothing.
 // A plan without embedding begins with what the host has carried over, one without head ends there.
 static void carry(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows, bool in)
 {
     const struct nb_vk *vk = &m->device->vk;
     VkDeviceSize row = nb_vulkan_pad(m->plan->hp.embedding, 32) * sizeof(float);
     rows = rows < m->padded_rows ? rows : m->padded_rows;
-    barrier(vk, c, &computing, &copying);
+    if (!in)
+        barrier(vk, c, &computing, &copying);
     vk->CmdCopyBuffer(c, (in ? &m->carry : &m->x)->buffer, (in ? &m->x : &m->carry)->buffer, 1,
                       &(VkBufferCopy){0, 0, rows * row});
     barrier(vk, c, &copying, in ? &computing : &reading);
@@ -113,7 +115,7 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
             vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
         if (nb_vulkan_skips(m, p, bucket, false))
             continue;
-        if (!p->beside)
+        if (i > 0 && !p->beside)
             barrier(vk, c, &computing, &computing);
         nb_vulkan_dispatch(m, c, rows, p, nb_vulkan_tile(p, bucket, false));
     }
