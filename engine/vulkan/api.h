@@ -58,6 +58,7 @@
     X(CmdBindDescriptorSets)                                                                       \
     X(CmdPushConstants)                                                                            \
     X(CmdDispatch)                                                                                 \
+    X(CmdDispatchIndirect)                                                                         \
     X(CmdPipelineBarrier)                                                                          \
     X(CmdFillBuffer)                                                                               \
     X(CmdCopyBuffer)                                                                               \

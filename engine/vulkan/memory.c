@@ -31,7 +31,8 @@ static int make_buffer(struct nb_vulkan_device *d, VkDeviceSize bytes, const voi
         .queueFamilyIndexCount = shared ? 2 : 0,
         .pQueueFamilyIndices = family,
         .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_UNIFORM_TEXEL_BUFFER_BIT |
-                 VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+                 VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
+                 VK_BUFFER_USAGE_TRANSFER_DST_BIT};
     return nb_vk_errno(d->vk.CreateBuffer(d->device, &info, NULL, ret));
 }
 

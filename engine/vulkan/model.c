@@ -61,7 +61,9 @@ static void lay_tables(struct nb_device_model *m)
     t->rope = nb_vulkan_pad(at, 4); // read as texels
     t->blocks = t->rope + m->max_rows * hp->rope_dims;
     t->block_stride = (hp->context + NB_VULKAN_KV_TILE - 1) / NB_VULKAN_KV_TILE;
-    t->words = nb_vulkan_pad(t->blocks + m->max_rows * t->block_stride, 4);
+    t->groups = t->blocks + m->max_rows * t->block_stride;
+    t->words = nb_vulkan_pad(
+        t->groups + NB_VULKAN_DISPATCHES * sizeof(VkDispatchIndirectCommand) / sizeof(uint32_t), 4);
 }
 
 static uint32_t widest_act(const struct nb_plan *plan)

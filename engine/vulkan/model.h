@@ -13,6 +13,7 @@ enum {
     NB_VULKAN_STRIPES = 512,   // of a row of logits: shaders/top.comp
     NB_VULKAN_PIPELINES = 40,  // of a model, wherever one for each kind of product suffices
     NB_VULKAN_NAMED = 256,     // pipelines that its dispatches may name
+    NB_VULKAN_DISPATCHES = 4096,
 };
 
 // What a dispatch's count of invocations follows from.
@@ -37,9 +38,11 @@ struct nb_vulkan_dispatch {
     uint32_t push[NB_VULKAN_PUSH_BYTES / 4];
 };
 
-// Word offsets into the step buffer: what the shaders read of a step's rows.
+// Word offsets into the step buffer: what the shaders read of a step's rows; and the workgroups of
+// each dispatch.
 struct nb_vulkan_tables {
-    uint32_t token, position, sequence, logits_row, candidates, rope, blocks, block_stride, words;
+    uint32_t token, position, sequence, logits_row, candidates, rope, blocks, block_stride, groups,
+        words;
 };
 
 struct nb_vulkan_pipeline {
@@ -233,6 +236,9 @@ void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c
 // A bucket's, recorded at its first use.
 int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
                             struct nb_vulkan_recording **ret);
+// Says in the step buffer how many workgroups each of its dispatches has for so many rows.
+void nb_vulkan_recording_size(struct nb_device_model *m, const struct nb_vulkan_recording *r,
+                              uint32_t rows);
 // Whether its next run is one that is timed.
 bool nb_vulkan_recording_is_timed(const struct nb_vulkan_recording *r);
 // After a run: cuts it again where op_ns says that its submissions are too long, or too short.

@@ -61,7 +61,7 @@ struct nb_vulkan_dispatch *nb_build_add(struct builder *b, enum nb_vulkan_shape 
                                         uint32_t units)
 {
     struct nb_device_model *m = b->m;
-    if (m->n_dispatches == NB_BUILD_DISPATCHES)
+    if (m->n_dispatches == NB_VULKAN_DISPATCHES)
         b->rc = -EOVERFLOW;
     // After an error the last one serves for the rest; nothing of it is used.
     struct nb_vulkan_dispatch *p = &m->dispatches[b->rc < 0 ? 0 : m->n_dispatches++];

@@ -394,10 +394,10 @@ static void (*const add_op[NB_OP_KINDS])(struct builder *b, const struct nb_op *
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size)
 {
     struct builder b = {.m = m, .count = COUNT_ROWS, .x = &m->x};
-    m->dispatches = calloc(NB_BUILD_DISPATCHES, sizeof(*m->dispatches));
+    m->dispatches = calloc(NB_VULKAN_DISPATCHES, sizeof(*m->dispatches));
     if (!m->dispatches)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
-    b.rc = nb_vulkan_sets_init(m->device, NB_BUILD_DISPATCHES, &m->sets);
+    b.rc = nb_vulkan_sets_init(m->device, NB_VULKAN_DISPATCHES, &m->sets);
     for (; b.op < m->plan->n_ops && b.rc == 0; b.op++)
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
     if (!nb_plan_has(m->plan, NB_OP_HEAD))

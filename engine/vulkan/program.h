@@ -4,7 +4,6 @@
 
 #include "engine/vulkan/model.h"
 
-enum { NB_BUILD_DISPATCHES = 4096 };
 #define NONE 0xffffffffu
 
 // A window of the packed weights.

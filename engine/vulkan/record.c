@@ -1,7 +1,8 @@
 // Command buffers: recorded once for each bucket of rows; what differs from step to step lies in
-// the step buffer. A recording is cut into submissions short enough that others get their turn on
-// the device: first at every layer, then by the time that its ops took. Most runs are not timed,
-// because a driver may let a timestamp cost as much as a dispatch (Mesa's CPU driver does).
+// the step buffer, how many workgroups the rows need as well. A recording is cut into submissions
+// short enough that others get their turn on the device: first at every layer, then by the time
+// that its ops took. Most runs are not timed, because a driver may let a timestamp cost as much as
+// a dispatch (Mesa's CPU driver does).
 #include "engine/vulkan/model.h"
 
 #include <errno.h>
@@ -53,40 +54,85 @@ bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dis
     return before && nb_vulkan_variant(m, before, nb_vulkan_tile(before, bucket, best))->finishes;
 }
 
-void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
-                        const struct nb_vulkan_dispatch *p, uint32_t tile)
+// What a dispatch is for so many rows: its first push constant, the same for all of a bucket, and
+// its workgroups.
+struct launch {
+    uint32_t push;
+    VkDispatchIndirectCommand groups;
+};
+
+static uint32_t divide_up(uint32_t n, uint32_t by)
+{
+    return (n + by - 1) / by;
+}
+
+static struct launch launch_of(const struct nb_device_model *m, uint32_t rows,
+                               const struct nb_vulkan_dispatch *p, uint32_t tile)
+{
+    const struct nb_tier_variant *v = nb_vulkan_variant(m, p, tile);
+    const uint32_t units = rows <= FEW_ROWS ? p->few_units : p->units;
+    const uint32_t covered =
+        v->units ? v->units : nb_vulkan_local(m->device, v) * (v->each ? v->each : 1);
+    if (p->shape == NB_VULKAN_TOKENS)
+        return (struct launch){p->push[0],
+                               {divide_up(p->units, covered), divide_up(rows, v->tokens), 1}};
+    if (v->team)
+        return (struct launch){p->teams, {p->teams, rows, 1}};
+    return (struct launch){units, {divide_up(units * rows, covered), 1, 1}};
+}
+
+static void bind(const struct nb_device_model *m, VkCommandBuffer c,
+                 const struct nb_vulkan_dispatch *p, uint32_t tile, uint32_t push0)
 {
     const struct nb_vk *vk = &m->device->vk;
     VkPipelineLayout layout = m->device->layout;
-    const struct nb_tier_variant *v = nb_vulkan_variant(m, p, tile);
-    uint32_t covered =
-        v->units ? v->units : nb_vulkan_local(m->device, v) * (v->each ? v->each : 1);
-    uint32_t push[NB_VULKAN_PUSH_BYTES / 4], units = p->units, y = 1;
+    uint32_t push[NB_VULKAN_PUSH_BYTES / 4];
     memcpy(push, p->push, sizeof(push));
-    if (p->shape == NB_VULKAN_TOKENS) {
-        y = (rows + v->tokens - 1) / v->tokens;
-    } else if (v->team) {
-        push[0] = units = p->teams;
-        covered = 1;
-        y = rows;
-    } else {
-        push[0] = units = rows <= FEW_ROWS ? p->few_units : p->units;
-        units *= rows;
-    }
+    push[0] = push0;
     vk->CmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE,
                         m->pipelines[p->pipeline[tile]].pipeline);
     vk->CmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, &p->set, 0, NULL);
     vk->CmdPushConstants(c, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof(push), push);
-    vk->CmdDispatch(c, (units + covered - 1) / covered, y, 1);
+}
+
+void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
+                        const struct nb_vulkan_dispatch *p, uint32_t tile)
+{
+    const struct launch l = launch_of(m, rows, p, tile);
+    bind(m, c, p, tile, l.push);
+    m->device->vk.CmdDispatch(c, l.groups.x, l.groups.y, l.groups.z);
+}
+
+// For as many rows of the bucket as a step says.
+static void dispatch_indirect(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket,
+                              uint32_t i)
+{
+    const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+    const uint32_t tile = nb_vulkan_tile(p, bucket, false);
+    bind(m, c, p, tile, launch_of(m, 1u << bucket, p, tile).push);
+    m->device->vk.CmdDispatchIndirect(c, m->step.buffer,
+                                      m->tables.groups * 4 + i * sizeof(VkDispatchIndirectCommand));
+}
+
+void nb_vulkan_recording_size(struct nb_device_model *m, const struct nb_vulkan_recording *r,
+                              uint32_t rows)
+{
+    void *words = (uint32_t *)m->step.map + m->tables.groups;
+    VkDispatchIndirectCommand *groups = words;
+    const uint32_t bucket = nb_vulkan_bucket(rows);
+    for (uint32_t i = r->segments[0].first; i < r->segments[r->n - 1].end; i++) {
+        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        groups[i] = launch_of(m, rows, p, nb_vulkan_tile(p, bucket, false)).groups;
+    }
 }
 
 // Nothing of a model is under way when a step begins, so what comes first waits for nothing.
 // A plan without embedding begins with what the host has carried over, one without head ends there.
-static void carry(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows, bool in)
+static void carry(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket, bool in)
 {
     const struct nb_vk *vk = &m->device->vk;
+    const uint32_t rows = 1u << bucket < m->padded_rows ? 1u << bucket : m->padded_rows;
     VkDeviceSize row = nb_vulkan_pad(m->plan->hp.embedding, 32) * sizeof(float);
-    rows = rows < m->padded_rows ? rows : m->padded_rows;
     if (!in)
         barrier(vk, c, &computing, &copying);
     vk->CmdCopyBuffer(c, (in ? &m->carry : &m->x)->buffer, (in ? &m->x : &m->carry)->buffer, 1,
@@ -104,11 +150,11 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
                    uint32_t bucket, VkCommandBuffer c, bool timed)
 {
     const struct nb_vk *vk = &m->device->vk;
-    uint32_t query = s->query, rows = 1u << bucket;
+    uint32_t query = s->query;
     if (timed)
         vk->CmdResetQueryPool(c, m->queries, query, s->n_queries);
     if (s->first == 0 && m->carry.buffer && !nb_plan_has(m->plan, NB_OP_EMBED))
-        carry(m, c, rows, true);
+        carry(m, c, bucket, true);
     for (uint32_t i = s->first; i < s->end; i++) {
         const struct nb_vulkan_dispatch *p = &m->dispatches[i];
         if (timed && begins_op(m, s, i))
@@ -117,7 +163,7 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
             continue;
         if (i > 0 && !p->beside)
             barrier(vk, c, &computing, &computing);
-        nb_vulkan_dispatch(m, c, rows, p, nb_vulkan_tile(p, bucket, false));
+        dispatch_indirect(m, c, bucket, i);
     }
     if (timed)
         vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
@@ -126,7 +172,7 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
     if (nb_plan_has(m->plan, NB_OP_HEAD))
         barrier(vk, c, &computing, &reading);
     else
-        carry(m, c, rows, false);
+        carry(m, c, bucket, false);
 }
 
 // Where a recording's submissions begin and end; returns how many they are.

@@ -81,6 +81,7 @@ static int start(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part p
     if (rc < 0)
         return rc;
     const bool timed = nb_vulkan_recording_is_timed(r);
+    nb_vulkan_recording_size(m, r, rows);
     for (uint32_t i = 0; rc == 0 && i < r->n; i++) {
         const struct nb_vulkan_segment *s = &r->segments[i];
         if ((rc = nb_vulkan_submit(d, &d->compute, timed ? s->commands : s->untimed, &last)) < 0)

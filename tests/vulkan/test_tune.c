@@ -106,6 +106,29 @@ static void every_tile(void **state)
     }
 }
 
+// A recording is for up to 32 rows, and products launch what these need.
+static void rows_of_a_bucket(void **state)
+{
+    static struct logits all;
+    struct test_model t;
+    uint32_t products = 0;
+    open_model(&(struct nb_device_options){0}, &t);
+    score(&t, &all);
+    const struct nb_device_model *m = t.model->dm;
+    const uint32_t *words = m->step.map, bucket = nb_vulkan_bucket(PROMPT);
+    assert_int_equal(bucket, 5);
+    for (uint32_t i = 0; i < m->n_dispatches; i++) {
+        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+        const uint32_t tokens = nb_vulkan_variant(m, p, p->tile[bucket])->tokens;
+        if (p->shape != NB_VULKAN_TOKENS)
+            continue;
+        assert_int_equal(words[m->tables.groups + 3 * i + 1], (PROMPT + tokens - 1) / tokens);
+        products++;
+    }
+    assert_true(products > 8);
+    test_model_close(&t);
+}
+
 // Pieces until there are no more; with `want` each is followed by a step, which must give the same.
 static uint32_t prepare(const struct test_model *t, const struct logits *want)
 {
@@ -242,9 +265,8 @@ static int find_device(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_tile),
-        cmocka_unit_test(chosen_and_kept),
-        cmocka_unit_test(taken_once_ready),
+        cmocka_unit_test(every_tile),      cmocka_unit_test(rows_of_a_bucket),
+        cmocka_unit_test(chosen_and_kept), cmocka_unit_test(taken_once_ready),
         cmocka_unit_test(wider_vectors),
     };
     return cmocka_run_group_tests(tests, find_device, NULL);
