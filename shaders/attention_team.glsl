@@ -2,6 +2,8 @@
 // an output a lane and tile after tile. The same order as one invocation's, so the same bits.
 #include "team.glsl"
 
+layout(std430, binding = 5) writeonly buffer Output { float result[]; };
+
 const uint ROUND = LANES / 32, OUTPUTS = 4; // OUTPUTS: of a lane, at most
 
 shared float weight[LANES], tile_top[LANES / 8], tile_sum[ROUND], finished[OUTPUTS * LANES];
@@ -161,6 +163,6 @@ void main()
     barrier();
     uint block = me / 8, d = block * 32 + me % 8 * 4;
     if ((MODE & MODE_QUANTIZED) != 0 && block < pc.v_dim / 32)
-        quantize_team(vec4(finished[d], finished[d + 1], finished[d + 2], finished[d + 3]),
+        quantize_team(vec4(finished[d], finished[d + 1], finished[d + 2], finished[d + 3]), TERMS,
                       (to * pc.act4 + (head * (pc.v_dim / 32) + block) * RECORD) * 4);
 }

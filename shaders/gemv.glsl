@@ -1,5 +1,6 @@
 // A workgroup computes a row group of 16 for TOKENS tokens (8 at most): a lane takes four rows and
-// one of the chunks of K, so that four lanes read 64 bytes side by side.
+// one of the chunks of K, so that four lanes read 64 bytes side by side. The workgroup that is the
+// last to make its part of what the next operator takes as one makes it that (FINISH).
 #include "product.glsl"
 
 const uint STRIDE = CHUNKS * 16 + 16; // floats of a token; 16 more, for other banks of the memory
@@ -67,6 +68,52 @@ void float_chunk(uint group1, uint quad, uint chunk, uint token, uint tokens,
     }
 }
 
+#ifdef FINISH
+
+// Counts the workgroups that have made their part of a tile, or of a tile's block; zeros between
+// dispatches.
+layout(std430, binding = 9) coherent buffer Sync { uint arrived[]; };
+shared uint arrival;
+
+vec4 row_values(uint at)
+{
+    at *= 4;
+    return vec4(result[at], result[at + 1], result[at + 2], result[at + 3]);
+}
+
+// Whether this workgroup is the last of `n` to come here.
+bool is_last(uint at, uint n)
+{
+    memoryBarrierBuffer();
+    barrier();
+    if (gl_LocalInvocationID.x == 0) {
+        arrival = atomicAdd(arrived[at], 1) + 1;
+        if (arrival == n)
+            arrived[at] = 0;
+    }
+    barrier();
+    memoryBarrierBuffer();
+    return arrival == n;
+}
+
+// With a norm whole rows, which all workgroups of a tile have made; else blocks of 32, which two have.
+void finish_next(uint group, uint token, uint tokens)
+{
+    Next next = Next(pc.more[0], pc.more[1], pc.more[2], pc.more[3]);
+    uint tile = gl_WorkGroupID.y, block = group / 2, blocks = (pc.groups + 1) / 2;
+    if (NORM) {
+        if (!is_last(tile, gl_NumWorkGroups.x))
+            return;
+        for (uint t = 0; t < tokens; t++)
+            finish_row(token + t, (token + t) * pc.out4, pc.more[4], pc.eps, next);
+    } else if (is_last(tile * blocks + block, min(2, pc.groups - block * 2))) {
+        uint row = token + lane() / 8;
+        if (row < token + tokens)
+            finish_block(row, block, 1.0, row_values(row * pc.out4 + block * 8 + lane() % 8), next);
+    }
+}
+#endif
+
 void main()
 {
     uint me = gl_LocalInvocationID.x, quad = me % 4, chunk = me / 4;
@@ -78,7 +125,7 @@ void main()
     uint t_out = me / 16, row = in_part * 16 + me % 16; // of the sum that this lane finishes
     precise float before = 0.0, y = 0.0;
     // With SWIGLU the second matrix has the same rows: gate first, then up.
-    for (uint m = 0; m < (MODE == MODE_SWIGLU ? 2 : 1); m++) {
+    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
         uint group1 = pc.weight1[part + m] + in_part * pc.stride1;
         precise vec4 acc[TOKENS];
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
@@ -101,5 +148,8 @@ void main()
         }
     }
     if (t_out < tokens)
-        finish(part, row, token + t_out, MODE == MODE_SWIGLU ? swiglu(before, y) : y);
+        finish(part, row, token + t_out, WHAT == MODE_SWIGLU ? swiglu(before, y) : y);
+#ifdef FINISH
+    finish_next(group, token, tokens);
+#endif
 }

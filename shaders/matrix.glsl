@@ -177,7 +177,7 @@ void main()
     uint in_part = group - pc.first[part], index = gl_SubgroupID * FRAGMENTS;
     bool there = group < pc.groups;
     RESULTS before[FRAGMENTS], y[FRAGMENTS];
-    for (uint m = 0; m < (MODE == MODE_SWIGLU ? 2 : 1); m++) {
+    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
         [[unroll]] for (uint f = 0; f < FRAGMENTS; f++)
             before[f] = y[f];
         product(there ? pc.weight1[part + m] + in_part * pc.stride1 : NONE, index, token, tokens, y);

@@ -4,9 +4,15 @@
 #extension GL_EXT_spirv_intrinsics : require
 #endif
 
-layout(std430, binding = 5) buffer Output { float result[]; };
+// Coherent for those that finish, whose last workgroup reads what others have made.
+layout(std430, binding = 5) coherent buffer Output { float result[]; };
 
-const uint LANES = 128, CHUNKS = 32;
+const uint CHUNKS = 32;
+#ifdef FINISH
+#include "finish_team.glsl"
+#else
+const uint LANES = 128;
+#endif
 
 #ifdef DOT
 // OpSDot of SPV_KHR_integer_dot_product; `format` 0: four bytes a word.
@@ -84,8 +90,8 @@ float swiglu(float gate, float up)
 void finish(uint part, uint row, uint token, float y)
 {
     uint at = (token * pc.out4 + pc.column4[part]) * 4 + row;
-    if (MODE == MODE_ADD)
+    if (WHAT == MODE_ADD)
         result[at] += y;
     else
-        result[at] = MODE == MODE_SWIGLU_UP ? swiglu(result[at], y) : y;
+        result[at] = WHAT == MODE_SWIGLU_UP ? swiglu(result[at], y) : y;
 }

@@ -19,7 +19,7 @@ layout(push_constant) uniform Push {
 #else
 
 layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
-layout(std430, binding = 5) writeonly buffer Output { vec4 result[]; };
+layout(std430, binding = 8) writeonly buffer Floats { vec4 floats[]; };
 
 float row_scale(uint row4)
 {
@@ -57,7 +57,7 @@ void main()
                 v[i] = v[i] * read_floats(vectors, pc.norm / 4 + b * 8 + i);
             }
             if ((MODE & MODE_FLOAT) != 0)
-                result[row * pc.out4 + b * 8 + i] = v[i];
+                floats[row * pc.out4 + b * 8 + i] = v[i];
         }
         if ((MODE & MODE_QUANTIZED) != 0) {
             uvec4 record[5];

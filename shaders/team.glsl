@@ -6,7 +6,6 @@
 const uint LANES = 128; // of a workgroup, tier.c
 
 layout(std430, binding = 6) writeonly buffer Act { uint act[]; };
-layout(std430, binding = 5) writeonly buffer Output { float result[]; };
 
 uint lane()
 {
@@ -27,9 +26,9 @@ uint bytes_from(ivec4 v)
     return u.x | u.y << 8 | u.z << 16 | u.w << 24;
 }
 
-// The lane's four values of a block whose record begins at word `at`. Unlike those of common.glsl's
-// quantize_block, bytes are signed and in order: what packed dot products take.
-void quantize_team(vec4 v, uint at)
+// The lane's four values of a block whose record, of `terms`, begins at word `at`. Unlike those of
+// common.glsl's quantize_block, bytes are signed and in order: what packed dot products take.
+void quantize_team(vec4 v, uint terms, uint at)
 {
     vec4 size = abs(v);
     uint odd = all(lessThanEqual(size, vec4(3.402823466e38))) ? 0 : 1;
@@ -46,7 +45,7 @@ void quantize_team(vec4 v, uint at)
     uint i = lane() % 8;
     act[at + 4 + i] = bytes_from(ivec4(q1));
     int sum1 = half_sum(ivec4(q1)), sum2 = 0;
-    if (TERMS == 2) {
+    if (terms == 2) {
         precise float inv2 = 254.0 * inv;
         precise vec4 q2 = roundEven(fma(vec4(-s), q1, x) * inv2);
         ivec4 second = ivec4(clamp(q2, vec4(-127.0), vec4(127.0)));
@@ -55,7 +54,7 @@ void quantize_team(vec4 v, uint at)
     }
     uint sums1 = uint(sum1) & 0xffff | uint(subgroupShuffleXor(sum1, 4u)) << 16;
     uint sums2 = uint(sum2) & 0xffff | uint(subgroupShuffleXor(sum2, 4u)) << 16;
-    precise float scale = TERMS == 2 ? s / 254.0 : s;
+    precise float scale = terms == 2 ? s / 254.0 : s;
     if (i == 0) {
         act[at] = floatBitsToUint(scale);
         act[at + 1] = sums1;

@@ -155,7 +155,7 @@ void main()
     bool there = group < pc.groups;
     uint row = in_part * 16 + quad % 4 * 4;
     precise vec4 before[MINE], y[MINE];
-    for (uint m = 0; m < (MODE == MODE_SWIGLU ? 2 : 1); m++) {
+    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
         [[unroll]] for (uint i = 0; i < MINE; i++)
             before[i] = y[i];
         product(there ? pc.weight1[part + m] + in_part * pc.stride1 : NONE, token, tokens, y);
@@ -170,6 +170,6 @@ void main()
         if (there && t < tokens)
             [[unroll]] for (uint r = 0; r < 4; r++)
                 finish(part, row + r, token + t,
-                       MODE == MODE_SWIGLU ? swiglu(before[i][r], y[i][r]) : y[i][r]);
+                       WHAT == MODE_SWIGLU ? swiglu(before[i][r], y[i][r]) : y[i][r]);
     }
 }

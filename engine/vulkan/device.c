@@ -219,11 +219,11 @@ uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_
 
 static enum nb_module module_of(const struct nb_tier_variant *v, uint32_t mode)
 {
-    if (!v->turning)
-        return v->module;
-    return mode >= MODE_FINISH                           ? v->finishing
-           : mode == MODE_ROPE || mode == MODE_ROPE_NEOX ? v->turning
-                                                         : v->module;
+    if (v->finishes && mode >= MODE_FINISH)
+        return v->finishing;
+    if (v->turning && (mode == MODE_ROPE || mode == MODE_ROPE_NEOX))
+        return v->turning;
+    return v->module;
 }
 
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,

@@ -256,8 +256,8 @@ static void quantize(struct call *c, const struct nb_product *p)
                  (bindings){[BIND_VECTORS] = &b->vectors,
                             [BIND_STEP] = &b->step,
                             [BIND_IN] = &b->x,
-                            [BIND_OUT] = &b->y,
-                            [BIND_OUT2] = &b->act});
+                            [BIND_OUT2] = &b->act,
+                            [BIND_FLOATS] = &b->y});
     dispatch(c, &q, p->n, constants, &data, sizeof(data));
     after_dispatch(c);
 }

@@ -77,6 +77,14 @@ static uint32_t widest_act(const struct nb_plan *plan)
     return most;
 }
 
+// Of a row: the four words that gemm.comp's norm takes, or gemv.glsl's count for each block that is
+// quantized as it is made.
+static uint32_t sync_bytes(const struct nb_hparams *hp)
+{
+    uint32_t blocks = (hp->ffn + 31) / 32;
+    return 4 * (blocks > 4 ? blocks : 4);
+}
+
 struct sized {
     struct nb_vulkan_buffer *buffer;
     VkDeviceSize bytes;
@@ -104,7 +112,7 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
         {&m->hidden, row * nb_vulkan_pad(hp->ffn, 32), NB_VULKAN_DEVICE},
         {&m->act, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
         {&m->middle, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
-        {&m->sync, (VkDeviceSize)m->padded_rows * 16, NB_VULKAN_DEVICE},
+        {&m->sync, (VkDeviceSize)m->padded_rows * sync_bytes(hp), NB_VULKAN_DEVICE},
         {&m->logits, head ? logits : 0, NB_VULKAN_HOST},
         {&m->best, head ? m->head_rows * NB_VULKAN_STRIPES * sizeof(uint32_t) : 0, NB_VULKAN_HOST},
         {&m->tail, head ? m->head_rows * sizeof(float) * nb_vulkan_pad(hp->embedding, 32) : 0,

@@ -60,8 +60,8 @@ static struct nb_vulkan_dispatch *add_rows(struct builder *b, const struct nb_vu
         b, p, NULL,
         (const struct nb_vulkan_buffer *const[NB_VULKAN_BINDINGS]){[BIND_VECTORS] = &m->vectors,
                                                                    [BIND_IN] = from,
-                                                                   [BIND_OUT] = floats,
-                                                                   [BIND_OUT2] = records});
+                                                                   [BIND_OUT2] = records,
+                                                                   [BIND_FLOATS] = floats});
     return p;
 }
 
@@ -104,8 +104,9 @@ static struct target finishing(struct builder *b, const struct part *part, uint3
     const struct nb_op *next = &m->plan->ops[b->op + 1];
     struct target t = {.rows = rows, .width = width, .mode = mode};
     b->finisher = 0;
-    if (!m->device->tier->turns || b->op + 1 == m->plan->n_ops ||
+    if (!m->device->tier->variant[NB_SHADER_GEMM][0].finishes || b->op + 1 == m->plan->n_ops ||
         (next->kind == NB_OP_HEAD && b->count == COUNT_ROWS) ||
+        (mode == MODE_ADD && !next->norm) || // its input would go where others still read theirs
         nb_build_fitting(m, part->w, 0) != part->groups)
         return t;
     uint32_t cols = next->m[0].w->cols;

@@ -49,7 +49,8 @@ static const struct {
 // Products: a row group of 16 (four quads) for 1 or 8 tokens, or a tile.
 #define GEMV(module, n)                                                                            \
     {                                                                                              \
-        NB_MODULE_##module, LANES, 4, .tokens = n                                                  \
+        NB_MODULE_##module, LANES, 4, .tokens = n, .finishes = true,                               \
+                                      .finishing = NB_MODULE_##module##_FINISH                     \
     }
 #define TILE(module, n)                                                                            \
     {                                                                                              \
