@@ -43,7 +43,7 @@ static struct need need_of(const struct nb_vulkan_device *d, const struct nb_pla
 {
     return (struct need){.weights = weights_of(d, plan),
                          .kv = nb_vulkan_kv_block_bytes(&d->base, plan) * (uint64_t)kv_blocks,
-                         .steps = nb_vulkan_step_bytes(plan, max_rows)};
+                         .steps = nb_vulkan_step_bytes(d, plan, max_rows)};
 }
 
 static double mb(uint64_t bytes)

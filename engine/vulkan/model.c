@@ -100,6 +100,7 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
     VkDeviceSize row = (VkDeviceSize)m->padded_rows * sizeof(float);
     VkDeviceSize x = row * nb_vulkan_pad(hp->embedding, 32);
     VkDeviceSize logits = m->head_rows * sizeof(float) * nb_vulkan_pad(hp->vocab, 16);
+    VkDeviceSize best = m->brings ? logits : m->head_rows * NB_VULKAN_STRIPES * sizeof(uint32_t);
     uint32_t qkv = nb_vulkan_pad(hp->dim[NB_DIM_Q], 16) + nb_vulkan_pad(hp->dim[NB_DIM_K], 16) +
                    nb_vulkan_pad(hp->dim[NB_DIM_V], 16);
     const struct sized list[BUFFERS] = {
@@ -113,8 +114,8 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
         {&m->act, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
         {&m->middle, (VkDeviceSize)m->padded_rows * widest_act(m->plan), NB_VULKAN_DEVICE},
         {&m->sync, (VkDeviceSize)m->padded_rows * sync_bytes(hp), NB_VULKAN_DEVICE},
-        {&m->logits, head ? logits : 0, NB_VULKAN_HOST},
-        {&m->best, head ? m->head_rows * NB_VULKAN_STRIPES * sizeof(uint32_t) : 0, NB_VULKAN_HOST},
+        {&m->logits, head ? logits : 0, m->brings ? NB_VULKAN_DEVICE : NB_VULKAN_HOST},
+        {&m->best, head ? best : 0, NB_VULKAN_HOST},
         {&m->tail, head ? m->head_rows * sizeof(float) * nb_vulkan_pad(hp->embedding, 32) : 0,
          NB_VULKAN_DEVICE},
         {&m->carry, head && embed ? 0 : x, NB_VULKAN_HOST},
@@ -122,19 +123,22 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
     memcpy(ret, list, sizeof(list));
 }
 
-static struct nb_device_model sized_model(const struct nb_plan *plan, uint32_t max_rows)
+static struct nb_device_model sized_model(const struct nb_vulkan_device *d,
+                                          const struct nb_plan *plan, uint32_t max_rows)
 {
     uint32_t padded = nb_vulkan_pad(max_rows, ROW_PAD);
     return (struct nb_device_model){
         .plan = plan,
         .max_rows = max_rows,
         .padded_rows = padded,
+        .brings = d->tier->variant[NB_SHADER_TOP][0].team,
         .head_rows = padded < NB_VULKAN_HEAD_ROWS ? padded : NB_VULKAN_HEAD_ROWS};
 }
 
-uint64_t nb_vulkan_step_bytes(const struct nb_plan *plan, uint32_t max_rows)
+uint64_t nb_vulkan_step_bytes(const struct nb_vulkan_device *d, const struct nb_plan *plan,
+                              uint32_t max_rows)
 {
-    struct nb_device_model m = sized_model(plan, max_rows);
+    struct nb_device_model m = sized_model(d, plan, max_rows);
     struct sized list[BUFFERS];
     uint64_t bytes = 0;
     size_buffers(&m, list);
@@ -249,7 +253,7 @@ int nb_vulkan_model_open(struct nb_device *d, const struct nb_plan *plan,
     const uint32_t max_rows = options->max_rows;
     if (!m)
         return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
-    *m = sized_model(plan, max_rows);
+    *m = sized_model((struct nb_vulkan_device *)d, plan, max_rows);
     m->device = (struct nb_vulkan_device *)d;
     m->kv_blocks = options->kv_blocks;
     nb_vulkan_doing(m->device, "opening a model");

@@ -93,8 +93,8 @@ struct nb_device_model {
     struct nb_vulkan_buffer sync;        // shaders/gemm.comp; zeros between dispatches
     struct nb_vulkan_buffer tail;        // x of the rows whose logits are wanted, side by side
     struct nb_vulkan_buffer carry;       // hidden states that come from, or go to, another device
-    struct nb_vulkan_buffer best;        // of each row of logits the best id of each stripe
-    struct nb_vulkan_buffer *kv;         // of each layer
+    struct nb_vulkan_buffer best; // of each row of logits the best id of each stripe; or `brings`
+    struct nb_vulkan_buffer *kv;  // of each layer
     struct nb_vulkan_tables tables;
     float *host_logits;
     size_t host_logits_bytes;
@@ -106,6 +106,7 @@ struct nb_device_model {
     struct nb_vulkan_dispatch *dispatches; // in the order of the plan, and then
     uint32_t n_dispatches;
     uint32_t tail_from, top; // those of NB_VULKAN_LOGITS begin here, those of candidates here
+    bool brings; // those of candidates leave in `best` what a row wants, candidates or its logits
     struct nb_vulkan_recording recording[NB_VULKAN_PARTS][NB_VULKAN_BUCKETS];
     VkQueryPool queries; // of each segment one before each op, and one at the end
     uint64_t *ticks;     // room for all of them
@@ -257,7 +258,8 @@ int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size
 
 size_t nb_vulkan_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan);
 // What steps of `max_rows` take beside weights and KV memory.
-uint64_t nb_vulkan_step_bytes(const struct nb_plan *plan, uint32_t max_rows);
+uint64_t nb_vulkan_step_bytes(const struct nb_vulkan_device *d, const struct nb_plan *plan,
+                              uint32_t max_rows);
 
 // budget.c. -ENOMEM with the figures when the model does not fit.
 int nb_vulkan_budget_check(const struct nb_device_model *m, char *error, size_t size);

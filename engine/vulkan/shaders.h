@@ -36,6 +36,7 @@ enum nb_module {
     NB_MODULE_ATTENTION,
     NB_MODULE_ATTENTION_TEAM,
     NB_MODULE_TOP,
+    NB_MODULE_TOP_TEAM,
     NB_MODULES,
 };
 

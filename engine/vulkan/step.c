@@ -147,16 +147,17 @@ static uint32_t candidates_of(const struct nb_device_model *m, const struct nb_r
 static void bring(struct nb_device_model *m, const struct nb_rows *rows, uint32_t i, uint32_t n)
 {
     const uint32_t vocab = m->plan->hp.vocab, *word = m->step.map;
-    const float *logits = (const float *)m->logits.map + (size_t)n * nb_vulkan_pad(vocab, 16);
+    const float *from = m->brings ? m->best.map : m->logits.map;
+    const float *row = from + (size_t)n * nb_vulkan_pad(vocab, 16);
     float *to = m->host_logits + (size_t)i * vocab;
     uint32_t k = word[m->tables.candidates + n];
     if (rows->candidates)
         rows->candidates[i] = k;
-    if (k)
-        nb_vulkan_top(logits, vocab, (const uint32_t *)m->best.map + (size_t)n * NB_VULKAN_STRIPES,
+    if (k && !m->brings)
+        nb_vulkan_top(row, vocab, (const uint32_t *)m->best.map + (size_t)n * NB_VULKAN_STRIPES,
                       (struct nb_candidate *)to, k);
     else
-        memcpy(to, logits, vocab * sizeof(*to));
+        memcpy(to, row, k ? k * sizeof(struct nb_candidate) : vocab * sizeof(*to));
 }
 
 // Logits or candidates of those wanted from `first` on, as many as go out together.
@@ -169,7 +170,7 @@ static int start_head(struct nb_device_model *m, const struct nb_rows *rows, uin
     memcpy(word + m->tables.logits_row, rows->logits_row + first, n * sizeof(*word));
     for (uint32_t i = 0; i < n; i++)
         any |= word[m->tables.candidates + i] = candidates_of(m, rows, first + i);
-    return start(m, n, any ? NB_VULKAN_BEST : NB_VULKAN_LOGITS, ret);
+    return start(m, n, any || m->brings ? NB_VULKAN_BEST : NB_VULKAN_LOGITS, ret);
 }
 
 static int end_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,

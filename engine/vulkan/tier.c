@@ -89,7 +89,7 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), TILE(TILE, 32)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = ALONE(TOP)},
+                 [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
      .first = 1},
     {"subgroups-dot", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT, IS_GPU | HAS_FAST_DOT,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
@@ -99,7 +99,7 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), TILE(TILE, 32)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = ALONE(TOP)},
+                 [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
      .first = 1},
     {"matrices", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT | HAS_MATRICES, IS_GPU | HAS_FAST_DOT,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
@@ -109,7 +109,7 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_GEMM_FLOATS] = {GEMV(GEMV, 1), GEMV(GEMV, 8), TILE(TILE, 32)},
                  [NB_SHADER_ROPE] = ALONE(ROPE),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = ALONE(TOP)},
+                 [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
      .first = 1},
 };
 #define N_TIERS (sizeof(tiers) / sizeof(tiers[0]))

@@ -1,6 +1,7 @@
 // Candidates that the Vulkan device picks: those of any row are the best of its logits, in their
 // order; a step gives them where they suffice and logits elsewhere; and what is chosen from them is
-// what all logits give. On Mesa's CPU driver.
+// what all logits give. On Mesa's CPU driver. Argument: a tier of shaders to force; in some the
+// host finishes the choice, in others the device.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,10 +21,12 @@
 #include "tests/support/random_model.h"
 
 #define MOST_VOCAB 19001 // of one row; the rows of a step's logits have room for it
+#define PADDED     19008
 #define ROWS       6
 #define TEXT       12
 
 static const char *device;
+static struct nb_device_options usual = {.timeout_ms = 600000}; // a CPU's driver compiles long
 
 static void open_model(const char *name, struct test_model *ret)
 {
@@ -49,41 +52,58 @@ static void check_order(const float *logits, uint32_t vocab, const struct nb_can
 
 // --- The shader on rows that no model gives
 
-// As if the model had another vocabulary: the buffers hold it.
-static void run_top(struct nb_device_model *m, uint32_t vocab)
+// The best n of a row, or with n = 0 the row, as if the model had another vocabulary: the buffers
+// hold it.
+static void run_top(struct nb_device_model *m, const struct nb_vulkan_buffer *row, uint32_t vocab,
+                    uint32_t n, void *ret)
 {
     struct nb_vulkan_dispatch p = m->dispatches[m->top];
+    const VkBufferCopy all = {.size = row->bytes};
     VkCommandBuffer c;
     p.push[2] = vocab;
     p.push[3] = nb_vulkan_pad(vocab, 16) / 4;
     ((uint32_t *)m->step.map)[1] = 1;
-    ((uint32_t *)m->step.map)[m->tables.candidates] = 1;
+    ((uint32_t *)m->step.map)[m->tables.candidates] = n;
+    assert_int_equal(nb_vulkan_begin(m->device, true, &c), 0);
+    m->device->vk.CmdCopyBuffer(c, row->buffer, m->logits.buffer, 1, &all);
+    assert_int_equal(nb_vulkan_run_once(m->device, c), 0);
     assert_int_equal(nb_vulkan_begin(m->device, true, &c), 0);
     nb_vulkan_dispatch(m, c, 1, &p, 0);
     assert_int_equal(nb_vulkan_run_once(m->device, c), 0);
+    if (n && !m->brings)
+        nb_vulkan_top(row->map, vocab, m->best.map, ret, n);
+    else
+        memcpy(ret, m->brings ? m->best.map : m->logits.map,
+               n ? n * sizeof(struct nb_candidate) : vocab * sizeof(float));
 }
 
 static void any_row(void **state)
 {
     static const uint32_t vocabs[] = {64, 65, 303, 2047, 2049, MOST_VOCAB}, counts[] = {1, 2, 64};
+    static float same[MOST_VOCAB];
     struct nb_candidate got[NB_CANDIDATES_MAX];
+    struct nb_vulkan_buffer row;
     struct test_model t;
     open_model(device, &t);
     struct nb_device_model *m = t.model->dm;
-    assert_true(m->logits.map && m->head_rows * nb_vulkan_pad(RANDOM_VOCAB, 16) >= MOST_VOCAB);
+    assert_true(m->head_rows * nb_vulkan_pad(RANDOM_VOCAB, 16) >= PADDED);
+    assert_int_equal(nb_vulkan_buffer_init(m->device, PADDED * sizeof(float), NB_VULKAN_HOST, &row),
+                     0);
+    float *logits = row.map;
     for (uint32_t kind = 0; kind < HARD_ROWS; kind++)
         for (size_t v = 0; v < sizeof(vocabs) / sizeof(vocabs[0]); v++) {
-            float *row = m->logits.map;
             // What lies after the row is higher than all in it, and must not be seen.
-            for (uint32_t i = 0; i < nb_vulkan_pad(vocabs[v], 16); i++)
-                row[i] = INFINITY;
-            hard_row(kind, v, row, vocabs[v]);
-            run_top(m, vocabs[v]);
+            for (uint32_t i = 0; i < PADDED; i++)
+                logits[i] = INFINITY;
+            hard_row(kind, v, logits, vocabs[v]);
             for (size_t k = 0; k < sizeof(counts) / sizeof(counts[0]); k++) {
-                nb_vulkan_top(row, vocabs[v], m->best.map, got, counts[k]);
-                check_order(row, vocabs[v], got, counts[k]);
+                run_top(m, &row, vocabs[v], counts[k], got);
+                check_order(logits, vocabs[v], got, counts[k]);
             }
+            run_top(m, &row, vocabs[v], 0, same);
+            assert_memory_equal(logits, same, vocabs[v] * sizeof(float));
         }
+    nb_vulkan_buffer_finish(m->device, &row);
     test_model_close(&t);
 }
 
@@ -189,11 +209,13 @@ static void texts(void **state)
     static struct text want[3], got[3];
     struct test_model t;
     open_model(device, &t);
+    const struct nb_device_model *m = t.model->dm;
     write_texts(t.model, true, want, 3);
-    assert_true(steps(t.model->dm, NB_VULKAN_LOGITS) > 0);
-    assert_int_equal(steps(t.model->dm, NB_VULKAN_BEST), 0);
+    assert_int_equal(m->brings, usual.tier != NULL);
+    assert_int_equal(steps(m, NB_VULKAN_BEST) > 0, m->brings);
+    assert_int_equal(steps(m, NB_VULKAN_LOGITS) > 0, !m->brings);
     write_texts(t.model, false, got, 3);
-    assert_true(steps(t.model->dm, NB_VULKAN_BEST) >= TEXT);
+    assert_true(steps(m, NB_VULKAN_BEST) >= TEXT);
     assert_memory_equal(got, want, sizeof(want));
     test_model_close(&t);
 }
@@ -201,11 +223,13 @@ static void texts(void **state)
 static int find_device(void **state)
 {
     device = test_cpu_driver();
+    test_device_options(&usual);
     return device ? 0 : -1;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    usual.tier = argc > 1 ? argv[1] : NULL;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_row),
         cmocka_unit_test(rows_of_a_step),
