@@ -62,6 +62,7 @@
     X(CmdPipelineBarrier)                                                                          \
     X(CmdFillBuffer)                                                                               \
     X(CmdCopyBuffer)                                                                               \
+    X(CmdUpdateBuffer)                                                                             \
     X(CmdResetQueryPool)                                                                           \
     X(CmdWriteTimestamp)                                                                           \
     X(CreateQueryPool)                                                                             \

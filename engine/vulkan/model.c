@@ -105,7 +105,7 @@ static void size_buffers(struct nb_device_model *m, struct sized ret[BUFFERS])
                    nb_vulkan_pad(hp->dim[NB_DIM_V], 16);
     const struct sized list[BUFFERS] = {
         {&m->step, (VkDeviceSize)m->tables.words * 4, NB_VULKAN_HOST},
-        {&m->vectors, count_vectors(m->plan) * sizeof(float), NB_VULKAN_HOST},
+        {&m->vectors, count_vectors(m->plan) * sizeof(float), NB_VULKAN_DEVICE},
         {&m->x, x, NB_VULKAN_DEVICE},
         {&m->normed, x, NB_VULKAN_DEVICE},
         {&m->qkv, row * nb_vulkan_pad(qkv, 32), NB_VULKAN_DEVICE},
@@ -160,7 +160,8 @@ static int make_buffers(struct nb_device_model *m)
                      ? -E2BIG
                      : nb_vulkan_buffer_init(d, list[i].bytes, list[i].where, list[i].buffer);
     m->kv = calloc(m->plan->n_layers, sizeof(*m->kv));
-    if (!m->kv)
+    m->laid = calloc(count_vectors(m->plan), sizeof(float));
+    if (!m->kv || !m->laid)
         return -ENOMEM;
     for (uint32_t i = 0; i < m->plan->n_layers && rc == 0; i++)
         rc = nb_vulkan_buffer_lazy(d, nb_plan_kv_bytes(m->plan) * m->kv_blocks, &m->kv[i]);
@@ -230,6 +231,7 @@ void nb_vulkan_model_close(struct nb_device_model *m)
     if (m->host_logits)
         munmap(m->host_logits, m->host_logits_bytes);
     free(m->kv);
+    free(m->laid);
     free(m->ticks);
     free(m->op_ns);
     free(m->dispatches);

@@ -87,7 +87,8 @@ struct nb_device_model {
     struct nb_vulkan_piece *pieces; // the weights, by address
     uint32_t n_pieces;
     struct nb_vulkan_buffer vectors;
-    uint32_t n_vectors; // floats laid in `vectors`
+    float *laid;        // what goes there, until the program has it all
+    uint32_t n_vectors; // floats laid
     struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, logits;
     struct nb_vulkan_buffer act, middle; // quantized: of x, and of attention or the hidden rows
     struct nb_vulkan_buffer sync;        // shaders/gemm.comp; zeros between dispatches

@@ -79,7 +79,7 @@ void nb_build_push(struct nb_vulkan_dispatch *p, const void *data, size_t bytes)
 uint32_t nb_build_vector(struct nb_device_model *m, const float *v, uint32_t n)
 {
     uint32_t at = m->n_vectors;
-    memcpy((float *)m->vectors.map + at, v, n * sizeof(*v));
+    memcpy(m->laid + at, v, n * sizeof(*v));
     m->n_vectors += nb_vulkan_pad(n, NB_VULKAN_VECTOR_PAD);
     return at;
 }

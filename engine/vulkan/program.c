@@ -392,6 +392,24 @@ static void (*const add_op[NB_OP_KINDS])(struct builder *b, const struct nb_op *
     [NB_OP_HEAD] = add_head,
 };
 
+// Norms and biases are read in each step, so they lie where the weights do.
+static int load_vectors(struct nb_device_model *m)
+{
+    const VkDeviceSize most = 65536; // of one update
+    VkCommandBuffer c;
+    int rc = nb_vulkan_begin(m->device, true, &c);
+    if (rc < 0)
+        return rc;
+    for (VkDeviceSize at = 0, n; at < m->vectors.bytes; at += n) {
+        n = m->vectors.bytes - at < most ? m->vectors.bytes - at : most;
+        m->device->vk.CmdUpdateBuffer(c, m->vectors.buffer, at, n, m->laid + at / sizeof(float));
+    }
+    rc = nb_vulkan_run_once(m->device, c);
+    free(m->laid);
+    m->laid = NULL;
+    return rc;
+}
+
 int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_size)
 {
     struct builder b = {.m = m, .count = COUNT_ROWS, .x = &m->x};
@@ -403,6 +421,8 @@ int nb_vulkan_program(struct nb_device_model *m, char *ret_error, size_t error_s
         add_op[m->plan->ops[b.op].kind](&b, &m->plan->ops[b.op]);
     if (!nb_plan_has(m->plan, NB_OP_HEAD))
         m->tail_from = m->top = m->n_dispatches;
+    if (b.rc == 0)
+        b.rc = load_vectors(m);
     if (b.rc == 0)
         b.rc = nb_vulkan_pipelines_limit(m);
     if (b.rc == 0)

@@ -1,5 +1,5 @@
 // The best candidates of a row, from the best logit of each of its stripes (shaders/top.comp) and
-// the few stripes that can hold others. Reads the logits where the device has put them.
+// the few stripes that can hold others: for tiers whose logits lie where the host reads them well.
 #include "engine/vulkan/model.h"
 
 #define NONE   0xffffffffu
