@@ -25,6 +25,14 @@ const uint PLANES_F32 = 0, PLANES_F16 = 1, PLANES_BF16 = 2, PLANES_8 = 3, PLANES
            PLANES_4_1 = 5, PLANES_4_2 = 6, PLANES_2 = 7, PLANES_2_1 = 8;
 const uint SUB_NONE = 0, SUB_SM8 = 1, SUB_SM4 = 2, SUB_S6 = 3, SUB_F32 = 6;
 const uint NONE = 0xffffffffu;
+const uint LANES = 128; // of a workgroup, where its lanes work together: engine/vulkan/tier.c
+
+// Where a row goes as the next operator's input, and as what.
+struct Next {
+    uint act4, floats4; // uvec4 of a row's records; vec4 of a row of floats, or 0: not wanted
+    uint terms;         // of the records; a workgroup makes none of 0
+    uint norm1;         // the norm's weights in `vectors`, or NONE
+};
 
 // What is only read comes as texels of four words: a texel's fetch is straight code everywhere, while
 // lavapipe makes a loop over its lanes of each word that is loaded from a storage buffer.

@@ -1,11 +1,5 @@
 // A block of 32 outputs as the input of the next operator, quantized in the dispatch that makes it.
 
-struct Next {
-    uint act4, floats4; // uvec4 of a row's records; vec4 of a row of floats, or 0: not wanted
-    uint terms;         // of the records
-    uint norm1;         // the norm's weights in `vectors`, or NONE
-};
-
 layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
 layout(std430, binding = 8) writeonly buffer Floats { vec4 floats[]; };
 

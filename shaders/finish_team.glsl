@@ -1,12 +1,6 @@
 // Rows as the next operator's input, by a workgroup: a lane has four neighbouring columns.
 #include "team.glsl"
 
-struct Next {
-    uint act4, floats4; // uvec4 of a row's records; vec4 of a row of floats, or 0: not wanted
-    uint terms;         // of the records, or 0: none wanted
-    uint norm1;         // the norm's weights in `vectors`, or NONE
-};
-
 layout(std430, binding = 8) writeonly buffer Floats { float floats[]; };
 
 vec4 row_values(uint at); // four values of the rows: whoever includes this knows where they lie

@@ -10,8 +10,6 @@ layout(std430, binding = 5) coherent buffer Output { float result[]; };
 const uint CHUNKS = 32;
 #ifdef FINISH
 #include "finish_team.glsl"
-#else
-const uint LANES = 128;
 #endif
 
 #ifdef DOT

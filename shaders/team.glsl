@@ -3,8 +3,6 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
 
-const uint LANES = 128; // of a workgroup, tier.c
-
 layout(std430, binding = 6) writeonly buffer Act { uint act[]; };
 
 uint lane()

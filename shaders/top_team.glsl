@@ -1,7 +1,5 @@
 // A row is a workgroup's: it leaves for the host the row's best candidates in their order, or all of
 // its logits where it wants no candidates, so that logits need not lie in memory that the host sees.
-const uint LANES = 128; // of a workgroup, tier.c
-
 layout(std430, binding = 5) writeonly buffer Output { uvec2 result[]; };
 
 shared uvec2 found[LANES];

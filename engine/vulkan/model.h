@@ -91,7 +91,7 @@ struct nb_device_model {
     uint32_t n_vectors; // floats laid
     struct nb_vulkan_buffer step, x, normed, qkv, attn, hidden, logits;
     struct nb_vulkan_buffer act, middle; // quantized: of x, and of attention or the hidden rows
-    struct nb_vulkan_buffer sync;        // shaders/gemm.comp; zeros between dispatches
+    struct nb_vulkan_buffer sync;        // who has finished: gemm.comp, gemv.glsl; zeros between
     struct nb_vulkan_buffer tail;        // x of the rows whose logits are wanted, side by side
     struct nb_vulkan_buffer carry;       // hidden states that come from, or go to, another device
     struct nb_vulkan_buffer best; // of each row of logits the best id of each stripe; or `brings`
