@@ -11,7 +11,8 @@ decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble 
 client. llama.cpp's own variables (GGML_VK_DISABLE_F16=1 ...) reach it.
 
 Run it on an idle machine: llama.cpp's threads spin while they wait and lose far more than ours when
-other programs want the processors, so that ratios of a busy machine flatter Nibble.
+other programs want the processors, so that ratios of a busy machine flatter Nibble. Under each table
+stands how much of the processors' time the machine's host gave to others meanwhile.
 """
 import argparse
 import json
@@ -77,6 +78,12 @@ class Nibble:
         self.folder.cleanup()
 
 
+def processor_time():
+    """(what the host gave to others, all) of every processor since the start, in ticks."""
+    ticks = [int(word) for word in open("/proc/stat").readline().split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def rounds(path, nibble, device, runs):
     """{who: [a result for each round]}: one of each in turn, so that noise falls on all alike."""
     peer = Peer(path, **SIZES[device])
@@ -128,9 +135,12 @@ def main():
     try:
         everything = {}
         for name in [options.only] if options.only else FILES:
+            stolen, ticks = processor_time()
             everything[name] = rounds(FILES[name](), nibble, device, options.runs)
             if not options.json:
                 table(name, everything[name])
+                stolen, ticks = (now - then for now, then in zip(processor_time(), (stolen, ticks)))
+                print(f"the host took {100 * stolen / ticks:.1f} % of the processors' time", flush=True)
         if options.json:
             print(json.dumps(everything))
     finally:
