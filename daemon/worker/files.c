@@ -48,6 +48,7 @@ static const struct {
     {"/sys/bus", READ},      {"/sys/class/drm", READ}, {"/sys/dev/char", READ},
     {"/sys/devices", READ},  {"/sys/module", READ},    {"/dev/null", NODES},
     {"/dev/zero", NODES},    {"/dev/urandom", READ},   {"/dev/dri", NODES},
+    {"/dev/nvidia*", NODES},
 };
 
 // Lists of paths that whoever started the daemon has named to the loaders.

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -11,8 +12,10 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -285,6 +288,50 @@ static void a_driver_opens_what_drivers_need(void **state)
         skip();
 }
 
+// A /dev of the child's own, with plain files for the nodes of GPUs that are not here.
+static const char *const nodes[] = {"/dev/dri/renderD128", "/dev/nvidiactl", "/dev/nvidia0",
+                                    "/dev/nvidia-uvm", "/dev/nvidia-caps/nvidia-cap2"};
+#define UNKNOWN_NODE "/dev/mem"
+#define NO_NAMESPACE 254
+
+static int have_nodes(void)
+{
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", "/dev", "tmpfs", 0, NULL) < 0)
+        return NO_NAMESPACE;
+    int r = mkdir("/dev/dri", 0700) | mkdir("/dev/nvidia-caps", 0700);
+    for (size_t i = 0; i < sizeof(nodes) / sizeof(nodes[0]); i++)
+        r |= touch("/", nodes[i] + 1);
+    return r | touch("/", UNKNOWN_NODE + 1);
+}
+
+static int open_nodes(void)
+{
+    int missing = 0;
+    for (size_t i = 0; i < sizeof(nodes) / sizeof(nodes[0]); i++)
+        if (open(nodes[i], O_RDWR | O_CLOEXEC) < 0)
+            fprintf(stderr, "%s: %s\n", nodes[i], strerror(errno)), missing++;
+    return open(UNKNOWN_NODE, O_RDWR | O_CLOEXEC) >= 0 ? -1 : missing;
+}
+
+static void every_vendors_nodes_open(void **state)
+{
+    int status;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        int r = have_nodes();
+        if (r == 0 && nb_sandbox_files() < 0)
+            r = NO_NAMESPACE; // no Landlock either
+        _exit(r ? r : open_nodes());
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == NO_NAMESPACE)
+        skip(); // not root, or a kernel without Landlock
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -292,6 +339,7 @@ int main(void)
         cmocka_unit_test(only_a_driver_compiles_and_opens),
         cmocka_unit_test(memory_and_the_engines_threads_work),
         cmocka_unit_test(a_driver_opens_what_drivers_need),
+        cmocka_unit_test(every_vendors_nodes_open),
     };
     if (NB_SANITIZED)
         return 77; // meson's mark of a skipped test: there is no filter in such a build
