@@ -127,7 +127,6 @@ static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
     VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
                                       .pNext = &sub};
     vk->GetPhysicalDeviceProperties2(p, &p2);
-    ret->subgroup = sub.subgroupSize;
     const VkPhysicalDeviceLimits *l = &p2.properties.limits;
     const VkSubgroupFeatureFlags ops =
         VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
