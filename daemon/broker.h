@@ -180,7 +180,6 @@ struct nb_model {
     uint32_t id, context;
     uint32_t n_channels;
     uint64_t kv_bytes;    // asked for
-    uint32_t gpu_layers;  // that its device runs, beside the CPU; 0: all
     char fallback[32];    // the device that takes over, by the administrator's leave; "": none
     char why[216];        // it is lost
     int image_fd;         // sealed; -1 until packed
@@ -242,6 +241,16 @@ struct nb_device *nb_device_by_name(struct nb_broker *broker, const char *name);
 int nb_device_start(struct nb_device *device); // its worker, unless it runs
 void nb_device_send(struct nb_device *device, const void *packet, const int *fds, size_t n_fds);
 void nb_device_rest(struct nb_device *device); // lets the worker go when no model is left
+
+// ---- split.c: devices made of several
+int nb_device_is_split(const struct nb_device *device);
+// The device of that name, made now where the name is that of several; with NULL, whether there is
+// one or can be. Until it has a model, the next one made takes its place. Negative: the refusal's
+// status.
+int nb_device_named(struct nb_broker *broker, const char *name, struct nb_device **ret,
+                    struct nb_refusal *refusal);
+int nb_split_locate(struct nb_device *split); // what workers call its parts now
+void nb_splits_leave(struct nb_device *part); // it is gone, and with it those it is a part of
 
 // ---- page.c: what a worker shows, clamped
 void nb_page_counts(const struct nb_device *device, struct nb_counts *ret);

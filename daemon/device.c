@@ -159,6 +159,7 @@ void nb_device_gone(struct nb_device *device, const char *why)
     nb_worker_kill(device->worker);
     detach(device);
     leave(device, "gone", text);
+    nb_splits_leave(device);
 }
 
 static void down(struct nb_device *device, const char *how);
@@ -293,7 +294,8 @@ int nb_device_start(struct nb_device *device)
         return 0;
     if (!nb_device_usable(device))
         return -ENODEV;
-    int page = make_page(device);
+    int located = nb_device_is_split(device) ? nb_split_locate(device) : 0;
+    int page = located < 0 ? located : make_page(device);
     if (page < 0)
         return page;
     int fds[] = {page, nb_cache_open(device)};

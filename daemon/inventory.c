@@ -29,7 +29,8 @@ static struct nb_device *known(struct nb_broker *broker, const struct nibble_dev
 {
     struct nb_device *device;
     TAILQ_FOREACH(device, &broker->devices, entry)
-    if (device->probed != broker->probes && is_same(&device->info, info))
+    if (device->probed != broker->probes && !nb_device_is_split(device) &&
+        is_same(&device->info, info))
         return device;
     return NULL;
 }
@@ -94,6 +95,6 @@ void nb_devices_missed(struct nb_broker *broker)
 {
     struct nb_device *device;
     TAILQ_FOREACH(device, &broker->devices, entry)
-    if (device->probed != broker->probes)
+    if (device->probed != broker->probes && !nb_device_is_split(device))
         nb_device_gone(device, "no driver lists it any more");
 }

@@ -70,7 +70,6 @@ struct nb_link_model_add {
     uint64_t kv_bytes; // 0: by the worker
     char name[NB_NAME_MAX];
     char precision[16];
-    uint32_t gpu_layers, pad; // that the device runs, beside the CPU; 0: all
     char kv_type[16];
 };
 struct nb_link_channel_add {

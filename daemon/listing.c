@@ -108,7 +108,8 @@ static void list_devices(struct nb_broker *broker, struct page *page)
         TAILQ_FOREACH(worker, &broker->workers, entry)
         if (worker->device == device->id)
             row.used_bytes += worker->held_bytes;
-        add_row(page, device->id, &row);
+        if (row.models || !nb_device_is_split(device))
+            add_row(page, device->id, &row);
     }
 }
 

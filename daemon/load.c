@@ -268,25 +268,36 @@ static int check_fallback(struct nb_broker *broker, const struct nb_wire_load *r
         return 0;
     if (!strncmp(name, device, sizeof request->fallback))
         return nb_refuse(refusal, -EINVAL, "a device cannot be its own fallback: \"%.31s\"", name);
-    if (!nb_device_by_name(broker, name))
-        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED,
-                         "this machine has no device \"%.31s\" to fall back on: `nibble devices` "
-                         "lists them",
-                         name);
-    return 0;
+    return nb_device_named(broker, name, NULL, refusal);
 }
 
 // The device that a request names. "": the CPU, so that what a load does never depends on what is
 // plugged in. "auto": the first GPU, the CPU where there is none; never a CPU that plays a Vulkan
 // device.
-static struct nb_device *choose_device(struct nb_broker *broker, const char *name)
+static const char *name_device(struct nb_broker *broker, const char *name)
 {
     struct nb_device *device;
     int automatic = !strcmp(name, "auto");
     TAILQ_FOREACH(device, &broker->devices, entry)
-    if (automatic && nb_device_usable(device) && !strcmp(device->info.kind, "gpu"))
-        return device;
-    return nb_device_by_name(broker, *name && !automatic ? name : "cpu");
+    if (automatic && nb_device_usable(device) && !strcmp(device->info.kind, "gpu") &&
+        !nb_device_is_split(device))
+        return device->info.name;
+    return *name && !automatic ? name : "cpu";
+}
+
+static int choose_device(struct nb_broker *broker, const struct nb_wire_load *request,
+                         struct nb_device **ret, struct nb_refusal *refusal)
+{
+    const char *name = name_device(broker, request->device);
+    char shared[sizeof request->device];
+    if (!request->gpu_layers)
+        return nb_device_named(broker, name, ret, refusal);
+    int n = snprintf(shared, sizeof shared, "cpu+%s:%u", name, request->gpu_layers);
+    if (strchr(name, '+') || n >= (int)sizeof shared)
+        return nb_refuse(
+            refusal, -EINVAL,
+            "\"%.31s\" says which layers its devices have: no other count goes with it", name);
+    return nb_device_named(broker, shared, ret, refusal);
 }
 
 static int check_request(struct nb_broker *broker, const struct nb_wire_load *request, int fd,
@@ -308,20 +319,15 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
         return nb_refuse(refusal, NIBBLE_E_EXISTS,
                          "a model \"%s\" is loaded already: unload it, or name this one otherwise",
                          request->name);
-    *ret = choose_device(broker, request->device);
-    if (!*ret)
-        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED,
-                         "this machine has no device \"%.31s\": `nibble devices` lists them",
-                         request->device);
+    r = choose_device(broker, request, ret, refusal);
+    if (r < 0)
+        return r;
     if (!nb_device_usable(*ret))
         return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "device %s cannot be used: %s",
                          (*ret)->info.name, (*ret)->info.reason);
     r = check_fallback(broker, request, (*ret)->info.name, refusal);
     if (r < 0)
         return r;
-    if (request->gpu_layers && !strcmp((*ret)->info.kind, "cpu"))
-        return nb_refuse(refusal, -EINVAL,
-                         "layers are shared between the CPU and another device: name that one");
     unsigned n = 0;
     struct nb_model *m;
     TAILQ_FOREACH(m, &(*ret)->models, of_device)

@@ -40,14 +40,9 @@ int nb_model_create(struct nb_device *device, const struct nb_wire_load *request
     model->id = nb_broker_next_id(device->broker);
     model->context = request->context;
     model->kv_bytes = request->kv_bytes;
-    model->gpu_layers = request->gpu_layers;
     model->image_fd = -1;
     snprintf(model->info.name, sizeof model->info.name, "%s", request->name);
-    if (model->gpu_layers)
-        snprintf(model->info.device, sizeof model->info.device, "%.20s:%u", device->info.name,
-                 model->gpu_layers);
-    else
-        snprintf(model->info.device, sizeof model->info.device, "%s", device->info.name);
+    snprintf(model->info.device, sizeof model->info.device, "%s", device->info.name);
     snprintf(model->info.precision, sizeof model->info.precision, "%s",
              *request->precision ? request->precision : "balanced");
     snprintf(model->info.kv_type, sizeof model->info.kv_type, "%s",
@@ -107,7 +102,6 @@ int nb_model_serve(struct nb_model *model)
         .model = model->id,
         .context = model->context,
         .kv_bytes = model->kv_bytes,
-        .gpu_layers = model->gpu_layers,
     };
     memcpy(add.name, model->info.name, sizeof add.name);
     memcpy(add.precision, model->info.precision, sizeof add.precision);

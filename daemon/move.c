@@ -49,7 +49,6 @@ static int take_over(struct nb_model *model, struct nb_device *to)
     model->device = to;
     memcpy(model->info.device, to->info.name, sizeof model->info.device);
     memset(model->fallback, 0, sizeof model->fallback);
-    model->gpu_layers = 0;
     nb_store_put(model);
     nb_model_restart(model);
     if (to->restart)
@@ -64,11 +63,12 @@ static int take_over(struct nb_model *model, struct nb_device *to)
 
 void nb_model_flee(struct nb_model *model, const char *why)
 {
-    struct nb_device *to = nb_device_by_name(model->broker, model->fallback);
+    struct nb_refusal refusal;
+    struct nb_device *to = NULL;
+    (void)nb_device_named(model->broker, model->fallback, &to, &refusal);
     const char *not_there = *model->fallback ? unfit(model, to) : NULL;
     char text[216];
     if (model->load) {
-        struct nb_refusal refusal;
         int r = nb_refuse(&refusal, NIBBLE_E_LOST, "%s", why);
         nb_load_settle(model->load, r, &refusal);
         return;

@@ -20,18 +20,27 @@ struct nb_kept {
     char name[STORE_NAME];
 };
 
-// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; DEVICE with /LAYERS where
-// the CPU has the others, KV with /TYPE where that is not f16. No colon: systemd hands over names
-// with colons between them.
+// Systemd hands over names with colons between them, and ours has plus signs.
+static void replace(char *text, const char from[2], const char to[2])
+{
+    for (; *text; text++)
+        *text = *text == from[0] ? to[0] : *text == from[1] ? to[1] : *text;
+}
+
+// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; KV with /TYPE where that
+// is not f16.
 static void write_name(const struct nb_model *model, char ret[STORE_NAME])
 {
     const char *type = model->info.kv_type;
     int usual = !strcmp(type, "f16");
+    char device[sizeof model->info.device], fallback[sizeof model->fallback];
+    memcpy(device, model->info.device, sizeof device);
+    memcpy(fallback, model->fallback, sizeof fallback);
+    replace(device, "+:", ",/");
+    replace(fallback, "+:", ",/");
     snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64 "%s%s%s%s", model->info.name,
-             model->info.device, model->info.precision, model->context, model->kv_bytes,
-             usual ? "" : "/", usual ? "" : type, *model->fallback ? "+" : "", model->fallback);
-    for (char *colon; (colon = strchr(ret, ':'));)
-        *colon = '/';
+             device, model->info.precision, model->context, model->kv_bytes, usual ? "" : "/",
+             usual ? "" : type, *fallback ? "+" : "", fallback);
 }
 
 // What stands behind a slash, which becomes the text's end; "" where there is none.
@@ -54,7 +63,8 @@ static int read_name(const char *name, struct nb_wire_load *ret)
     end = n == 6 ? end_6 : end;
     if (n < 5 || end < 0 || name[end])
         return -EINVAL;
-    m.gpu_layers = (uint32_t)strtoul(behind_slash(m.device), NULL, 10);
+    replace(m.device, ",/", "+:");
+    replace(m.fallback, ",/", "+:");
     snprintf(m.kv_type, sizeof m.kv_type, "%.15s", behind_slash(kv));
     m.kv_bytes = strtoull(kv, NULL, 10);
     *ret = m;
@@ -98,9 +108,11 @@ static int restore(struct nb_broker *broker, struct nb_kept *kept)
     int r = read_name(kept->name, &request);
     if (r < 0)
         return r;
-    struct nb_device *device = nb_device_by_name(broker, request.device);
-    if (!device)
-        return -ENODEV;
+    struct nb_device *device;
+    struct nb_refusal refusal;
+    r = nb_device_named(broker, request.device, &device, &refusal);
+    if (r < 0)
+        return r;
     if (nb_model_by_name(broker, request.name))
         return -EEXIST;
     r = nb_model_create(device, &request, &model);

@@ -112,7 +112,7 @@ static int create_split(const char *name, const struct nb_device_options *o, str
             break;
         at = at[length] ? at + length + 1 : NULL;
     }
-    if (rc == 0 && (rc = nb_split_create(part, n, true, ret)) < 0)
+    if (rc == 0 && (rc = nb_split_create(part, n, ret)) < 0)
         nb_fail(error, error_size, rc, SPLIT_FORM, name);
     if (rc < 0)
         destroy_parts(part, n);

@@ -192,6 +192,8 @@ struct nb_device_options {
 };
 
 int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);
+// How many cores this process may use, as the machine's files say; what 0 threads mean.
+int nb_cpu_cores(uint32_t *ret);
 
 // "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h); or several of them, each
 // with how many layers it runs, one alone without: "cpu+vulkan0:20" is the last 20 layers and the

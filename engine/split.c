@@ -14,7 +14,6 @@ struct split {
     struct nb_device base;
     struct nb_split_part part[NB_SPLIT_PARTS];
     uint32_t n;
-    bool owns;
 };
 
 struct nb_device_model {
@@ -53,7 +52,8 @@ static void name_of(const struct split *s, char *ret, size_t size)
     }
 }
 
-// What is said of the whole: of the first part that is not the CPU, but for the sums.
+// What is said of the whole: of the first part that is not the CPU, but for the sums. The UUID is
+// all of theirs together.
 static void split_info(const struct nb_device *d, struct nb_device_info *ret)
 {
     const struct split *s = (const struct split *)d;
@@ -66,8 +66,11 @@ static void split_info(const struct nb_device *d, struct nb_device_info *ret)
         used += info.memory_used;
         left += info.memory_free;
         threads = info.threads > threads ? info.threads : threads;
-        if (all.kind == NB_DEVICE_CPU && info.kind != NB_DEVICE_CPU)
+        if (all.kind == NB_DEVICE_CPU)
             all = info;
+        else
+            for (size_t j = 0; i > 0 && info.has_uuid && j < sizeof(all.uuid); j++)
+                all.uuid[j] ^= info.uuid[j];
     }
     all.memory_bytes = memory;
     all.memory_used = used;
@@ -80,7 +83,7 @@ static void split_info(const struct nb_device *d, struct nb_device_info *ret)
 static void split_destroy(struct nb_device *d)
 {
     struct split *s = (struct split *)d;
-    for (uint32_t i = 0; s && s->owns && i < s->n; i++)
+    for (uint32_t i = 0; s && i < s->n; i++)
         s->part[i].device->ops->destroy(s->part[i].device);
     free(s);
 }
@@ -368,8 +371,7 @@ static const struct nb_device_ops split_ops = {
     .dequantize = split_dequantize,
 };
 
-int nb_split_create(const struct nb_split_part *parts, uint32_t n, bool owns,
-                    struct nb_device **ret)
+int nb_split_create(const struct nb_split_part *parts, uint32_t n, struct nb_device **ret)
 {
     uint32_t open = 0;
     for (uint32_t i = 0; i < n; i++)
@@ -381,7 +383,6 @@ int nb_split_create(const struct nb_split_part *parts, uint32_t n, bool owns,
         return -ENOMEM;
     s->base.ops = &split_ops;
     s->n = n;
-    s->owns = owns;
     memcpy(s->part, parts, n * sizeof(*parts));
     *ret = &s->base;
     return 0;

@@ -11,7 +11,6 @@ struct nb_split_part {
     uint32_t layers; // 0: those that the others leave; of one part at most
 };
 
-// The first part has the embedding, the last one the head. With `owns` the parts are destroyed with
-// what is made of them; on failure they stay the caller's. -EINVAL, -ENOMEM.
-int nb_split_create(const struct nb_split_part *parts, uint32_t n, bool owns,
-                    struct nb_device **ret);
+// The first part has the embedding, the last one the head. The parts are destroyed with what is
+// made of them; on failure they stay the caller's. -EINVAL, -ENOMEM.
+int nb_split_create(const struct nb_split_part *parts, uint32_t n, struct nb_device **ret);

@@ -8,7 +8,6 @@
 #include "daemon/worker/ops.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/worker.h"
-#include "engine/split.h"
 #include "tensor/image.h"
 
 #define TYPES_MAX 64 // GGUF's type numbers are below
@@ -78,20 +77,6 @@ static void describe_model(const struct nb_model *model, struct nibble_model *in
     info->embedding = m.embedding;
 }
 
-// The worker's device, with so many of the last layers, behind the CPU.
-static int share_layers(struct nb_serve *s, uint32_t layers, struct nb_device **ret)
-{
-    const struct nb_split_part parts[] = {{s->cpu, 0}, {s->device, layers}};
-    if (!s->cpu)
-        return -EINVAL;
-    int r = nb_split_create(parts, 2, false, ret);
-    if (r < 0)
-        return r;
-    (*ret)->on_beat = s->device->on_beat;
-    (*ret)->user = s->device->user;
-    return 0;
-}
-
 // Where a device with memory of its own has the weights, for the administrator who wonders at it.
 static void log_weights(const struct nb_serve *s, const char *name)
 {
@@ -128,16 +113,11 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
         .kv_bytes = add->kv_bytes,
     };
     atomic_store(&s->page->step_started_ns, nb_now_ns());
-    r = add->gpu_layers ? share_layers(s, add->gpu_layers, &m->split) : 0;
-    if (r == 0)
-        r = nb_model_open(image, m->split ? m->split : s->device, &options, &m->model, ready->text,
-                          sizeof(ready->text));
+    r = nb_model_open(image, s->device, &options, &m->model, ready->text, sizeof(ready->text));
     atomic_store(&s->page->step_started_ns, 0);
     nb_serve_check(s, r);
     if (r < 0) {
         nb_image_unmap(image);
-        if (m->split)
-            m->split->ops->destroy(m->split);
         return nb_link_status(r);
     }
     describe_model(m->model, &ready->info);
@@ -177,8 +157,6 @@ void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
     if (!m)
         return;
     nb_model_close(m->model);
-    if (m->split)
-        m->split->ops->destroy(m->split);
     atomic_store(&m->page->model, 0);
     atomic_store(&m->page->sessions, 0);
     atomic_store(&m->page->kv_used_bytes, 0);

@@ -408,9 +408,9 @@ static void limit_files(void)
                strerror(-r));
 }
 
-static int open_device(struct nb_serve *s)
+static int open_device(struct nb_serve *s, uint32_t threads)
 {
-    struct nb_device_options options = {.warm = true};
+    struct nb_device_options options = {.threads = threads, .warm = true};
     void *kept = NULL;
     char why[192] = "";
     int r = nb_kept_read(&kept, &options.cache_bytes);
@@ -428,13 +428,14 @@ static int open_device(struct nb_serve *s)
 
 static int start(struct nb_serve *s, struct nb_device_info *ret_info)
 {
+    uint32_t threads;
     int r = map_page(&s->page);
-    if (r == 0 && strcmp(s->device_name, "cpu")) {
-        r = nb_cpu_device_create(0, &s->cpu); // while its cores can be looked up
-        limit_files();
-    }
     if (r == 0)
-        r = open_device(s);
+        r = nb_cpu_cores(&threads); // while they can be looked up
+    if (r == 0 && strcmp(s->device_name, "cpu"))
+        limit_files();
+    if (r == 0)
+        r = open_device(s, threads);
     if (r < 0)
         return r;
     s->device->ops->info(s->device, ret_info);
@@ -462,8 +463,6 @@ static void stop(struct nb_serve *s)
     for (uint32_t i = 0; i < NB_WORKER_MODELS; i++)
         nb_worker_model_remove(s, s->models[i].id);
     s->device->ops->destroy(s->device);
-    if (s->cpu)
-        s->cpu->ops->destroy(s->cpu);
 }
 
 static void beat(void *user)

@@ -12,14 +12,12 @@ struct nb_channel;
 struct nb_worker_model {
     uint32_t id; // the broker's handle; 0: a free entry
     struct nb_model *model;
-    struct nb_device *split; // it runs on the device and on the CPU; or NULL
     struct nb_page_model *page;
     uint32_t vocab, context;
 };
 
 struct nb_serve {
     struct nb_device *device;
-    struct nb_device *cpu; // for models that the device shares with it; NULL where it is the device
     const char *device_name;
     struct nb_page *page;
     int epoll;

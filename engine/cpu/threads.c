@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/device.h"
+
 #define SPIN_NS     50000
 #define TAKE_BITS   24 // of a cursor: units taken; the rest is the share's id
 #define MAX_THREADS 256
@@ -169,7 +171,7 @@ void nb_team_run(struct nb_team *team, void (*fn)(void *arg, uint32_t thread), v
     nb_team_barrier(team);
 }
 
-static int cores(uint32_t *ret)
+int nb_cpu_cores(uint32_t *ret)
 {
     hwloc_topology_t topology;
     if (hwloc_topology_init(&topology) < 0)
@@ -195,7 +197,7 @@ static int cores(uint32_t *ret)
 int nb_team_create(uint32_t threads, struct nb_team **ret)
 {
     int rc;
-    if (threads == 0 && (rc = cores(&threads)) < 0)
+    if (threads == 0 && (rc = nb_cpu_cores(&threads)) < 0)
         return rc;
     if (threads > MAX_THREADS)
         return -EINVAL;

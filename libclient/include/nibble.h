@@ -139,8 +139,11 @@ NIBBLE_API int nibble_get_status(nibble *connection, struct nibble_status *ret_s
 /* ---- Administration (admin connection; blocking) ---- */
 
 struct nibble_load_options {
-    const char *name;      /* required: 1 to 63 of [A-Za-z0-9._-] */
-    const char *device;    /* NULL: the CPU; "auto": the first GPU, else the CPU */
+    const char *name; /* required: 1 to 63 of [A-Za-z0-9._-] */
+    /* NULL: the CPU; "auto": the first GPU, else the CPU; several with counts of layers, one at
+     * most without: "vulkan0:20+vulkan1" runs the first 20 layers on vulkan0, the others on
+     * vulkan1. */
+    const char *device;
     const char *precision; /* NULL: "balanced" */
     uint32_t context;      /* 0: the model's own */
     uint64_t kv_bytes;     /* 0: the daemon's default */

@@ -58,7 +58,7 @@ class BothDevices(CliTest):
         self.load("cpu")
         shared = self.json("load", MODEL, "--name", "shared", "--device", "vulkan0", "--gpu-layers", "12",
                            "--precision", "exact", "--context", "512")
-        self.assertEqual(shared["device"], "vulkan0:12")
+        self.assertEqual(shared["device"], "cpu+vulkan0:12")
         prompt = ("What is the capital of France?", "--system", "", "-n", "12")
         answers = {name: self.json("run", name, *prompt) for name in ("cpu", "shared")}
         self.assertIn("Paris", answers["shared"]["text"])
@@ -106,6 +106,41 @@ class BothDevices(CliTest):
         self.load("vulkan0")
         self.assertIn("vulkan0, not on cpu", self.fails("bench", "vulkan0", "--device", "cpu", "--prompt", "8", status=2))
         self.assertIn("--device is for a FILE", self.fails("eval", "vulkan0", "--device", "cpu", "--text", MODEL, status=2))
+
+
+@unittest.skipIf(LAVAPIPE is None, "no software Vulkan driver here: install mesa-vulkan-drivers")
+class TwoDrivers(CliTest):
+    """A copy of the driver stands for a second GPU."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="nibble-drivers-")
+        self.addCleanup(folder.cleanup)
+        manifest = json.loads(LAVAPIPE.read_text())
+        first, library = manifest["ICD"]["library_path"], pathlib.Path(folder.name) / "libvulkan_second.so"
+        library.write_bytes(pathlib.Path(first).read_bytes())
+        manifest["ICD"]["library_path"] = str(library)
+        self.second = pathlib.Path(folder.name) / "second.json"
+        self.second.write_text(json.dumps(manifest))
+        files = f"{LAVAPIPE}:{self.second}"
+        self.env = {"VK_DRIVER_FILES": files, "VK_ICD_FILENAMES": files, "LD_LIBRARY_PATH": folder.name}
+        super().setUp()
+
+    def test_layers_on_each(self):
+        """The CPU's answer, and a model that is lost as a whole when one of its devices goes."""
+        self.assertEqual([d["name"] for d in self.json("devices")["devices"]], ["cpu", "vulkan0", "vulkan1"])
+        for name, device in (("whole", "cpu"), ("cut", "vulkan0:20+vulkan1")):
+            loaded = self.json("load", MODEL, "--name", name, "--device", device, "--precision", "exact", "--context", "512")
+            self.assertEqual(loaded["device"], device)
+        prompt = ("What is the capital of France?", "--system", "", "-n", "12")
+        answers = {name: self.json("run", name, *prompt) for name in ("whole", "cut")}
+        self.assertIn("Paris", answers["cut"]["text"])
+        for key in ("text", "tokens", "finish"):
+            self.assertEqual(answers["cut"][key], answers["whole"][key])
+        self.second.unlink()
+        self.daemon.process.send_signal(signal.SIGHUP)
+        with self.daemon.client() as c:
+            until(lambda: {m.name: m.state for m in c.list(MODELS)} == {b"whole": b"ready", b"cut": b"lost"}, "its loss")
+        self.assertIn("vulkan1 is gone", self.fails("run", "cut", *prompt))
 
 
 if __name__ == "__main__":

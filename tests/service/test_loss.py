@@ -1,5 +1,6 @@
 """A device that is lost, and where its models go (with the fake worker): to the fallback that their load named, told
 to the clients, or to a clear end; and a worker that does not even die."""
+import errno
 import os
 import signal
 
@@ -152,6 +153,73 @@ class Stuck(LossTest):
                 os.kill(pid, signal.SIGKILL)  # the driver lets go
                 until(lambda: self.device(a, "gpu").used_bytes == -left * kv, "the charge")
             self.echo(seen[-1])
+
+
+class Split(LossTest):
+    """Devices made of several, as the broker sees them."""
+    env = {"NIBBLE_FAKE_DEVICES": "cpu vulkan0 vulkan1"}
+
+    def names(self, client):
+        return [d.name for d in client.list(DEVICES)]
+
+    def argument(self):
+        """What the broker tells the one serving worker to open."""
+        return pathlib.Path(f"/proc/{self.daemon.server()}/cmdline").read_bytes().split(b"\0")[-2]
+
+    def test_one_is_a_device_as_long_as_it_has_models(self):
+        with self.daemon.client() as c, self.daemon.admin() as a:
+            single = self.names(c)
+            for name, options in ((b"vulkan0:3+vulkan1", {"device": "vulkan0:3+vulkan1"}),
+                                  (b"cpu+vulkan1:2", {"device": "vulkan1", "gpu_layers": 2}),
+                                  (b"cpu+vulkan0:2", {"device": "auto", "gpu_layers": 2})):
+                self.load(a, "s", b"ok ok", **options)
+                self.assertEqual(a.model("s").device, name)
+                self.assertEqual(self.names(c), [*single, name])
+                row = self.device(c, name.decode())
+                self.assertEqual((row.kind, row.state, row.models), (b"gpu", b"ready", 1))
+                self.assertEqual(self.argument(), name)
+                self.echo(self.opened(c, "s"))
+                a.unload("s", force=True)
+                self.assertEqual(self.names(c), single)
+                until(lambda: not self.daemon.children(), "the end of its worker")
+
+    def test_refusals(self):
+        with self.daemon.admin() as a:
+            for status, options, text in ((E_UNSUPPORTED, {"device": "cpu+vulkan9:2"}, "no device \"vulkan9\""),
+                                          (E_UNSUPPORTED, {"device": "vulkan9", "gpu_layers": 2}, "no device \"vulkan9\""),
+                                          (E_UNSUPPORTED, {"device": "+"}, "no device \"\""),
+                                          (-errno.EINVAL, {"device": "cpu:2+cpu"}, "another device"),
+                                          (-errno.EINVAL, {"gpu_layers": 2}, "another device"),
+                                          (-errno.EINVAL, {"device": "cpu+vulkan0:x"}, "cpu+vulkan0:20"),
+                                          (-errno.EINVAL, {"device": "cpu+vulkan0:"}, "cpu+vulkan0:20"),
+                                          (-errno.EINVAL, {"device": "cpu+vulkan0:99999"}, "cpu+vulkan0:20"),
+                                          (-errno.EINVAL, {"device": "cpu+vulkan0:2", "gpu_layers": 3}, "no other count"),
+                                          (-errno.EINVAL, {"device": "cpu+vulkan0:2", "fallback": "cpu+vulkan0:2"}, "own fallback"),
+                                          (E_UNSUPPORTED, {"fallback": "cpu+vulkan9:2"}, "no device \"vulkan9\"")):
+                self.assertIn(text, self.refused(status, self.load, a, "s", b"ok ok", **options))
+            self.assertEqual(self.names(a), [b"cpu", b"vulkan0", b"vulkan1"])
+            self.assertEqual(a.list(MODELS), [])
+
+    def test_it_is_lost_as_one(self):
+        with self.daemon.client() as c, self.daemon.admin() as a:
+            self.load(a, "calm", b"ok ok", device="vulkan0")
+            self.load(a, "m", b"ok vulkan0:3+vulkan1:fault", device="vulkan0:3+vulkan1", fallback="cpu")
+            channel = self.opened(c, "m")
+            _, lost = self.rebinds(c, channel)
+            self.assertIsNone(lost)
+            self.assertEqual(a.model("m").device, b"cpu")
+            self.assertEqual(self.device(c, "vulkan0").state, b"ready")
+            self.assertEqual(a.model("calm").worker_restarts, 0)
+            # Loaded again, it is tried again.
+            self.load(a, "n", b"ok ok", device="vulkan0:3+vulkan1")
+            self.echo(self.opened(c, "n"))
+
+    def test_one_takes_over(self):
+        with self.daemon.client() as c, self.daemon.admin() as a:
+            self.load(a, "m", b"ok vulkan0:fault", device="vulkan0", fallback="cpu+vulkan1:2")
+            _, lost = self.rebinds(c, self.opened(c, "m"))
+            self.assertIsNone(lost)
+            self.assertEqual(a.model("m").device, b"cpu+vulkan1:2")
 
 
 if __name__ == "__main__":

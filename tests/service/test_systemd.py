@@ -45,7 +45,7 @@ class Systemd(unittest.TestCase):
             for i, fd in enumerate(high):
                 os.dup2(fd, 3 + i)
             os.environ.update(NIBBLE_WORKER=FAKE, NOTIFY_SOCKET=str(self.root / "notify"), WATCHDOG_USEC="200000",
-                              WATCHDOG_PID=str(os.getpid()), LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)),
+                              NIBBLE_FAKE_DEVICES="cpu vulkan0 vulkan1", WATCHDOG_PID=str(os.getpid()), LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)),
                               LISTEN_FDNAMES=":".join(name for _, name in given))
         self.process = subprocess.Popen(
             [os.environ["NIBBLE_TEST_NIBBLED"], "--runtime-dir", runtime, "--state-dir", self.root / "state"],
@@ -109,8 +109,11 @@ class Systemd(unittest.TestCase):
             self.hear("FDNAME=model+o+cpu+balanced+0+8192/q8_0")
             a.unload("n")
             self.hear("FDSTOREREMOVE=1")
+            a.load("s", path, device="vulkan0:3+vulkan1", fallback="cpu+vulkan0:2")
+            self.hear("FDNAME=model+s+vulkan0/3,vulkan1+balanced+0+0+cpu,vulkan0/2")
         self.assertEqual([name for name, _ in self.stored],
-                         ["model+m+cpu+exact+77+4096", "model+n+cpu+balanced+0+0", "model+o+cpu+balanced+0+8192/q8_0"])
+                         ["model+m+cpu+exact+77+4096", "model+n+cpu+balanced+0+0", "model+o+cpu+balanced+0+8192/q8_0",
+                          "model+s+vulkan0/3,vulkan1+balanced+0+0+cpu,vulkan0/2"])
         self.process.kill()
         self.process.communicate()
 
@@ -119,12 +122,13 @@ class Systemd(unittest.TestCase):
         self.addCleanup(os.close, plain)
         self.said = []
         bad = [("model+p+cpu+exact+0+0", plain), ("model+q+cpu", plain), ("model+m+gone+exact+0+0", plain)]
-        self.activate("admin.sock", "nibble.sock", stored=self.stored[::2] + bad)
+        self.activate("admin.sock", "nibble.sock", stored=self.stored[::2] + self.stored[3:] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            m, o = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][1:] and a.list(MODELS), "the models")
+            m, o, s = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][2:] and a.list(MODELS), "the models")
             self.assertEqual((m.name, m.precision, m.kv_type, m.context, m.packed_bytes), (b"m", b"exact", b"f16", 77, 4096))
             self.assertEqual((o.name, o.precision, o.kv_type), (b"o", b"balanced", b"q8_0"))
+            self.assertEqual((s.name, s.device), (b"s", b"vulkan0:3+vulkan1"))
             channel = c.open_channel("m")
             channel.sock.send(b"x")
             self.assertEqual(channel.sock.recv(1), b"x")

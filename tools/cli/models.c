@@ -71,7 +71,8 @@ int verb_load(const struct verb *verb, int argc, char **argv)
     const struct option_spec specs[] = {
         {"name", 0, OPTION_STRING, &options.name, "NAME", "the model's name (default: the file's)"},
         {"device", 0, OPTION_STRING, &options.device, "D",
-         "the device that serves it (default: cpu; auto: the first GPU, else cpu)"},
+         "the device that serves it (default: cpu; auto: the first GPU, else cpu), or several "
+         "with their layers: vulkan0:20+vulkan1"},
         {"gpu-layers", 0, OPTION_UINT, &options.gpu_layers, "N",
          "the device runs the last N layers, the CPU the others (default: all)"},
         {"fallback", 0, OPTION_STRING, &options.fallback, "D",
