@@ -55,12 +55,13 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
     int rc = nb_vulkan_find_queues(&d->vk, d->physical, &family[0], &family[1]);
     if (rc < 0)
         return rc;
+    static const float priority = 1;
     VkDeviceQueueCreateInfo queue[2];
     for (int i = 0; i < 2; i++)
         queue[i] = (VkDeviceQueueCreateInfo){.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                              .queueFamilyIndex = family[i],
                                              .queueCount = 1,
-                                             .pQueuePriorities = &(float){1.0f}};
+                                             .pQueuePriorities = &priority};
     VkPhysicalDeviceVulkan12Features features = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES, .timelineSemaphore = true};
     struct nb_tier_features of_tier;
