@@ -1,12 +1,13 @@
 """One device beside another at the same tier: how far perplexities differ, and whether by more than chance.
 
 usage: tests/oracle/run tests/oracle/devices.py build/tests/oracle/engine-logits [--device vulkan0]
-                                  [--beside cpu] [--windows 8] [--tier TIER]... [--domain DOMAIN]...
+                                  [--beside cpu] [--windows 8] [--skip 0] [--tier TIER]... [--domain DOMAIN]...
 
 Windows of 512 tokens of a novel, a manual and code; the second half of each is scored, as `nibble
-eval` does. The standard error is of the mean difference of the same tokens' log-probabilities: a
-difference of about that size says nothing but how many tokens there were. Takes long on a CPU that
-plays a GPU, and is no part of tools/check.
+eval` does; --skip leaves out so many that were scored before. The standard error is of the mean
+difference of the same tokens' log-probabilities, over windows, for tokens of one have the same past:
+a difference of about that size says nothing but how many windows there were. Takes long on a CPU
+that plays a GPU, and is no part of tools/check.
 """
 import argparse
 import pathlib
@@ -31,9 +32,10 @@ def device_logits(executable, device, tier, windows, vocab_size, scratch):
 def line(name, windows):
     divergence, ours, others = (np.concatenate(part) for part in zip(*windows))
     off = ours - others
+    means = [(here - there).mean() for _, here, there in windows]
     print(f"  {name:6} {len(off):6} tokens, perplexity {np.exp(ours.mean()):8.4f} beside "
           f"{np.exp(others.mean()):8.4f}: {100 * np.expm1(off.mean()):+.4f} % (standard error "
-          f"{100 * off.std() / len(off) ** 0.5:.4f}), KL {divergence.mean():.2e}", flush=True)
+          f"{100 * np.std(means) / len(means) ** 0.5:.4f}), KL {divergence.mean():.2e}", flush=True)
 
 
 def main():
@@ -42,16 +44,17 @@ def main():
     parser.add_argument("--device", default="vulkan0")
     parser.add_argument("--beside", default="cpu")
     parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--tier", action="append", choices=logits.LIMITS)
     parser.add_argument("--domain", action="append", choices=logits.DOMAINS)
     options = parser.parse_args()
-    logits.WINDOWS = options.windows
+    logits.WINDOWS = options.skip + options.windows
     model = llama.Model(llama.PACKAGED)
     for tier in options.tier or logits.LIMITS:
         print(f"{tier}: {options.device} beside {options.beside}", flush=True)
         everything = []
         for domain in options.domain or logits.DOMAINS:
-            windows = logits.windows_of(model, domain)
+            windows = logits.windows_of(model, domain)[options.skip:]
             with tempfile.TemporaryDirectory() as scratch:
                 ours, others = (device_logits(options.executable, device, tier, windows, model.vocab_size,
                                               pathlib.Path(scratch))
