@@ -71,13 +71,51 @@ static const int serve[] = {
 // and keep compiled shaders in their cache; open their device's node anew. Which files these are,
 // files.c decides.
 static const int driver[] = {
-    CALL(mmap),       CALL(mprotect),       CALL(openat),          CALL(access),  CALL(faccessat),
-    CALL(faccessat2), CALL(stat),           CALL(lstat),           CALL(statx),   CALL(readlink),
-    CALL(readlinkat), CALL(getdents64),     CALL(statfs),          CALL(fstatfs), CALL(pread64),
-    CALL(pwrite64),   CALL(fallocate),      CALL(flock),           CALL(mkdir),   CALL(mkdirat),
-    CALL(rename),     CALL(unlink),         CALL(unlinkat),        CALL(uname),   CALL(getuid),
-    CALL(geteuid),    CALL(getgid),         CALL(getegid),         CALL(pipe2),   CALL(mlock),
-    CALL(munlock),    CALL(timerfd_create), CALL(timerfd_settime),
+    CALL(mmap),
+    CALL(mprotect),
+    CALL(openat),
+    CALL(access),
+    CALL(faccessat),
+    CALL(faccessat2),
+    CALL(stat),
+    CALL(lstat),
+    CALL(statx),
+    CALL(readlink),
+    CALL(readlinkat),
+    CALL(getdents64),
+    CALL(statfs),
+    CALL(fstatfs),
+    CALL(pread64),
+    CALL(pwrite64),
+    CALL(fallocate),
+    CALL(flock),
+    CALL(mkdir),
+    CALL(mkdirat),
+    CALL(rename),
+    CALL(unlink),
+    CALL(unlinkat),
+    CALL(uname),
+    CALL(getuid),
+    CALL(geteuid),
+    CALL(getgid),
+    CALL(getegid),
+    CALL(pipe2),
+    CALL(mlock),
+    CALL(munlock),
+    CALL(timerfd_create),
+    CALL(timerfd_settime),
+    CALL(epoll_create1),
+    CALL(dup),
+    CALL(getcwd),
+    CALL(mincore),
+    CALL(get_mempolicy),
+    CALL(gettimeofday),
+    CALL(time),
+    CALL(clock_getres),
+    CALL(sched_getscheduler),
+    CALL(sched_getparam),
+    CALL(sched_get_priority_min),
+    CALL(sched_get_priority_max),
 };
 
 // Kinds of ioctl that devices which compute have, by their second byte: DRM, NVIDIA, fences,
@@ -145,9 +183,16 @@ static int allow_checked(scmp_filter_ctx ctx, unsigned may)
     return r;
 }
 
+// A driver's descriptors may be made not to block, but not to send signals.
 static int allow_driver(scmp_filter_ctx ctx)
 {
+    static const int fcntls[] = {F_DUPFD, F_SETLK, F_OFD_SETLK};
     int r = allow(ctx, driver, sizeof(driver) / sizeof(driver[0]));
+    for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && r == 0; i++)
+        r = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
+    if (r == 0)
+        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, CALL(fcntl), 2, SCMP_A1(SCMP_CMP_EQ, F_SETFL, 0),
+                             SCMP_A2(SCMP_CMP_MASKED_EQ, O_ASYNC, 0));
     for (size_t i = 0; i < sizeof(ioctls) / sizeof(ioctls[0]) && r == 0; i++)
         r = allow_if(ctx, CALL(ioctl),
                      SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, (scmp_datum_t)ioctls[i] << 8));

@@ -87,6 +87,16 @@ static int try_owners_signal(void)
     return fcntl(0, F_SETSIG, SIGKILL);
 }
 
+static int try_signals_of_a_file(void)
+{
+    return fcntl(0, F_SETFL, O_ASYNC);
+}
+
+static int try_not_to_block(void)
+{
+    return fcntl(0, F_SETFL, O_NONBLOCK);
+}
+
 static int try_limits(void)
 {
     struct rlimit limit;
@@ -152,17 +162,10 @@ static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_SERVE,
 static void what_a_mode_has_no_use_for_is_refused(void **state)
 {
     static int (*const attempts[])(void) = {
-        try_socket,
-        try_exec,
-        try_fork,
-        try_kill,
-        try_tgkill,
-        try_owner,
-        try_typing,
-        try_owners_signal,
-        try_limits,
-        try_ptrace,
-        try_becoming_dumpable,
+        try_socket, try_exec,          try_fork,
+        try_kill,   try_tgkill,        try_owner,
+        try_typing, try_owners_signal, try_signals_of_a_file,
+        try_limits, try_ptrace,        try_becoming_dumpable,
     };
     for (size_t p = 0; p < 3; p++)
         for (size_t i = 0; i < sizeof(attempts) / sizeof(attempts[0]); i++)
@@ -172,8 +175,8 @@ static void what_a_mode_has_no_use_for_is_refused(void **state)
 // What a driver does after its device was opened, and no other mode may.
 static void only_a_driver_compiles_and_opens(void **state)
 {
-    static int (*const attempts[])(void) = {try_code, try_open};
-    for (size_t i = 0; i < 2; i++) {
+    static int (*const attempts[])(void) = {try_code, try_open, try_not_to_block};
+    for (size_t i = 0; i < 3; i++) {
         assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, attempts[i]), EPERM);
         assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, attempts[i]), EPERM);
         assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, attempts[i]), 0);
