@@ -7,6 +7,8 @@
 #define VK_NO_PROTOTYPES
 #include <vulkan/vulkan_core.h>
 
+#define NB_VENDOR_INTEL 0x8086
+
 #define NB_VK_GLOBAL(X) X(CreateInstance) X(EnumerateInstanceVersion)
 
 #define NB_VK_INSTANCE(X)                                                                          \

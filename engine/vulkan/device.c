@@ -42,6 +42,7 @@ static void read_limits(struct nb_vulkan_device *d, const struct nb_device_optio
     if (o->buffer_bytes && o->buffer_bytes < d->max_buffer)
         d->max_buffer = o->buffer_bytes;
     d->tick_ns = (double)l->timestampPeriod;
+    d->max_groups = l->maxComputeWorkGroupCount[0];
 }
 
 static int make_device(struct nb_vulkan_device *d, const struct nb_device_options *o)
@@ -49,7 +50,8 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
     static const char *const import = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
     static const char *const budget = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
     d->has_budget = nb_vulkan_has_extension(&d->vk, d->physical, budget);
-    d->can_import = d->info.unified && nb_vulkan_has_extension(&d->vk, d->physical, import);
+    d->can_import = d->info.unified && !d->info.writes_imports &&
+                    nb_vulkan_has_extension(&d->vk, d->physical, import);
     read_limits(d, o);
     uint32_t family[2];
     int rc = nb_vulkan_find_queues(&d->vk, d->physical, &family[0], &family[1]);

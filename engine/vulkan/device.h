@@ -53,7 +53,8 @@ struct nb_vulkan_device {
     VkDeviceSize max_window; // of weights that a dispatch binds
     VkDeviceSize max_buffer; // of weights
     VkDeviceSize max_allocation;
-    double tick_ns; // of a timestamp
+    uint32_t max_groups; // workgroups of a dispatch, in x
+    double tick_ns;      // of a timestamp
     VkPhysicalDeviceMemoryProperties memory;
     uint32_t heap;         // the largest of the device's own
     uint64_t taken;        // of it, by us

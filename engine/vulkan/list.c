@@ -134,13 +134,14 @@ void nb_vulkan_describe(const struct nb_vk *vk, VkPhysicalDevice p,
     vk->GetPhysicalDeviceProperties2(p, &p2);
     vk->GetPhysicalDeviceMemoryProperties(p, &memory);
     VkPhysicalDeviceType type = p2.properties.deviceType;
-    *ret = (struct nb_vulkan_device_info){.is_cpu = type == VK_PHYSICAL_DEVICE_TYPE_CPU,
-                                          .unified = type == VK_PHYSICAL_DEVICE_TYPE_CPU ||
-                                                     type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
-                                          .memory =
-                                              memory.memoryHeaps[nb_vulkan_own_heap(&memory)].size,
-                                          .max_window = p2.properties.limits.maxStorageBufferRange,
-                                          .tier = nb_tier_best(&facts)->name};
+    *ret = (struct nb_vulkan_device_info){
+        .is_cpu = type == VK_PHYSICAL_DEVICE_TYPE_CPU,
+        .unified =
+            type == VK_PHYSICAL_DEVICE_TYPE_CPU || type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU,
+        .writes_imports = p2.properties.vendorID == NB_VENDOR_INTEL,
+        .memory = memory.memoryHeaps[nb_vulkan_own_heap(&memory)].size,
+        .max_window = p2.properties.limits.maxStorageBufferRange,
+        .tier = nb_tier_best(&facts)->name};
     snprintf(ret->name, sizeof(ret->name), "%s", p2.properties.deviceName);
     snprintf(ret->driver, sizeof(ret->driver), "%.120s %.120s", driver.driverName,
              driver.driverInfo);

@@ -385,6 +385,14 @@ static void store_numbers(const struct call *c, const struct nb_decode *p, uint3
         p->scales[first + i] = ((const float *)c->bench->most.map)[i] / 127.0f;
 }
 
+// Of a dispatch that has an invocation for each block of 32 numbers.
+static uint32_t most_rows(const struct nb_vulkan_device *d, uint32_t cols)
+{
+    uint32_t local = nb_vulkan_local(d, &d->tier->variant[NB_SHADER_DEQUANTIZE][0]);
+    uint64_t rows = (uint64_t)d->max_groups * local / ((cols + 31) / 32);
+    return rows < MAX_ROWS ? (uint32_t)rows : MAX_ROWS;
+}
+
 // Rows [p->row0 + first, ...) as far as one window goes; how many, or an errno.
 static int decode_window(struct nb_device_matrix *m, const struct nb_decode *p, uint32_t first)
 {
@@ -398,7 +406,8 @@ static int decode_window(struct nb_device_matrix *m, const struct nb_decode *p, 
     struct window win = window_at(m, &part);
     uint32_t n = part.groups * 16 - row % 16;
     n = n < left ? n : left;
-    n = n < MAX_ROWS ? n : MAX_ROWS;
+    uint32_t most = most_rows(m->device, p->cols);
+    n = n < most ? n : most;
     struct call c;
     begin(&c, m);
     if (c.rc == 0)

@@ -99,6 +99,8 @@ uint32_t nb_build_fitting(const struct nb_device_model *m, const struct nb_packe
     uint64_t room = (uint64_t)(piece->from + piece->bytes - at),
              most = m->device->max_window - m->device->buffer_alignment;
     uint64_t fit = (room < most ? room : most) / w->stride;
+    // A workgroup computes a group of rows at least, and a dispatch three matrices at most.
+    fit = fit < m->device->max_groups / 3 ? fit : m->device->max_groups / 3;
     uint32_t left = (w->rows + 15) / 16 - group;
     return fit < left ? (uint32_t)fit : left;
 }

@@ -21,12 +21,14 @@ enum {
     HAS_FAST_DOT = 8,
     HAS_MATRICES = 16,
     IS_GPU = 32,
+    TRUSTED_MATRICES = 64,
 };
 static const struct {
     uint32_t bit;
     const char *what;
 } asked[] = {
-    {HAS_SUBGROUPS, "subgroups of 8 to 128 invocations that shuffle in compute shaders"},
+    {HAS_SUBGROUPS, "full subgroups of 8 to 128 invocations that shuffle in compute shaders "
+                    "(computeFullSubgroups)"},
     {HAS_SHARED, "32 KB of shared memory for workgroups of 128"},
     {HAS_DOT, "shaderIntegerDotProduct"},
     {HAS_FAST_DOT, "an accelerated dot product of packed bytes"},
@@ -34,6 +36,7 @@ static const struct {
      "cooperative matrices of signed bytes in a shape that divides 64 by 64 by 32, the "
      "Vulkan memory model and bytes in shaders"},
     {IS_GPU, "a GPU"},
+    {TRUSTED_MATRICES, "a driver whose cooperative matrices are known to be right"},
 };
 
 // The same variant whatever the tile.
@@ -45,16 +48,17 @@ static const struct {
         }                                                                                          \
     }
 #define ALONE(module) EACH(NB_MODULE_##module, .tokens = 1)
-#define TEAM(module)  EACH(NB_MODULE_##module, LANES, 1, .tokens = 1, .team = true)
+// Who reckons with its place in a subgroup needs full ones: Intel's driver packs others otherwise.
+#define TEAM(module) EACH(NB_MODULE_##module, LANES, 1, .tokens = 1, .full = true, .team = true)
 // Products: a row group of 16 (four quads) for 1 or 8 tokens, or a tile.
 #define GEMV(module, n)                                                                            \
     {                                                                                              \
-        NB_MODULE_##module, LANES, 4, .tokens = n, .finishes = true,                               \
+        NB_MODULE_##module, LANES, 4, .tokens = n, .full = true, .finishes = true,                 \
                                       .finishing = NB_MODULE_##module##_FINISH                     \
     }
 #define TILE(module, n)                                                                            \
     {                                                                                              \
-        NB_MODULE_##module, LANES, 16, .tokens = n                                                 \
+        NB_MODULE_##module, LANES, 16, .tokens = n, .full = true                                   \
     }
 #define MATRIX                                                                                     \
     {                                                                                              \
@@ -101,7 +105,8 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
                  [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
      .first = 1},
-    {"matrices", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT | HAS_MATRICES, IS_GPU | HAS_FAST_DOT,
+    {"matrices", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT | HAS_MATRICES,
+     IS_GPU | HAS_FAST_DOT | TRUSTED_MATRICES,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
                  [NB_SHADER_EMBED] = ALONE(EMBED),
                  [NB_SHADER_QUANTIZE] = TEAM(QUANTIZE_TEAM),
@@ -116,7 +121,7 @@ static const struct nb_tier tiers[] = {
 
 // --- What a device has
 
-static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
+static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot, bool full,
                         struct nb_tier_facts *ret)
 {
     VkPhysicalDeviceShaderIntegerDotProductProperties fast = {
@@ -131,7 +136,7 @@ static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
     const VkSubgroupFeatureFlags ops =
         VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
     ret->subgroup = sub.subgroupSize;
-    if (sub.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT &&
+    if (full && sub.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT &&
         (sub.supportedOperations & ops) == ops && sub.subgroupSize >= 8 &&
         sub.subgroupSize <= LANES)
         ret->have |= HAS_SUBGROUPS;
@@ -142,6 +147,9 @@ static void read_limits(const struct nb_vk *vk, VkPhysicalDevice p, bool dot,
         ret->have |= HAS_FAST_DOT;
     if (p2.properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU)
         ret->have |= IS_GPU;
+    // Mesa has read strides of packed bytes in other units than the specification there.
+    if (p2.properties.vendorID != NB_VENDOR_INTEL)
+        ret->have |= TRUSTED_MATRICES;
 }
 
 static bool has_floats(const struct nb_matrix_shape *all, uint32_t n,
@@ -203,8 +211,8 @@ void nb_tier_read(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_fac
 {
     *ret = (struct nb_tier_facts){0};
     bool dot = nb_vulkan_has_extension(vk, p, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
-    bool matrix = nb_vulkan_has_extension(vk, p, NB_MATRIX_EXTENSION) &&
-                  nb_vulkan_has_extension(vk, p, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
+    bool matrix = nb_vulkan_has_extension(vk, p, NB_MATRIX_EXTENSION);
+    bool sized = nb_vulkan_has_extension(vk, p, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
     VkPhysicalDeviceSubgroupSizeControlFeatures full = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES};
     struct nb_matrix_features m = {.sType = (VkStructureType)NB_MATRIX_FEATURES};
@@ -216,15 +224,18 @@ void nb_tier_read(const struct nb_vk *vk, VkPhysicalDevice p, struct nb_tier_fac
                                     .pNext = &f12};
     if (dot)
         f12.pNext = &d;
-    if (matrix) {
+    if (sized) {
         full.pNext = f12.pNext;
-        m.pNext = &full;
+        f12.pNext = &full;
+    }
+    if (matrix) {
+        m.pNext = f12.pNext;
         f12.pNext = &m;
     }
     vk->GetPhysicalDeviceFeatures2(p, &f2);
     if (d.shaderIntegerDotProduct)
         ret->have |= HAS_DOT;
-    read_limits(vk, p, dot, ret);
+    read_limits(vk, p, dot, full.computeFullSubgroups, ret);
     if (m.cooperativeMatrix && full.computeFullSubgroups && f12.vulkanMemoryModelDeviceScope &&
         f12.shaderInt8)
         read_matrices(vk, p, ret);
@@ -280,18 +291,21 @@ void nb_tier_enable(const struct nb_tier *t, VkPhysicalDeviceVulkan12Features *f
         features->pNext = &more->dot;
         extension[(*n_extensions)++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
     }
+    if (t->needs & HAS_SUBGROUPS) {
+        more->subgroups = (VkPhysicalDeviceSubgroupSizeControlFeatures){
+            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES,
+            .pNext = features->pNext,
+            .computeFullSubgroups = VK_TRUE};
+        features->pNext = &more->subgroups;
+        extension[(*n_extensions)++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
+    }
     if (t->needs & HAS_MATRICES) {
         more->matrix = (struct nb_matrix_features){.sType = (VkStructureType)NB_MATRIX_FEATURES,
                                                    .pNext = features->pNext,
                                                    .cooperativeMatrix = VK_TRUE};
-        more->subgroups = (VkPhysicalDeviceSubgroupSizeControlFeatures){
-            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES,
-            .pNext = &more->matrix,
-            .computeFullSubgroups = VK_TRUE};
-        features->pNext = &more->subgroups;
+        features->pNext = &more->matrix;
         features->vulkanMemoryModel = features->vulkanMemoryModelDeviceScope = VK_TRUE;
         features->shaderInt8 = VK_TRUE;
         extension[(*n_extensions)++] = NB_MATRIX_EXTENSION;
-        extension[(*n_extensions)++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
     }
 }

@@ -12,6 +12,7 @@ struct nb_vulkan_device_info {
     uint8_t uuid[16];
     bool is_cpu;         // never chosen but by name
     bool unified;        // its memory is the host's
+    bool writes_imports; // its driver is lost when it is given memory that is only read
     uint64_t memory;     // of its largest heap of its own
     uint64_t max_window; // bytes that a shader may address at once
     const char *tier;

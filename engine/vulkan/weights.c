@@ -267,14 +267,13 @@ void nb_vulkan_weights_choose(struct nb_device_model *m)
         return;
     const bool measure = d->weights == NB_WEIGHTS_MEASURED || !d->info.is_cpu;
     double imported, copied;
-    const char *why = "its memory is its own";
+    const char *why =
+        d->info.unified ? "its driver does not take what is only read" : "its memory is its own";
     d->weights = NB_WEIGHTS_COPIED;
-    if (d->info.unified && !d->can_import) {
-        why = "its driver imports no memory";
-    } else if (d->info.unified && !measure) {
+    if (d->can_import && !measure) {
         d->weights = NB_WEIGHTS_IMPORTED;
         why = "its memory is the host's";
-    } else if (d->info.unified && time_both(d, sample, &imported, &copied) == 0) {
+    } else if (d->can_import && time_both(d, sample, &imported, &copied) == 0) {
         d->weights = imported <= copied * IMPORT_COSTS ? NB_WEIGHTS_IMPORTED : NB_WEIGHTS_COPIED;
         snprintf(d->weights_why, sizeof(d->weights_why), "read at %.0f%% of a copy's speed",
                  100 * copied / imported);
