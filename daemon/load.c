@@ -285,19 +285,18 @@ static const char *name_device(struct nb_broker *broker, const char *name)
     return *name && !automatic ? name : "cpu";
 }
 
-static int choose_device(struct nb_broker *broker, const struct nb_wire_load *request,
-                         struct nb_device **ret, struct nb_refusal *refusal)
+// With layers for the CPU it is that of both.
+static int share_layers(const struct nb_wire_load *request, const char *name,
+                        char ret[sizeof request->device], struct nb_refusal *refusal)
 {
-    const char *name = name_device(broker, request->device);
-    char shared[sizeof request->device];
-    if (!request->gpu_layers)
-        return nb_device_named(broker, name, ret, refusal);
-    int n = snprintf(shared, sizeof shared, "cpu+%s:%u", name, request->gpu_layers);
-    if (strchr(name, '+') || n >= (int)sizeof shared)
-        return nb_refuse(
-            refusal, -EINVAL,
-            "\"%.31s\" says which layers its devices have: no other count goes with it", name);
-    return nb_device_named(broker, shared, ret, refusal);
+    int n = request->gpu_layers
+                ? snprintf(ret, sizeof request->device, "cpu+%s:%u", name, request->gpu_layers)
+                : snprintf(ret, sizeof request->device, "%s", name);
+    if (n < (int)sizeof request->device && !(request->gpu_layers && strchr(name, '+')))
+        return 0;
+    return nb_refuse(refusal, -EINVAL,
+                     "\"%.31s\" says which layers its devices have: no other count goes with it",
+                     name);
 }
 
 static int check_request(struct nb_broker *broker, const struct nb_wire_load *request, int fd,
@@ -319,7 +318,10 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
         return nb_refuse(refusal, NIBBLE_E_EXISTS,
                          "a model \"%s\" is loaded already: unload it, or name this one otherwise",
                          request->name);
-    r = choose_device(broker, request, ret, refusal);
+    char device[sizeof request->device];
+    r = share_layers(request, name_device(broker, request->device), device, refusal);
+    if (r >= 0)
+        r = nb_device_named(broker, device, ret, refusal);
     if (r < 0)
         return r;
     if (!nb_device_usable(*ret))

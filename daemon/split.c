@@ -135,8 +135,9 @@ int nb_device_named(struct nb_broker *broker, const char *name, struct nb_device
 int nb_split_locate(struct nb_device *split)
 {
     char address[sizeof split->address] = "";
+    const char *left = split->info.name;
     size_t used = 0;
-    for (const char *left = split->info.name; left;) {
+    do {
         struct part part = next_part(&left);
         const struct nb_device *device = nb_device_by_name(split->broker, part.name);
         if (!device)
@@ -146,7 +147,7 @@ int nb_split_locate(struct nb_device *split)
         used += (size_t)n;
         if (used >= sizeof address)
             return -ENAMETOOLONG;
-    }
+    } while (left);
     memcpy(split->address, address, sizeof address);
     return 0;
 }

@@ -21,10 +21,11 @@ struct nb_kept {
 };
 
 // Systemd hands over names with colons between them, and ours has plus signs.
-static void replace(char *text, const char from[2], const char to[2])
+static void replace(char *text, const char *from, const char *to)
 {
-    for (; *text; text++)
-        *text = *text == from[0] ? to[0] : *text == from[1] ? to[1] : *text;
+    for (const char *known; *text; text++)
+        if ((known = strchr(from, *text)))
+            *text = to[known - from];
 }
 
 // model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; KV with /TYPE where that
