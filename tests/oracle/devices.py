@@ -1,7 +1,8 @@
-"""One device beside another at the same tier: how far perplexities differ, and whether by more than chance.
+"""One device beside another at the same tier, or beside the float oracle: how far perplexities differ, and whether by
+more than chance.
 
 usage: tests/oracle/run tests/oracle/devices.py build/tests/oracle/engine-logits [--device vulkan0]
-                                  [--beside cpu] [--windows 8] [--skip 0] [--tier TIER]... [--domain DOMAIN]...
+                                  [--beside cpu|float] [--windows 8] [--skip 0] [--tier TIER]... [--domain DOMAIN]...
 
 Windows of 512 tokens of a novel, a manual and code; the second half of each is scored, as `nibble
 eval` does; --skip leaves out so many that were scored before. The standard error is of the mean
@@ -27,6 +28,13 @@ def device_logits(executable, device, tier, windows, vocab_size, scratch):
     subprocess.run([executable, llama.PACKAGED, tokens, "--precision", tier, "--device", device, "--ctx",
                     str(logits.WINDOW), "--threads", "2", "-o", out], check=True)
     return np.memmap(out, "<f4", "r", shape=(*windows.shape, vocab_size))[:, logits.SCORED]
+
+
+def oracle_rows(windows):
+    """The same of llama.cpp on the same weights in F32, window after window."""
+    context = llama.Context(llama.Model(llama.f32_model()), logits.WINDOW, float_kv=True)
+    for window in windows:
+        yield logits.oracle_logits(context, window)
 
 
 def line(name, windows):
@@ -56,7 +64,8 @@ def main():
         for domain in options.domain or logits.DOMAINS:
             windows = logits.windows_of(model, domain)[options.skip:]
             with tempfile.TemporaryDirectory() as scratch:
-                ours, others = (device_logits(options.executable, device, tier, windows, model.vocab_size,
+                ours, others = (oracle_rows(windows) if device == "float" else
+                                device_logits(options.executable, device, tier, windows, model.vocab_size,
                                               pathlib.Path(scratch))
                                 for device in (options.device, options.beside))
                 found = [logits.compare(*each) for each in zip(windows, others, ours)]
