@@ -186,13 +186,14 @@ void nb_peer_break(struct nb_peer *peer, int why)
     if (peer->broken)
         return;
     peer->broken = 1;
-    peer->why = why;
+    peer->why = why == -ECONNRESET ? -EPIPE : why;
     sd_event_source_set_enabled(peer->io, SD_EVENT_OFF);
     sd_event_source_set_enabled(peer->end, SD_EVENT_ONESHOT);
 }
 
 void nb_peer_drain(struct nb_peer *peer)
 {
-    for (int i = 0; i < DRAIN_MAX && !peer->broken && receive(peer) > 0; i++)
-        ;
+    for (int i = 0; i < DRAIN_MAX && (!peer->broken || peer->why == -EPIPE); i++)
+        if (receive(peer) <= 0)
+            return;
 }

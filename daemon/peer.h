@@ -27,5 +27,6 @@ void nb_peer_destroy(struct nb_peer *peer); // NULL is fine
 void nb_peer_send(struct nb_peer *peer, const void *packet, const int *fds, size_t n_fds);
 size_t nb_peer_queued(const struct nb_peer *peer); // packets that wait
 void nb_peer_break(struct nb_peer *peer, int why); // nothing more goes in or out; closed() follows
-// Handles what still lies in the socket, after the other side has died.
+// Handles what still lies in the socket, after the other side has died: also where a packet to it
+// has failed since.
 void nb_peer_drain(struct nb_peer *peer);

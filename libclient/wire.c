@@ -99,9 +99,11 @@ int nb_wire_recv(int sock, void *buf, int *ret_fds, size_t *ret_n_fds)
                              .msg_control = control.bytes,
                              .msg_controllen = sizeof control.bytes};
     ssize_t got;
+    int resets = 0;
+    // Who closes with packets of ours unread leaves an error before what it had sent.
     do
         got = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+    while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !resets++)));
     if (got < 0)
         return errno == ECONNRESET || errno == EPIPE ? 0 : -errno;
 
