@@ -227,8 +227,7 @@ static void check_nodes(struct report *r)
     if (access("/proc/driver/nvidia", F_OK) == 0 && access("/dev/nvidiactl", F_OK) < 0)
         add(r, NOTE, "node",
             "NVIDIA's driver is there and /dev/nvidiactl is not: `nvidia-modprobe -c 0 -u` makes "
-            "its "
-            "nodes, at each start nvidia-persistenced does");
+            "its nodes, at each start nvidia-persistenced does");
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         struct dirent **found;
         int n = scandir(folders[i], &found, is_render_node, versionsort);
