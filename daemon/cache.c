@@ -1,8 +1,7 @@
-// What devices keep from one start of their worker to the next: files of the state directory that
-// nobody but the daemon can read or change. The worker never opens one: it starts with the old
-// content as an fd and sends a new one as a sealed memfd. What the bytes mean is the engine's
-// affair.
-#include "daemon/broker.h"
+// Device caches: files of the state directory that nobody but the daemon can read or change. The
+// worker never opens one: it starts with the old content as an fd and sends a new one as a sealed
+// memfd. What the bytes mean is the engine's affair.
+#include "daemon/cache.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -14,6 +13,11 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "daemon/broker.h"
+#include "daemon/device.h"
+#include "daemon/link.h"
+#include "daemon/log.h"
 
 #define SEALS    (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW)
 #define PAUSE_US UINT64_C(1000000) // between two files: writing one holds the broker up
@@ -36,10 +40,10 @@ static int open_dir(int at, const char *name)
     int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    int r = check_owner(fd, S_IFDIR);
-    if (r < 0)
+    int rc = check_owner(fd, S_IFDIR);
+    if (rc < 0)
         close(fd);
-    return r < 0 ? r : fd;
+    return rc < 0 ? rc : fd;
 }
 
 void nb_cache_init(struct nb_broker *broker)
@@ -51,19 +55,21 @@ void nb_cache_init(struct nb_broker *broker)
     int drivers = dir < 0 ? dir : open_dir(dir, "drivers");
     if (state >= 0)
         close(state);
-    int r = drivers;
-    if (r >= 0) {
+    int rc = drivers;
+    if (rc >= 0) {
         close(drivers);
-        r = snprintf(path, sizeof path, "%s/cache/drivers", broker->state_dir) < PATH_MAX &&
-                    realpath(path, broker->drivers_dir)
-                ? 0
-                : -ENAMETOOLONG;
+        rc = snprintf(path, sizeof(path), "%s/cache/drivers", broker->state_dir) < PATH_MAX &&
+                     realpath(path, broker->drivers_dir)
+                 ? 0
+                 : -ENAMETOOLONG;
     }
-    if (r < 0) {
+    if (rc < 0) {
         nb_log(LOG_WARNING,
-               "%s/cache is not a directory of ours alone (%s): devices compile their shaders at "
-               "each start; remove it or correct its owner and mode",
-               broker->state_dir, strerror(-r));
+               "%s/cache cannot be used (%s): devices compile their shaders at each start; %s",
+               broker->state_dir, strerror(-rc),
+               rc == -ENOSPC || rc == -EDQUOT || rc == -EROFS
+                   ? "its disk has no room"
+                   : "remove it, or correct its owner and mode: it must be the daemon's alone");
         if (dir >= 0)
             close(dir);
         return;
@@ -114,7 +120,7 @@ static int copy(int from, int to, off_t bytes)
 {
     char buf[65536];
     for (off_t at = 0; at < bytes;) {
-        ssize_t n = pread(from, buf, sizeof buf, at);
+        ssize_t n = pread(from, buf, sizeof(buf), at);
         if (n <= 0 || write(to, buf, (size_t)n) != n)
             return n < 0 ? -errno : -EIO;
         at += n;
@@ -128,37 +134,37 @@ static int replace(int dir, const char *name, const char *fresh, int from, off_t
     int to = openat(dir, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (to < 0)
         return -errno;
-    int r = copy(from, to, bytes);
+    int rc = copy(from, to, bytes);
     close(to);
-    if (r == 0 && renameat(dir, fresh, dir, name) < 0)
-        r = -errno;
-    if (r == 0)
+    if (rc == 0 && renameat(dir, fresh, dir, name) < 0)
+        rc = -errno;
+    if (rc == 0)
         fsync(dir);
     else
         unlinkat(dir, fresh, 0);
-    return r;
+    return rc;
 }
 
-int nb_cache_keep(struct nb_device *device, int fd)
+int nb_cache_save(struct nb_device *device, int fd)
 {
     struct nb_broker *broker = device->broker;
     char name[NAME], fresh[NAME];
     off_t bytes;
-    int r = check_blob(fd, &bytes);
-    if (r < 0 || broker->cache_dir < 0)
-        return r;
+    int rc = check_blob(fd, &bytes);
+    if (rc < 0 || broker->cache_dir < 0)
+        return rc;
     uint64_t now = nb_now_us();
     if (device->cached_us && now - device->cached_us < PAUSE_US)
         return 0; // its next one has all of this
     device->cached_us = now;
-    r = file_name(device, "", name);
-    if (r == 0)
-        r = file_name(device, ".new", fresh);
-    if (r == 0)
-        r = replace(broker->cache_dir, name, fresh, fd, bytes);
-    if (r < 0)
-        nb_log(LOG_WARNING, "%s/cache: what device %s keeps cannot be written (%s)",
-               broker->state_dir, device->info.name, strerror(-r));
+    rc = file_name(device, "", name);
+    if (rc == 0)
+        rc = file_name(device, ".new", fresh);
+    if (rc == 0)
+        rc = replace(broker->cache_dir, name, fresh, fd, bytes);
+    if (rc < 0)
+        nb_log(LOG_WARNING, "%s/cache: the cache of device %s cannot be written (%s)",
+               broker->state_dir, device->info.name, strerror(-rc));
     return 0;
 }
 

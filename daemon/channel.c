@@ -1,60 +1,42 @@
-// Channels: memory and a socketpair between a client and a serving worker. The broker makes both,
-// hands them over and keeps neither; what goes through them it never sees.
-#include "daemon/broker.h"
+// Channels: memory and a socketpair between a client and a serving worker. The broker makes both
+// and hands them over. Of the memory it keeps a descriptor, to know when it is gone, and never maps
+// it.
+#include "daemon/channel.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "daemon/arena.h"
+#include "daemon/broker.h"
+#include "daemon/client.h"
+#include "daemon/device.h"
+#include "daemon/ledger.h"
+#include "daemon/link.h"
+#include "daemon/model.h"
+#include "daemon/move.h"
+#include "daemon/peer.h"
+#include "daemon/refusal.h"
+#include "daemon/region.h"
 #include "libclient/ring.h"
+#include "libclient/wire.h"
+#include "machine/bounds.h"
 
-#define LINK_BUSY 256 // packets that a worker has not taken: no new channels before it does
-
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8u
-#endif
-
-int nb_memfd(const char *name)
-{
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-    if (fd < 0 && errno == EINVAL) // before Linux 6.3
-        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    return fd < 0 ? -errno : fd;
-}
-
-int nb_memfd_sized(const char *name, uint64_t bytes)
-{
-    int fd = nb_memfd(name);
-    if (fd < 0)
-        return fd;
-    if (ftruncate(fd, (off_t)bytes) < 0 ||
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-        int r = -errno;
-        close(fd);
-        return r;
-    }
-    return fd;
-}
-
-// Two fds of the same memory, and the two ends of the socket: [0] the client's, [1] the worker's.
-static int make_ends(uint64_t bytes, int ret_client[2], int ret_worker[2])
+// The socket's two ends and the memory, twice: [0] the memory, [1] the socket.
+static int make_ends(int memory, int ret_client[2], int ret_worker[2])
 {
     int pair[2] = {-1, -1};
-    int memory = nb_memfd_sized("nibble-channel", bytes);
-    if (memory < 0)
-        return memory;
     int twin = fcntl(memory, F_DUPFD_CLOEXEC, 0);
-    int r = twin < 0 ? -errno : nb_wire_pair(SOCK_STREAM, pair);
-    if (r < 0) {
+    int rc = twin < 0 ? -errno : nb_wire_pair(SOCK_STREAM, pair);
+    if (rc < 0) {
         close(memory);
         if (twin >= 0)
             close(twin);
-        return r;
+        return rc;
     }
     ret_client[0] = memory;
     ret_client[1] = pair[0];
@@ -63,16 +45,37 @@ static int make_ends(uint64_t bytes, int ret_client[2], int ret_worker[2])
     return 0;
 }
 
+static int out_of(int error, struct nb_refusal *refusal)
+{
+    char reason[NB_LIMIT_TEXT];
+    return nb_refuse(refusal, error, "the daemon cannot make a channel (%s)",
+                     nb_limit_reason(error, reason));
+}
+
 int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
                     struct nb_refusal *refusal)
 {
     struct nb_device *device = channel->model->device;
-    int of_client[NB_CHANNEL_FDS], of_worker[NB_CHANNEL_FDS];
-    int r = make_ends(NB_CHANNEL_BYTES(channel->arena_bytes), of_client, of_worker);
-    if (r < 0)
-        return nb_refuse(refusal, r, "the daemon is out of memory or file descriptors");
+    struct nb_arena *arena;
+    int of_client[NB_CHANNEL_FDS], of_worker[NB_CHANNEL_FDS], memory;
+    // A client that a worker's death found at its limit keeps its channels.
+    int rc = nb_client_expect_fds(channel->client, NB_CHANNEL_FDS,
+                                  type == NB_WIRE_REBIND ? NULL : refusal);
+    if (rc < 0)
+        return type == NB_WIRE_REBIND ? nb_refuse(refusal, rc, "the daemon is out of memory") : rc;
+    // A new worker's channel takes the place of one that the client must still read to its end.
+    rc = nb_arena_create(channel->client->broker, channel->client->uid,
+                         NB_CHANNEL_BYTES(channel->arena_bytes), channel->arena != NULL, &arena,
+                         &memory, refusal);
+    if (rc < 0)
+        return rc;
+    nb_arena_leave(channel->arena, 0);
+    channel->arena = arena;
+    rc = make_ends(memory, of_client, of_worker);
+    if (rc < 0)
+        return out_of(rc, refusal);
     struct nb_link_channel_add add = {
-        .header = {.type = NB_LINK_CHANNEL_ADD, .size = sizeof add},
+        .header = {.type = NB_LINK_CHANNEL_ADD, .size = sizeof(add)},
         .channel = channel->key,
         .arena_bytes = channel->arena_bytes,
         .model = channel->model->id,
@@ -80,18 +83,18 @@ int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
         .memories = channel->n_regions,
     };
     struct nb_wire_channel reply = {
-        .header = {.type = type, .size = sizeof reply, .serial = serial},
+        .header = {.type = type, .size = sizeof(reply), .serial = serial},
         .channel = channel->id,
         .incarnation = device->incarnation,
         .arena_bytes = channel->arena_bytes,
         .numerics = NB_NUMERICS,
     };
-    memcpy(reply.device, device->info.name, sizeof reply.device);
+    memcpy(reply.device, device->info.name, sizeof(reply.device));
     nb_device_send(device, &add, of_worker, NB_CHANNEL_FDS);
-    r = nb_regions_send(channel);
-    if (r < 0) {
+    rc = nb_regions_send(channel);
+    if (rc < 0) {
         nb_wire_close_fds(of_client, NB_CHANNEL_FDS);
-        return nb_refuse(refusal, r, "the daemon is out of file descriptors");
+        return out_of(rc, refusal);
     }
     nb_peer_send(channel->client->peer, &reply, of_client, NB_CHANNEL_FDS);
     return 0;
@@ -100,9 +103,9 @@ int nb_channel_bind(struct nb_channel *channel, uint32_t type, uint32_t serial,
 void nb_channel_rebind(struct nb_channel *channel)
 {
     struct nb_refusal refusal;
-    int r = nb_channel_bind(channel, NB_WIRE_REBIND, 0, &refusal);
-    if (r < 0)
-        nb_channel_lose(channel, r, refusal.text);
+    int rc = nb_channel_bind(channel, NB_WIRE_REBIND, 0, &refusal);
+    if (rc < 0)
+        nb_channel_lose(channel, rc, refusal.text);
 }
 
 static int find_model(struct nb_client *client, const struct nb_wire_open_channel *request,
@@ -124,11 +127,10 @@ static int find_model(struct nb_client *client, const struct nb_wire_open_channe
                          "channels-per-connection in [limits]",
                          client->n_channels);
     uint32_t n = nb_device_channels(model->device);
-    if (n >= NB_WORKER_CHANNELS ||
-        (model->device->worker && nb_peer_queued(model->device->worker->link) > LINK_BUSY))
+    if (n >= broker->worker_channels || nb_device_is_busy(model->device))
         return nb_refuse(refusal, NIBBLE_E_BUSY,
                          "device %s serves %u channels (of %u) and takes no more now: try again",
-                         model->device->info.name, n, NB_WORKER_CHANNELS);
+                         model->device->info.name, n, broker->worker_channels);
     *ret = model;
     return 0;
 }
@@ -148,22 +150,19 @@ NB_HANDLER(nb_on_open_channel)
     const struct nb_wire_open_channel *request = packet;
     struct nb_model *model = NULL;
     uint64_t arena = 0;
-    int r = check_arena(request->arena_bytes, &arena, refusal);
-    if (!r)
-        r = find_model(client, request, &model, refusal);
-    if (r < 0)
-        return r;
-    struct nb_channel *channel = calloc(1, sizeof *channel);
+    int rc = check_arena(request->arena_bytes, &arena, refusal);
+    if (!rc)
+        rc = find_model(client, request, &model, refusal);
+    if (rc < 0)
+        return rc;
+    struct nb_channel *channel = calloc(1, sizeof(*channel));
     if (!channel)
         return -ENOMEM;
-    const uint64_t amount[NB_RES_COUNT] = {[NB_RES_CHANNELS] = 1,
-                                           [NB_RES_BYTES] = NB_CHANNEL_BYTES(arena),
-                                           [NB_RES_FDS] = NB_CHANNEL_FDS};
-    r = nb_charge_take(&client->broker->ledger, client->uid, amount, &channel->charge,
-                       refusal->text, sizeof refusal->text);
-    if (r < 0) {
+    const uint64_t amount[NB_RES_COUNT] = {[NB_RES_CHANNELS] = 1, [NB_RES_FDS] = NB_CHANNEL_FDS};
+    rc = nb_charge_take(&client->broker->ledger, client->uid, amount, &channel->charge, refusal);
+    if (rc < 0) {
         free(channel);
-        return r;
+        return rc;
     }
     channel->client = client;
     channel->model = model;
@@ -175,19 +174,19 @@ NB_HANDLER(nb_on_open_channel)
     TAILQ_INSERT_TAIL(&model->channels, channel, of_model);
     client->n_channels++;
     model->n_channels++;
-    r = nb_channel_bind(channel, NB_WIRE_OPEN_CHANNEL | NB_WIRE_REPLY, request->header.serial,
-                        refusal);
-    if (r < 0)
-        nb_channel_destroy(channel);
-    return r;
+    rc = nb_channel_bind(channel, NB_WIRE_OPEN_CHANNEL | NB_WIRE_REPLY, request->header.serial,
+                         refusal);
+    if (rc < 0)
+        nb_channel_destroy(channel, 1);
+    return rc;
 }
 
 struct nb_channel *nb_channel_of_client(struct nb_client *client, uint32_t id)
 {
     struct nb_channel *channel;
     TAILQ_FOREACH(channel, &client->channels, of_client)
-    if (channel->id == id)
-        return channel;
+        if (channel->id == id)
+            return channel;
     return NULL;
 }
 
@@ -197,17 +196,17 @@ NB_HANDLER(nb_on_close_channel)
     struct nb_channel *channel = nb_channel_of_client(client, request->channel);
     if (!channel)
         return nb_refuse(refusal, -ENOENT, "this connection has no channel %u", request->channel);
-    nb_channel_destroy(channel);
+    nb_channel_destroy(channel, 1);
     nb_client_done(client, request->header.type, request->header.serial);
     return 0;
 }
 
-void nb_channel_destroy(struct nb_channel *channel)
+void nb_channel_destroy(struct nb_channel *channel, int by_client)
 {
     if (!channel)
         return;
     struct nb_link_ref gone = {
-        .header = {.type = NB_LINK_CHANNEL_REMOVE, .size = sizeof gone},
+        .header = {.type = NB_LINK_CHANNEL_REMOVE, .size = sizeof(gone)},
         .channel = channel->key,
         .model = channel->model->id,
     };
@@ -218,18 +217,19 @@ void nb_channel_destroy(struct nb_channel *channel)
     channel->client->n_channels--;
     channel->model->n_channels--;
     nb_charge_release(&channel->client->broker->ledger, &channel->charge);
+    nb_arena_leave(channel->arena, by_client);
     free(channel);
 }
 
 void nb_channel_lose(struct nb_channel *channel, int status, const char *text)
 {
     struct nb_wire_channel_ref lost = {
-        .header = {NB_WIRE_CHANNEL_LOST, sizeof lost, 0, status},
+        .header = {NB_WIRE_CHANNEL_LOST, sizeof(lost), 0, status},
         .channel = channel->id,
     };
-    snprintf(lost.text, sizeof lost.text, "%s", text);
+    snprintf(lost.text, sizeof(lost.text), "%s", text);
     nb_peer_send(channel->client->peer, &lost, NULL, 0);
-    nb_channel_destroy(channel);
+    nb_channel_destroy(channel, 0);
 }
 
 struct nb_channel *nb_channel_by_key(struct nb_device *device, uint64_t key)
@@ -237,8 +237,8 @@ struct nb_channel *nb_channel_by_key(struct nb_device *device, uint64_t key)
     struct nb_model *model;
     struct nb_channel *channel;
     TAILQ_FOREACH(model, &device->models, of_device)
-    TAILQ_FOREACH(channel, &model->channels, of_model)
-    if (channel->key == key)
-        return channel;
+        TAILQ_FOREACH(channel, &model->channels, of_model)
+            if (channel->key == key)
+                return channel;
     return NULL;
 }

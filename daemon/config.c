@@ -33,8 +33,11 @@ static const struct setting settings[] = {
     {"supervision", "backoff", AT(backoff_ms), SECONDS, 100, 1, 60000},
     {"supervision", "drain", AT(drain_ms), SECONDS, 30000, 0, 3600000},
     {"supervision", "hello", AT(hello_ms), SECONDS, 5000, 10, 60000},
+    {"jobs", "running", AT(jobs_running), COUNT, 1, 1, 64},
+    {"jobs", "idle", AT(jobs_idle), COUNT, 1, 0, 1},
+    {"jobs", "keep", AT(jobs_keep_ms), SECONDS, 604800000, 1000, UINT64_C(31536000000)},
 };
-#define N_SETTINGS (sizeof settings / sizeof *settings)
+#define N_SETTINGS (sizeof(settings) / sizeof(*settings))
 
 static uint64_t *value_at(struct nb_config *config, size_t offset)
 {
@@ -77,14 +80,13 @@ static int parse_value(const char *text, enum unit unit, uint64_t *ret)
 
 struct reading {
     struct nb_config *config;
-    char *text; // of the first complaint
-    size_t text_size;
+    char complaint[160]; // the first one; "": none
 };
 
 static int complain(struct reading *r, const char *section, const char *name, const char *what)
 {
-    if (!*r->text)
-        snprintf(r->text, r->text_size, "[%s] %s: %s", section, name, what);
+    if (!*r->complaint)
+        snprintf(r->complaint, sizeof(r->complaint), "[%s] %s: %s", section, name, what);
     return 0; // inih: stop counting this line as good
 }
 
@@ -94,7 +96,7 @@ static int on_setting(void *user, const char *section, const char *name, const c
     if (!strcmp(section, "limits"))
         for (int i = 0; i < NB_RES_COUNT; i++)
             if (!strcmp(name, nb_resources[i].setting))
-                return !parse_value(value, i == NB_RES_BYTES ? BYTES : COUNT,
+                return !parse_value(value, nb_resources[i].is_bytes ? BYTES : COUNT,
                                     &r->config->limits[i]) ||
                        complain(r, section, name, "not a number");
     for (size_t i = 0; i < N_SETTINGS; i++) {
@@ -112,16 +114,14 @@ static int on_setting(void *user, const char *section, const char *name, const c
     return complain(r, section, name, "no such setting");
 }
 
-int nb_config_load(struct nb_config *config, const char *path, char *ret_text, size_t text_size)
+int nb_config_load(struct nb_config *config, const char *path, struct nb_refusal *refusal)
 {
-    char what[160] = "";
-    struct reading r = {config, what, sizeof what};
+    struct reading r = {config, ""};
     int line = ini_parse(path, on_setting, &r);
     if (!line)
         return 0;
     if (line < 0)
-        snprintf(ret_text, text_size, "%s: cannot be read (%s)", path, strerror(errno));
-    else
-        snprintf(ret_text, text_size, "%s:%d: %s", path, line, *what ? what : "not a setting");
-    return -EINVAL;
+        return nb_refuse(refusal, -EINVAL, "%s: cannot be read (%s)", path, strerror(errno));
+    return nb_refuse(refusal, -EINVAL, "%s:%d: %s", path, line,
+                     *r.complaint ? r.complaint : "not a setting");
 }

@@ -7,6 +7,10 @@
 #include <systemd/sd-device.h>
 
 #include "daemon/broker.h"
+#include "daemon/device.h"
+#include "daemon/inventory.h"
+#include "daemon/log.h"
+#include "daemon/probe.h"
 
 void nb_hotplug_event(struct nb_broker *broker, int removed, dev_t number)
 {
@@ -32,19 +36,19 @@ void nb_hotplug_start(struct nb_broker *broker)
 {
     static const char *const subsystems[] = {"drm", "accel"};
     sd_device_monitor *monitor = NULL;
-    int r = sd_device_monitor_new(&monitor);
-    for (size_t i = 0; i < sizeof subsystems / sizeof *subsystems && r >= 0; i++)
-        r = sd_device_monitor_filter_add_match_subsystem_devtype(monitor, subsystems[i], NULL);
-    if (r >= 0)
-        r = sd_device_monitor_attach_event(monitor, broker->loop);
-    if (r >= 0)
-        r = sd_device_monitor_start(monitor, on_event, broker);
-    if (r >= 0) {
+    int rc = sd_device_monitor_new(&monitor);
+    for (size_t i = 0; i < sizeof(subsystems) / sizeof(*subsystems) && rc >= 0; i++)
+        rc = sd_device_monitor_filter_add_match_subsystem_devtype(monitor, subsystems[i], NULL);
+    if (rc >= 0)
+        rc = sd_device_monitor_attach_event(monitor, broker->loop);
+    if (rc >= 0)
+        rc = sd_device_monitor_start(monitor, on_event, broker);
+    if (rc >= 0) {
         broker->monitor = monitor;
         return;
     }
     nb_log(LOG_WARNING, "devices that come and go are not noticed (%s): SIGHUP looks again",
-           strerror(-r));
+           strerror(-rc));
     sd_device_monitor_unref(monitor);
 }
 

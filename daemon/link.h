@@ -8,34 +8,54 @@
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include "libclient/include/nibble.h"
 #include "libclient/wire.h"
 
 // A worker's command line (stdin is /dev/null, stdout and stderr the daemon's log; every other fd
 // is closed):
-//   nibble-worker probe           sends a DEVICE for each device, exits 0
-//   nibble-worker load BUDGET     packs; a model whose packed form is larger than BUDGET bytes is
-//   answered before a page is
+//   nibble-worker probe           sends DRIVERS, a DEVICE for each device and for each driver that
+//                                 should have had one, and FINDINGs; exits 0
+//   nibble-worker load BUDGET[+zeros]
+//                                 packs (with the zeros at an incomplete file's end, where the
+//                                 administrator wants them); a model whose packed form is larger
+//                                 than BUDGET bytes is answered before a page is
 //                                 written by LOADED with status NIBBLE_E_TOO_LARGE and the bytes it
 //                                 needs: the broker knows the figures and words the refusal
 //                                 (RLIMIT_FSIZE is BUDGET too). Seals a memfd it has packed (WRITE,
-//                                 SHRINK, GROW, SEAL); the broker checks that. Exits after LOADED.
+//                                 SHRINK, GROW, SEAL); the broker checks that. A FILE for each
+//                                 of its files comes before anything else. Exits after LOADED.
+//   nibble-worker job store       takes in a job's recipe and sources, so that it can do without
+//   its
+//                                 client: a JOB with the number of files, which the client itself
+//                                 sends, a FILE of wire.h each, over a socket of theirs. It opens
+//                                 again what it can by its path; the rest it copies, once a
+//                                 JOB_NEEDS is answered by JOB_GRANT. Sends JOB_DONE, exits.
+//   nibble-worker job run         does the job that the folder has, or goes on with it: a JOB, then
+//                                 as above; JOB_PROGRESS meanwhile. May be killed at any instant.
 //   nibble-worker serve DEVICE    sends its DEVICE, then serves; exits when the link ends. Sends a
-//                                 CACHE when there is something new to keep for its next start
+//                                 CACHE when its device cache has changed
 // Packets are handled in order: a CHANNEL_ADD may follow its model's MODEL_ADD at once, before
 // MODEL_READY.
 #define NB_LINK_FD  3
 #define NB_PAGE_FD  4 // serve
-#define NB_CACHE_FD 5 // serve: what the device kept the last time, perhaps nothing
-#define NB_FILE_FD  4 // load: the model file, to read
-#define NB_IMAGE_FD 5 // load: the empty memfd (or cache file) to pack into
+#define NB_CACHE_FD 5 // serve: the device cache, perhaps empty
+#define NB_IMAGE_FD 4 // load: the empty memfd (or cache file) to pack into
+#define NB_FILE_FD  5 // load: the first of the model's files, to read; the others behind it
+
+#define NB_JOB_FOLDER_FD 4 // job: its folder in the state directory
+#define NB_JOB_RECIPE_FD 5 // job store: a sealed memfd
+#define NB_JOB_SOCKET_FD 6 // job store: brings its files, from the client
+
+#define NB_LINK_ZEROS "+zeros"
 
 #define NB_NUMERICS "n1" // docs/numerics.md's id, shown with results
 
 #define NB_EXIT_FAULT 3 // the exit status of a worker whose device failed
+#define NB_FAULT_TEXT 208
 
-#define NB_CACHE_MAX (32 << 20) // of what a device keeps
+#define NB_CACHE_MAX (32 << 20) // of a device cache
 
 #define NB_WORKER_MODELS   32
 #define NB_WORKER_CHANNELS 256
@@ -49,6 +69,10 @@ enum nb_link_type {
     NB_LINK_DRAIN,         // finish what runs, take nothing new, exit 0
     NB_LINK_MEMORY_ADD,    // one fd: memory that a channel registered
     NB_LINK_MEMORY_REMOVE, // jobs that use it are cancelled
+    NB_LINK_PING,          // a header alone: answered by a beat in the page
+    NB_LINK_FILE,          // load: what one of its files is called, in their order
+    NB_LINK_JOB,           // job: what it is
+    NB_LINK_JOB_GRANT,     // job: it may have what it needs. A header alone
     // worker to broker
     NB_LINK_DEVICE = 0x500, // probe, and serve at its start: one device
     NB_LINK_PROGRESS,       // load: struct nb_wire_progress
@@ -57,20 +81,30 @@ enum nb_link_type {
     NB_LINK_CHANNEL_GONE,   // serve: the client hung up or broke the protocol; answered by
                             // CHANNEL_REMOVE. A REMOVE of what is gone already, or was never
                             // accepted, is no error.
-    NB_LINK_FAULT,          // serve: why it ends itself, before it exits with NB_EXIT_FAULT
-    NB_LINK_CACHE,          // serve: one fd, a memfd sealed against any change: what the device
-                            // keeps from now on. A header alone.
+    NB_LINK_FAULT,          // why it cannot work, before it ends itself; NB_EXIT_FAULT of serve
+    NB_LINK_CACHE,          // serve: one fd, a memfd sealed against any change: the new device
+                            // cache. A header alone.
     NB_LINK_MEMORY_READY,   // serve: it is mapped, or not (status). Told of each MEMORY_ADD.
+    NB_LINK_DRIVERS,        // probe: which drivers serving workers may load
+    NB_LINK_FINDING,        // probe: what `nibble doctor` shows
+    // serve: nothing is left here of what a CHANNEL_REMOVE or MEMORY_REMOVE named. Told of each.
+    NB_LINK_CHANNEL_DROPPED,
+    NB_LINK_MEMORY_DROPPED,
+    NB_LINK_CLOSING,      // serve: a user's client left descriptors in a channel's socket. Its
+                          // close may take long, and goes on beside what is served.
+    NB_LINK_CLOSED,       // serve: one of that user's is closed
+    NB_LINK_JOB_NEEDS,    // job: so many bytes of the state directory more; waits for JOB_GRANT
+    NB_LINK_JOB_PROGRESS, // job run
+    NB_LINK_JOB_DONE,     // job: status and text; of a run the names of its results
 };
 
 struct nb_link_model_add {
     struct nb_wire_header header;
-    uint32_t model; // the broker's handle
-    uint32_t context;
-    uint64_t kv_bytes; // 0: by the worker
+    uint32_t model, pad;  // the broker's handle
+    uint64_t kv_most;     // of KV memory, where the worker chooses
+    char kv_most_by[128]; // what bounds it, as a sentence goes on
     char name[NB_NAME_MAX];
-    char precision[16];
-    char kv_type[16];
+    struct nb_load_params params; // no text is empty
 };
 struct nb_link_channel_add {
     struct nb_wire_header header;
@@ -81,31 +115,84 @@ struct nb_link_channel_add {
     // So many MEMORY_ADDs follow at once; no submission is taken before the last of them.
     uint32_t memories, pad;
 };
-struct nb_link_memory { // MEMORY_ADD, MEMORY_REMOVE (channel and region), MEMORY_READY
+// MEMORY_ADD, MEMORY_READY; MEMORY_REMOVE and MEMORY_DROPPED (channel and region)
+struct nb_link_memory {
     struct nb_wire_header header;
     uint64_t channel;
     uint64_t offset, bytes; // of the fd
-    uint64_t keep;          // bytes that packed copies of matrices that cannot change may take
+    uint64_t packed_bytes;  // that packed copies of matrices that cannot change may take
     uint32_t region, flags; // NB_REGISTER_READ_ONLY
 };
-struct nb_link_ref { // MODEL_REMOVE (model), CHANNEL_REMOVE, CHANNEL_GONE (channel), DRAIN
+// MODEL_REMOVE (model), CHANNEL_REMOVE, CHANNEL_GONE, CHANNEL_DROPPED (channel), DRAIN
+struct nb_link_ref {
     struct nb_wire_header header;
     uint64_t channel;
     uint32_t model, pad;
+};
+struct nb_link_closing { // CLOSING, CLOSED
+    struct nb_wire_header header;
+    uint32_t uid, pad;
 };
 struct nb_link_device {
     struct nb_wire_header header; // serve: status, where it cannot open the device (device.reason)
     struct nibble_device device;
     uint64_t number; // probe: of the device's node (dev_t); 0: it has none
 };
+struct nb_link_drivers {
+    struct nb_wire_header header;
+    uint32_t limited;     // 0: those that the Vulkan loader finds; 1: these
+    uint32_t crashing;    // so many of the others crash or hang
+    char manifests[3072]; // joined by colons; "": none
+};
+// Lets the Vulkan loader of this process and its children see these alone. /dev/null stands for
+// none, because the loader takes an empty list for no list. Returns 0, or -1 with errno.
+static inline int nb_link_allow_drivers(const char *manifests)
+{
+    const char *list = *manifests ? manifests : "/dev/null";
+    unsetenv("VK_ADD_DRIVER_FILES");
+    // The second name is for loaders before 1.3.207.
+    return setenv("VK_DRIVER_FILES", list, 1) | setenv("VK_ICD_FILENAMES", list, 1);
+}
+struct nb_link_finding {
+    struct nb_wire_header header;
+    struct nibble_finding finding;
+};
+struct nb_link_file {
+    struct nb_wire_header header;
+    uint32_t files, pad; // so many there are
+    char name[NB_WIRE_FILE_NAME];
+};
+struct nb_link_job {
+    struct nb_wire_header header;
+    char kind[16];
+    uint32_t files; // store: so many FILEs come by the socket
+    uint32_t idle;  // run: 1: when nothing else would
+};
+struct nb_link_job_needs {
+    struct nb_wire_header header;
+    uint64_t bytes;
+};
+struct nb_link_job_progress {
+    struct nb_wire_header header;
+    uint64_t done, total, eta_ms;
+    char text[120];
+};
+#define NB_JOB_RESULTS 8 // files: result.0 and so on in the job's folder
+struct nb_link_job_done {
+    struct nb_wire_header header; // status: 0 or the failure
+    char text[240];
+    uint32_t n, pad;
+    char names[NB_JOB_RESULTS][NB_NAME_MAX];
+};
 struct nb_link_loaded {
     struct nb_wire_header header; // status: 0 or the failure
     uint64_t bytes;
     char text[240];
+    uint32_t zeros, pad; // 1: the image has the zeros of an incomplete file
 };
 struct nb_link_fault {
     struct nb_wire_header header;
-    char text[144]; // what its device failed with
+    char text[NB_FAULT_TEXT]; // what its device, or its start, failed with
 };
 struct nb_link_model_ready {
     struct nb_wire_header header;
@@ -123,6 +210,7 @@ struct nb_page_model {
     _Atomic uint32_t model; // 0: free
     _Atomic uint32_t sessions;
     _Atomic uint64_t kv_used_bytes;
+    _Atomic uint64_t kv_touched_bytes; // that were used at any time: the memory that it has
 };
 struct nb_page {
     alignas(64) _Atomic uint64_t beat; // counts what gets done; a hang shows in it

@@ -1,6 +1,6 @@
 // The two sockets: taken from systemd, or made in the runtime dir with the groups that may use
 // them. Which one a connection came by is its role.
-#include "daemon/broker.h"
+#include "daemon/listen.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +15,14 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
-#define BACKLOG  64
+#include "daemon/admission.h"
+#include "daemon/broker.h"
+#include "daemon/drop.h"
+#include "daemon/log.h"
+#include "daemon/store.h"
+#include "libclient/wire.h"
+
+#define BACKLOG  4096 // waiting costs the client's user; the kernel has a limit of its own
 #define PAUSE_US UINT64_C(500000) // when there is no fd left for a connection
 
 static const struct {
@@ -26,13 +33,13 @@ static const struct {
     {"nibble.sock", "nibble", NB_ROLE_APP, 0660, 0660},
     {"admin.sock", "nibble-admin", NB_ROLE_ADMIN, 0600, 0660},
 };
-#define N_DOORS (sizeof doors / sizeof *doors)
+#define N_DOORS (sizeof(doors) / sizeof(*doors))
 
 static int address(const char *dir, const char *name, struct sockaddr_un *ret)
 {
     *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
-    int n = snprintf(ret->sun_path, sizeof ret->sun_path, "%s/%s", dir, name);
-    return n < (int)sizeof ret->sun_path ? 0 : -ENAMETOOLONG;
+    int n = snprintf(ret->sun_path, sizeof(ret->sun_path), "%s/%s", dir, name);
+    return n < (int)sizeof(ret->sun_path) ? 0 : -ENAMETOOLONG;
 }
 
 // A socket that a daemon answers on is left alone; one that a dead daemon left is removed.
@@ -41,40 +48,40 @@ static int clear_stale(const struct sockaddr_un *at)
     int probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (probe < 0)
         return -errno;
-    int r = connect(probe, (const struct sockaddr *)at, sizeof *at) < 0 ? -errno : -EADDRINUSE;
+    int rc = connect(probe, (const struct sockaddr *)at, sizeof(*at)) < 0 ? -errno : -EADDRINUSE;
     close(probe);
-    if (r == -EAGAIN)
+    if (rc == -EAGAIN)
         return -EADDRINUSE;
-    if (r == -ECONNREFUSED)
+    if (rc == -ECONNREFUSED)
         return unlink(at->sun_path) < 0 ? -errno : 0;
-    return r == -ENOENT ? 0 : r;
+    return rc == -ENOENT ? 0 : rc;
 }
 
 static int open_door(const char *dir, size_t i, char **ret_path)
 {
     struct sockaddr_un at;
-    int r = address(dir, doors[i].name, &at);
-    if (!r)
-        r = clear_stale(&at);
-    if (r < 0)
-        return r;
+    int rc = address(dir, doors[i].name, &at);
+    if (!rc)
+        rc = clear_stale(&at);
+    if (rc < 0)
+        return rc;
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -errno;
     // Nobody gets in between bind and chmod.
     mode_t mask = umask(0177);
-    r = bind(fd, (const struct sockaddr *)&at, sizeof at) < 0 ? -errno : 0;
+    rc = bind(fd, (const struct sockaddr *)&at, sizeof(at)) < 0 ? -errno : 0;
     umask(mask);
     const struct group *group = getgrnam(doors[i].group);
-    int given = !r && group && chown(at.sun_path, (uid_t)-1, group->gr_gid) == 0;
+    int given = !rc && group && chown(at.sun_path, (uid_t)-1, group->gr_gid) == 0;
     mode_t mode = given ? doors[i].with_group : doors[i].without_group;
-    if (!r && (chmod(at.sun_path, mode) < 0 || listen(fd, BACKLOG) < 0))
-        r = -errno;
-    if (!r && !(*ret_path = strdup(at.sun_path)))
-        r = -ENOMEM;
-    if (r < 0) {
+    if (!rc && (chmod(at.sun_path, mode) < 0 || listen(fd, BACKLOG) < 0))
+        rc = -errno;
+    if (!rc && !(*ret_path = strdup(at.sun_path)))
+        rc = -ENOMEM;
+    if (rc < 0) {
         close(fd);
-        return r;
+        return rc;
     }
     return fd;
 }
@@ -83,7 +90,7 @@ static int open_door(const char *dir, size_t i, char **ret_path)
 static int door_of(int fd)
 {
     struct sockaddr_un at = {0};
-    socklen_t len = sizeof at - 1;
+    socklen_t len = sizeof(at) - 1;
     if (sd_is_socket(fd, AF_UNIX, SOCK_SEQPACKET, 1) <= 0 ||
         getsockname(fd, (struct sockaddr *)&at, &len) < 0)
         return -1;
@@ -100,9 +107,9 @@ static int take_from_systemd(struct nb_broker *broker)
     int n = sd_listen_fds_with_names(1, &names), r = n;
     for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + n; fd++) {
         char *name = names[fd - SD_LISTEN_FDS_START];
-        int kept = nb_store_take(broker, fd, name), i = kept ? -1 : door_of(fd);
+        int stored = nb_store_take(broker, fd, name), i = stored ? -1 : door_of(fd);
         free(name);
-        if (kept)
+        if (stored)
             continue;
         if (i < 0 || broker->listeners[i].fd >= 0) {
             nb_log(LOG_ERR, "a socket of systemd is neither nibble.sock nor admin.sock "
@@ -124,22 +131,25 @@ int nb_listen(struct nb_broker *broker)
     for (size_t i = 0; i < N_DOORS; i++)
         broker->listeners[i] =
             (struct nb_listener){.fd = -1, .role = doors[i].role, .broker = broker};
-    int r = take_from_systemd(broker);
-    for (size_t i = 0; r >= 0 && i < N_DOORS; i++) {
+    int rc = take_from_systemd(broker);
+    for (size_t i = 0; rc >= 0 && i < N_DOORS; i++) {
         struct nb_listener *l = &broker->listeners[i];
         if (l->fd >= 0)
             continue;
-        r = l->fd = open_door(broker->runtime_dir, i, &l->path);
-        if (r == -EADDRINUSE)
+        rc = l->fd = open_door(broker->runtime_dir, i, &l->path);
+        if (rc == -EADDRINUSE)
             nb_log(LOG_ERR,
                    "a daemon answers on %s/%s already: stop it, or give another "
                    "--runtime-dir",
                    broker->runtime_dir, doors[i].name);
-        else if (r < 0)
+        else if (rc < 0)
             nb_log(LOG_ERR, "cannot make %s/%s: %s", broker->runtime_dir, doors[i].name,
-                   strerror(-r));
+                   strerror(-rc));
     }
-    return r < 0 ? r : 0;
+    // Whoever connects is heard before it may pass a descriptor.
+    for (size_t i = 0; rc >= 0 && i < N_DOORS; i++)
+        nb_wire_accept_fds(broker->listeners[i].fd, false);
+    return rc < 0 ? rc : 0;
 }
 
 static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
@@ -171,27 +181,19 @@ static int on_connection(sd_event_source *source, int fd, uint32_t events, void 
             pause_listening(l, errno);
         return 0;
     }
-    if (l->broker->n_clients >= l->broker->config.connections) {
-        NB_LOG_LIMITED(LOG_WARNING,
-                       "%u connections, the limit: refusing more (connections in "
-                       "[limits])",
-                       l->broker->n_clients);
-        close(client);
-        return 0;
-    }
-    int r = nb_client_create(l->broker, client, l->role);
-    if (r < 0)
-        pause_listening(l, -r);
+    int rc = nb_client_accept(l->broker, client, l->role);
+    if (rc < 0)
+        pause_listening(l, -rc);
     return 0;
 }
 
 int nb_listen_start(struct nb_broker *broker)
 {
-    int r = 0;
-    for (size_t i = 0; r >= 0 && i < N_DOORS; i++)
-        r = sd_event_add_io(broker->loop, &broker->listeners[i].io, broker->listeners[i].fd,
-                            EPOLLIN, on_connection, &broker->listeners[i]);
-    return r < 0 ? r : 0;
+    int rc = 0;
+    for (size_t i = 0; rc >= 0 && i < N_DOORS; i++)
+        rc = sd_event_add_io(broker->loop, &broker->listeners[i].io, broker->listeners[i].fd,
+                             EPOLLIN, on_connection, &broker->listeners[i]);
+    return rc < 0 ? rc : 0;
 }
 
 void nb_listen_stop(struct nb_broker *broker)
@@ -201,7 +203,7 @@ void nb_listen_stop(struct nb_broker *broker)
         l->io = sd_event_source_disable_unref(l->io);
         l->pause = sd_event_source_disable_unref(l->pause);
         if (l->fd >= 0)
-            close(l->fd);
+            nb_drop(broker, l->fd, NULL); // those who wait may have passed descriptors
         l->fd = -1;
         if (l->path)
             unlink(l->path);

@@ -1,6 +1,6 @@
 // Models: a sealed image, the device that serves it, and its way from loading to lost. The broker
 // knows an image's size and seals, and never looks into it.
-#include "daemon/broker.h"
+#include "daemon/model.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "daemon/broker.h"
+#include "daemon/channel.h"
+#include "daemon/client.h"
+#include "daemon/device.h"
+#include "daemon/link.h"
+#include "daemon/load.h"
+#include "daemon/log.h"
+#include "daemon/memory.h"
+#include "daemon/params.h"
+#include "daemon/refusal.h"
+#include "daemon/store.h"
+#include "libclient/sentence.h"
+#include "libclient/wire.h"
+
 #define ALL_SEALS (F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static const char *const state_names[] = {"loading", "ready", "restarting", "lost"};
@@ -17,37 +31,37 @@ static const char *const state_names[] = {"loading", "ready", "restarting", "los
 static void set_state(struct nb_model *model, enum nb_model_state state)
 {
     model->state = state;
-    snprintf(model->info.state, sizeof model->info.state, "%s", state_names[state]);
+    snprintf(model->info.state, sizeof(model->info.state), "%s", state_names[state]);
 }
 
 struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name)
 {
     struct nb_model *model;
     TAILQ_FOREACH(model, &broker->models, of_broker)
-    if (!strncmp(model->info.name, name, NB_NAME_MAX))
-        return model;
+        if (!strncmp(model->info.name, name, NB_NAME_MAX))
+            return model;
     return NULL;
 }
 
 int nb_model_create(struct nb_device *device, const struct nb_wire_load *request,
                     struct nb_model **ret)
 {
-    struct nb_model *model = calloc(1, sizeof *model);
+    struct nb_model *model = calloc(1, sizeof(*model));
     if (!model)
         return -ENOMEM;
     model->broker = device->broker;
     model->device = device;
     model->id = nb_broker_next_id(device->broker);
-    model->context = request->context;
-    model->kv_bytes = request->kv_bytes;
+    model->params = request->params;
+    nb_params_settle(&model->params);
     model->image_fd = -1;
-    snprintf(model->info.name, sizeof model->info.name, "%s", request->name);
-    snprintf(model->info.device, sizeof model->info.device, "%s", device->info.name);
-    snprintf(model->info.precision, sizeof model->info.precision, "%s",
-             *request->precision ? request->precision : "balanced");
-    snprintf(model->info.kv_type, sizeof model->info.kv_type, "%s",
-             *request->kv_type ? request->kv_type : "f16");
-    snprintf(model->fallback, sizeof model->fallback, "%.31s", request->fallback);
+    snprintf(model->info.name, sizeof(model->info.name), "%s", request->name);
+    snprintf(model->info.device, sizeof(model->info.device), "%s", device->info.name);
+    memcpy(model->info.precision, model->params.precision, sizeof(model->info.precision));
+    memcpy(model->info.kv_type, model->params.kv_type, sizeof(model->info.kv_type));
+    if (strncmp(request->fallback, device->info.name, sizeof(request->fallback)) !=
+        0) // else: there
+        snprintf(model->fallback, sizeof(model->fallback), "%.31s", request->fallback);
     set_state(model, NB_MODEL_LOADING);
     TAILQ_INIT(&model->channels);
     TAILQ_INSERT_TAIL(&device->broker->models, model, of_broker);
@@ -64,6 +78,7 @@ void nb_model_destroy(struct nb_model *model)
     TAILQ_REMOVE(&model->device->models, model, of_device);
     if (model->image_fd >= 0)
         close(model->image_fd);
+    free(model->files);
     free(model);
 }
 
@@ -91,21 +106,25 @@ int nb_model_seal(struct nb_model *model, uint64_t max)
 
 int nb_model_serve(struct nb_model *model)
 {
-    int r = nb_device_start(model->device);
-    if (r < 0)
-        return r;
+    int rc = nb_device_start(model->device);
+    if (rc < 0)
+        return rc;
     int image = dup(model->image_fd);
     if (image < 0)
         return -errno;
+    struct nb_budget budget;
+    nb_memory_budget(model, model->device, &budget);
     struct nb_link_model_add add = {
-        .header = {.type = NB_LINK_MODEL_ADD, .size = sizeof add},
+        .header = {.type = NB_LINK_MODEL_ADD, .size = sizeof(add)},
         .model = model->id,
-        .context = model->context,
-        .kv_bytes = model->kv_bytes,
+        .params = model->params,
+        // A new worker has what the last one had, not what was left since. 0 would be no bound.
+        .kv_most = model->info.kv_bytes ? model->info.kv_bytes
+                   : budget.kv          ? budget.kv
+                                        : 1,
     };
-    memcpy(add.name, model->info.name, sizeof add.name);
-    memcpy(add.precision, model->info.precision, sizeof add.precision);
-    memcpy(add.kv_type, model->info.kv_type, sizeof add.kv_type);
+    memcpy(add.kv_most_by, budget.kv_by, sizeof(add.kv_most_by));
+    memcpy(add.name, model->info.name, sizeof(add.name));
     model->served = 1;
     nb_device_send(model->device, &add, &image, 1);
     return 0;
@@ -113,23 +132,28 @@ int nb_model_serve(struct nb_model *model)
 
 static void take_info(struct nibble_model *to, const struct nibble_model *from)
 {
-    memcpy(to->architecture, from->architecture, sizeof to->architecture);
-    memcpy(to->type, from->type, sizeof to->type);
-    nb_text_clean(to->architecture, sizeof to->architecture);
-    nb_text_clean(to->type, sizeof to->type);
+    memcpy(to->architecture, from->architecture, sizeof(to->architecture));
+    memcpy(to->type, from->type, sizeof(to->type));
+    nb_sentence_clean(to->architecture, sizeof(to->architecture));
+    nb_sentence_clean(to->type, sizeof(to->type));
     to->kv_bytes = from->kv_bytes;
     to->parameters = from->parameters;
     to->vocab = from->vocab;
     to->context = from->context;
     to->layers = from->layers;
     to->embedding = from->embedding;
+    to->embeds_only = from->embeds_only != 0;
+    to->longest_embedded = from->longest_embedded;
+    to->has_template = from->has_template != 0;
+    memcpy(to->template_reason, from->template_reason, sizeof(to->template_reason));
+    nb_sentence_clean(to->template_reason, sizeof(to->template_reason));
 }
 
 void nb_model_ready(struct nb_model *model, const struct nb_link_model_ready *message)
 {
     struct nb_refusal why;
-    memcpy(why.text, message->text, sizeof why.text);
-    nb_text_clean(why.text, sizeof why.text);
+    memcpy(why.text, message->text, sizeof(why.text));
+    nb_sentence_clean(why.text, sizeof(why.text));
     int status = message->header.status;
     if (status < 0 && model->load) {
         nb_load_settle(model->load, status, &why);
@@ -166,8 +190,8 @@ void nb_model_lose(struct nb_model *model, const char *text)
 {
     char line[240];
     nb_log(LOG_ERR, "model %s is lost: %s; unload and load it again", model->info.name, text);
-    snprintf(model->why, sizeof model->why, "%s", text);
-    snprintf(line, sizeof line, "%.210s; unload it, load it again", model->why);
+    snprintf(model->why, sizeof(model->why), "%s", text);
+    snprintf(line, sizeof(line), "%.210s; unload it, load it again", model->why);
     set_state(model, NB_MODEL_LOST);
     lose_channels(model, NIBBLE_E_LOST, line);
 }
@@ -176,7 +200,7 @@ void nb_model_unload(struct nb_model *model)
 {
     struct nb_device *device = model->device;
     struct nb_link_ref gone = {
-        .header = {.type = NB_LINK_MODEL_REMOVE, .size = sizeof gone},
+        .header = {.type = NB_LINK_MODEL_REMOVE, .size = sizeof(gone)},
         .model = model->id,
     };
     lose_channels(model, NIBBLE_E_NO_MODEL, "the model was unloaded");

@@ -1,19 +1,34 @@
 // nibbled, the broker's process: arguments, settings, signals, and the loop from start to drained
 // end.
 #include "daemon/broker.h"
-#include "daemon/hotplug.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "daemon/arena.h"
+#include "daemon/cache.h"
+#include "daemon/client.h"
+#include "daemon/config.h"
+#include "daemon/device.h"
+#include "daemon/drop.h"
+#include "daemon/hotplug.h"
+#include "daemon/jobs.h"
+#include "daemon/listen.h"
+#include "daemon/load.h"
+#include "daemon/log.h"
+#include "daemon/model.h"
+#include "daemon/probe.h"
+#include "daemon/spawn.h"
+#include "daemon/store.h"
 
 #define DEFAULT_CONFIG  NB_SYSCONFDIR "/nibble/nibbled.conf"
 #define DEFAULT_RUNTIME "/run/nibble"
@@ -37,7 +52,7 @@ void nb_broker_tell_systemd(struct nb_broker *broker)
     unsigned models = 0;
     struct nb_model *model;
     TAILQ_FOREACH(model, &broker->models, of_broker)
-    models++;
+        models++;
     sd_notifyf(0, "STATUS=%s%u models, %u clients", broker->stopping ? "Stopping: " : "", models,
                broker->n_clients);
 }
@@ -61,7 +76,7 @@ static void kill_workers(struct nb_broker *broker)
 {
     struct nb_worker *worker;
     TAILQ_FOREACH(worker, &broker->workers, entry)
-    nb_worker_kill(worker);
+        nb_worker_kill(worker);
 }
 
 void nb_broker_stop(struct nb_broker *broker)
@@ -76,14 +91,15 @@ void nb_broker_stop(struct nb_broker *broker)
     nb_broker_tell_systemd(broker);
     nb_listen_stop(broker);
     nb_load_stop(broker);
+    nb_jobs_stop(broker);
     nb_worker_kill(broker->probe);
     TAILQ_FOREACH(device, &broker->devices, entry)
-    if (device->worker)
-        nb_worker_drain(device->worker);
-    int r = sd_event_add_time_relative(broker->loop, &broker->drain_end, CLOCK_MONOTONIC,
-                                       (broker->config.drain_ms + 5000) * 1000, 0, on_drain_end,
-                                       broker);
-    if (r < 0)
+        if (device->worker)
+            nb_worker_drain(device->worker);
+    int rc = sd_event_add_time_relative(broker->loop, &broker->drain_end, CLOCK_MONOTONIC,
+                                        (broker->config.drain_ms + 5000) * 1000, 0, on_drain_end,
+                                        broker);
+    if (rc < 0)
         kill_workers(broker);
     nb_broker_settled(broker);
 }
@@ -97,16 +113,15 @@ static int on_stop(sd_event_source *source, const struct signalfd_siginfo *info,
 static int load_config(struct nb_broker *broker)
 {
     struct nb_config config;
-    char text[320];
+    struct nb_refusal refusal;
     nb_config_init(&config);
-    int r =
-        broker->config_path ? nb_config_load(&config, broker->config_path, text, sizeof text) : 0;
-    if (r < 0) {
-        nb_log(LOG_ERR, "%s", text);
-        return r;
+    int rc = broker->config_path ? nb_config_load(&config, broker->config_path, &refusal) : 0;
+    if (rc < 0) {
+        nb_log(LOG_ERR, "%s", refusal.text);
+        return rc;
     }
     broker->config = config;
-    return 0;
+    return nb_limits_fit(broker);
 }
 
 static int on_reload(sd_event_source *source, const struct signalfd_siginfo *info, void *user)
@@ -131,56 +146,58 @@ static int add_signals(struct nb_broker *broker)
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
-    int r = 0;
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+    int rc = 0;
+    for (size_t i = 0; i < sizeof(signals) / sizeof(*signals); i++)
         sigaddset(&set, signals[i].number);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    for (size_t i = 0; r >= 0 && i < sizeof signals / sizeof *signals; i++)
-        r = sd_event_add_signal(broker->loop, NULL, signals[i].number, signals[i].run, broker);
-    return r;
+    for (size_t i = 0; rc >= 0 && i < sizeof(signals) / sizeof(*signals); i++)
+        rc = sd_event_add_signal(broker->loop, NULL, signals[i].number, signals[i].run, broker);
+    return rc;
 }
 
 static int make_dir(const char *path, mode_t mode)
 {
     if (!mkdir(path, mode) || errno == EEXIST)
         return 0;
-    int r = -errno;
-    nb_log(LOG_ERR, "cannot make %s: %s", path, strerror(-r));
-    return r;
+    int rc = -errno;
+    nb_log(LOG_ERR, "cannot make %s: %s", path, strerror(-rc));
+    return rc;
 }
 
 static int set_up(struct nb_broker *broker)
 {
-    struct rlimit files;
-    if (!getrlimit(RLIMIT_NOFILE, &files)) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
     broker->listeners[0].fd = broker->listeners[1].fd = broker->cache_dir = -1;
+    broker->jobs_dir = -1;
     broker->started_us = nb_now_us();
-    broker->ledger.limits = broker->config.limits;
+    broker->ledger.limits = broker->limits;
     TAILQ_INIT(&broker->clients);
     TAILQ_INIT(&broker->models);
     TAILQ_INIT(&broker->devices);
     TAILQ_INIT(&broker->workers);
     TAILQ_INIT(&broker->loads);
-    STAILQ_INIT(&broker->kept);
-    int r = load_config(broker);
-    if (!r)
-        r = make_dir(broker->runtime_dir, 0755);
-    if (!r)
-        r = make_dir(broker->state_dir, 0700);
-    if (!r)
+    TAILQ_INIT(&broker->service_jobs);
+    TAILQ_INIT(&broker->left);
+    STAILQ_INIT(&broker->stored);
+    int rc = load_config(broker);
+    if (!rc)
+        rc = make_dir(broker->runtime_dir, 0755);
+    if (!rc)
+        rc = make_dir(broker->state_dir, 0700);
+    if (!rc)
         nb_cache_init(broker);
-    if (!r)
-        r = sd_event_new(&broker->loop);
-    if (r >= 0)
-        r = add_signals(broker);
-    if (r >= 0)
-        r = nb_load_init(broker);
-    if (r >= 0)
-        r = sd_event_set_watchdog(broker->loop, 1);
-    return r < 0 ? r : nb_listen(broker);
+    if (!rc)
+        rc = sd_event_new(&broker->loop);
+    if (rc >= 0)
+        rc = add_signals(broker);
+    if (rc >= 0)
+        rc = nb_drop_init(broker);
+    if (rc >= 0)
+        rc = nb_load_init(broker);
+    if (rc >= 0)
+        rc = nb_jobs_init(broker);
+    if (rc >= 0)
+        rc = sd_event_set_watchdog(broker->loop, 1);
+    return rc < 0 ? rc : nb_listen(broker);
 }
 
 static void tear_down(struct nb_broker *broker)
@@ -190,6 +207,7 @@ static void tear_down(struct nb_broker *broker)
     while (!TAILQ_EMPTY(&broker->clients))
         nb_client_destroy(TAILQ_FIRST(&broker->clients));
     nb_load_stop(broker);
+    nb_jobs_finish(broker);
     nb_store_restore(broker);
     while (!TAILQ_EMPTY(&broker->models))
         nb_model_destroy(TAILQ_FIRST(&broker->models));
@@ -197,6 +215,7 @@ static void tear_down(struct nb_broker *broker)
         nb_device_destroy(TAILQ_FIRST(&broker->devices));
     while (!TAILQ_EMPTY(&broker->workers))
         nb_worker_free(TAILQ_FIRST(&broker->workers));
+    nb_arenas_finish(broker);
     sd_event_source_disable_unref(broker->load_turn);
     sd_event_source_disable_unref(broker->drain_end);
     sd_event_source_disable_unref(broker->probe_again);
@@ -256,19 +275,30 @@ static int parse_args(struct nb_broker *broker, int argc, char **argv)
     return -1;
 }
 
+// Whoever starts the daemon may have closed them: no descriptor of ours takes their place.
+static void open_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(1); // nowhere to say it
+}
+
 int main(int argc, char **argv)
 {
     static struct nb_broker broker;
+    open_streams();
     int status = parse_args(&broker, argc, argv);
     if (status >= 0)
         return status;
     signal(SIGPIPE, SIG_IGN);
-    int r = set_up(&broker);
-    if (r >= 0) {
+    signal(SIGIO, SIG_IGN);   // of a lease (arena.c)
+    signal(SIGXFSZ, SIG_IGN); // a file that may not grow is an error with a name
+    int rc = set_up(&broker);
+    if (rc >= 0) {
         nb_hotplug_start(&broker);
         nb_probe(&broker);
-        r = sd_event_loop(broker.loop);
+        rc = sd_event_loop(broker.loop);
     }
     tear_down(&broker);
-    return r < 0 ? 1 : 0;
+    return rc < 0 ? 1 : 0;
 }

@@ -1,6 +1,11 @@
 // Reads the page that a serving worker writes. The worker may be compromised: each value is loaded
 // once and clamped, and nothing decides on it but display and the hang watch.
-#include "daemon/broker.h"
+#include "daemon/page.h"
+
+#include "daemon/channel.h"
+#include "daemon/device.h"
+#include "daemon/link.h"
+#include "daemon/model.h"
 
 #define LOAD(field) atomic_load_explicit(&(field), memory_order_relaxed)
 
@@ -45,8 +50,9 @@ void nb_page_model_view(const struct nb_model *model, struct nb_page_view *ret)
         if (LOAD(slot->model) != model->id)
             continue;
         ret->sessions = at_most(LOAD(slot->sessions), NB_WORKER_CHANNELS * 64);
-        uint64_t used = LOAD(slot->kv_used_bytes);
+        uint64_t used = LOAD(slot->kv_used_bytes), touched = LOAD(slot->kv_touched_bytes);
         ret->kv_used_bytes = used < model->info.kv_bytes ? used : model->info.kv_bytes;
+        ret->kv_touched_bytes = touched < model->info.kv_bytes ? touched : model->info.kv_bytes;
         return;
     }
 }

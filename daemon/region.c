@@ -1,5 +1,7 @@
-// Memory that a client registers for its channel's operators: the broker looks at seals and sizes,
-// charges it, and hands it to the worker, again to each new one. It never maps it.
+// Memory that a client registers for its channel's matrix jobs: the broker looks at seals and
+// sizes, charges it, and hands it to the worker, again to each new one. It never maps it.
+#include "daemon/region.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -9,7 +11,17 @@
 #include <unistd.h>
 
 #include "daemon/broker.h"
+#include "daemon/channel.h"
+#include "daemon/client.h"
+#include "daemon/device.h"
+#include "daemon/ledger.h"
+#include "daemon/link.h"
+#include "daemon/model.h"
+#include "daemon/peer.h"
+#include "daemon/refusal.h"
+#include "daemon/spawn.h"
 #include "libclient/ring.h"
+#include "libclient/wire.h"
 
 #define REGION_FDS 2 // ours, and one under way to the worker
 
@@ -25,18 +37,59 @@ static struct nb_region *find(struct nb_channel *channel, uint32_t id)
 {
     struct nb_region *region;
     TAILQ_FOREACH(region, &channel->regions, entry)
-    if (region->add.region == id)
-        return region;
+        if (region->add.region == id)
+            return region;
     return NULL;
 }
 
+static void release(struct nb_ledger *ledger, struct nb_region *region)
+{
+    nb_charge_release(ledger, &region->charge);
+    free(region);
+}
+
+// The channel has it no more. As long as its worker may, it stays charged.
+static void leave(struct nb_channel *channel, struct nb_region *region)
+{
+    struct nb_worker *worker = channel->model->device->worker;
+    TAILQ_REMOVE(&channel->regions, region, entry);
+    channel->n_regions--;
+    close(region->fd);
+    region->fd = -1;
+    if (worker)
+        TAILQ_INSERT_TAIL(&worker->leaving, region, entry);
+    else
+        release(&channel->client->broker->ledger, region);
+}
+
+// No worker has it.
 static void destroy(struct nb_channel *channel, struct nb_region *region)
 {
     TAILQ_REMOVE(&channel->regions, region, entry);
     channel->n_regions--;
-    nb_charge_release(&channel->client->broker->ledger, &region->charge);
     close(region->fd);
-    free(region);
+    release(&channel->client->broker->ledger, region);
+}
+
+void nb_regions_dropped(struct nb_worker *worker, uint64_t channel, uint32_t id)
+{
+    struct nb_region *region, *next;
+    for (region = TAILQ_FIRST(&worker->leaving); region; region = next) {
+        next = TAILQ_NEXT(region, entry);
+        if (region->add.channel != channel || (id && region->add.region != id))
+            continue;
+        TAILQ_REMOVE(&worker->leaving, region, entry);
+        release(&worker->broker->ledger, region);
+    }
+}
+
+void nb_regions_gone(struct nb_worker *worker)
+{
+    struct nb_region *region;
+    while ((region = TAILQ_FIRST(&worker->leaving))) {
+        TAILQ_REMOVE(&worker->leaving, region, entry);
+        release(&worker->broker->ledger, region);
+    }
 }
 
 void nb_regions_destroy(struct nb_channel *channel)
@@ -50,7 +103,7 @@ void nb_regions_destroy(struct nb_channel *channel)
             nb_client_refuse(channel->client, NB_WIRE_REGISTER, region->serial, NIBBLE_E_LOST,
                              &refusal);
         }
-        destroy(channel, region);
+        leave(channel, region);
     }
 }
 
@@ -66,11 +119,11 @@ static int send_region(const struct nb_channel *channel, const struct nb_region 
 int nb_regions_send(struct nb_channel *channel)
 {
     const struct nb_region *region;
-    int r = 0;
+    int rc = 0;
     TAILQ_FOREACH(region, &channel->regions, entry)
-    if (r == 0)
-        r = send_region(channel, region);
-    return r;
+        if (rc == 0)
+            rc = send_region(channel, region);
+    return rc;
 }
 
 // ---- Requests
@@ -109,19 +162,19 @@ static int check_file(const struct nb_wire_register *request, int fd, uint64_t *
 
 // What packed copies of matrices in `bytes` of constant memory may take: scales become fp32 beside
 // minima, and rows are padded to 16.
-static uint64_t keep_bytes(uint64_t bytes)
+static uint64_t packed_bytes(uint64_t bytes)
 {
     return bytes + bytes / 2 + (64u << 10);
 }
 
-static int charge(struct nb_client *client, uint64_t size, uint64_t keep, struct nb_charge *ret,
+static int charge(struct nb_client *client, uint64_t size, uint64_t packed, struct nb_charge *ret,
                   struct nb_refusal *refusal)
 {
     if (size > UINT64_MAX / 4)
         return -EFBIG;
-    const uint64_t amount[NB_RES_COUNT] = {[NB_RES_BYTES] = size + keep, [NB_RES_FDS] = REGION_FDS};
-    return nb_charge_take(&client->broker->ledger, client->uid, amount, ret, refusal->text,
-                          sizeof refusal->text);
+    const uint64_t amount[NB_RES_COUNT] = {
+        [NB_RES_BYTES] = size + packed, [NB_RES_FDS] = REGION_FDS};
+    return nb_charge_take(&client->broker->ledger, client->uid, amount, ret, refusal);
 }
 
 static int is_read_only(int fd)
@@ -141,25 +194,28 @@ NB_HANDLER(nb_on_register)
         return nb_refuse(refusal, NIBBLE_E_QUOTA,
                          "a channel has at most %u registered memories: unregister one",
                          NB_MEMORIES_MAX);
-    int r = check_file(request, fds[0], &size, &constant, refusal);
-    if (r < 0)
-        return r;
-    struct nb_region *region = calloc(1, sizeof *region);
+    if (nb_device_is_busy(channel->model->device))
+        return nb_refuse(refusal, NIBBLE_E_BUSY, "device %s has much to take: try again",
+                         channel->model->device->info.name);
+    int rc = check_file(request, fds[0], &size, &constant, refusal);
+    if (rc < 0)
+        return rc;
+    struct nb_region *region = calloc(1, sizeof(*region));
     if (!region)
         return -ENOMEM;
     region->add = (struct nb_link_memory){
-        .header = {.type = NB_LINK_MEMORY_ADD, .size = sizeof region->add},
+        .header = {.type = NB_LINK_MEMORY_ADD, .size = sizeof(region->add)},
         .channel = channel->key,
         .offset = request->offset,
         .bytes = request->bytes,
-        .keep = constant ? keep_bytes(request->bytes) : 0,
+        .packed_bytes = constant ? packed_bytes(request->bytes) : 0,
         .region = channel->last_region + 1,
         .flags = request->flags | (is_read_only(fds[0]) ? NB_REGISTER_READ_ONLY : 0),
     };
-    r = charge(client, size, region->add.keep, &region->charge, refusal);
-    if (r < 0) {
+    rc = charge(client, size, region->add.packed_bytes, &region->charge, refusal);
+    if (rc < 0) {
         free(region);
-        return r;
+        return rc;
     }
     channel->last_region++;
     channel->n_regions++;
@@ -167,10 +223,10 @@ NB_HANDLER(nb_on_register)
     region->serial = request->header.serial;
     fds[0] = -1;
     TAILQ_INSERT_TAIL(&channel->regions, region, entry);
-    r = send_region(channel, region);
-    if (r < 0)
+    rc = send_region(channel, region);
+    if (rc < 0)
         destroy(channel, region);
-    return r;
+    return rc;
 }
 
 NB_HANDLER(nb_on_unregister)
@@ -184,7 +240,7 @@ NB_HANDLER(nb_on_unregister)
     struct nb_link_memory gone = region->add;
     gone.header.type = NB_LINK_MEMORY_REMOVE;
     nb_device_send(channel->model->device, &gone, NULL, 0);
-    destroy(channel, region);
+    leave(channel, region);
     nb_client_done(client, request->header.type, request->header.serial);
     return 0;
 }
@@ -207,7 +263,7 @@ void nb_region_ready(struct nb_channel *channel, const struct nb_link_memory *me
     region->serial = 0;
     if (status >= 0) {
         struct nb_wire_memory reply = {
-            .header = {NB_WIRE_REGISTER | NB_WIRE_REPLY, sizeof reply, serial, 0},
+            .header = {NB_WIRE_REGISTER | NB_WIRE_REPLY, sizeof(reply), serial, 0},
             .channel = channel->id,
             .region = region->add.region,
         };

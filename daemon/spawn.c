@@ -18,11 +18,19 @@
 #include <unistd.h>
 
 #include "daemon/broker.h"
+#include "daemon/drop.h"
+#include "daemon/link.h"
+#include "daemon/log.h"
+#include "daemon/peer.h"
+#include "daemon/region.h"
+#include "libclient/wire.h"
+#include "machine/bounds.h"
 
-#define LINK_QUEUE_MAX (1u << 20)
+// More than all that may wait for a worker at once: its channels and their memories, each charged
+// to a user.
+#define LINK_QUEUE_MAX (8u << 20)
 #define EXIT_US        UINT64_C(2000000) // from the end of its link to the end of a worker
 #define STUCK_US       UINT64_C(2000000) // from SIGKILL to a line in the log
-#define FIRST_FREE_FD  (NB_LINK_FD + NB_WIRE_FDS_MAX)
 
 // Beside nibbled, below it as in a build tree, or where `meson install` puts it; NIBBLE_WORKER is
 // for tests.
@@ -32,12 +40,12 @@ static int find_worker(char path[PATH_MAX])
     if (named)
         return snprintf(path, PATH_MAX, "%s", named) < PATH_MAX ? 0 : -ENAMETOOLONG;
     char self[PATH_MAX] = "";
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0)
+    if (readlink("/proc/self/exe", self, sizeof(self) - 1) < 0)
         return -errno;
     const char *dir = dirname(self);
     static const char *const places[] = {"%s/nibble-worker", "%s/worker/nibble-worker",
                                          NB_LIBEXECDIR "/nibble-worker"};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
         int n = snprintf(path, PATH_MAX, places[i], dir);
@@ -49,8 +57,8 @@ static int find_worker(char path[PATH_MAX])
 }
 
 // Drivers keep what they compile where these say: in a folder of the daemon's, or nowhere, or where
-// whoever started the daemon has said.
-static int set_environment(const char *drivers_dir)
+// whoever started the daemon has said. Drivers that are left out are not named.
+static int set_environment(const char *drivers_dir, const char *drivers)
 {
     static const char *const places[] = {"MESA_SHADER_CACHE_DIR", "__GL_SHADER_DISK_CACHE_PATH"};
     static const char *const switches[][3] = {
@@ -58,46 +66,89 @@ static int set_environment(const char *drivers_dir)
         {"__GL_SHADER_DISK_CACHE", "1", "0"},
         {"MESA_SHADER_CACHE_MAX_SIZE", "256M", "256M"},
     };
-    int r = 0;
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-        r |= setenv(places[i], drivers_dir, 0);
-    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
-        r |= setenv(switches[i][0], switches[i][*drivers_dir ? 1 : 2], 0);
+    int rc = 0;
+    for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++)
+        rc |= setenv(places[i], drivers_dir, 0);
+    for (size_t i = 0; i < sizeof(switches) / sizeof(*switches); i++)
+        rc |= setenv(switches[i][0], switches[i][*drivers_dir ? 1 : 2], 0);
+    if (drivers)
+        rc |= nb_link_allow_drivers(drivers);
     unsetenv("NOTIFY_SOCKET");
     unsetenv("WATCHDOG_USEC");
     unsetenv("WATCHDOG_PID");
-    return r;
+    return rc;
 }
 
-// In the child: only what the mode may have stays open, in its place.
-static void become(const struct nb_spawn *spawn, const char *drivers_dir, const char *path,
-                   int link)
+// Only what the mode may have stays open, in its place. Nothing is moved before everything has a
+// place above those it goes to, so that none is overwritten, and a failure can still be told.
+static int place_fds(const struct nb_spawn *spawn, int link)
 {
-    int fds[1 + NB_WIRE_FDS_MAX];
+    int fds[1 + NB_SPAWN_FDS_MAX];
     size_t n = 0;
-    // First above the places they go to, so that none is overwritten.
-    fds[n++] = fcntl(link, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+    const int first_free = NB_LINK_FD + 1 + (int)spawn->n_fds;
+    // Beyond the limit, the kernel says EINVAL or EBADF.
+    if (nb_process_limit(RLIMIT_NOFILE) <= (uint64_t)first_free + 1 + spawn->n_fds)
+        return -EMFILE;
+    fds[n++] = fcntl(link, F_DUPFD_CLOEXEC, first_free);
     for (size_t i = 0; i < spawn->n_fds; i++)
-        fds[n++] = fcntl(spawn->fds[i], F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+        fds[n++] = fcntl(spawn->fds[i], F_DUPFD_CLOEXEC, first_free);
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    int good = null >= 0 && dup2(null, 0) >= 0 && dup2(2, 1) >= 0;
+    int good = null >= 0;
     for (size_t i = 0; i < n; i++)
-        good = good && fds[i] >= 0 && dup2(fds[i], NB_LINK_FD + (int)i) >= 0;
+        good = good && fds[i] >= 0;
+    good = good && dup2(null, 0) >= 0 && dup2(2, 1) >= 0;
+    for (size_t i = 0; i < n; i++)
+        good = good && dup2(fds[i], NB_LINK_FD + (int)i) >= 0;
     good = good && !close_range(NB_LINK_FD + (unsigned)n, ~0u, 0);
-    if (spawn->file_bytes) {
-        struct rlimit limit = {spawn->file_bytes, spawn->file_bytes};
-        good = good && !setrlimit(RLIMIT_FSIZE, &limit);
-    }
+    return good ? 0 : -errno;
+}
+
+// No more than the daemon itself may write: what is over that fails where it is written, by name.
+static int limit_files(uint64_t bytes)
+{
+    struct rlimit limit;
+    if (!bytes)
+        return 0;
+    if (getrlimit(RLIMIT_FSIZE, &limit) < 0)
+        return -errno;
+    if (bytes < limit.rlim_max)
+        limit.rlim_max = bytes;
+    limit.rlim_cur = limit.rlim_max;
+    return setrlimit(RLIMIT_FSIZE, &limit) < 0 ? -errno : 0;
+}
+
+// The child has no log yet but its link.
+_Noreturn static void give_up(int link, int error)
+{
+    char reason[NB_LIMIT_TEXT];
+    struct nb_link_fault fault = {.header = {.type = NB_LINK_FAULT, .size = sizeof(fault)}};
+    snprintf(fault.text, sizeof(fault.text), "it cannot be started: %s",
+             nb_limit_reason(error, reason));
+    nb_wire_send(link, &fault, sizeof(fault), NULL, 0);
+    _exit(127);
+}
+
+// In the child.
+_Noreturn static void become(const struct nb_spawn *spawn, const char *drivers_dir,
+                             const char *path, int link)
+{
+    int rc = place_fds(spawn, link);
+    if (rc < 0)
+        give_up(link, rc);
+    rc = limit_files(spawn->file_bytes);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL); // a broker that dies takes its workers along
-    good = good && !set_environment(drivers_dir);
+    if (rc == 0 && set_environment(drivers_dir, spawn->drivers) < 0)
+        rc = -errno;
     const char *argv[] = {"nibble-worker", spawn->mode, spawn->argument, NULL};
-    if (good)
+    if (rc == 0) {
         execv(path, (char **)(uintptr_t)argv);
-    _exit(127);
+        rc = -errno;
+    }
+    give_up(NB_LINK_FD, rc);
 }
 
 static int on_deadline(sd_event_source *source, uint64_t usec, void *user)
@@ -128,9 +179,9 @@ static void set_deadline(struct nb_worker *w, uint64_t limit_us)
 {
     sd_event_source_disable_unref(w->deadline);
     w->deadline = NULL;
-    int r = sd_event_add_time_relative(w->broker->loop, &w->deadline, CLOCK_MONOTONIC, limit_us, 0,
-                                       on_deadline, w);
-    if (r < 0)
+    int rc = sd_event_add_time_relative(w->broker->loop, &w->deadline, CLOCK_MONOTONIC, limit_us, 0,
+                                        on_deadline, w);
+    if (rc < 0)
         nb_worker_kill(w);
 }
 
@@ -146,7 +197,19 @@ static void on_link_closed(void *owner, int why)
            strerror(-why));
     nb_worker_kill(w);
 }
-static const struct nb_peer_ops link_ops = {on_packet, on_link_closed};
+
+static bool may_bring_fds(void *owner, const struct nb_wire_header *header)
+{
+    return header->type == NB_LINK_CACHE;
+}
+
+static void drop(void *owner, int fd)
+{
+    struct nb_worker *w = owner;
+    nb_drop(w->broker, fd, NULL);
+}
+
+static const struct nb_peer_ops link_ops = {may_bring_fds, on_packet, on_link_closed, drop, true};
 
 static int on_exit_event(sd_event_source *source, const siginfo_t *info, void *user)
 {
@@ -155,9 +218,9 @@ static int on_exit_event(sd_event_source *source, const siginfo_t *info, void *u
     int clean = info->si_code == CLD_EXITED && info->si_status == 0;
     char how[64];
     if (info->si_code == CLD_EXITED)
-        snprintf(how, sizeof how, "exited with status %d", info->si_status);
+        snprintf(how, sizeof(how), "exited with status %d", info->si_status);
     else
-        snprintf(how, sizeof how, "was killed by signal %d (%s)", info->si_status,
+        snprintf(how, sizeof(how), "was killed by signal %d (%s)", info->si_status,
                  sigabbrev_np(info->si_status) ? sigabbrev_np(info->si_status) : "?");
     w->pid = 0;
     nb_peer_drain(w->link);
@@ -174,9 +237,9 @@ static int watch(struct nb_worker *w, int link)
     w->pidfd = pidfd_open(w->pid, 0);
     if (w->pidfd < 0)
         return -errno;
-    int r = sd_event_add_child_pidfd(loop, &w->exit, w->pidfd, WEXITED, on_exit_event, w);
-    if (r < 0)
-        return r;
+    int rc = sd_event_add_child_pidfd(loop, &w->exit, w->pidfd, WEXITED, on_exit_event, w);
+    if (rc < 0)
+        return rc;
     return nb_peer_create(loop, link, &link_ops, w, LINK_QUEUE_MAX, &w->link);
 }
 
@@ -185,30 +248,31 @@ int nb_worker_spawn(struct nb_broker *broker, const struct nb_spawn *spawn,
 {
     char path[PATH_MAX];
     int pair[2];
-    int r = find_worker(path);
-    if (r < 0)
-        return r;
-    struct nb_worker *w = calloc(1, sizeof *w);
+    int rc = find_worker(path);
+    if (rc < 0)
+        return rc;
+    struct nb_worker *w = calloc(1, sizeof(*w));
     if (!w)
         return -ENOMEM;
-    if ((r = nb_wire_pair(SOCK_SEQPACKET, pair)) < 0) {
+    if ((rc = nb_wire_pair(SOCK_SEQPACKET, pair)) < 0) {
         free(w);
-        return r;
+        return rc;
     }
     *w = (struct nb_worker){.broker = broker, .ops = ops, .owner = owner, .pidfd = -1};
     w->id = nb_broker_next_id(broker);
-    snprintf(w->mode, sizeof w->mode, "%s", spawn->mode);
+    TAILQ_INIT(&w->leaving);
+    snprintf(w->mode, sizeof(w->mode), "%s", spawn->mode);
     TAILQ_INSERT_TAIL(&broker->workers, w, entry);
     w->pid = fork();
     if (w->pid == 0)
         become(spawn, broker->drivers_dir, path, pair[1]);
-    r = w->pid < 0 ? -errno : watch(w, pair[0]);
+    rc = w->pid < 0 ? -errno : watch(w, pair[0]);
     close(pair[1]);
-    if (r < 0) {
+    if (rc < 0) {
         if (!w->link)
             close(pair[0]);
         nb_worker_free(w);
-        return r;
+        return rc;
     }
     *ret = w;
     return 0;
@@ -225,7 +289,7 @@ void nb_worker_kill(struct nb_worker *worker)
 
 void nb_worker_drain(struct nb_worker *worker)
 {
-    struct nb_link_ref drain = {.header = {.type = NB_LINK_DRAIN, .size = sizeof drain}};
+    struct nb_link_ref drain = {.header = {.type = NB_LINK_DRAIN, .size = sizeof(drain)}};
     if (worker->draining)
         return;
     worker->draining = 1;
@@ -249,6 +313,7 @@ void nb_worker_free(struct nb_worker *worker)
         else
             kill(worker->pid, SIGKILL); // our own child, not yet reaped
     }
+    nb_regions_gone(worker);
     TAILQ_REMOVE(&worker->broker->workers, worker, entry);
     sd_event_source_disable_unref(worker->exit);
     sd_event_source_disable_unref(worker->deadline);

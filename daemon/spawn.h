@@ -2,14 +2,12 @@
 // What they are for, their owner knows.
 #pragma once
 
-#include <sys/queue.h>
 #include <sys/types.h>
 #include <systemd/sd-event.h>
 
 #include "daemon/link.h"
+#include "daemon/lists.h"
 #include "daemon/peer.h"
-
-struct nb_broker;
 
 struct nb_worker_ops {
     void (*packet)(void *owner, const struct nb_wire_header *packet, int *fds, size_t n_fds);
@@ -29,17 +27,20 @@ struct nb_worker {
     pid_t pid;
     int pidfd;
     int draining, killed;
-    uint32_t device;     // that it held memory of until its end, once it is nobody's
-    uint64_t held_bytes; // so much
+    uint32_t device;           // that it held memory of until its end, once it is nobody's
+    uint64_t held_bytes;       // so much
+    struct nb_regions leaving; // what it may still hold though nobody needs it (region.c)
     char mode[8];
 };
-TAILQ_HEAD(nb_workers, nb_worker);
+
+#define NB_SPAWN_FDS_MAX (1 + NB_WIRE_FILES) // of a loader: its image and the model's files
 
 struct nb_spawn {
     const char *mode, *argument; // argument may be NULL
     const int *fds;              // become fds 4 and up of the worker; borrowed
-    size_t n_fds;
-    uint64_t file_bytes; // the largest file it may write; 0: no limit
+    size_t n_fds;                // NB_SPAWN_FDS_MAX at most
+    uint64_t file_bytes;         // the largest file it may write; 0: no limit
+    const char *drivers; // manifests of Vulkan drivers that it may load; NULL: whatever there are
 };
 int nb_worker_spawn(struct nb_broker *broker, const struct nb_spawn *spawn,
                     const struct nb_worker_ops *ops, void *owner, struct nb_worker **ret);

@@ -1,12 +1,16 @@
 // Devices made of several, each with a range of a model's layers: "cpu+vulkan0:20"
 // (engine/split.h). To the rest of the broker one is a device like any other, with a worker of its
 // own, which opens all of its parts; it is gone when one of them is.
-#include "daemon/broker.h"
+#include "daemon/split.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "daemon/broker.h"
+#include "daemon/device.h"
+#include "daemon/refusal.h"
 
 struct part {
     char name[32];
@@ -25,7 +29,7 @@ static struct part next_part(const char **left)
     const char *at = *left;
     size_t n = strcspn(at, "+"), device = strcspn(at, "+:");
     struct part part = {.layers = at + device, .n_layers = (int)(n - device)};
-    snprintf(part.name, sizeof part.name, "%.*s", (int)device, at);
+    snprintf(part.name, sizeof(part.name), "%.*s", (int)device, at);
     *left = at[n] ? at + n + 1 : NULL;
     return part;
 }
@@ -82,8 +86,8 @@ static int describe(struct nb_broker *broker, const char *name, struct nibble_de
     if (!*all.name)
         return nb_refuse(refusal, -EINVAL,
                          "layers are shared between the CPU and another device: name that one");
-    snprintf(all.name, sizeof all.name, "%s", name);
-    snprintf(all.state, sizeof all.state, "ready");
+    snprintf(all.name, sizeof(all.name), "%s", name);
+    snprintf(all.state, sizeof(all.state), "ready");
     *all.node = *all.reason = 0;
     *ret = all;
     return 0;
@@ -94,8 +98,8 @@ static struct nb_device *find_idle(struct nb_broker *broker)
 {
     struct nb_device *device;
     TAILQ_FOREACH(device, &broker->devices, entry)
-    if (nb_device_is_split(device) && TAILQ_EMPTY(&device->models) && !device->worker)
-        return device;
+        if (nb_device_is_split(device) && TAILQ_EMPTY(&device->models) && !device->worker)
+            return device;
     return NULL;
 }
 
@@ -104,9 +108,9 @@ static int find_split(struct nb_broker *broker, const char *name, struct nb_devi
 {
     struct nibble_device info;
     struct nb_device *device = nb_device_by_name(broker, name);
-    int r = describe(broker, name, &info, refusal);
-    if (r < 0 || !ret)
-        return r;
+    int rc = describe(broker, name, &info, refusal);
+    if (rc < 0 || !ret)
+        return rc;
     if (!device)
         device = find_idle(broker);
     if (!device)
@@ -134,7 +138,7 @@ int nb_device_named(struct nb_broker *broker, const char *name, struct nb_device
 
 int nb_split_locate(struct nb_device *split)
 {
-    char address[sizeof split->address] = "";
+    char address[sizeof(split->address)] = "";
     const char *left = split->info.name;
     size_t used = 0;
     do {
@@ -142,13 +146,13 @@ int nb_split_locate(struct nb_device *split)
         const struct nb_device *device = nb_device_by_name(split->broker, part.name);
         if (!device)
             return -ENODEV;
-        int n = snprintf(address + used, sizeof address - used, "%s%s%.*s", used ? "+" : "",
+        int n = snprintf(address + used, sizeof(address) - used, "%s%s%.*s", used ? "+" : "",
                          device->address, part.n_layers, part.layers);
         used += (size_t)n;
-        if (used >= sizeof address)
+        if (used >= sizeof(address))
             return -ENAMETOOLONG;
     } while (left);
-    memcpy(split->address, address, sizeof address);
+    memcpy(split->address, address, sizeof(address));
     return 0;
 }
 
@@ -156,11 +160,11 @@ void nb_splits_leave(struct nb_device *part)
 {
     struct nb_device *device;
     char why[64];
-    snprintf(why, sizeof why, "%s is gone", part->info.name);
+    snprintf(why, sizeof(why), "%s is gone", part->info.name);
     TAILQ_FOREACH(device, &part->broker->devices, entry)
-    for (const char *left = nb_device_is_split(device) ? device->info.name : NULL; left;) {
-        struct part of = next_part(&left);
-        if (!strcmp(of.name, part->info.name))
-            nb_device_gone(device, why);
-    }
+        for (const char *left = nb_device_is_split(device) ? device->info.name : NULL; left;) {
+            struct part of = next_part(&left);
+            if (!strcmp(of.name, part->info.name))
+                nb_device_gone(device, why);
+        }
 }

@@ -1,21 +1,30 @@
 // Models outlive a restart of the broker: systemd keeps their sealed images (FDSTORE=), each under
 // a name that says all that the broker must know to serve it again. Without systemd nothing here
 // does anything.
-#include "daemon/broker.h"
+#include "daemon/store.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
-#define PREFIX     "model+"
-#define STORE_NAME 256 // of systemd, with the NUL
+#include "daemon/broker.h"
+#include "daemon/log.h"
+#include "daemon/model.h"
+#include "daemon/params.h"
+#include "daemon/refusal.h"
+#include "daemon/split.h"
+#include "libclient/wire.h"
 
-struct nb_kept {
-    STAILQ_ENTRY(nb_kept) entry;
+#define PREFIX      "model+"
+#define STORE_NAME  256 // of systemd, with the NUL
+#define NAME_SPACE  (2 * NB_NAME_MAX)
+#define NO_FALLBACK "-"
+
+struct nb_stored_image {
+    STAILQ_ENTRY(nb_stored_image) entry;
     int fd;
     char name[STORE_NAME];
 };
@@ -28,48 +37,64 @@ static void replace(char *text, const char *from, const char *to)
             *text = to[known - from];
 }
 
-// model+NAME+DEVICE+PRECISION+CONTEXT+KV, and +FALLBACK where it has one; KV with /TYPE where that
-// is not f16.
-static void write_name(const struct nb_model *model, char ret[STORE_NAME])
+// Systemd takes ASCII alone: any other name is written as % and the digits of its bytes.
+static void write_ascii(const char *name, char ret[NAME_SPACE])
 {
-    const char *type = model->info.kv_type;
-    int usual = !strcmp(type, "f16");
-    char device[sizeof model->info.device], fallback[sizeof model->fallback];
-    memcpy(device, model->info.device, sizeof device);
-    memcpy(fallback, model->fallback, sizeof fallback);
-    replace(device, "+:", ",/");
-    replace(fallback, "+:", ",/");
-    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s+%" PRIu32 "+%" PRIu64 "%s%s%s%s", model->info.name,
-             device, model->info.precision, model->context, model->kv_bytes, usual ? "" : "/",
-             usual ? "" : type, *fallback ? "+" : "", fallback);
+    const char *c = name;
+    while (*c > 0 && *c < 0x7f)
+        c++;
+    if (!*c) {
+        snprintf(ret, NAME_SPACE, "%s", name);
+        return;
+    }
+    *ret++ = '%';
+    for (; *name; name++)
+        ret += snprintf(ret, 3, "%02x", (unsigned char)*name);
 }
 
-// What stands behind a slash, which becomes the text's end; "" where there is none.
-static const char *behind_slash(char *text)
+static int read_ascii(const char *text, char ret[NB_NAME_MAX])
 {
-    char *slash = strchr(text, '/');
-    if (!slash)
-        return "";
-    *slash = '\0';
-    return slash + 1;
+    size_t n = 0;
+    if (*text != '%') {
+        snprintf(ret, NB_NAME_MAX, "%.63s", text);
+        return 0;
+    }
+    for (text++; n < NB_NAME_MAX - 1 && sscanf(text, "%2hhx", (unsigned char *)&ret[n]) == 1; n++)
+        text += text[1] ? 2 : 1;
+    ret[n] = '\0';
+    return *text ? -EINVAL : 0;
+}
+
+// model+NAME+DEVICE+FALLBACK, - where it has none, and the parameters (params.h).
+static void write_name(const struct nb_model *model, char ret[STORE_NAME])
+{
+    char name[NAME_SPACE], params[NB_PARAMS_TEXT];
+    char device[sizeof(model->info.device)], fallback[sizeof(model->fallback)];
+    memcpy(device, model->info.device, sizeof(device));
+    snprintf(fallback, sizeof(fallback), "%s", *model->fallback ? model->fallback : NO_FALLBACK);
+    replace(device, "+:", ",/");
+    replace(fallback, "+:", ",/");
+    write_ascii(model->info.name, name);
+    nb_params_write(&model->params, params);
+    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s%s", name, device, fallback, params);
 }
 
 static int read_name(const char *name, struct nb_wire_load *ret)
 {
-    struct nb_wire_load m = {.context = 0};
-    char kv[40];
-    int end = -1, end_6 = -1;
-    int n = sscanf(name, PREFIX "%63[^+]+%31[^+]+%15[^+]+%" SCNu32 "+%39[^+]%n+%31[^+]%n", m.name,
-                   m.device, m.precision, &m.context, kv, &end, m.fallback, &end_6);
-    end = n == 6 ? end_6 : end;
-    if (n < 5 || end < 0 || name[end])
+    struct nb_wire_load m = {.force = 0};
+    char text[NAME_SPACE];
+    int end = -1;
+    int n = sscanf(name, PREFIX "%127[^+]+%31[^+]+%31[^+]%n", text, m.device, m.fallback, &end);
+    if (n < 3 || end < 0 || read_ascii(text, m.name) < 0)
         return -EINVAL;
+    if (!strcmp(m.fallback, NO_FALLBACK))
+        *m.fallback = '\0';
     replace(m.device, ",/", "+:");
     replace(m.fallback, ",/", "+:");
-    snprintf(m.kv_type, sizeof m.kv_type, "%.15s", behind_slash(kv));
-    m.kv_bytes = strtoull(kv, NULL, 10);
-    *ret = m;
-    return 0;
+    int rc = nb_params_read(name + end, &m.params);
+    if (rc == 0)
+        *ret = m;
+    return rc;
 }
 
 void nb_store_put(const struct nb_model *model)
@@ -78,7 +103,7 @@ void nb_store_put(const struct nb_model *model)
     if (model->owner)
         return;
     write_name(model, name);
-    snprintf(state, sizeof state, "FDSTORE=1\nFDNAME=%s", name);
+    snprintf(state, sizeof(state), "FDSTORE=1\nFDNAME=%s", name);
     sd_pid_notify_with_fds(0, 0, state, &model->image_fd, 1);
 }
 
@@ -93,53 +118,53 @@ int nb_store_take(struct nb_broker *broker, int fd, const char *name)
 {
     if (strncmp(name, PREFIX, strlen(PREFIX)) != 0)
         return 0;
-    struct nb_kept *kept = calloc(1, sizeof *kept);
-    if (!kept)
+    struct nb_stored_image *image = calloc(1, sizeof(*image));
+    if (!image)
         return 0;
-    kept->fd = fd;
-    snprintf(kept->name, sizeof kept->name, "%s", name);
-    STAILQ_INSERT_TAIL(&broker->kept, kept, entry);
+    image->fd = fd;
+    snprintf(image->name, sizeof(image->name), "%s", name);
+    STAILQ_INSERT_TAIL(&broker->stored, image, entry);
     return 1;
 }
 
-static int restore(struct nb_broker *broker, struct nb_kept *kept)
+static int restore(struct nb_broker *broker, struct nb_stored_image *image)
 {
     struct nb_wire_load request;
     struct nb_model *model;
-    int r = read_name(kept->name, &request);
-    if (r < 0)
-        return r;
+    int rc = read_name(image->name, &request);
+    if (rc < 0)
+        return rc;
     struct nb_device *device;
     struct nb_refusal refusal;
-    r = nb_device_named(broker, request.device, &device, &refusal);
-    if (r < 0)
-        return r;
+    rc = nb_device_named(broker, request.device, &device, &refusal);
+    if (rc < 0)
+        return rc;
     if (nb_model_by_name(broker, request.name))
         return -EEXIST;
-    r = nb_model_create(device, &request, &model);
-    if (r < 0)
-        return r;
-    model->image_fd = kept->fd;
-    kept->fd = -1;
-    r = nb_model_seal(model, UINT64_MAX);
-    if (!r)
-        r = nb_model_serve(model);
-    if (r < 0)
+    rc = nb_model_create(device, &request, &model);
+    if (rc < 0)
+        return rc;
+    model->image_fd = image->fd;
+    image->fd = -1;
+    rc = nb_model_seal(model, UINT64_MAX);
+    if (!rc)
+        rc = nb_model_serve(model);
+    if (rc < 0)
         nb_model_unload(model);
-    return r;
+    return rc;
 }
 
 void nb_store_restore(struct nb_broker *broker)
 {
-    struct nb_kept *kept;
-    while ((kept = STAILQ_FIRST(&broker->kept))) {
-        int r = broker->stopping ? 0 : restore(broker, kept);
-        if (r < 0)
+    struct nb_stored_image *image;
+    while ((image = STAILQ_FIRST(&broker->stored))) {
+        int rc = broker->stopping ? 0 : restore(broker, image);
+        if (rc < 0)
             nb_log(LOG_ERR, "%s of before the restart is not served again (%s): load it again",
-                   kept->name, strerror(-r));
-        STAILQ_REMOVE_HEAD(&broker->kept, entry);
-        if (kept->fd >= 0)
-            close(kept->fd);
-        free(kept);
+                   image->name, strerror(-rc));
+        STAILQ_REMOVE_HEAD(&broker->stored, entry);
+        if (image->fd >= 0)
+            close(image->fd);
+        free(image);
     }
 }

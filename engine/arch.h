@@ -1,85 +1,149 @@
-// Architectures as a table: how a model file's metadata becomes hyperparameters, and which tensors
-// feed which op. A new family is a row (and, at most, a new kind of norm, activation or position
-// scheme).
+// Architectures as a table: how a model file's metadata becomes hyperparameters, and of which ops a
+// layer is made (op.h). A new family is a row.
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/op.h"
+#include "tensor/fail.h"
+
 struct nb_image;
 
-// The model's ops in the order of a layer. Coarse on purpose: a device fuses each into as few
-// passes as it can.
-enum nb_op_kind {
-    NB_OP_EMBED,     // x = row of the embedding
-    NB_OP_QKV,       // norm; q, k, v; rope of q and k; k and v into the KV block
-    NB_OP_ATTENTION, // a = softmax(q k) v
-    NB_OP_OUT,       // x += o a
-    NB_OP_GATE_UP,   // norm; h = act(gate x) * up x
-    NB_OP_DOWN,      // x += down h
-    NB_OP_HEAD,      // norm; logits
-    NB_OP_KINDS,
-};
-
-extern const char *const nb_op_names[NB_OP_KINDS];
-
-enum nb_norm_kind { NB_NORM_RMS };
-enum nb_activation { NB_ACTIVATION_SWIGLU };
-
-// The sizes a tensor's dimension may be bound to.
-enum nb_dim {
-    NB_DIM_NONE,
-    NB_DIM_EMBEDDING,
-    NB_DIM_VOCAB,
-    NB_DIM_Q,    // n_heads * k_dim
-    NB_DIM_K,    // n_kv_heads * k_dim
-    NB_DIM_V,    // n_kv_heads * v_dim
-    NB_DIM_ATTN, // n_heads * v_dim
-    NB_DIM_FFN,
-    NB_DIM_COUNT,
-};
-
-// A tensor of the architecture and its place in the plan. `matrix` -1 is the op's norm. Each matrix
-// may have a bias (the same name with ".bias"), a vector of `rows`.
-struct nb_arch_tensor {
-    enum nb_op_kind op;
-    int matrix;
-    const char
-        *name; // without ".weight"; "blk.N." is put before it where the op belongs to a layer
+// An op as the table has it: with the names of its tensors, and sizes that the model will fill in.
+struct nb_op_row {
+    enum nb_op_kind kind;
+    enum nb_section section;
+    enum nb_value in, other, out;
+    // Of the matrix or vector, without ".weight"; "blk.N." is put before it in a layer. A bias has
+    // the same name with ".bias"; it may be missing.
+    const char *weight;
     const char *tied; // another tensor that serves when this one is absent
     enum nb_dim rows, cols;
+    // The op is there only where the layer has this tensor, or has it not.
+    const char *when, *unless;
+    bool optional; // and only where it has its own
+    bool add;
+    bool halves; // ACTIVATE: gate and up are the halves of `in`
+    enum nb_heads heads;
+    enum nb_lookup lookup;
+    enum nb_scale scale;
 };
+
+// What a key of the architecture does to the computation.
+enum nb_key_use {
+    NB_KEY_READ,     // nb_hparams_read takes it
+    NB_KEY_HARMLESS, // nothing, whatever its value
+    NB_KEY_NEUTRAL,  // nothing with the neutral value; any other is refused
+};
+
+struct nb_arch_key {
+    const char *name; // without the architecture before it
+    enum nb_key_use use;
+    const char *what;    // a neutral one with another value means, for the refusal
+    double neutral[2];   // either; of truth values 0 and 1
+    const char *text[2]; // of strings
+};
+
+// What the keys mean in every family that has no word of its own.
+extern const struct nb_arch_key nb_common_keys[];
+extern const uint32_t nb_n_common_keys;
+
+enum nb_gating { NB_GATING_SOFTMAX, NB_GATING_SIGMOID, NB_GATING_SOFTMAX_OF_CHOSEN };
+enum nb_pooling { NB_POOLING_NONE, NB_POOLING_MEAN, NB_POOLING_CLS, NB_POOLING_LAST };
+
+struct nb_hparams;
+
+struct nb_op_rows {
+    const struct nb_op_row *rows;
+    uint32_t n;
+    bool of_x;     // what the rows read of N they read of X: no norm comes before
+    bool optional; // as of each row
+};
+#define NB_PIECES 16
 
 struct nb_arch {
     const char *name; // general.architecture, and the prefix of its keys
     enum nb_norm_kind norm;
     enum nb_activation activation;
     bool rope_neox; // pairs (i, i + rot/2) instead of (2i, 2i + 1)
-    const struct nb_arch_tensor *tensors;
-    uint32_t n_tensors;
+    bool no_rope;
+    bool encoder; // a token sees those after it too, and the result is a vector, not logits
+    // Every `period`-th layer differs from those before it: the others have the window, or it has
+    // no RoPE. 0: all layers are alike.
+    uint32_t window_period, rope_period;
+    // Values of keys where the file has none.
+    uint32_t window;
+    float attn_softcap, logit_cap;
+    bool has_local_rope;    // layers with a window have a RoPE of their own, which is not scaled,
+    double local_rope_base; // with this base; 0: the others'
+    enum nb_gating gating;
+    bool expert_weights_norm; // the chosen experts' weights are made to sum to 1
+    bool divides_logits;      // logit_scale divides
+    // What follows from no key; may be NULL.
+    void (*adjust)(struct nb_hparams *hp);
+    // Before the layers, of each layer, and after them; an empty piece ends each.
+    struct nb_op_rows begin[NB_PIECES], layer[NB_PIECES], end[NB_PIECES];
+    const struct nb_arch_key *keys; // that it treats otherwise than nb_common_keys
+    uint32_t n_keys;
+};
+
+// The architectures' table by its rows; NULL past the last.
+const struct nb_arch *nb_arch_at(uint32_t i);
+// The tensors of a file, in whichever architecture, that nb_hparams_read takes and no op: factors
+// of RoPE's frequencies, for any context or for short and long ones.
+enum { NB_FACTORS, NB_FACTORS_SHORT, NB_FACTORS_LONG, NB_ROPE_FACTORS };
+extern const char *const nb_rope_factors[NB_ROPE_FACTORS];
+
+#define NB_MAX_EXPERTS 1024
+#define NB_MAX_CHOSEN  32 // experts of a token
+#define NB_ROPES       2
+#define NB_NO_ROPE     UINT32_MAX
+
+// Position p rotates pair i by p * freq[i], with cos and sin multiplied by `scale`: every variant
+// (linear, llama 3's factors, YaRN) is a table of frequencies.
+struct nb_rope {
+    double *freq; // rope_dims / 2
+    double scale;
+};
+
+// What layers may differ in.
+struct nb_layer {
+    uint32_t window; // 0: a query sees all that came before
+    uint32_t rope;   // which of the model's, or NB_NO_ROPE
 };
 
 // Validated: each size is within limits, so that products of a few of them fit 64 bits.
 struct nb_hparams {
     const struct nb_arch *arch;
-    uint32_t vocab, context, n_layers, embedding, ffn;
+    uint32_t vocab, n_layers, embedding, ffn;
+    uint32_t context; // that the model was made for, or less where less was asked for
     uint32_t n_heads, n_kv_heads, k_dim, v_dim;
-    uint32_t rope_dims;
-    uint32_t window; // 0: a query sees all that came before
     float norm_eps, attn_scale, attn_softcap;
+    float embedding_scale, residual_scale, logit_scale, logit_cap;
+    bool causal;
+    enum nb_pooling pooling; // of a text's vector
+    bool any_length;         // which its makers do not normalise
+
+    uint32_t n_experts, n_chosen; // 0: none
+    enum nb_gating gating;
+    bool expert_weights_norm;
+    float expert_weights_scale;
+
+    uint32_t rope_dims, n_ropes;
+    struct nb_rope rope[NB_ROPES];
+    struct nb_layer *layer; // n_layers
     uint32_t dim[NB_DIM_COUNT];
-    // Position p turns pair i by p * rope_freq[i], with cos and sin multiplied by rope_scale: every
-    // scaling variant (linear, llama 3's factors, YaRN) is a table of frequencies.
-    double *rope_freq; // rope_dims / 2
-    double rope_scale;
 };
 
-// Reads and checks the metadata. -ENOTSUP unknown architecture or variant, -EINVAL missing or
-// senseless values.
-int nb_hparams_read(const struct nb_image *image, struct nb_hparams *ret, char *ret_error,
-                    size_t error_size);
+// Reads and checks the metadata. max_context 0: the model's own. -ENOTSUP unknown architecture or
+// variant, or a key that is neither read nor known to change nothing; -EINVAL missing or senseless
+// values.
+int nb_hparams_read(const struct nb_image *image, uint32_t max_context, struct nb_hparams *ret,
+                    struct nb_error *ret_error);
 void nb_hparams_finish(struct nb_hparams *hp);
 
-// cos of each pair's angle at one position, then sin of each: rope_dims floats.
+// Of each of the model's ropes, cos of each pair's angle at one position, then sin of each:
+// rope_dims floats.
 void nb_rope_row(const struct nb_hparams *hp, uint32_t position, float *ret_cos_sin);

@@ -13,15 +13,17 @@ struct nb_candidate {
     int32_t id;
 };
 
-// NaN counts as -inf.
 static inline struct nb_candidate nb_candidate_of(const float *logits, uint32_t id)
 {
-    float logit = logits[id];
-    return (struct nb_candidate){logit > -INFINITY ? logit : -INFINITY, (int32_t)id};
+    return (struct nb_candidate){logits[id], (int32_t)id};
 }
 
-// Higher logit first, then lower id; -0 is as high as +0.
+// Higher logit first, then lower id; -0 is as high as +0. One that is not finite precedes all that
+// are, so that whoever looks for the best of a row finds it.
 static inline bool nb_candidate_before(struct nb_candidate a, struct nb_candidate b)
 {
+    const bool a_finite = isfinite(a.logit), b_finite = isfinite(b.logit);
+    if (!a_finite || !b_finite)
+        return a_finite == b_finite ? a.id < b.id : !a_finite;
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }

@@ -7,6 +7,7 @@
 
 #include "engine/split.h"
 #include "engine/vulkan/vulkan.h"
+#include "machine/bounds.h"
 #include "tensor/fail.h"
 
 #define MAX_DIGITS 4
@@ -16,23 +17,24 @@
     "cpu+vulkan0:20"
 
 static int create_cpu(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
-                      char *error, size_t error_size)
+                      struct nb_error *error)
 {
-    int rc = nb_cpu_device_create(o->threads, ret);
-    return rc < 0 ? nb_fail(error, error_size, rc, "CPU device: %s", strerror(-rc)) : 0;
+    char reason[NB_LIMIT_TEXT];
+    int rc = nb_cpu_device_create(o->threads, o->allowed, ret);
+    return rc < 0 ? nb_fail(error, rc, "CPU device: %s", nb_limit_reason(rc, reason)) : 0;
 }
 
 static int create_vulkan(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
-                         char *error, size_t error_size)
+                         struct nb_error *error)
 {
-    return nb_vulkan_device_create(index, o, ret, error, error_size);
+    return nb_vulkan_device_create(index, o, ret, error);
 }
 
 static int list_cpu(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                    char *error, size_t error_size)
+                    struct nb_error *error)
 {
     struct nb_device *device;
-    int rc = create_cpu(0, &(struct nb_device_options){.threads = 0}, &device, error, error_size);
+    int rc = create_cpu(0, &(struct nb_device_options){.threads = 0}, &device, error);
     if (rc < 0)
         return rc;
     struct nb_device_info info;
@@ -46,9 +48,9 @@ static const struct kind {
     const char *name;
     bool indexed;
     int (*create)(uint32_t index, const struct nb_device_options *o, struct nb_device **ret,
-                  char *error, size_t error_size);
+                  struct nb_error *error);
     int (*list)(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                char *error, size_t error_size);
+                struct nb_error *error);
 } kinds[] = {
     {"cpu", false, create_cpu, list_cpu},
     {"vulkan", true, create_vulkan, nb_vulkan_device_list},
@@ -56,11 +58,11 @@ static const struct kind {
 #define N_KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
 int nb_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                   char *ret_error, size_t error_size)
+                   struct nb_error *ret_error)
 {
     int rc = 0;
     for (size_t i = 0; i < N_KINDS; i++) {
-        int failed = kinds[i].list(found, user, ret_error, error_size);
+        int failed = kinds[i].list(found, user, ret_error);
         rc = failed < 0 ? failed : rc;
     }
     return rc;
@@ -95,7 +97,7 @@ static void destroy_parts(const struct nb_split_part *part, uint32_t n)
 }
 
 static int create_split(const char *name, const struct nb_device_options *o, struct nb_device **ret,
-                        char *error, size_t error_size)
+                        struct nb_error *error)
 {
     struct nb_split_part part[NB_SPLIT_PARTS] = {0};
     uint32_t n = 0;
@@ -104,34 +106,34 @@ static int create_split(const char *name, const struct nb_device_options *o, str
         char one[PART_SIZE];
         size_t length = strcspn(at, "+");
         if (n == NB_SPLIT_PARTS || read_part(at, length, one, &part[n].layers) < 0) {
-            rc = nb_fail(error, error_size, -EINVAL, SPLIT_FORM, name);
+            rc = nb_fail(error, -EINVAL, SPLIT_FORM, name);
             break;
         }
-        rc = nb_device_create(one, o, &part[n].device, error, error_size);
+        rc = nb_device_create(one, o, &part[n].device, error);
         if (rc < 0)
             break;
         at = at[length] ? at + length + 1 : NULL;
     }
     if (rc == 0 && (rc = nb_split_create(part, n, ret)) < 0)
-        nb_fail(error, error_size, rc, SPLIT_FORM, name);
+        nb_fail(error, rc, SPLIT_FORM, name);
     if (rc < 0)
         destroy_parts(part, n);
     return rc;
 }
 
 int nb_device_create(const char *name, const struct nb_device_options *options,
-                     struct nb_device **ret, char *ret_error, size_t error_size)
+                     struct nb_device **ret, struct nb_error *ret_error)
 {
     if (strchr(name, '+'))
-        return create_split(name, options, ret, ret_error, error_size);
+        return create_split(name, options, ret, ret_error);
     for (size_t i = 0; i < N_KINDS; i++) {
         size_t n = strlen(kinds[i].name);
         if (strncmp(name, kinds[i].name, n) != 0)
             continue;
         int index = kinds[i].indexed ? index_of(name + n) : name[n] ? -1 : 0;
         if (index >= 0)
-            return kinds[i].create((uint32_t)index, options, ret, ret_error, error_size);
+            return kinds[i].create((uint32_t)index, options, ret, ret_error);
     }
-    return nb_fail(ret_error, error_size, -EINVAL,
+    return nb_fail(ret_error, -EINVAL,
                    "there is no device \"%s\": say cpu, or vulkan0, vulkan1 ...", name);
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "engine/candidate.h"
+#include "tensor/fail.h"
 
 struct nb_plan;   // engine/plan.h: the architecture as a list of ops over the image's tensors
 struct nb_packed; // tensor/layout.h
@@ -48,7 +49,11 @@ struct nb_rows {
     const uint32_t *sequence;      // index into `blocks`
     const uint32_t *const *blocks; // [sequence]: KV block numbers, by position / 32
     uint32_t n_logits;
-    const uint32_t *logits_row; // the rows whose logits are wanted, ascending
+    const uint32_t *logits_row; // the rows whose logits, or vectors, are wanted, ascending
+    // [n_logits][embedding], or NULL: their vectors, what the model's last norm makes of them. With
+    // `no_logits` nothing else is wanted.
+    float *vectors;
+    bool no_logits;
     // [n_logits], or NULL: how many of the best candidates suffice, NB_CANDIDATES_MAX at most; 0:
     // all logits. The step says here what it gives: so many candidates, or 0: all logits.
     uint32_t *candidates;
@@ -68,7 +73,8 @@ struct nb_device_model_options {
     void *user;
 };
 
-// What one kind of op has taken: device time, and dispatches (0 where the device has none).
+// What one section of the model has taken: device time, and dispatches (0 where the device has
+// none).
 struct nb_op_time {
     uint64_t ns, dispatches;
 };
@@ -92,7 +98,7 @@ struct nb_product {
 
 enum nb_number { NB_NUMBER_F32, NB_NUMBER_F16, NB_NUMBER_INT8 };
 
-struct nb_decode {
+struct nb_dequantize {
     uint32_t row0, rows, cols;
     enum nb_number to;
     void *out;     // [rows][cols]
@@ -111,7 +117,7 @@ struct nb_device_ops {
     uint64_t (*kv_room)(const struct nb_device *d, const struct nb_plan *plan, uint32_t max_rows);
     int (*model_open)(struct nb_device *d, const struct nb_plan *plan,
                       const struct nb_device_model_options *options, struct nb_device_model **ret,
-                      char *ret_error, size_t error_size);
+                      struct nb_error *ret_error);
     void (*model_close)(struct nb_device_model *dm);
     // Runs the plan over the rows; logits: [n_logits][vocab] fp32, valid until the next step; the
     // caller may change them. A row for which rows->candidates says so begins with an array of
@@ -128,9 +134,9 @@ struct nb_device_ops {
     // What is worth keeping for the next device's options: 1 and a blob to be freed when it differs
     // from what was given or returned last, 0 when not. NULL where there is never anything.
     int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);
-    // Of each kind of op (NB_OP_KINDS of them, engine/arch.h) since the model was opened. Where
-    // measuring costs time, steps now and then are timed, and the others count as the last of their
-    // size that was.
+    // Of each section of a model (NB_SECTIONS of them, engine/op.h) since the model was opened.
+    // Where measuring costs time, steps now and then are timed, and the others count as the last of
+    // their size that was.
     void (*times)(const struct nb_device_model *dm, struct nb_op_time *ret);
     // Once a step or a model's opening has returned a negative errno: what the device failed with,
     // in one line; NULL when it did not. Unless the errno was -ENOMEM it is of no use any more. May
@@ -146,7 +152,7 @@ struct nb_device_ops {
                        struct nb_device_matrix **ret);
     void (*matrix_close)(struct nb_device_matrix *m); // NULL is fine
     int (*gemm)(struct nb_device_matrix *m, const struct nb_product *p);
-    int (*dequantize)(struct nb_device_matrix *m, const struct nb_decode *p);
+    int (*dequantize)(struct nb_device_matrix *m, const struct nb_dequantize *p);
 };
 
 struct nb_device {
@@ -172,8 +178,18 @@ enum nb_weights {
     NB_WEIGHTS_COPIED,
 };
 
+// What this process may use of the machine's CPU.
+struct nb_cpu_allowed {
+    uint32_t threads;      // one for each core and each whole CPU of a quota
+    uint64_t memory_bytes; // of the machine, or of the control group that allows less
+    char why[96];          // there are fewer threads than cores; "": there are not
+};
+struct nb_cpu_quota; // machine/bounds.h
+
 struct nb_device_options {
-    uint32_t threads; // of the CPU; 0: one for each core that this process may use
+    uint32_t threads; // of the CPU; 0: as many as are allowed
+    // What nb_cpu_allowed said before a sandbox hid its files; NULL: it is asked now.
+    const struct nb_cpu_allowed *allowed;
     // What a device of before had to keep (nb_device_ops.cache), or NULL; copied. One that another
     // device, driver or build wrote, or that is damaged, counts as none.
     const void *cache;
@@ -191,19 +207,39 @@ struct nb_device_options {
     const char *tier; // of a Vulkan device's shaders (engine/vulkan/tier.c); NULL: its best
 };
 
-int nb_cpu_device_create(uint32_t threads, struct nb_device **ret);
-// How many cores this process may use, as the machine's files say; what 0 threads mean.
-int nb_cpu_cores(uint32_t *ret);
+int nb_cpu_device_create(uint32_t threads, const struct nb_cpu_allowed *allowed,
+                         struct nb_device **ret);
+// Looks up what this process may use, in the machine's files.
+int nb_cpu_allowed(struct nb_cpu_allowed *ret);
+// The rule by which it decides: of `cores`, affinity leaves `allowed`. Sets threads and why.
+void nb_cpu_allow(uint32_t cores, uint32_t allowed, const struct nb_cpu_quota *quota,
+                  struct nb_cpu_allowed *ret);
+// Of a model on a CPU device with one thread: from now on each op's result is looked at, and the
+// plan's first op that gave a number that is not finite, in any step, is told; n_ops: none did.
+void nb_cpu_watch(struct nb_device_model *dm);
+uint32_t nb_cpu_first_odd(const struct nb_device_model *dm);
+// Of a model on a CPU device: from now on, in each step, `fn` is called with what each of the
+// plan's matrices is multiplied by, as it was before it was quantized: `n` rows of `width` numbers,
+// valid during the call, op by op in the order of the plan. NULL for `fn`: no more.
+//
+// Of a matrix that each expert has, `expert` says which experts' matrices a row is multiplied by;
+// else it is NULL. Where the op reads a value with a row for each token, row i belongs to all that
+// its token takes: expert[i * n_chosen] and on, the best first. Where it reads a value of experts
+// (nb_value_is_of_experts), row i belongs to expert[i] alone, and rows are sorted by expert, those
+// of one expert by token.
+typedef void nb_cpu_capture_fn(void *user, uint32_t op, const float *x, uint32_t n, uint32_t width,
+                               const uint16_t *expert);
+void nb_cpu_capture(struct nb_device_model *dm, nb_cpu_capture_fn *fn, void *user);
 
 // "cpu", or "vulkanN": the N-th Vulkan device (engine/vulkan/vulkan.h); or several of them, each
 // with how many layers it runs, one alone without: "cpu+vulkan0:20" is the last 20 layers and the
 // head on vulkan0, the rest on the CPU (split.h). -EINVAL for another name, or what the device's
 // own creation returns; the line in `ret_error` says why.
 int nb_device_create(const char *name, const struct nb_device_options *options,
-                     struct nb_device **ret, char *ret_error, size_t error_size);
+                     struct nb_device **ret, struct nb_error *ret_error);
 
 // Names the machine's devices, each as soon as it is known, the CPU first: a driver that crashes
 // hides only what comes after. Makes none of them. 0, or what kept one kind of them from being
 // listed.
 int nb_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                   char *ret_error, size_t error_size);
+                   struct nb_error *ret_error);

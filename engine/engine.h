@@ -11,6 +11,7 @@
 #include "engine/device.h"
 #include "engine/kv.h"
 #include "engine/sampler.h"
+#include "tensor/fail.h"
 
 struct nb_image;
 struct nb_tokenizer;
@@ -23,18 +24,23 @@ struct nb_model_options {
     enum nb_kv_type kv_type;
     uint32_t max_context; // 0: the model's own
     uint32_t max_rows;    // rows of a step; 0: 512
-    uint64_t
-        kv_bytes; // memory for KV blocks; 0: a default by free memory, at least one full context
+    // Memory for KV blocks; 0: a default by the device's room, at least one full context.
+    uint64_t kv_bytes;
+    uint64_t kv_most;       // of that default; 0: no such bound
+    const char *kv_most_by; // what sets that bound, for the sentence; may be NULL
     // While the weights go to a device's own memory; may be NULL.
     void (*on_progress)(void *user, uint64_t done, uint64_t total);
     void *user;
 };
 
 struct nb_model_info {
-    const char *architecture; // GGUF's name
+    const char *architecture;  // GGUF's name
+    bool generates;            // else it only embeds
+    uint32_t longest_embedded; // tokens of a text that it embeds at once
     uint32_t vocab, context, n_layers, embedding;
     uint64_t weight_bytes, kv_block_bytes;
     uint32_t kv_blocks, kv_blocks_free;
+    uint32_t kv_blocks_touched; // that were used at any time, and so have memory
 };
 
 struct nb_model;
@@ -44,16 +50,16 @@ struct nb_sequence;
 // architecture's name and the supported ones, -EINVAL for missing or misshapen tensors, -ENOMEM
 // with figures.
 int nb_model_open(struct nb_image *image, struct nb_device *device,
-                  const struct nb_model_options *options, struct nb_model **ret, char *ret_error,
-                  size_t error_size);
+                  const struct nb_model_options *options, struct nb_model **ret,
+                  struct nb_error *ret_error);
 void nb_model_close(struct nb_model *m); // every sequence must be gone
 void nb_model_info(const struct nb_model *m, struct nb_model_info *ret);
-// Of each kind of op since the model was opened: NB_OP_KINDS values (engine/arch.h).
+// Of each section of the model since it was opened: NB_SECTIONS values (engine/op.h).
 void nb_model_times(const struct nb_model *m, struct nb_op_time *ret);
 uint64_t nb_model_steps(const struct nb_model *m); // in that time
 const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m);
 const struct nb_chat_template *
-nb_model_chat_template(const struct nb_model *m); // NULL when none is recognised
+nb_model_chat_template(const struct nb_model *m); // NULL when the file has none
 
 // --- Sequences: one token log each. The KV cache is only a cache of the log; blocks are taken and
 // given back as the scheduler sees fit, and rebuilt from the log.
@@ -78,6 +84,9 @@ struct nb_request {
     // computed.
     bool score;
     uint32_t score_from;
+    // The text's vector is made of its rows, as the model pools them, and handed to on_vector.
+    bool embed;
+    bool normalise; // its length is then 1, unless the model's has any (nb_hparams.any_length)
 };
 
 enum nb_finish {
@@ -85,7 +94,7 @@ enum nb_finish {
     NB_FINISH_EOS,
     NB_FINISH_LENGTH,
     NB_FINISH_CONTEXT,
-    NB_FINISH_SCORED,
+    NB_FINISH_SCORED, // or embedded
     NB_FINISH_ERROR
 };
 
@@ -95,16 +104,24 @@ struct nb_model_events {
     // end-of-generation token itself is appended to the log and reported with finish EOS.
     void (*on_token)(void *user, int32_t token, float logprob);
     // Logits of row `position` (predicting position + 1), vocab floats, valid during the call.
+    // Only rows that are finite numbers throughout.
     void (*on_logits)(void *user, uint32_t position, const float *logits, uint32_t vocab);
+    // With NB_FINISH_ERROR nb_sequence_error has a sentence; -EBADMSG: the logits are not finite.
     void (*on_finish)(void *user, enum nb_finish finish, int error);
+    // The vector of the whole log, valid during the call: only one of finite numbers.
+    void (*on_vector)(void *user, const float *vector, uint32_t n);
 };
 void nb_model_set_events(struct nb_model *m, const struct nb_model_events *events);
 
-int nb_sequence_start(struct nb_sequence *s,
-                      const struct nb_request *request); // -EBUSY when active
+// -EBUSY when active; -EOPNOTSUPP to generate or score with a model that only embeds; -E2BIG for a
+// text that is longer than the model embeds at once.
+int nb_sequence_start(struct nb_sequence *s, const struct nb_request *request);
 // Ends the active request after the current token (a stop string, a cancel). on_finish is not
 // called.
 void nb_sequence_stop(struct nb_sequence *s);
+// Why the last request ended with NB_FINISH_ERROR, in one line; "" when it did not. Until the next
+// request.
+const char *nb_sequence_error(const struct nb_sequence *s);
 // A parked sequence keeps its request but takes no part in steps (its client does not read).
 void nb_sequence_park(struct nb_sequence *s, bool parked);
 

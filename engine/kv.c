@@ -7,7 +7,8 @@
 
 int nb_kv_type_by_name(const char *name, enum nb_kv_type *ret)
 {
-    static const char *const names[NB_KV_TYPES] = {[NB_KV_F16] = "f16", [NB_KV_Q8_0] = "q8_0"};
+    static const char *const names[NB_KV_TYPES] = {
+        [NB_KV_F16] = "f16", [NB_KV_Q8_0] = "q8_0", [NB_KV_F32] = "f32"};
     for (int i = 0; i < NB_KV_TYPES; i++)
         if (!strcmp(*name ? name : "f16", names[i])) {
             *ret = (enum nb_kv_type)i;
@@ -51,6 +52,7 @@ static bool take_block(struct nb_sequence *s)
     uint32_t block = m->free_block[--m->n_free];
     if (m->used[block])
         m->device->ops->kv_clear(m->dm, block);
+    m->n_touched += !m->used[block];
     m->used[block] = true;
     s->block[s->n_blocks++] = block;
     return true;

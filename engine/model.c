@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "engine/chat_template.h"
-#include "engine/tokenizer.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
 #include "tensor/fail.h"
 #include "tensor/image.h"
 
@@ -15,34 +15,30 @@
 #define DEFAULT_CONTEXTS                                                                           \
     8 // whole contexts that the default KV memory holds, where the machine has the memory
 
-static int check_context(struct nb_hparams *hp, const struct nb_model_options *o, char *error,
-                         size_t size)
-{
-    if (o->max_context > hp->context)
-        return nb_fail(error, size, -EINVAL,
-                       "a context of %u was asked for, but the model's limit is %u", o->max_context,
-                       hp->context);
-    if (o->max_context)
-        hp->context = o->max_context;
-    return 0;
-}
-
 // How many blocks: what was asked for, or several contexts as far as the device has room; never
 // less than one context.
-static int choose_kv(struct nb_model *m, const struct nb_model_options *o, char *error, size_t size)
+static int choose_kv(struct nb_model *m, const struct nb_model_options *o, struct nb_error *error)
 {
     const struct nb_hparams *hp = &m->plan->hp;
     uint64_t block = m->device->ops->kv_block_bytes(m->device, m->plan);
     uint64_t one = ((uint64_t)hp->context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
-    uint64_t limit =
-        o->kv_bytes ? o->kv_bytes : m->device->ops->kv_room(m->device, m->plan, m->max_rows);
+    uint64_t limit = o->kv_bytes;
+    const char *by = "";
+    if (!limit) {
+        limit = m->device->ops->kv_room(m->device, m->plan, m->max_rows);
+        if (o->kv_most && o->kv_most < limit) {
+            limit = o->kv_most;
+            by = o->kv_most_by ? o->kv_most_by : "";
+        }
+    }
     uint64_t blocks = limit / block, most = blocks * NB_KV_POSITIONS;
     if (blocks < one)
-        return nb_fail(error, size, -ENOMEM,
+        return nb_fail(error, -ENOMEM,
                        "the KV cache of one context of %u tokens takes %llu MB and %llu MB are"
-                       " allowed: raise the limit or ask for a context of at most %llu",
+                       " allowed%s%s%s: raise the limit or ask for a context of at most %llu",
                        hp->context, (unsigned long long)(one * block >> 20),
-                       (unsigned long long)(limit >> 20), (unsigned long long)most);
+                       (unsigned long long)(limit >> 20), *by ? " (" : "", by, *by ? ")" : "",
+                       (unsigned long long)most);
     if (!o->kv_bytes && blocks > one * DEFAULT_CONTEXTS)
         blocks = one * DEFAULT_CONTEXTS;
     m->kv_blocks = blocks < 1u << 24 ? (uint32_t)blocks : 1u << 24;
@@ -68,46 +64,45 @@ static int make_arrays(struct nb_model *m)
     return 0;
 }
 
-static int open_text(struct nb_model *m, char *error, size_t size)
+static int open_text(struct nb_model *m, struct nb_error *error)
 {
     const struct nb_gguf *meta = nb_image_metadata(m->image);
-    int rc = nb_tokenizer_create(meta, &m->tokenizer, error, size);
+    int rc = nb_tokenizer_create(meta, &m->tokenizer, error);
     if (rc < 0)
         return rc;
     uint32_t vocab = nb_tokenizer_vocab(m->tokenizer);
     if (vocab > m->plan->hp.vocab)
-        return nb_fail(error, size, -EINVAL,
-                       "the tokenizer has %u tokens, but the embedding %u rows", vocab,
-                       m->plan->hp.vocab);
-    rc = nb_chat_template_create(meta, m->tokenizer, &m->chat_template, error, size);
-    return rc == -ENOTSUP || rc == -ENOENT ? 0 : rc;
+        return nb_fail(error, -EINVAL, "the tokenizer has %u tokens, but the embedding %u rows",
+                       vocab, m->plan->hp.vocab);
+    rc = nb_chat_template_create(meta, &m->chat_template, error);
+    return rc == -ENOENT ? 0 : rc;
 }
 
-static int open_model(struct nb_model *m, const struct nb_model_options *o, char *error,
-                      size_t size)
+static int open_model(struct nb_model *m, const struct nb_model_options *o, struct nb_error *error)
 {
     m->max_rows = o->max_rows ? o->max_rows : DEFAULT_ROWS;
     if (m->max_rows > MAX_ROWS)
-        return nb_fail(error, size, -EINVAL, "steps of %u rows were asked for; the limit is %u",
+        return nb_fail(error, -EINVAL, "steps of %u rows were asked for; the limit is %u",
                        m->max_rows, MAX_ROWS);
     int rc;
-    if ((rc = nb_plan_create(m->image, o->precision, o->kv_type, &m->plan, error, size)) < 0 ||
-        (rc = check_context(&m->plan->hp, o, error, size)) < 0 ||
-        (rc = open_text(m, error, size)) < 0 || (rc = choose_kv(m, o, error, size)) < 0)
+    const struct nb_plan_options plan_options = {o->precision, o->kv_type, o->max_context};
+    if ((rc = nb_plan_create(m->image, &plan_options, &m->plan, error)) < 0 ||
+        (rc = open_text(m, error)) < 0 || (rc = choose_kv(m, o, error)) < 0)
         return rc;
     if ((rc = make_arrays(m)) < 0)
-        return nb_fail(error, size, rc, "out of memory");
+        return nb_fail(error, rc, "out of memory");
     const struct nb_device_model_options device_options = {.kv_blocks = m->kv_blocks,
                                                            .max_rows = m->max_rows,
                                                            .on_progress = o->on_progress,
                                                            .user = o->user};
     m->prepared = !m->device->ops->prepare;
-    return m->device->ops->model_open(m->device, m->plan, &device_options, &m->dm, error, size);
+    return m->device->ops->model_open(m->device, m->plan, &device_options, &m->dm, error);
 }
 
 // `keep_image`: a model that could not be opened leaves the image to its owner.
 static void destroy(struct nb_model *m, bool keep_image)
 {
+    nb_diagnosis_drop(m, NULL);
     if (m->dm)
         m->device->ops->model_close(m->dm);
     nb_chat_template_destroy(m->chat_template);
@@ -122,6 +117,7 @@ static void destroy(struct nb_model *m, bool keep_image)
     free(m->row_sequence);
     free(m->logits_row);
     free(m->candidates);
+    free(m->vectors);
     free(m->blocks);
     free(m->batch);
     free(m->part);
@@ -129,15 +125,15 @@ static void destroy(struct nb_model *m, bool keep_image)
 }
 
 int nb_model_open(struct nb_image *image, struct nb_device *device,
-                  const struct nb_model_options *options, struct nb_model **ret, char *ret_error,
-                  size_t error_size)
+                  const struct nb_model_options *options, struct nb_model **ret,
+                  struct nb_error *ret_error)
 {
     struct nb_model *m = calloc(1, sizeof(*m));
     if (!m)
-        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+        return nb_fail(ret_error, -ENOMEM, "out of memory");
     m->image = image;
     m->device = device;
-    int rc = open_model(m, options, ret_error, error_size);
+    int rc = open_model(m, options, ret_error);
     if (rc < 0) {
         destroy(m, true);
         return rc;
@@ -155,16 +151,19 @@ void nb_model_close(struct nb_model *m)
 void nb_model_info(const struct nb_model *m, struct nb_model_info *ret)
 {
     const struct nb_hparams *hp = &m->plan->hp;
-    *ret =
-        (struct nb_model_info){.architecture = hp->arch->name,
-                               .vocab = hp->vocab,
-                               .context = hp->context,
-                               .n_layers = hp->n_layers,
-                               .embedding = hp->embedding,
-                               .weight_bytes = nb_image_bytes(m->image),
-                               .kv_block_bytes = m->device->ops->kv_block_bytes(m->device, m->plan),
-                               .kv_blocks = m->kv_blocks,
-                               .kv_blocks_free = m->n_free};
+    *ret = (struct nb_model_info){
+        .architecture = hp->arch->name,
+        .generates = nb_model_generates(m),
+        .longest_embedded = hp->causal || hp->context < m->max_rows ? hp->context : m->max_rows,
+        .vocab = hp->vocab,
+        .context = hp->context,
+        .n_layers = hp->n_layers,
+        .embedding = hp->embedding,
+        .weight_bytes = nb_image_bytes(m->image),
+        .kv_block_bytes = m->device->ops->kv_block_bytes(m->device, m->plan),
+        .kv_blocks = m->kv_blocks,
+        .kv_blocks_free = m->n_free,
+        .kv_blocks_touched = m->n_touched};
 }
 
 void nb_model_times(const struct nb_model *m, struct nb_op_time *ret)
@@ -177,8 +176,10 @@ int nb_model_prepare(struct nb_model *m)
     if (m->prepared)
         return 0;
     uint32_t block = m->n_free ? m->free_block[m->n_free - 1] : NB_NO_BLOCK;
-    if (m->n_free)
+    if (m->n_free) {
+        m->n_touched += !m->used[block];
         m->used[block] = true;
+    }
     int rc = m->device->ops->prepare(m->dm, block);
     // Without memory for what no step needs, the model stays as it is.
     if (rc == -ENOMEM)

@@ -1,11 +1,10 @@
 // The engine from the inside: a model, its sequences and who owns which KV block. model.c opens it,
-// sequence.c keeps the logs, kv.c the blocks, scheduler.c makes the steps.
+// sequence.c keeps the logs, kv.c the blocks, scheduler.c makes the steps, diagnosis.c finds out
+// what went wrong in one.
 #pragma once
 
 #include "engine/engine.h"
 #include "engine/plan.h"
-
-#define NB_KV_POSITIONS 32 // of a block
 
 struct nb_sequence {
     struct nb_model *model;
@@ -23,8 +22,14 @@ struct nb_sequence {
     bool active, parked;
     struct nb_request request;
     uint32_t generated;
+    // A row's logits were not finite: the request ends once it is known why (diagnosis.c).
+    bool failed;
+    uint32_t failed_at; // the row
+    char error[256];    // why the last request ended with an error; "": it did not
 
-    uint32_t rows; // in the step under way
+    uint32_t rows;   // in the step under way
+    double *vector;  // of an embedding request: the sum of the rows that count so far
+    uint32_t pooled; // it has what counts of so many rows, also if they must be computed again
 };
 
 struct nb_model {
@@ -38,7 +43,7 @@ struct nb_model {
     void *part; // room for a part of a client's matrix, while it is packed and used (operand.c)
     size_t part_bytes;
 
-    uint32_t max_rows, kv_blocks;
+    uint32_t max_rows, kv_blocks, n_touched; // blocks, by `used`
     uint32_t *free_block, n_free;
     bool *used; // blocks that somebody has written
     bool prepared;
@@ -48,13 +53,16 @@ struct nb_model {
     struct nb_sequence *first, *last;
     uint32_t n_sequences;
     uint64_t steps;
-    uint32_t turn; // whose turn it is when there are more sequences in decode than rows
+    struct nb_diagnosis *diagnosis; // under way, or NULL
+    uint32_t next_decode; // the sequence that decodes first when there are more of them than rows
 
     // The rows of a step.
     int32_t *token;
     uint32_t *position, *row_sequence, *logits_row, *candidates;
     const uint32_t **blocks;
     struct nb_sequence **batch;
+    float *vectors; // [max_rows][embedding], made at the first embedding request
+    bool embeds;    // the step under way is one of those that embed; others generate and score
 };
 
 // Blocks for the first `positions` of the log, taken from idle sequences, parked ones, and active
@@ -63,10 +71,28 @@ uint32_t nb_kv_reserve(struct nb_sequence *s, uint32_t positions);
 // Gives back what lies past `positions`.
 void nb_kv_trim(struct nb_sequence *s, uint32_t positions);
 
+static inline bool nb_model_generates(const struct nb_model *m)
+{
+    return m->plan->width[NB_VALUE_LOGITS] > 0;
+}
+
 // Positions of the log that are not computed.
 static inline uint32_t nb_sequence_pending(const struct nb_sequence *s)
 {
     return s->length - s->computed;
 }
 
+// diagnosis.c. Does some more to find out why a sequence has failed; one that it is known of ends.
+// Whether there was anything to do.
+bool nb_diagnose(struct nb_model *m);
+void nb_diagnosis_drop(struct nb_model *m, const struct nb_sequence *s); // NULL: whosever it is
+
+// pooling.c: the vector of a sequence's log. Whether a row's vector counts; adding it; and the
+// whole once the last row has been added, in place of the sum.
+int nb_pool_begin(struct nb_sequence *s);
+bool nb_pool_wants(const struct nb_sequence *s, uint32_t position);
+void nb_pool_add(struct nb_sequence *s, uint32_t position, const float *row);
+void nb_pool_end(struct nb_sequence *s, float *ret);
+
+void nb_sequence_finish(struct nb_sequence *s, enum nb_finish why, int error); // scheduler.c
 int nb_sequence_append(struct nb_sequence *s, const int32_t *tokens, uint32_t n);

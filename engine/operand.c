@@ -1,4 +1,4 @@
-// Matrices that clients name, packed where they are not yet, and work on them cut into turns.
+// Matrices that clients name, packed where they are not yet, and work on them cut into slices.
 #include "engine/operand.h"
 
 #include <errno.h>
@@ -9,15 +9,15 @@
 #include "engine/model.h"
 #include "tensor/image.h"
 
-#define TURN_MACS   (1u << 27) // multiplications of a turn, about
-#define TURN_VALUES (1u << 21) // weights that a turn packs or unpacks, about
-#define PART_BYTES  (4u << 20) // of a part that is packed for one turn
-#define PAGE        4096
+#define SLICE_MACS   (1u << 27) // multiplications of a slice, about
+#define SLICE_VALUES (1u << 21) // weights that a slice packs or unpacks, about
+#define PART_BYTES   (4u << 20) // of a part that is packed for one slice
+#define PAGE         4096
 
 struct nb_operand {
     struct nb_model *model;
     uint64_t cols;           // of which packed.cols may be more
-    struct nb_packed packed; // data: in the image, or `kept`; NULL for one that each turn packs
+    struct nb_packed packed; // data: in the image, or `kept`; NULL for one that each slice packs
     struct nb_device_matrix *matrix; // of all that, at its first use
     // A groupwise one
     struct nb_layout layout;
@@ -52,9 +52,9 @@ int nb_operand_find(const struct nb_model *m, const char *name, struct nb_tensor
     if (!t)
         return -ENOENT;
     uint32_t index = (uint32_t)(t - nb_image_tensor(m->image, 0));
-    int r = find_matrix(m, index, &t);
-    if (r < 0)
-        return r;
+    int rc = find_matrix(m, index, &t);
+    if (rc < 0)
+        return rc;
     *ret = (struct nb_tensor_info){index, nb_type_name(t->type), t->packed.rows, t->packed.cols};
     return 0;
 }
@@ -75,9 +75,9 @@ int nb_operand_tensor(struct nb_model *m, uint32_t index, struct nb_operand **re
 {
     const struct nb_image_tensor *t;
     struct nb_operand *o;
-    int r = find_matrix(m, index, &t);
-    if (r < 0 || (r = create(m, &o)) < 0)
-        return r;
+    int rc = find_matrix(m, index, &t);
+    if (rc < 0 || (rc = create(m, &o)) < 0)
+        return rc;
     o->packed = t->packed;
     o->cols = t->packed.cols;
     *ret = o;
@@ -89,24 +89,24 @@ int nb_operand_groupwise(struct nb_model *m, const struct nb_groupwise *g, bool 
 {
     struct nb_operand *o;
     struct nb_groupwise_bytes bytes;
-    int r = create(m, &o);
-    if (r < 0)
-        return r;
+    int rc = create(m, &o);
+    if (rc < 0)
+        return rc;
     o->given = *g;
     o->cols = g->shape.cols;
-    r = nb_groupwise_init(&g->shape, &o->layout, &o->packed, &bytes);
-    if (r == 0 && keep) {
+    rc = nb_groupwise_init(&g->shape, &o->layout, &o->packed, &bytes);
+    if (rc == 0 && keep) {
         o->kept = mmap(NULL, whole_pages(nb_packed_bytes(&o->packed)), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (o->kept == MAP_FAILED) {
             o->kept = NULL;
-            r = -ENOMEM;
+            rc = -ENOMEM;
         }
         o->packed.data = o->kept;
     }
-    if (r < 0) {
+    if (rc < 0) {
         nb_operand_destroy(o);
-        return r;
+        return rc;
     }
     *ret = o;
     return 0;
@@ -123,7 +123,7 @@ void nb_operand_destroy(struct nb_operand *o)
     free(o);
 }
 
-uint64_t nb_operand_kept_bytes(const struct nb_operand *o)
+uint64_t nb_operand_packed_bytes(const struct nb_operand *o)
 {
     return o->kept ? whole_pages(nb_packed_bytes(&o->packed)) : 0;
 }
@@ -134,7 +134,7 @@ void nb_operand_shape(const struct nb_operand *o, uint64_t *ret_rows, uint64_t *
     *ret_cols = o->cols;
 }
 
-bool nb_operand_multiplies(const struct nb_operand *o)
+bool nb_operand_has_gemm(const struct nb_operand *o)
 {
     const struct nb_device *d = o->model->device;
     return !d->ops->widest || o->packed.cols <= d->ops->widest(d, &o->packed);
@@ -148,11 +148,11 @@ static uint32_t groups_within(const struct nb_operand *o, uint64_t values, uint6
     return n < 1 ? 1 : n < all ? (uint32_t)n : (uint32_t)all;
 }
 
-// A matrix that is kept is packed to its end first. 1: a turn was spent on that.
+// A matrix that is kept is packed to its end first. 1: a slice was spent on that.
 static int pack_kept(struct nb_operand *o)
 {
     uint32_t left = groups_of(&o->packed) - o->kept_groups;
-    uint32_t n = groups_within(o, TURN_VALUES, o->packed.cols);
+    uint32_t n = groups_within(o, SLICE_VALUES, o->packed.cols);
     n = n < left ? n : left;
     if (!o->kept || !n)
         return 0;
@@ -162,7 +162,7 @@ static int pack_kept(struct nb_operand *o)
     return 1;
 }
 
-// Row groups of the matrix as a device sees them: all, or a part packed for this turn.
+// Row groups of the matrix as a device sees them: all, or a part packed for this slice.
 struct part {
     struct nb_device_matrix *matrix;
     struct nb_packed packed;
@@ -190,15 +190,15 @@ static int open_part(struct nb_operand *o, uint32_t group, uint32_t n, struct pa
     const struct nb_device_ops *ops = m->device->ops;
     *ret = (struct part){.group0 = group};
     if (o->packed.data) {
-        int r = o->matrix
-                    ? 0
-                    : ops->matrix_open(m->device, o->kept ? NULL : m->dm, &o->packed, &o->matrix);
+        int rc = o->matrix
+                     ? 0
+                     : ops->matrix_open(m->device, o->kept ? NULL : m->dm, &o->packed, &o->matrix);
         ret->matrix = o->matrix;
-        return r;
+        return rc;
     }
-    int r = reserve_part(m, n * o->packed.stride);
-    if (r < 0)
-        return r;
+    int rc = reserve_part(m, n * o->packed.stride);
+    if (rc < 0)
+        return rc;
     uint32_t done = group * NB_GROUP_ROWS, left = o->packed.rows - done;
     nb_groupwise_pack(&o->given, &o->packed, m->part, group, n);
     ret->own = true;
@@ -216,7 +216,7 @@ static void close_part(const struct nb_operand *o, const struct part *p)
         o->model->device->ops->matrix_close(p->matrix);
 }
 
-// Row groups of a turn that wants `n` from `group` on.
+// Row groups of a slice that wants `n` from `group` on.
 static uint32_t clamp_groups(const struct nb_operand *o, uint32_t group, uint32_t n)
 {
     uint32_t left = groups_of(&o->packed) - group;
@@ -235,20 +235,20 @@ static uint32_t rows_at_once(const struct nb_operand *o, uint32_t n)
     return n > 0 && n < fit ? n : (uint32_t)fit;
 }
 
-int nb_multiply_turn(struct nb_multiply *job)
+int nb_gemm_slice(struct nb_gemm_job *job)
 {
     struct nb_operand *o = job->w;
-    int r = pack_kept(o);
-    if (r != 0)
-        return r;
+    int rc = pack_kept(o);
+    if (rc != 0)
+        return rc;
     // The same groups for each tile of x: the choice depends on the job alone.
     uint32_t all = rows_at_once(o, job->n), left = job->n - job->row;
-    uint32_t groups = groups_within(o, TURN_MACS / all, o->packed.cols);
+    uint32_t groups = groups_within(o, SLICE_MACS / all, o->packed.cols);
     groups = clamp_groups(o, job->group, groups);
     struct part part;
-    r = open_part(o, job->group, groups, &part);
-    if (r < 0)
-        return r;
+    rc = open_part(o, job->group, groups, &part);
+    if (rc < 0)
+        return rc;
     const struct nb_product p = {.x = job->x + (size_t)job->row * o->cols,
                                  .n = left < all ? left : all,
                                  .cols = (uint32_t)o->cols,
@@ -257,10 +257,10 @@ int nb_multiply_turn(struct nb_multiply *job)
                                  .groups = groups,
                                  .y = job->y + (size_t)job->row * o->packed.rows + part.row0,
                                  .ldy = o->packed.rows};
-    r = o->model->device->ops->gemm(part.matrix, &p);
+    rc = o->model->device->ops->gemm(part.matrix, &p);
     close_part(o, &part);
-    if (r < 0)
-        return r;
+    if (rc < 0)
+        return rc;
     job->row += p.n;
     if (job->row == job->n) {
         job->row = 0;
@@ -269,32 +269,32 @@ int nb_multiply_turn(struct nb_multiply *job)
     return job->group < groups_of(&o->packed);
 }
 
-int nb_unpack_turn(struct nb_unpack *job)
+int nb_dequantize_slice(struct nb_dequantize_job *job)
 {
     static const uint32_t size[] = {[NB_NUMBER_F32] = 4, [NB_NUMBER_F16] = 2, [NB_NUMBER_INT8] = 1};
     struct nb_operand *o = job->w;
-    int r = pack_kept(o);
-    if (r != 0)
-        return r;
+    int rc = pack_kept(o);
+    if (rc != 0)
+        return rc;
     uint32_t group = (uint32_t)(job->row / NB_GROUP_ROWS);
-    uint32_t groups = clamp_groups(o, group, groups_within(o, TURN_VALUES, o->packed.cols));
+    uint32_t groups = clamp_groups(o, group, groups_within(o, SLICE_VALUES, o->packed.cols));
     uint64_t end = ((uint64_t)group + groups) * NB_GROUP_ROWS;
     end = end < job->end ? end : job->end;
     struct part part;
-    r = open_part(o, group, groups, &part);
-    if (r < 0)
-        return r;
-    const struct nb_decode p = {.row0 = part.group0 * NB_GROUP_ROWS +
-                                        (uint32_t)(job->row % NB_GROUP_ROWS),
-                                .rows = (uint32_t)(end - job->row),
-                                .cols = (uint32_t)o->cols,
-                                .to = job->to,
-                                .out = job->out,
-                                .scales = job->scales};
-    r = o->model->device->ops->dequantize(part.matrix, &p);
+    rc = open_part(o, group, groups, &part);
+    if (rc < 0)
+        return rc;
+    const struct nb_dequantize p = {.row0 = part.group0 * NB_GROUP_ROWS +
+                                            (uint32_t)(job->row % NB_GROUP_ROWS),
+                                    .rows = (uint32_t)(end - job->row),
+                                    .cols = (uint32_t)o->cols,
+                                    .to = job->to,
+                                    .out = job->out,
+                                    .scales = job->scales};
+    rc = o->model->device->ops->dequantize(part.matrix, &p);
     close_part(o, &part);
-    if (r < 0)
-        return r;
+    if (rc < 0)
+        return rc;
     job->row = end;
     job->out += p.rows * o->cols * size[job->to];
     job->scales += job->scales ? p.rows : 0;

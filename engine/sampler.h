@@ -23,18 +23,19 @@ struct nb_sampling {
 
 #define NB_SAMPLING_GREEDY ((struct nb_sampling){.top_p = 1, .repeat_penalty = 1})
 
+bool nb_logits_are_finite(const float *logits, uint32_t n);
 // 0, or -EINVAL for values out of range (NaN, negative temperature, top_p outside 0..1 ...).
 int nb_sampling_check(const struct nb_sampling *s);
 // Chooses the token for `position` (the index it will have in the log). `logits` is scratch:
-// changed. Ties go to the lower id. NaN logits count as -inf; when no finite logit is left, or
-// the penalty makes one infinite, returns -EDOM.
+// changed. Ties go to the lower id. -EBADMSG when a logit is not finite; -EDOM when the penalty
+// leaves none that is.
 int nb_sample(const struct nb_sampling *s, float *logits, uint32_t vocab, const int32_t *log,
               uint32_t log_len, uint32_t position, int32_t *ret_token, float *ret_logprob);
 // How many of the best candidates the choice depends on, NB_CANDIDATES_MAX at most; 0: it takes the
 // logits.
 uint32_t nb_sampling_suffices(const struct nb_sampling *s);
 // The same choice as nb_sample's, from the best `n` candidates in their order: as many as suffice,
-// or the whole vocabulary where that is less. They are scratch. -EDOM as above.
+// or the whole vocabulary where that is less. They are scratch. -EBADMSG as above.
 int nb_sample_best(const struct nb_sampling *s, struct nb_candidate *best, uint32_t n,
                    uint32_t position, int32_t *ret_token);
 // The generator itself: 64 random bits for (seed, counter).

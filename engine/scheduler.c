@@ -4,25 +4,48 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
+#include <string.h>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 // Rows of a scoring sequence in a step: each has a row of logits in memory.
 #define SCORE_ROWS 128
 
+static bool waits(const struct nb_sequence *s)
+{
+    return s->active && !s->parked && !s->failed && nb_sequence_pending(s) > 0;
+}
+
 static bool runnable(const struct nb_sequence *s)
 {
-    return s->active && !s->parked && nb_sequence_pending(s) > 0;
+    return waits(s) && s->request.embed == s->model->embeds;
+}
+
+// Steps that embed and those that do not take turns where there are both: the ones need no head.
+static void choose_kind(struct nb_model *m)
+{
+    bool embeds = false, others = false;
+    for (const struct nb_sequence *s = m->first; s; s = s->next)
+        if (waits(s))
+            *(s->request.embed ? &embeds : &others) = true;
+    m->embeds = embeds && (!others || !m->embeds);
+}
+
+static bool streams(const struct nb_sequence *s)
+{
+    return waits(s) && !s->request.embed && nb_sequence_pending(s) == 1;
 }
 
 static bool decoding(const struct nb_sequence *s)
 {
-    return runnable(s) && nb_sequence_pending(s) == 1;
+    return streams(s) && !s->model->embeds;
 }
 
+// A text to embed is prefill to its last row, so that those of one token do not bound the others.
 static bool in_prefill(const struct nb_sequence *s)
 {
-    return runnable(s) && nb_sequence_pending(s) > 1;
+    return runnable(s) && (s->request.embed || nb_sequence_pending(s) > 1);
 }
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
@@ -42,7 +65,7 @@ static uint32_t count(const struct nb_model *m, bool (*is)(const struct nb_seque
 static uint32_t plan_decode(struct nb_model *m, uint32_t budget)
 {
     uint32_t n = count(m, decoding), i = 0, left = budget;
-    uint32_t first = n > budget ? m->turn % n : 0;
+    uint32_t first = n > budget ? m->next_decode % n : 0;
     for (struct nb_sequence *s = m->first; s; s = s->next) {
         if (!decoding(s))
             continue;
@@ -52,7 +75,7 @@ static uint32_t plan_decode(struct nb_model *m, uint32_t budget)
         s->rows = 1;
         left--;
     }
-    m->turn += budget;
+    m->next_decode += budget;
     return budget - left;
 }
 
@@ -61,6 +84,9 @@ static void grant(struct nb_sequence *s, uint32_t rows, uint32_t *left)
     uint32_t n = min_u32(nb_sequence_pending(s) - s->rows, min_u32(rows, *left));
     if (s->request.score && s->rows + n > SCORE_ROWS)
         n = SCORE_ROWS - s->rows;
+    // Tokens that see those after them are computed together.
+    if (!s->model->plan->hp.causal && n < nb_sequence_pending(s))
+        n = 0;
     s->rows += n;
     *left -= n;
 }
@@ -75,7 +101,7 @@ static void plan_prefill(struct nb_model *m, uint32_t budget)
         oldest = oldest->next;
     if (!oldest)
         return;
-    grant(oldest, (budget + 1) / 2, &left);
+    grant(oldest, oldest->model->plan->hp.causal ? (budget + 1) / 2 : budget, &left);
     while (left) {
         struct nb_sequence *shortest = NULL;
         for (struct nb_sequence *s = oldest; s; s = s->next)
@@ -85,6 +111,8 @@ static void plan_prefill(struct nb_model *m, uint32_t budget)
         if (!shortest)
             break;
         grant(shortest, left, &left);
+        if (!shortest->rows)
+            break; // it waits for a step with more room, as all that are longer
     }
     grant(oldest, left, &left);
 }
@@ -93,19 +121,21 @@ static void plan_rows(struct nb_model *m)
 {
     for (struct nb_sequence *s = m->first; s; s = s->next)
         s->rows = 0;
+    // Those who stream wait for a quarter of a full step at most.
     uint32_t prefill = count(m, in_prefill) ? (m->max_rows + 3) / 4 : 0;
     if (!count(m, decoding)) {
-        plan_prefill(m, m->max_rows);
+        plan_prefill(m, count(m, streams) ? prefill : m->max_rows);
         return;
     }
-    // Those who stream wait for a quarter of a full step at most.
     plan_decode(m, prefill < m->max_rows ? m->max_rows - prefill : m->max_rows);
     if (prefill < m->max_rows)
         plan_prefill(m, prefill);
 }
 
-static bool wants_logits(const struct nb_sequence *s, uint32_t position)
+static bool wants_result(const struct nb_sequence *s, uint32_t position)
 {
+    if (s->request.embed)
+        return nb_pool_wants(s, position);
     if (s->request.score && position >= s->request.score_from)
         return true;
     return s->request.max_tokens && position + 1 == s->length;
@@ -126,7 +156,8 @@ static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_s
         if (!s->rows)
             continue;
         uint32_t end = nb_kv_reserve(s, s->computed + s->rows);
-        if (end <= s->computed) {
+        const bool together = !m->plan->hp.causal && end < s->length;
+        if (end <= s->computed || together) {
             s->rows = 0;
             continue;
         }
@@ -138,7 +169,7 @@ static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_s
             m->token[rows->n] = s->log[p];
             m->position[rows->n] = p;
             m->row_sequence[rows->n] = n_batch;
-            if (wants_logits(s, p)) {
+            if (wants_result(s, p)) {
                 m->candidates[rows->n_logits] = suffices(s);
                 m->logits_row[rows->n_logits++] = rows->n;
             }
@@ -148,7 +179,7 @@ static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_s
     stats->sequences = n_batch;
 }
 
-static void finish(struct nb_sequence *s, enum nb_finish why, int error)
+void nb_sequence_finish(struct nb_sequence *s, enum nb_finish why, int error)
 {
     s->active = false;
     if (s->model->events.on_finish)
@@ -182,6 +213,24 @@ static int choose(const struct nb_sequence *s, struct row row, int32_t *ret_toke
                      ret_token, ret_logprob);
 }
 
+static void fail_at(struct nb_sequence *s, uint32_t position)
+{
+    s->failed = true;
+    s->failed_at = position;
+}
+
+static void end_with(struct nb_sequence *s, int error)
+{
+    if (error == -EDOM)
+        snprintf(
+            s->error, sizeof(s->error),
+            "a repetition penalty of %g leaves no logit that is finite: choose one nearer to 1",
+            (double)s->request.sampling.repeat_penalty);
+    else
+        snprintf(s->error, sizeof(s->error), "a token cannot be chosen: %s", strerror(-error));
+    nb_sequence_finish(s, NB_FINISH_ERROR, error);
+}
+
 static void generate(struct nb_sequence *s, struct row row)
 {
     int32_t token;
@@ -189,8 +238,12 @@ static void generate(struct nb_sequence *s, struct row row)
     int rc = choose(s, row, &token, &logprob);
     if (rc == 0)
         rc = nb_sequence_append(s, &token, 1);
+    if (rc == -EBADMSG) {
+        fail_at(s, s->length - 1);
+        return;
+    }
     if (rc < 0) {
-        finish(s, NB_FINISH_ERROR, rc);
+        end_with(s, rc);
         return;
     }
     s->generated++;
@@ -198,17 +251,39 @@ static void generate(struct nb_sequence *s, struct row row)
     if (s->model->events.on_token)
         s->model->events.on_token(s->user, token, logprob);
     if (why != NB_FINISH_NONE && s->active)
-        finish(s, why, 0);
+        nb_sequence_finish(s, why, 0);
 }
 
 static void deliver(struct nb_sequence *s, uint32_t position, struct row row)
 {
     const struct nb_model *m = s->model;
     bool last = position + 1 == s->length;
-    if (s->request.score && position >= s->request.score_from && m->events.on_logits)
+    if (s->request.score && position >= s->request.score_from && m->events.on_logits) {
+        if (!nb_logits_are_finite(row.logits, m->plan->hp.vocab)) {
+            fail_at(s, position);
+            return;
+        }
         m->events.on_logits(s->user, position, row.logits, m->plan->hp.vocab);
+    }
     if (last && s->request.max_tokens && s->active)
         generate(s, row);
+}
+
+// A row of an embedding request; the last one makes the vector of all.
+static void deliver_vector(struct nb_sequence *s, uint32_t position, float *row)
+{
+    const struct nb_model *m = s->model;
+    const uint32_t n = m->plan->hp.embedding;
+    if (!nb_logits_are_finite(row, n)) {
+        fail_at(s, position);
+        return;
+    }
+    nb_pool_add(s, position, row);
+    if (position + 1 < s->length && m->plan->hp.pooling != NB_POOLING_CLS)
+        return;
+    nb_pool_end(s, row);
+    if (m->events.on_vector)
+        m->events.on_vector(s->user, row, n);
 }
 
 // Requests that only compute end when nothing is pending, with or without rows in this step.
@@ -216,8 +291,9 @@ static bool finish_scored(struct nb_model *m)
 {
     bool any = false;
     for (struct nb_sequence *s = m->first; s; s = s->next)
-        if (s->active && !s->parked && !s->request.max_tokens && !nb_sequence_pending(s)) {
-            finish(s, NB_FINISH_SCORED, 0);
+        if (s->active && !s->parked && !s->failed && !s->request.max_tokens &&
+            !nb_sequence_pending(s)) {
+            nb_sequence_finish(s, NB_FINISH_SCORED, 0);
             any = true;
         }
     return any;
@@ -232,10 +308,16 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
                            .blocks = m->blocks,
                            .logits_row = m->logits_row,
                            .candidates = m->candidates};
+    choose_kind(m);
     plan_rows(m);
     fill_rows(m, &rows, &stats);
+    if (m->embeds) {
+        rows.vectors = m->vectors;
+        rows.no_logits = true;
+        rows.candidates = NULL;
+    }
     if (rows.n) {
-        float *logits;
+        float *logits = NULL;
         int rc = m->device->ops->step(m->dm, &rows, &logits);
         if (rc < 0)
             return rc;
@@ -244,12 +326,16 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
             m->batch[i]->computed += m->batch[i]->rows;
         for (uint32_t i = 0; i < rows.n_logits; i++) {
             struct nb_sequence *s = m->batch[m->row_sequence[m->logits_row[i]]];
-            if (s->active)
-                deliver(s, m->position[m->logits_row[i]],
+            const uint32_t position = m->position[m->logits_row[i]];
+            if (s->active && !s->failed && m->embeds)
+                deliver_vector(s, position, m->vectors + (size_t)i * m->plan->hp.embedding);
+            else if (s->active && !s->failed)
+                deliver(s, position,
                         (struct row){logits + (size_t)i * m->plan->hp.vocab, m->candidates[i]});
         }
     }
     bool finished = finish_scored(m);
+    finished |= nb_diagnose(m);
     if (ret_stats)
         *ret_stats = stats;
     return rows.n || finished;

@@ -59,10 +59,12 @@ void nb_sequence_destroy(struct nb_sequence *s)
 {
     if (!s)
         return;
+    nb_diagnosis_drop(s->model, s);
     nb_kv_trim(s, 0);
     unlink_sequence(s);
     s->model->n_sequences--;
     free(s->block);
+    free(s->vector);
     free(s->log);
     free(s);
 }
@@ -121,6 +123,19 @@ int nb_sequence_set(struct nb_sequence *s, uint32_t base, const int32_t *tokens,
     return 0;
 }
 
+static int check_embedding(struct nb_sequence *s, const struct nb_request *r)
+{
+    const struct nb_model *m = s->model;
+    if (!r->embed)
+        return -EOPNOTSUPP;
+    if (r->max_tokens || r->score)
+        return -EINVAL;
+    // Where a token sees those after it, all of them must be in one step.
+    if (!m->plan->hp.causal && s->length > m->max_rows)
+        return -E2BIG;
+    return nb_pool_begin(s);
+}
+
 int nb_sequence_start(struct nb_sequence *s, const struct nb_request *r)
 {
     if (s->active)
@@ -130,11 +145,19 @@ int nb_sequence_start(struct nb_sequence *s, const struct nb_request *r)
         return -EINVAL;
     if (r->max_tokens && s->length >= s->model->plan->hp.context)
         return -E2BIG;
+    if (r->embed || !nb_model_generates(s->model)) {
+        int rc = check_embedding(s, r);
+        if (rc < 0)
+            return rc;
+    }
     // The first row whose logits are wanted must be computed again if it was.
     uint32_t wanted = r->score ? r->score_from : s->length - (r->max_tokens > 0);
+    wanted = r->embed ? 0 : wanted;
     nb_kv_trim(s, s->computed < wanted ? s->computed : wanted);
     s->request = *r;
     s->generated = 0;
+    s->failed = false;
+    s->error[0] = '\0';
     s->active = true;
     unlink_sequence(s);
     link_last(s);
@@ -143,7 +166,13 @@ int nb_sequence_start(struct nb_sequence *s, const struct nb_request *r)
 
 void nb_sequence_stop(struct nb_sequence *s)
 {
+    nb_diagnosis_drop(s->model, s);
     s->active = false;
+}
+
+const char *nb_sequence_error(const struct nb_sequence *s)
+{
+    return s->error;
 }
 
 void nb_sequence_park(struct nb_sequence *s, bool parked)

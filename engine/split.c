@@ -92,7 +92,7 @@ static void split_destroy(struct nb_device *d)
 
 // The layers of each part; -EINVAL where there are too few or too many.
 static int count_layers(const struct split *s, uint32_t layers, uint32_t ret[NB_SPLIT_PARTS],
-                        char *error, size_t size)
+                        struct nb_error *error)
 {
     uint64_t given = 0;
     uint32_t open = s->n;
@@ -109,19 +109,19 @@ static int count_layers(const struct split *s, uint32_t layers, uint32_t ret[NB_
     }
     name_of(s, name, sizeof(name));
     if (open == s->n)
-        return nb_fail(error, size, -EINVAL, "%s runs %llu layers, and the model has %u", name,
+        return nb_fail(error, -EINVAL, "%s runs %llu layers, and the model has %u", name,
                        (unsigned long long)given, layers);
-    return nb_fail(error, size, -EINVAL,
+    return nb_fail(error, -EINVAL,
                    "the model has %u layers, and %s leaves none of them for %s: ask for fewer, or "
                    "for one device",
                    layers, name, info_of(&s->part[open]).name);
 }
 
 static int cut(const struct split *s, const struct nb_plan *plan,
-               struct nb_plan ret[NB_SPLIT_PARTS], char *error, size_t size)
+               struct nb_plan ret[NB_SPLIT_PARTS], struct nb_error *error)
 {
     uint32_t layers[NB_SPLIT_PARTS], first = 0;
-    int rc = count_layers(s, plan->n_layers, layers, error, size);
+    int rc = count_layers(s, plan->n_layers, layers, error);
     for (uint32_t i = 0; i < s->n && rc == 0; first += layers[i++])
         ret[i] = nb_plan_part(plan, first, first + layers[i], i == 0, i + 1 == s->n);
     return rc;
@@ -133,7 +133,7 @@ static size_t split_kv_block_bytes(const struct nb_device *d, const struct nb_pl
     struct nb_plan part[NB_SPLIT_PARTS];
     size_t bytes = 0;
     // A cut that the model has no layers for fails when it is opened.
-    if (cut(s, plan, part, NULL, 0) < 0)
+    if (cut(s, plan, part, NULL) < 0)
         return s->part[0].device->ops->kv_block_bytes(s->part[0].device, plan);
     for (uint32_t i = 0; i < s->n; i++)
         bytes += s->part[i].device->ops->kv_block_bytes(s->part[i].device, &part[i]);
@@ -147,7 +147,7 @@ static uint64_t split_kv_room(const struct nb_device *d, const struct nb_plan *p
     const struct split *s = (const struct split *)d;
     struct nb_plan part[NB_SPLIT_PARTS];
     uint64_t blocks = UINT64_MAX;
-    if (cut(s, plan, part, NULL, 0) < 0)
+    if (cut(s, plan, part, NULL) < 0)
         return s->part[0].device->ops->kv_room(s->part[0].device, plan, max_rows);
     for (uint32_t i = 0; i < s->n; i++) {
         struct nb_device *device = s->part[i].device;
@@ -175,18 +175,18 @@ static void on_progress(void *user, uint64_t done, uint64_t total)
 }
 
 static int open_parts(struct nb_device_model *m, const struct nb_plan *plan,
-                      const struct nb_device_model_options *options, char *error, size_t size)
+                      const struct nb_device_model_options *options, struct nb_error *error)
 {
     struct progress p = {.options = options};
     struct nb_device_model_options of_part = *options;
     of_part.on_progress = options->on_progress ? on_progress : NULL;
     of_part.user = &p;
-    int rc = cut(m->split, plan, m->plan, error, size);
+    int rc = cut(m->split, plan, m->plan, error);
     for (uint32_t i = 0; i < m->split->n && rc == 0; i++)
         p.total += nb_plan_weight_bytes(&m->plan[i]);
     for (uint32_t i = 0; i < m->split->n && rc == 0; i++) {
         struct nb_device *d = m->split->part[i].device;
-        rc = d->ops->model_open(d, &m->plan[i], &of_part, &m->part[i], error, size);
+        rc = d->ops->model_open(d, &m->plan[i], &of_part, &m->part[i], error);
         p.before += nb_plan_weight_bytes(&m->plan[i]);
     }
     return rc;
@@ -203,18 +203,18 @@ static void lend_beat(const struct split *s)
 
 static int split_model_open(struct nb_device *d, const struct nb_plan *plan,
                             const struct nb_device_model_options *options,
-                            struct nb_device_model **ret, char *ret_error, size_t error_size)
+                            struct nb_device_model **ret, struct nb_error *ret_error)
 {
     struct nb_device_model *m = calloc(1, sizeof(*m));
     if (m)
         m->hidden = calloc((size_t)options->max_rows * plan->hp.embedding, sizeof(*m->hidden));
     if (!m || !m->hidden) {
         free(m);
-        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+        return nb_fail(ret_error, -ENOMEM, "out of memory");
     }
     m->split = (struct split *)d;
     lend_beat(m->split);
-    int rc = open_parts(m, plan, options, ret_error, error_size);
+    int rc = open_parts(m, plan, options, ret_error);
     if (rc < 0)
         split_model_close(m);
     else
@@ -255,13 +255,13 @@ static void split_kv_clear(struct nb_device_model *m, uint32_t block)
 
 static void split_times(const struct nb_device_model *m, struct nb_op_time *ret)
 {
-    memset(ret, 0, NB_OP_KINDS * sizeof(*ret));
+    memset(ret, 0, NB_SECTIONS * sizeof(*ret));
     for (uint32_t i = 0; i < m->split->n; i++) {
-        struct nb_op_time part[NB_OP_KINDS];
+        struct nb_op_time part[NB_SECTIONS];
         m->split->part[i].device->ops->times(m->part[i], part);
-        for (int kind = 0; kind < NB_OP_KINDS; kind++) {
-            ret[kind].ns += part[kind].ns;
-            ret[kind].dispatches += part[kind].dispatches;
+        for (int of = 0; of < NB_SECTIONS; of++) {
+            ret[of].ns += part[of].ns;
+            ret[of].dispatches += part[of].dispatches;
         }
     }
 }
@@ -285,21 +285,12 @@ static const char *split_fault(const struct nb_device *d)
     return fault;
 }
 
-// --- Operators: a tensor's where its layer is, a client's where the head is.
+// --- Ops: a tensor's where its layer is, a client's where the head is.
 
 struct nb_device_matrix {
     struct nb_device *device;
     struct nb_device_matrix *of_part;
 };
-
-static bool has_matrix(const struct nb_plan *plan, const struct nb_packed *w)
-{
-    for (uint32_t i = 0; i < plan->n_ops; i++)
-        for (int j = 0; j < 3; j++)
-            if (plan->ops[i].m[j].w && plan->ops[i].m[j].w->data == w->data)
-                return true;
-    return false;
-}
 
 // Whatever part it lies on.
 static uint32_t split_widest(const struct nb_device *d, const struct nb_packed *w)
@@ -319,7 +310,7 @@ static int split_matrix_open(struct nb_device *d, struct nb_device_model *dm,
 {
     const struct split *s = (const struct split *)d;
     uint32_t i = s->n - 1;
-    while (dm && i > 0 && !has_matrix(&dm->plan[i], w))
+    while (dm && i > 0 && !nb_plan_has_matrix(&dm->plan[i], w))
         i--;
     struct nb_device *device = s->part[i].device;
     struct nb_device_matrix *m = device->ops->matrix_open ? calloc(1, sizeof(*m)) : NULL;
@@ -346,7 +337,7 @@ static int split_gemm(struct nb_device_matrix *m, const struct nb_product *p)
     return m->device->ops->gemm(m->of_part, p);
 }
 
-static int split_dequantize(struct nb_device_matrix *m, const struct nb_decode *p)
+static int split_dequantize(struct nb_device_matrix *m, const struct nb_dequantize *p)
 {
     return m->device->ops->dequantize(m->of_part, p);
 }

@@ -29,7 +29,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < N * COLS; i++)
         x[i / COLS][i % COLS] = sinf((float)i);
 
-    struct nibble_matrix w = {.bits = 4, .group = GROUP, .rows = ROWS, .cols = COLS};
+    struct nibble_matrix w = {
+        .size = sizeof(w), .bits = 4, .group = GROUP, .rows = ROWS, .cols = COLS};
     struct nibble_place from = {.data = x}, to = {.data = y};
     if (nibble_connect(NULL, &connection) < 0 ||
         nibble_session_open(connection, argc > 1 ? argv[1] : "smol", NULL, &session) < 0 ||

@@ -3,25 +3,20 @@
 
 #include <errno.h>
 
-#define UNLOAD_MS 60000
+#include "libclient/files.h"
+#include "libclient/sentence.h"
 
-static bool valid_name(const char *name)
-{
-    static const char allowed[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    size_t n = name ? strlen(name) : 0;
-    return n > 0 && n < NB_NAME_MAX && strspn(name, allowed) == n;
-}
+#define UNLOAD_MS 60000
 
 static int check_name(nibble *c, const char *name)
 {
-    return valid_name(name)
-               ? 0
-               : nb_fail(c, -EINVAL, "a model's name is 1 to %d of [A-Za-z0-9._-]: \"%s\"",
-                         NB_NAME_MAX - 1, name ? name : "");
+    if (name && nb_name_sound(name, NB_NAME_MAX))
+        return 0;
+    return nb_fail(c, -EINVAL, "a model's name is 1 to %d bytes: " NB_NAME_RULE ": \"%s\"",
+                   NB_NAME_MAX - 1, name ? name : "");
 }
 
-// Copies an optional string with its NUL; a longer one is nothing that the daemon could know.
+// Copies an optional string with its NUL. The daemon cannot know a longer one.
 static int put(nibble *c, char *to, size_t size, const char *what, const char *text)
 {
     size_t n = text ? strlen(text) : 0;
@@ -31,45 +26,71 @@ static int put(nibble *c, char *to, size_t size, const char *what, const char *t
     return 0;
 }
 
-int nibble_load(nibble *c, int fd, const struct nibble_load_options *options)
+// Hands the files over, for the LOAD that comes next.
+static int send_files(nibble *c, const char *path)
 {
-    struct nb_wire_load request = {.context = options->context,
-                                   .kv_bytes = options->kv_bytes,
-                                   .gpu_layers = options->gpu_layers,
-                                   .temporary = options->temporary != 0};
-    int r = check_name(c, options->name);
-    if (r == 0)
-        r = put(c, request.name, sizeof request.name, "name", options->name);
-    if (r == 0)
-        r = put(c, request.device, sizeof request.device, "device", options->device);
-    if (r == 0)
-        r = put(c, request.precision, sizeof request.precision, "precision", options->precision);
-    if (r == 0)
-        r = put(c, request.kv_type, sizeof request.kv_type, "KV type", options->kv_type);
-    if (r == 0)
-        r = put(c, request.fallback, sizeof request.fallback, "device", options->fallback);
-    if (r < 0)
-        return r;
+    struct nb_model_files files;
+    char sentence[NB_SENTENCE];
+    struct nb_packet reply;
+    int rc = nb_model_files_open(path, &files, sentence, sizeof(sentence));
+    if (rc < 0)
+        return nb_fail(c, rc, "%s", sentence);
+    for (size_t i = 0; i < files.n && rc >= 0; i++) {
+        struct nb_wire_file request = {.name = ""};
+        memcpy(request.name, files.items[i].name, sizeof(request.name));
+        rc = nb_request(c, NB_WIRE_FILE, &request, &files.items[i].fd, &reply, -1);
+    }
+    nb_model_files_close(&files);
+    return rc;
+}
+
+int nibble_load(nibble *c, const char *path, const struct nibble_load_options *given)
+{
+    struct nibble_load_options own, *options = &own;
+    int rc = nb_options_read(c, NB_OPTIONS_LOAD, given, options);
+    if (rc < 0)
+        return rc;
+    struct nb_wire_load request = {
+        .gpu_layers = options->gpu_layers,
+        .force = options->force != 0,
+        .temporary = options->temporary != 0,
+        .params = {.context = options->context, .kv_bytes = options->kv_bytes}};
+    struct nb_load_params *params = &request.params;
+    rc = check_name(c, options->name);
+    if (rc == 0)
+        rc = put(c, request.name, sizeof(request.name), "name", options->name);
+    if (rc == 0)
+        rc = put(c, request.device, sizeof(request.device), "device", options->device);
+    if (rc == 0)
+        rc = put(c, params->precision, sizeof(params->precision), "precision", options->precision);
+    if (rc == 0)
+        rc = put(c, params->kv_type, sizeof(params->kv_type), "KV type", options->kv_type);
+    if (rc == 0)
+        rc = put(c, request.fallback, sizeof(request.fallback), "device", options->fallback);
+    if (rc < 0)
+        return rc;
     if (c->requesting)
         return nb_fail(c, -EBUSY, "a load is under way on this connection");
+    if ((rc = send_files(c, path)) < 0)
+        return rc;
     struct nb_packet reply;
     struct nb_load load = {.options = options};
     c->load = &load;
-    r = nb_request(c, NB_WIRE_LOAD, &request, &fd, &reply, -1);
+    rc = nb_request(c, NB_WIRE_LOAD, &request, NULL, &reply, -1);
     c->load = NULL;
-    if (r == -ECANCELED)
+    if (rc == -ECANCELED)
         return nb_fail(c, NIBBLE_E_CANCELLED, "the load of %s was cancelled", options->name);
-    return r < 0 ? r : 0;
+    return rc < 0 ? rc : 0;
 }
 
 int nibble_unload(nibble *c, const char *name, int force)
 {
     struct nb_wire_unload request = {.force = force != 0};
     struct nb_packet reply;
-    int r = check_name(c, name);
-    if (r < 0)
-        return r;
+    int rc = check_name(c, name);
+    if (rc < 0)
+        return rc;
     memcpy(request.name, name, strlen(name) + 1);
-    r = nb_request(c, NB_WIRE_UNLOAD, &request, NULL, &reply, UNLOAD_MS);
-    return r < 0 ? r : 0;
+    rc = nb_request(c, NB_WIRE_UNLOAD, &request, NULL, &reply, UNLOAD_MS);
+    return rc < 0 ? rc : 0;
 }

@@ -22,7 +22,7 @@ int nb_arena_take(struct nb_arena *arena, uint64_t size, uint64_t *ret_at)
         at = arena->used[i].at + arena->used[i].size;
     if (arena->size - at < size)
         return -ENOSPC;
-    memmove(arena->used + i + 1, arena->used + i, (arena->n - i) * sizeof *arena->used);
+    memmove(arena->used + i + 1, arena->used + i, (arena->n - i) * sizeof(*arena->used));
     arena->used[i] = (struct nb_extent){at, size};
     arena->n++;
     *ret_at = at;
@@ -34,7 +34,7 @@ void nb_arena_give(struct nb_arena *arena, uint64_t at)
     for (unsigned i = 0; i < arena->n; i++)
         if (arena->used[i].at == at) {
             arena->n--;
-            memmove(arena->used + i, arena->used + i + 1, (arena->n - i) * sizeof *arena->used);
+            memmove(arena->used + i, arena->used + i + 1, (arena->n - i) * sizeof(*arena->used));
             return;
         }
 }

@@ -1,5 +1,5 @@
-// Calls: ops with an input, a result and one completion, which a caller waits for or a job goes on
-// from. The result is copied out of shared memory before anybody looks at it.
+// Calls: submissions with an input, a result and one completion, which a caller waits for or a job
+// goes on from. The result is copied out of shared memory before anybody looks at it.
 #include "libclient/client.h"
 
 #include <errno.h>
@@ -28,7 +28,7 @@ static void finish(struct nb_call *call, int status, const char *sentence)
 {
     call->status = status;
     call->done = true;
-    snprintf(call->sentence, sizeof call->sentence, "%s", sentence);
+    snprintf(call->sentence, sizeof(call->sentence), "%s", sentence);
     if (call->then)
         call->then(call);
 }
@@ -42,10 +42,10 @@ int nb_call_complete(struct nb_call *call, const struct nb_completion *completio
         return -EPROTO;
     call->count = completion->a;
     if (status < 0) {
-        nb_status_sentence(call->task.channel, status, sentence);
+        nb_status_sentence(&call->task, status, sentence);
     } else if (!(call->out = malloc(result ? result : 1))) {
         status = -ENOMEM;
-        snprintf(sentence, sizeof sentence, "out of memory");
+        snprintf(sentence, sizeof(sentence), "out of memory");
     } else {
         nb_copy_once(call->out, block + out_offset(call), result);
     }
@@ -72,32 +72,20 @@ static bool is_done(const void *what)
 
 int nb_call_run(nibble *c, struct nb_call *call)
 {
-    int r = nb_task_submit(&call->task);
-    if (r < 0)
-        return r;
+    int rc = nb_task_submit(&call->task);
+    if (rc < 0)
+        return rc;
     nb_pump(c, is_done, call, -1); // a broken connection ends the call too
     return call->status < 0 ? nb_fail(c, call->status, "%s", call->sentence) : 0;
 }
 
-void nb_status_sentence(const struct nb_channel *channel, int status, char *ret_sentence)
+void nb_status_sentence(const struct nb_task *task, int status, char *ret_sentence)
 {
-    const struct nibble_model *model = &channel->model;
-    if (status == NIBBLE_E_CANCELLED)
+    if (task->reason && *task->reason)
+        snprintf(ret_sentence, NB_SENTENCE, "%s", task->reason);
+    else if (status == NIBBLE_E_CANCELLED)
         snprintf(ret_sentence, NB_SENTENCE, "cancelled");
-    else if (status == NIBBLE_E_CONTEXT)
-        snprintf(ret_sentence, NB_SENTENCE,
-                 "the tokens do not fit into the %u tokens of %s's context: shorten the prompt",
-                 model->context, model->name);
-    else if (status == -EFAULT)
-        snprintf(ret_sentence, NB_SENTENCE,
-                 "a place is not all within its memory, not aligned to its elements, or not to be "
-                 "written");
-    else if (status == -EOPNOTSUPP)
-        snprintf(ret_sentence, NB_SENTENCE, "the device of %s, %s, does not do this", model->name,
-                 model->device);
-    else if (status == -ESHUTDOWN)
-        snprintf(ret_sentence, NB_SENTENCE, "the daemon is ending; try again when it is back");
     else
-        snprintf(ret_sentence, NB_SENTENCE, "the worker of %s refused the job: %s", model->name,
-                 nibble_strerror(status));
+        snprintf(ret_sentence, NB_SENTENCE, "the worker of %s refused the job: %s",
+                 task->channel->model.name, nibble_strerror(status));
 }

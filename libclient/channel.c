@@ -12,6 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "libclient/sentence.h"
+#include "machine/bounds.h"
+
 #define OPEN_MS             60000 // the worker may have to start
 #define SEALS               (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define SLOT_BITS           8
@@ -42,20 +45,20 @@ int nb_channel_map(struct nb_channel *channel, const struct nb_wire_channel *pac
 {
     int memory = fds[0];
     uint64_t size = NB_CHANNEL_BYTES(packet->arena_bytes);
-    int r = check_memory(packet, memory);
+    int rc = check_memory(packet, memory);
     void *map =
-        r < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
-    if (r == 0 && map == MAP_FAILED)
-        r = -errno;
+        rc < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    if (rc == 0 && map == MAP_FAILED)
+        rc = -errno;
     close(memory);
     struct epoll_event wake = {.events = EPOLLIN, .data.ptr = channel};
-    if (r == 0 && epoll_ctl(channel->connection->epoll, EPOLL_CTL_ADD, fds[1], &wake) < 0)
-        r = -errno;
-    if (r < 0) {
+    if (rc == 0 && epoll_ctl(channel->connection->epoll, EPOLL_CTL_ADD, fds[1], &wake) < 0)
+        rc = -errno;
+    if (rc < 0) {
         if (map != MAP_FAILED)
             munmap(map, size);
         close(fds[1]);
-        return r;
+        return rc;
     }
     channel->sock = fds[1];
     channel->hung_up = false;
@@ -78,12 +81,12 @@ void nb_channel_unmap(struct nb_channel *channel)
 
 bool nb_channel_place(struct nb_channel *channel, const struct nb_wire_channel *packet)
 {
-    char device[sizeof packet->device], numerics[sizeof packet->numerics];
-    snprintf(device, sizeof device, "%.*s", (int)sizeof device - 1, packet->device);
-    snprintf(numerics, sizeof numerics, "%.*s", (int)sizeof numerics - 1, packet->numerics);
+    char device[sizeof(packet->device)], numerics[sizeof(packet->numerics)];
+    snprintf(device, sizeof(device), "%.*s", (int)sizeof(device) - 1, packet->device);
+    snprintf(numerics, sizeof(numerics), "%.*s", (int)sizeof(numerics) - 1, packet->numerics);
     bool other = strcmp(device, channel->model.device) || strcmp(numerics, channel->numerics);
-    memcpy(channel->model.device, device, sizeof device);
-    memcpy(channel->numerics, numerics, sizeof numerics);
+    memcpy(channel->model.device, device, sizeof(device));
+    memcpy(channel->numerics, numerics, sizeof(numerics));
     return other;
 }
 
@@ -91,8 +94,7 @@ bool nb_channel_place(struct nb_channel *channel, const struct nb_wire_channel *
 
 struct nb_channel *nb_channel_find(nibble *c, uint32_t handle)
 {
-    NB_EACH(link, &c->channels)
-    {
+    NB_EACH(link, &c->channels) {
         struct nb_channel *channel = NB_OF(link, struct nb_channel, link);
         if (channel->handle == handle && !channel->lost)
             return channel;
@@ -100,13 +102,13 @@ struct nb_channel *nb_channel_find(nibble *c, uint32_t handle)
     return NULL;
 }
 
-// Of the models that the daemon lists, the one of that name.
+// Finds the model of that name among those that the daemon lists.
 static int find_model(nibble *c, const char *name, struct nibble_model *ret_model)
 {
     int room = nibble_models(c, NULL, 0);
     if (room < 0)
         return room;
-    struct nibble_model *models = calloc((size_t)room + 1, sizeof *models);
+    struct nibble_model *models = calloc((size_t)room + 1, sizeof(*models));
     if (!models)
         return nb_fail(c, -ENOMEM, "out of memory");
     int n = nibble_models(c, models, (size_t)room);
@@ -128,13 +130,14 @@ int nb_channel_open(nibble *c, const char *model, uint64_t arena_bytes,
 {
     struct nb_wire_open_channel request = {.arena_bytes = arena_bytes};
     struct nb_packet reply;
+    char reason[NB_LIMIT_TEXT];
     memcpy(request.model, model, strlen(model) + 1);
-    int r = nb_request(c, NB_WIRE_OPEN_CHANNEL, &request, NULL, &reply, OPEN_MS);
-    if (r < 0)
-        return r;
+    int rc = nb_request(c, NB_WIRE_OPEN_CHANNEL, &request, NULL, &reply, OPEN_MS);
+    if (rc < 0)
+        return rc;
     struct nb_wire_channel opened;
-    memcpy(&opened, reply.bytes, sizeof opened);
-    struct nb_channel *channel = calloc(1, sizeof *channel);
+    memcpy(&opened, reply.bytes, sizeof(opened));
+    struct nb_channel *channel = calloc(1, sizeof(*channel));
     if (!channel) {
         nb_wire_close_fds(reply.fds, reply.n_fds);
         return nb_fail(c, -ENOMEM, "out of memory");
@@ -145,15 +148,15 @@ int nb_channel_open(nibble *c, const char *model, uint64_t arena_bytes,
     nb_link_init(&channel->waiting);
     nb_link_init(&channel->sessions);
     nb_list_append(&c->channels, &channel->link);
-    r = nb_channel_map(channel, &opened, reply.fds);
-    if (r < 0)
-        r = nb_fail(c, r == -EPROTO ? NIBBLE_E_PROTOCOL : r, "cannot use the channel's memory: %s",
-                    nibble_strerror(r));
+    rc = nb_channel_map(channel, &opened, reply.fds);
+    if (rc < 0)
+        rc = nb_fail(c, rc == -EPROTO ? NIBBLE_E_PROTOCOL : rc,
+                     "cannot use the channel's memory: %s", nb_limit_reason(rc, reason));
     else
-        r = find_model(c, model, &channel->model);
-    if (r < 0) {
+        rc = find_model(c, model, &channel->model);
+    if (rc < 0) {
         nb_channel_close(channel);
-        return r;
+        return rc;
     }
     nb_channel_place(channel, &opened); // the list may be older, or newer
     *ret_channel = channel;
@@ -173,7 +176,7 @@ void nb_channel_lose(struct nb_channel *channel, int code, const char *sentence)
     if (channel->lost)
         return;
     channel->lost = code;
-    snprintf(channel->lost_text, sizeof channel->lost_text, "%s", sentence);
+    snprintf(channel->lost_text, sizeof(channel->lost_text), "%s", sentence);
     nb_channel_unmap(channel);
     if (!channel->gone && !channel->connection->broken) {
         struct nb_wire_channel_ref request = {.channel = channel->handle};
@@ -226,7 +229,7 @@ static void push_order(struct nb_channel *channel, uint32_t op, uint32_t session
 
 void nb_channel_forget_session(struct nb_channel *channel, uint32_t session)
 {
-    push_order(channel, NB_OP_SESSION_CLOSE, session, 0);
+    push_order(channel, NB_SUBMIT_SESSION_CLOSE, session, 0);
 }
 
 static struct nb_slot *free_slot(struct nb_channel *channel)
@@ -251,7 +254,10 @@ static void post(struct nb_channel *channel, struct nb_task *task, struct nb_slo
                  uint64_t at)
 {
     uint64_t index = (uint64_t)(slot - channel->slots);
-    *slot = (struct nb_slot){++channel->next << SLOT_BITS | index, task, at, task->session};
+    *slot = (struct nb_slot){.user_data = ++channel->next << SLOT_BITS | index,
+                             .task = task,
+                             .block = at,
+                             .session = task->session};
     task->slot = slot;
     nb_list_remove(&task->link);
     task->kind->write(task, channel->map + NB_CHANNEL_ARENA_OFFSET + at, at);
@@ -266,7 +272,7 @@ static void post(struct nb_channel *channel, struct nb_task *task, struct nb_slo
 static void refuse(struct nb_channel *channel, struct nb_task *task, uint64_t need)
 {
     char sentence[NB_SENTENCE];
-    snprintf(sentence, sizeof sentence,
+    snprintf(sentence, sizeof(sentence),
              "this needs %llu bytes of the channel's memory, which has %llu: open the connection's "
              "first session on "
              "%s with larger arena_bytes",
@@ -276,7 +282,8 @@ static void refuse(struct nb_channel *channel, struct nb_task *task, uint64_t ne
     task->kind->fail(task, NIBBLE_E_QUOTA, sentence);
 }
 
-// In order: a task that finds no slot, no room or a predecessor holds those after it.
+// Posts waiting tasks in order: one that finds no slot or no room, or that waits for its session's
+// last job, holds up those after it.
 void nb_channel_pump(struct nb_channel *channel)
 {
     while (!channel->lost && !nb_list_empty(&channel->waiting)) {
@@ -318,7 +325,7 @@ void nb_task_cancel(struct nb_task *task)
         task->kind->fail(task, NIBBLE_E_CANCELLED, "cancelled");
     } else if (task->slot && !task->cancelled) {
         task->cancelled = true;
-        push_order(task->channel, NB_OP_CANCEL, task->session, task->slot->user_data);
+        push_order(task->channel, NB_SUBMIT_CANCEL, task->session, task->slot->user_data);
     }
 }
 
@@ -331,7 +338,7 @@ void nb_task_abandon(struct nb_task *task)
         return;
     slot->task = NULL;
     if (!task->cancelled)
-        push_order(task->channel, NB_OP_CANCEL, task->session, slot->user_data);
+        push_order(task->channel, NB_SUBMIT_CANCEL, task->session, slot->user_data);
 }
 
 // ---- Completions ----
@@ -350,29 +357,42 @@ static struct nb_slot *slot_of(struct nb_channel *channel, uint64_t user_data)
     return &channel->slots[index];
 }
 
+static int take_reason(struct nb_slot *slot, const struct nb_completion *completion)
+{
+    if (!completion->text_len || completion->text_len > NB_REASON_MAX - slot->reason_len)
+        return -EPROTO;
+    memcpy(slot->reason + slot->reason_len, completion->text, completion->text_len);
+    slot->reason_len += completion->text_len;
+    return 0;
+}
+
 static int complete(struct nb_channel *channel, const struct nb_completion *completion)
 {
     struct nb_slot *slot = slot_of(channel, completion->user_data);
-    if (!slot || completion->kind > NB_COMPLETION_DONE || completion->status > 0 ||
+    if (!slot || completion->kind >= NB_COMPLETION_KINDS || completion->status > 0 ||
         completion->text_len > COMPLETION_MAX_TEXT)
         return -EPROTO;
+    if (completion->kind == NB_COMPLETION_REASON)
+        return take_reason(slot, completion);
     struct nb_task *task = slot->task;
     bool last = completion->kind == NB_COMPLETION_DONE;
-    int r = 0;
+    int rc = 0;
     if (last && task) {
         task->slot = NULL;
         slot->task = NULL;
+        nb_sentence_clean(slot->reason, sizeof(slot->reason));
+        task->reason = slot->reason;
     }
     if (task)
-        r = task->kind->complete(task, completion,
-                                 channel->map + NB_CHANNEL_ARENA_OFFSET + slot->block);
-    if (r < 0 && last) { // so that nb_channel_lose fails it
+        rc = task->kind->complete(task, completion,
+                                  channel->map + NB_CHANNEL_ARENA_OFFSET + slot->block);
+    if (rc < 0 && last) { // so that nb_channel_lose fails it
         task->slot = slot;
         slot->task = task;
     } else if (last && !channel->lost) {
         retire(channel, slot);
     }
-    return r;
+    return rc;
 }
 
 int nb_channel_drain(struct nb_channel *channel)
@@ -386,7 +406,7 @@ int nb_channel_drain(struct nb_channel *channel)
         const struct nb_completion *entries = (const void *)(channel->map + NB_CHANNEL_CQ_OFFSET);
         struct nb_completion completion;
         nb_copy_once(&completion, &entries[channel->cq_head & (NB_CQ_ENTRIES - 1)],
-                     sizeof completion);
+                     sizeof(completion));
         channel->cq_head++;
         sound = complete(channel, &completion) == 0;
     }

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "libclient/include/nibble.h"
+#include "libclient/options.h"
 #include "libclient/ring.h"
 #include "libclient/wire.h"
 
@@ -68,8 +69,10 @@ struct nibble {
     uint32_t role;
     uint32_t serial; // of the last request
     unsigned busy_rounds;
-    unsigned delivered;   // events handed over so far
-    struct nb_load *load; // the nibble_load that waits
+    unsigned delivered;                 // events handed over so far
+    struct nb_load *load;               // the nibble_load that waits
+    struct nb_wait *wait;               // the nibble_jobs_wait that waits
+    const struct nb_model_files *files; // of the nibble_compress that waits
     struct nb_link channels;
     struct nb_link jobs;
     struct nb_link ready; // jobs with events for their callback
@@ -81,6 +84,11 @@ struct nibble {
 struct nb_load {
     bool cancelled;
     const struct nibble_load_options *options;
+};
+
+struct nb_wait {
+    bool given_up;
+    const struct nibble_jobs_wait_options *options;
 };
 
 struct nb_packet {
@@ -95,12 +103,16 @@ struct nb_packet {
 // Keeps the sentence and returns the code.
 __attribute__((format(printf, 3, 4))) int nb_fail(nibble *connection, int code, const char *format,
                                                   ...);
+// A copy of an option struct that a caller gave (options.h), or a failure with its sentence.
+int nb_options_read(nibble *connection, enum nb_options which, const void *given, void *ret);
 // The connection is over: every job and call on it fails with that code. Returns the code.
 int nb_break(nibble *connection, int code, const char *sentence);
 // A request of the table's size for its type, header filled in here, and its reply. Returns the
 // reply's size, or a failure with its sentence. timeout_ms -1: for ever.
 int nb_request(nibble *connection, uint32_t type, void *request, const int *fd,
                struct nb_packet *ret_reply, int timeout_ms);
+// Sends the files to the socket that asks for them (jobs.c).
+void nb_send_files(nibble *connection, int socket);
 // A request whose reply nobody waits for.
 void nb_tell(nibble *connection, uint32_t type, void *request);
 // Handles what came on the control socket. Returns packets handled, or a failure.
@@ -137,6 +149,8 @@ struct nb_slot {          // of one unretired submission
     struct nb_task *task; // NULL: abandoned, only its DONE is awaited
     uint64_t block;       // in the arena
     uint32_t session;
+    uint32_t reason_len; // of what REASON brought so far
+    char reason[NB_REASON_MAX + 1];
 };
 
 struct nb_channel {
@@ -185,6 +199,7 @@ struct nb_task {
     struct nb_slot *slot; // NULL: not posted
     uint32_t session;
     bool cancelled;
+    const char *reason; // during `complete` of a DONE: the worker's sentence, perhaps ""
 };
 void nb_task_init(struct nb_task *task, const struct nb_task_kind *kind, nibble_session *session);
 int nb_task_submit(struct nb_task *task);   // or the channel's failure
@@ -207,7 +222,8 @@ bool nb_channel_may_sleep(struct nb_channel *channel);  // false: look again
 bool nb_channel_busy(const struct nb_channel *channel); // something is posted
 void nb_channel_pump(struct nb_channel *channel);       // posts what waits
 void nb_channel_lose(struct nb_channel *channel, int code, const char *sentence);
-void nb_channel_forget_session(struct nb_channel *channel, uint32_t session); // NB_OP_SESSION_CLOSE
+void nb_channel_forget_session(struct nb_channel *channel,
+                               uint32_t session); // NB_SUBMIT_SESSION_CLOSE
 void nb_channel_rebind(struct nb_channel *channel, const struct nb_wire_channel *packet,
                        const int *fds);
 
@@ -270,6 +286,10 @@ int nb_call_complete_whole(struct nb_task *task, const struct nb_completion *com
 void nb_call_fail(struct nb_task *task, int code, const char *sentence);
 int nb_call_run(nibble *connection,
                 struct nb_call *call); // blocks; the call's status, its sentence kept
+// The conversation as JSON (free it), if all of it is sound and no longer than a text may be.
+int nb_conversation_write(nibble *connection, const struct nibble_chat *chat, char **ret_text,
+                          uint64_t *ret_size);
+int nb_text_too_long(nibble *connection, uint64_t size); // NIBBLE_E_QUOTA, with the figures
 // A TOKENIZE of `size` bytes that stay where they are. Sets the call in any case.
 int nb_tokenize_init(struct nb_call *call, nibble_session *session, const void *text, uint64_t size,
                      uint32_t flags);
@@ -285,12 +305,12 @@ struct nibble_memory {
 void nb_memories_orphan(struct nb_channel *channel); // it goes
 void nb_memories_free(nibble *connection);
 
-// What a worker's status means for a user.
-void nb_status_sentence(const struct nb_channel *channel, int status, char *ret_sentence);
+// Why a DONE failed: the worker's sentence, or what its status means.
+void nb_status_sentence(const struct nb_task *task, int status, char *ret_sentence);
 
 // ---- Jobs ----
 
-struct nb_operator;
+struct nb_matrix_job;
 struct nb_node {
     struct nb_link link;
     struct nibble_event event;
@@ -321,11 +341,11 @@ struct nibble_job {
     unsigned char *stop;
     size_t stop_size;
     size_t n_prompt;
-    uint64_t text_bytes;    // received
-    uint64_t loose_text;    // of it, what came with no token
-    struct nb_node *token;  // a token that waits for the rest of its text
-    size_t token_text;      // of which so much is there
-    struct nb_operator *op; // or the operator (operators.c)
+    uint64_t text_bytes;          // received
+    uint64_t loose_text;          // of it, what came with no token since the last one
+    struct nb_node *token;        // a token that waits for the rest of its text
+    size_t token_text;            // of which so much is there
+    struct nb_matrix_job *matrix; // or the matrix job (matrices.c)
 };
 nibble_job *nb_job_create(nibble_session *session, nibble_callback callback, void *user); // or NULL
 // An event without text, or with. -ENOMEM.

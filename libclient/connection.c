@@ -13,6 +13,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "machine/bounds.h"
+
 #define DEFAULT_SOCKET  "/run/nibble/nibble.sock"
 #define ADMIN_SOCKET    "admin.sock"
 #define CONNECT_MS      10000
@@ -23,8 +25,7 @@ int nb_break(nibble *c, int code, const char *sentence)
     if (c->broken)
         return c->broken;
     c->broken = nb_fail(c, code, "%s", sentence);
-    NB_EACH(link, &c->channels)
-    {
+    NB_EACH(link, &c->channels) {
         struct nb_channel *channel = NB_OF(link, struct nb_channel, link);
         nb_channel_drain(channel); // what the worker finished is finished
         nb_channel_lose(channel, code, sentence);
@@ -49,7 +50,7 @@ static int handle_lost(nibble *c, struct nb_packet *packet)
     struct nb_channel *channel = nb_channel_find(c, lost->channel);
     if (!channel)
         return 0;
-    lost->text[sizeof lost->text - 1] = 0;
+    lost->text[sizeof(lost->text) - 1] = 0;
     nb_channel_drain(channel);
     channel->gone = true;
     nb_channel_lose(channel, lost->header.status < 0 ? lost->header.status : NIBBLE_E_LOST,
@@ -73,19 +74,46 @@ static int handle_progress(nibble *c, struct nb_packet *packet)
     return 0;
 }
 
+// The callback may not wish to wait any longer: what the daemon says of it later is nobody's.
+static int handle_job_progress(nibble *c, struct nb_packet *packet)
+{
+    struct nb_wire_job_progress *p = (void *)packet->bytes;
+    struct nb_wait *wait = c->wait;
+    if (!wait || p->header.serial != c->serial || wait->given_up || !wait->options->progress)
+        return 0;
+    struct nibble_jobs_row row = {
+        .id = p->job, .done = p->done, .total = p->total, .eta_ms = p->eta_ms};
+    _Static_assert(sizeof(row.state) == sizeof(p->state), "one word");
+    memcpy(row.state, p->state, sizeof(row.state) - 1);
+    memcpy(row.text, p->text, sizeof(p->text) - 1);
+    if (wait->options->progress(wait->options->user, &row) != 0) {
+        wait->given_up = true;
+        return NIBBLE_E_CANCELLED;
+    }
+    return 0;
+}
+
+static int handle_job_files(nibble *c, struct nb_packet *packet)
+{
+    if (c->files && packet->header.serial == c->serial)
+        nb_send_files(c, packet->fds[0]);
+    nb_wire_close_fds(packet->fds, packet->n_fds);
+    return 0;
+}
+
 static const struct {
     uint32_t type;
     int (*handle)(nibble *, struct nb_packet *);
 } events[] = {
-    {NB_WIRE_REBIND, handle_rebind},
-    {NB_WIRE_CHANNEL_LOST, handle_lost},
-    {NB_WIRE_PROGRESS, handle_progress},
+    {NB_WIRE_REBIND, handle_rebind},       {NB_WIRE_CHANNEL_LOST, handle_lost},
+    {NB_WIRE_PROGRESS, handle_progress},   {NB_WIRE_JOB_PROGRESS, handle_job_progress},
+    {NB_WIRE_JOB_FILES, handle_job_files},
 };
 
 static int broken_protocol(nibble *c, const char *what)
 {
     char sentence[NB_SENTENCE];
-    snprintf(sentence, sizeof sentence, "%s sent %s: is it nibbled, of this version?", c->path,
+    snprintf(sentence, sizeof(sentence), "%s sent %s: is it nibbled, of this version?", c->path,
              what);
     return nb_break(c, NIBBLE_E_PROTOCOL, sentence);
 }
@@ -107,6 +135,12 @@ static bool well_formed(const struct nb_packet *packet)
     return fits && packet->n_fds == message->reply_fds;
 }
 
+// The daemon's word before it hangs up on a connection, which it may not have read from.
+static bool is_farewell(const struct nb_wire_header *header)
+{
+    return !header->serial && header->status < 0;
+}
+
 // One packet: 1 if it is the awaited reply (then the caller's), 0 if it was handled, -EAGAIN, or
 // the connection's failure.
 static int receive(nibble *c, struct nb_packet *packet, uint32_t awaited)
@@ -115,6 +149,11 @@ static int receive(nibble *c, struct nb_packet *packet, uint32_t awaited)
     int got = nb_wire_recv(c->sock, packet->bytes, packet->fds, &packet->n_fds);
     if (got == -EAGAIN)
         return got;
+    if (got <= 0)
+        nb_wire_close_fds(packet->fds, packet->n_fds);
+    if (got == -EMFILE)
+        return nb_break(c, got,
+                        "this process has no room for the daemon's descriptors: raise ulimit -n");
     if (got == 0)
         return nb_break(c, NIBBLE_E_CLOSED, "the daemon closed the connection");
     if (got < 0)
@@ -124,12 +163,12 @@ static int receive(nibble *c, struct nb_packet *packet, uint32_t awaited)
         return broken_protocol(c, "a packet that the protocol does not have");
     }
     if (packet->header.type & NB_WIRE_REPLY) {
-        if (awaited && packet->header.serial == awaited)
+        if (awaited && (packet->header.serial == awaited || is_farewell(&packet->header)))
             return 1;
         nb_wire_close_fds(packet->fds, packet->n_fds); // to nb_tell
         return 0;
     }
-    for (size_t i = 0; i < sizeof events / sizeof *events; i++)
+    for (size_t i = 0; i < sizeof(events) / sizeof(*events); i++)
         if (events[i].type == packet->header.type)
             return events[i].handle(c, packet);
     return 0;
@@ -139,9 +178,9 @@ int nb_control(nibble *c)
 {
     struct nb_packet packet;
     for (int handled = 0; handled < PACKETS_A_ROUND; handled++) {
-        int r = receive(c, &packet, 0);
-        if (r < 0)
-            return r == -EAGAIN ? handled : r;
+        int rc = receive(c, &packet, 0);
+        if (rc < 0)
+            return rc == -EAGAIN ? handled : rc;
     }
     return PACKETS_A_ROUND;
 }
@@ -151,11 +190,12 @@ static int send_packet(nibble *c, const struct nb_wire_header *header, const int
                        int64_t deadline)
 {
     for (;;) {
-        int r = nb_wire_send(c->sock, header, header->size, fd, fd ? 1 : 0);
-        if (r == -EPIPE)
-            return nb_break(c, NIBBLE_E_CLOSED, "the daemon closed the connection");
-        if (r != -EAGAIN)
-            return r < 0 ? nb_fail(c, r, "cannot send to %s: %s", c->path, nibble_strerror(r)) : 0;
+        int rc = nb_wire_send(c->sock, header, header->size, fd, fd ? 1 : 0);
+        if (rc == -EPIPE)
+            return 0; // what the daemon had to say of it is there to be read
+        if (rc != -EAGAIN)
+            return rc < 0 ? nb_fail(c, rc, "cannot send to %s: %s", c->path, nibble_strerror(rc))
+                          : 0;
         struct pollfd writable = {c->sock, POLLOUT, 0};
         if (poll(&writable, 1, nb_left_ms(deadline)) == 0)
             return nb_break(c, -ETIMEDOUT, "the daemon does not take requests");
@@ -165,10 +205,10 @@ static int send_packet(nibble *c, const struct nb_wire_header *header, const int
 static int await_reply(nibble *c, struct nb_packet *ret_reply, uint32_t serial, int64_t deadline)
 {
     for (;;) {
-        int r = receive(c, ret_reply, serial);
-        if (r != -EAGAIN && r != 0)
-            return r;
-        if (r == 0)
+        int rc = receive(c, ret_reply, serial);
+        if (rc != -EAGAIN && rc != 0)
+            return rc;
+        if (rc == 0)
             continue;
         struct pollfd readable = {c->sock, POLLIN, 0};
         if (poll(&readable, 1, nb_left_ms(deadline)) == 0)
@@ -193,8 +233,8 @@ static const struct nb_wire_message *fill_header(nibble *c, uint32_t type,
 static int refused(nibble *c, const struct nb_packet *reply)
 {
     struct nb_wire_error error;
-    memcpy(&error, reply->bytes, sizeof error);
-    error.text[sizeof error.text - 1] = 0;
+    memcpy(&error, reply->bytes, sizeof(error));
+    error.text[sizeof(error.text) - 1] = 0;
     int code = error.header.status;
     return nb_fail(c, code, "%s", error.text[0] ? error.text : nibble_strerror(code));
 }
@@ -218,13 +258,13 @@ int nb_request(nibble *c, uint32_t type, void *request, const int *fd, struct nb
     ret_reply->header = (struct nb_wire_header){0};
     ret_reply->n_fds = 0;
     c->requesting = true;
-    int r = send_packet(c, header, fd, deadline);
-    if (r == 0)
-        r = await_reply(c, ret_reply, header->serial, deadline);
+    int rc = send_packet(c, header, fd, deadline);
+    if (rc == 0)
+        rc = await_reply(c, ret_reply, header->serial, deadline);
     c->requesting = false;
     nb_leave(c);
-    if (r < 0)
-        return r;
+    if (rc < 0)
+        return rc;
     if (ret_reply->header.type != (type | NB_WIRE_REPLY)) {
         nb_wire_close_fds(ret_reply->fds, ret_reply->n_fds);
         return broken_protocol(c, "the reply to another request");
@@ -248,15 +288,17 @@ static int choose_path(nibble *c, const char *path, bool admin)
         path = variable && *variable ? variable : DEFAULT_SOCKET;
     const char *slash = strrchr(path, '/');
     int directory = !admin ? (int)strlen(path) : slash ? (int)(slash + 1 - path) : 0;
-    int n = snprintf(c->path, sizeof c->path, "%.*s%s", directory, path, admin ? ADMIN_SOCKET : "");
-    if (n < 0 || (size_t)n >= sizeof c->path)
+    int n =
+        snprintf(c->path, sizeof(c->path), "%.*s%s", directory, path, admin ? ADMIN_SOCKET : "");
+    if (n < 0 || (size_t)n >= sizeof(c->path))
         return nb_fail(c, -ENAMETOOLONG, "a socket's path has at most %zu bytes: %s",
-                       sizeof c->path - 1, path);
+                       sizeof(c->path) - 1, path);
     return 0;
 }
 
 static int no_daemon(nibble *c, int error)
 {
+    char reason[NB_LIMIT_TEXT];
     switch (error) {
     case ENOENT:
     case ECONNREFUSED:
@@ -272,7 +314,8 @@ static int no_daemon(nibble *c, int error)
     case EPROTOTYPE:
         return nb_fail(c, NIBBLE_E_PROTOCOL, "%s is the socket of another program", c->path);
     default:
-        return nb_fail(c, -error, "cannot connect to %s: %s", c->path, nibble_strerror(-error));
+        return nb_fail(c, -error, "cannot connect to %s: %s", c->path,
+                       nb_limit_reason(error, reason));
     }
 }
 
@@ -281,27 +324,28 @@ static int open_socket(nibble *c)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval timeout = {CONNECT_MS / 1000, 0};
-    memcpy(address.sun_path, c->path, sizeof c->path);
+    memcpy(address.sun_path, c->path, sizeof(c->path));
     c->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (c->sock < 0)
         return no_daemon(c, errno);
-    setsockopt(c->sock, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
-    int r;
+    setsockopt(c->sock, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+    int rc;
     do
-        r = connect(c->sock, (const struct sockaddr *)&address, sizeof address);
-    while (r < 0 && errno == EINTR);
-    return r < 0 ? no_daemon(c, errno) : 0;
+        rc = connect(c->sock, (const struct sockaddr *)&address, sizeof(address));
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? no_daemon(c, errno) : 0;
 }
 
 static int watch(nibble *c)
 {
     struct epoll_event control = {.events = EPOLLIN, .data.ptr = c};
     struct epoll_event nudge = {.events = EPOLLIN, .data.ptr = &c->nudge};
+    char reason[NB_LIMIT_TEXT];
     c->epoll = epoll_create1(EPOLL_CLOEXEC);
     c->nudge = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (c->epoll < 0 || c->nudge < 0 || epoll_ctl(c->epoll, EPOLL_CTL_ADD, c->sock, &control) < 0 ||
         epoll_ctl(c->epoll, EPOLL_CTL_ADD, c->nudge, &nudge) < 0)
-        return nb_fail(c, -errno, "cannot watch %s: %s", c->path, nibble_strerror(-errno));
+        return nb_fail(c, -errno, "cannot watch %s: %s", c->path, nb_limit_reason(errno, reason));
     return 0;
 }
 
@@ -312,10 +356,10 @@ static int shake_hands(nibble *c)
                                   .version_max = NB_WIRE_VERSION,
                                   .version_text = NB_VERSION};
     struct nb_packet reply;
-    int r = nb_request(c, NB_WIRE_HELLO, &hello, NULL, &reply, CONNECT_MS);
-    if (r < 0)
-        return r;
-    memcpy(&hello, reply.bytes, sizeof hello);
+    int rc = nb_request(c, NB_WIRE_HELLO, &hello, NULL, &reply, CONNECT_MS);
+    if (rc < 0)
+        return rc;
+    memcpy(&hello, reply.bytes, sizeof(hello));
     if (hello.magic != NB_WIRE_MAGIC)
         return broken_protocol(c, "another program's greeting");
     if (hello.version_min != NB_WIRE_VERSION || hello.version_max != NB_WIRE_VERSION)
@@ -328,7 +372,7 @@ static int shake_hands(nibble *c)
 
 static int connect_as(uint32_t role, const char *path, nibble **ret_connection)
 {
-    nibble *c = calloc(1, sizeof *c);
+    nibble *c = calloc(1, sizeof(*c));
     if (!c)
         return nb_fail(NULL, -ENOMEM, "out of memory");
     c->sock = c->epoll = c->nudge = -1;
@@ -338,17 +382,17 @@ static int connect_as(uint32_t role, const char *path, nibble **ret_connection)
     nb_link_init(&c->ready);
     nb_link_init(&c->memories);
     nb_fail(c, 0, "no failure");
-    int r = choose_path(c, path, role == NB_ROLE_ADMIN);
-    if (r == 0)
-        r = open_socket(c);
-    if (r == 0)
-        r = watch(c);
-    if (r == 0)
-        r = shake_hands(c);
-    if (r < 0) {
-        nb_fail(NULL, r, "%s", c->error);
+    int rc = choose_path(c, path, role == NB_ROLE_ADMIN);
+    if (rc == 0)
+        rc = open_socket(c);
+    if (rc == 0)
+        rc = watch(c);
+    if (rc == 0)
+        rc = shake_hands(c);
+    if (rc < 0) {
+        nb_fail(NULL, rc, "%s", c->error);
         nibble_close(c);
-        return r;
+        return rc;
     }
     *ret_connection = c;
     return 0;
@@ -368,7 +412,7 @@ void nibble_close(nibble *c)
 {
     if (!c)
         return;
-    // Nothing is worth a word to the daemon: the end of the socket says it all.
+    // The daemon needs no message: the end of the socket says it all.
     nb_break(c, NIBBLE_E_CLOSED, "the connection is closed");
     while (!nb_list_empty(&c->channels)) // a channel goes with its last session
         nibble_session_close(NB_OF(NB_OF(c->channels.next, struct nb_channel, link)->sessions.next,

@@ -39,14 +39,13 @@ static int drain_all(nibble *c)
 {
     int handled = 0;
     NB_EACH(link, &c->channels)
-    handled += nb_channel_drain(NB_OF(link, struct nb_channel, link));
+        handled += nb_channel_drain(NB_OF(link, struct nb_channel, link));
     return handled;
 }
 
 static bool any_channel(nibble *c, bool (*is)(struct nb_channel *))
 {
-    NB_EACH(link, &c->channels)
-    {
+    NB_EACH(link, &c->channels) {
         if (is(NB_OF(link, struct nb_channel, link)))
             return true;
     }
@@ -79,7 +78,7 @@ static bool may_sleep(nibble *c)
 {
     bool may = true;
     NB_EACH(link, &c->channels)
-    may &= nb_channel_may_sleep(NB_OF(link, struct nb_channel, link));
+        may &= nb_channel_may_sleep(NB_OF(link, struct nb_channel, link));
     return may;
 }
 
@@ -93,11 +92,11 @@ void nb_leave(nibble *c)
 static void take_nudge(nibble *c)
 {
     uint64_t count;
-    if (read(c->nudge, &count, sizeof count) == sizeof count)
+    if (read(c->nudge, &count, sizeof(count)) == sizeof(count))
         c->nudged = false;
 }
 
-// A worker's end tells nothing by itself: the daemon says what comes of it. Only, the socket must
+// A worker's end means nothing by itself: the daemon says what comes of it. But the socket must
 // not wake us any more.
 static void take_wake(nibble *c, struct nb_channel *channel)
 {
@@ -126,7 +125,7 @@ static void sleep_once(nibble *c, int timeout_ms)
         nb_control(c); // last: it may replace channels' sockets
 }
 
-// One look at everything, asleep until the deadline if there is nothing.
+// Looks at everything once; sleeps until the deadline if there is nothing.
 static void look(nibble *c, int64_t deadline)
 {
     int handled = drain_all(c);
@@ -172,6 +171,6 @@ static bool delivered(const void *what)
 int nibble_dispatch(nibble *c, int timeout_ms)
 {
     struct delivery delivery = {c, c->delivered};
-    int r = nb_pump(c, delivered, &delivery, timeout_ms);
-    return r < 0 ? r : (int)(c->delivered - delivery.before);
+    int rc = nb_pump(c, delivered, &delivery, timeout_ms);
+    return rc < 0 ? rc : (int)(c->delivered - delivery.before);
 }

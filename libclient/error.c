@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "libclient/sentence.h"
+
 // Of this thread's last failed connect, which leaves no connection to keep it.
 static _Thread_local char connect_error[NB_SENTENCE] = "no failure";
 
@@ -31,7 +33,7 @@ static const struct {
 
 const char *nibble_strerror(int code)
 {
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
         if (names[i].code == code)
             return names[i].text;
     // strerror would share a buffer between threads
@@ -54,8 +56,9 @@ int nb_fail(nibble *connection, int code, const char *format, ...)
     char sentence[NB_SENTENCE]; // the arguments may lie in the old sentence
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(sentence, sizeof sentence, format, arguments);
+    vsnprintf(sentence, sizeof(sentence), format, arguments);
     va_end(arguments);
-    memcpy(connection ? connection->error : connect_error, sentence, sizeof sentence);
+    nb_sentence_clean(sentence, sizeof(sentence)); // names in it may be anyone's
+    memcpy(connection ? connection->error : connect_error, sentence, sizeof(sentence));
     return code;
 }

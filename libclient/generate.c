@@ -1,11 +1,13 @@
-// Generation: a text or a conversation becomes tokens (an op of its own), the tokens become the
+// Generation: a text or a conversation becomes tokens (a submission of its own), these become the
 // session's log, and a GENERATE goes on from it. What was received is kept here, so that the job
 // can be posted again to another worker at any time.
 #include "libclient/client.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
+
+#include "libclient/sampling.h"
+#include "libclient/sentence.h"
 
 // ---- The op ----
 
@@ -14,7 +16,8 @@ static nibble_job *job_of(struct nb_task *task)
     return NB_OF(task, nibble_job, task);
 }
 
-// How much of the log the worker need not be told. One token at least it is told, to go on from.
+// How many of the log's first tokens the worker has already. It is told one token at least, to go
+// on from.
 static size_t base(const nibble_job *job)
 {
     size_t most = job->n_prompt - 1;
@@ -58,7 +61,7 @@ static void write_desc(struct nb_task *task, unsigned char *block, uint64_t at)
         .stop = at + stop,
         .stop_len = job->stop_size,
     };
-    memcpy(block, &desc, sizeof desc);
+    memcpy(block, &desc, sizeof(desc));
     memcpy(block + tokens, session->log + base(job), desc.n_tokens * sizeof(int32_t));
     if (job->stop_size)
         memcpy(block + stop, job->stop, job->stop_size);
@@ -85,18 +88,20 @@ static void add_text(nibble_job *job, const struct nb_completion *completion)
 static int take_token(nibble_job *job, const struct nb_completion *completion)
 {
     size_t text_size = completion->a > completion->text_len ? completion->a : completion->text_len;
-    if (text_size > NB_TOKEN_TEXT_MAX || job->token)
+    if (text_size > NB_TOKEN_TEXT_MAX || job->token || completion->b > NB_TEXT_REASONING)
         return -EPROTO;
-    int r = nb_session_push(job->session, completion->token);
-    struct nb_node *node = r < 0 ? NULL : nb_job_event(job, NIBBLE_EVENT_TOKEN, text_size);
-    if (r == -EPROTO)
-        return r;
+    int rc = nb_session_push(job->session, completion->token);
+    struct nb_node *node = rc < 0 ? NULL : nb_job_event(job, NIBBLE_EVENT_TOKEN, text_size);
+    if (rc == -EPROTO)
+        return rc;
     if (!node) {
         out_of_memory(job);
         return 0;
     }
     node->event.token = completion->token;
     node->event.text_len = text_size;
+    node->event.reasoning = (int)completion->b;
+    job->loose_text = 0;
     if (job->options.logprobs)
         node->event.logprob = completion->logprob;
     job->token = node;
@@ -105,17 +110,20 @@ static int take_token(nibble_job *job, const struct nb_completion *completion)
     return 0;
 }
 
-// The rest of a token's text, or what was held back as the possible beginning of a stop string.
+// The rest of a token's text, what of it is of the other kind, or what was held back as the
+// possible beginning of a stop string or a mark.
 static int take_text(nibble_job *job, const struct nb_completion *completion)
 {
     if (job->token) {
-        if (completion->text_len > job->token->event.text_len - job->token_text)
+        if (completion->text_len > job->token->event.text_len - job->token_text ||
+            (int)completion->b != job->token->event.reasoning)
             return -EPROTO;
         add_text(job, completion);
         return 0;
     }
     job->loose_text += completion->text_len;
-    if (job->loose_text > NB_TOKEN_TEXT_MAX || completion->text_len == 0)
+    if (job->loose_text > NB_TOKEN_TEXT_MAX || completion->text_len == 0 ||
+        completion->b > NB_TEXT_REASONING)
         return -EPROTO;
     job->token = nb_job_event(job, NIBBLE_EVENT_TOKEN, completion->text_len);
     if (!job->token) {
@@ -123,6 +131,7 @@ static int take_text(nibble_job *job, const struct nb_completion *completion)
         return 0;
     }
     job->token->event.text_len = completion->text_len;
+    job->token->event.reasoning = (int)completion->b;
     job->token_text = 0;
     add_text(job, completion);
     return 0;
@@ -163,7 +172,7 @@ static int take_done(nibble_job *job, const struct nb_completion *completion)
     };
     char sentence[NB_SENTENCE] = "";
     if (status < 0)
-        nb_status_sentence(session->channel, status, sentence);
+        nb_status_sentence(&job->task, status, sentence);
     else
         session->known = session->n_log;
     nb_job_finish(job, status < 0 ? NIBBLE_FINISH_ERROR : (enum nibble_finish)done->finish, status,
@@ -194,7 +203,7 @@ static void moved(struct nb_task *task)
 }
 
 static const struct nb_task_kind generate_kind = {
-    .op = NB_OP_GENERATE,
+    .op = NB_SUBMIT_GENERATE,
     .desc_size = sizeof(struct nb_desc_generate),
     .size = size,
     .write = write_desc,
@@ -209,9 +218,9 @@ _Static_assert(sizeof(struct nb_desc_generate) <= NB_DESC_ROOM, "its place in a 
 static int start(nibble_job *job, const int32_t *tokens, size_t n)
 {
     nibble_session *session = job->session;
-    int r = nb_session_set_log(session, job->append ? session->n_log : 0, tokens, n);
-    if (r < 0)
-        return r;
+    int rc = nb_session_set_log(session, job->append ? session->n_log : 0, tokens, n);
+    if (rc < 0)
+        return rc;
     job->n_prompt = session->n_log;
     session->used = true;
     nb_task_init(&job->task, &generate_kind, session);
@@ -236,9 +245,9 @@ static void tokenized(struct nb_call *call)
 
 static int tokenize(nibble_job *job, uint64_t size_of_text, uint32_t flags)
 {
-    int r = nb_tokenize_init(&job->tokenize, job->session, job->text, size_of_text, flags);
+    int rc = nb_tokenize_init(&job->tokenize, job->session, job->text, size_of_text, flags);
     job->tokenize.then = tokenized;
-    return r < 0 ? r : nb_task_submit(&job->tokenize.task);
+    return rc < 0 ? rc : nb_task_submit(&job->tokenize.task);
 }
 
 static void *put(void *to, const void *from, size_t n)
@@ -248,36 +257,26 @@ static void *put(void *to, const void *from, size_t n)
     return (char *)to + n;
 }
 
-// u32 role_len, u32 content_len, role, content
+static int start_chat(nibble_job *job, const struct nibble_chat *chat)
+{
+    uint64_t bytes = 0;
+    char *text = NULL;
+    int rc = nb_conversation_write(job->connection, chat, &text, &bytes);
+    job->text = text;
+    return rc < 0 ? rc : tokenize(job, bytes, NB_TEXT_CHAT);
+}
+
 static int start_messages(nibble_job *job, const struct nibble_prompt *prompt)
 {
-    uint64_t total = 0;
-    for (size_t i = 0; i < prompt->n_messages; i++) {
-        const struct nibble_message *message = &prompt->messages[i];
-        if (!message->role || !message->content)
-            return nb_fail(job->connection, -EINVAL, "a message has a role and a content");
-        total += 2 * sizeof(uint32_t) + strlen(message->role) + strlen(message->content);
-    }
-    if (total > NB_TEXT_MAX) // also what a u32 cannot say
-        return nb_fail(job->connection, NIBBLE_E_QUOTA, "a conversation has at most %u bytes",
-                       NB_TEXT_MAX);
-    char *at = job->text = malloc(total + 1);
-    if (!at)
-        return nb_fail(job->connection, -ENOMEM, "out of memory");
-    for (size_t i = 0; i < prompt->n_messages; i++) {
-        const struct nibble_message *message = &prompt->messages[i];
-        uint32_t lengths[2] = {(uint32_t)strlen(message->role), (uint32_t)strlen(message->content)};
-        at = put(at, lengths, sizeof lengths);
-        at = put(at, message->role, lengths[0]);
-        at = put(at, message->content, lengths[1]);
-    }
-    return tokenize(job, total, NB_TEXT_CHAT);
+    const struct nibble_chat chat = {
+        .size = sizeof(chat), .messages = prompt->messages, .n_messages = prompt->n_messages};
+    return start_chat(job, &chat);
 }
 
 static int start_text(nibble_job *job, const struct nibble_prompt *prompt)
 {
     if (prompt->text_len > NB_TEXT_MAX)
-        return nb_fail(job->connection, NIBBLE_E_QUOTA, "a text has at most %u bytes", NB_TEXT_MAX);
+        return nb_text_too_long(job->connection, prompt->text_len);
     job->text = malloc(prompt->text_len + 1);
     if (!job->text)
         return nb_fail(job->connection, -ENOMEM, "out of memory");
@@ -288,24 +287,19 @@ static int start_text(nibble_job *job, const struct nibble_prompt *prompt)
 
 // ---- The options ----
 
-void nibble_generate_options_init(struct nibble_generate_options *ret_options)
+void nibble_generate_options_init(struct nibble_generate_options *ret_options, size_t size)
 {
-    *ret_options = (struct nibble_generate_options){.sampling = {.top_p = 1, .repeat_penalty = 1}};
+    const struct nibble_generate_options own = {.size = (uint32_t)size,
+                                                .sampling = {.top_p = 1, .repeat_penalty = 1}};
+    memset(ret_options, 0, size);
+    memcpy(ret_options, &own, size < sizeof(own) ? size : sizeof(own));
 }
 
 static int check_sampling(nibble *c, const struct nibble_sampling *sampling)
 {
-    if (!(sampling->temperature >= 0) || !isfinite(sampling->temperature))
-        return nb_fail(c, -EINVAL, "temperature is 0 or more");
-    if (!(sampling->top_p > 0 && sampling->top_p <= 1))
-        return nb_fail(
-            c, -EINVAL,
-            "top_p is above 0, at most 1 (nibble_generate_options_init sets the defaults)");
-    if (!(sampling->min_p >= 0 && sampling->min_p <= 1))
-        return nb_fail(c, -EINVAL, "min_p is between 0 and 1");
-    if (!(sampling->repeat_penalty > 0) || !isfinite(sampling->repeat_penalty))
-        return nb_fail(c, -EINVAL, "repeat_penalty is above 0; 1 is off");
-    return 0;
+    char sentence[NB_SENTENCE];
+    int rc = nb_sampling_fault(sampling, sentence, sizeof(sentence));
+    return rc < 0 ? nb_fail(c, rc, "%s", sentence) : 0;
 }
 
 // n_stop times: u32 len, bytes
@@ -313,7 +307,8 @@ static int copy_stop(nibble_job *job)
 {
     const struct nibble_generate_options *options = &job->options;
     if (options->n_stop > NB_STOP_MAX)
-        return nb_fail(job->connection, -EINVAL, "at most %u stop strings", NB_STOP_MAX);
+        return nb_fail(job->connection, -EINVAL, "%zu stop strings: at most %u", options->n_stop,
+                       NB_STOP_MAX);
     job->stop = malloc(NB_STOP_MAX * (sizeof(uint32_t) + NB_STOP_LEN_MAX));
     if (!job->stop)
         return nb_fail(job->connection, -ENOMEM, "out of memory");
@@ -321,8 +316,10 @@ static int copy_stop(nibble_job *job)
     for (size_t i = 0; i < options->n_stop; i++) {
         size_t n = strlen(options->stop[i]);
         if (n == 0 || n > NB_STOP_LEN_MAX)
-            return nb_fail(job->connection, -EINVAL, "a stop string has 1 to %u bytes",
-                           NB_STOP_LEN_MAX);
+            return nb_fail(job->connection, -EINVAL, "stop string %zu has %zu bytes: 1 to %u",
+                           i + 1, n, NB_STOP_LEN_MAX);
+        if (nb_utf8_valid(options->stop[i], n) < n)
+            return nb_fail(job->connection, -EILSEQ, "stop string %zu is not UTF-8", i + 1);
         at = put(at, &(uint32_t){(uint32_t)n}, sizeof(uint32_t));
         at = put(at, options->stop[i], n);
     }
@@ -332,44 +329,50 @@ static int copy_stop(nibble_job *job)
 
 static int check_prompt(nibble *c, const struct nibble_prompt *prompt)
 {
-    int kinds = (prompt->text != NULL) + (prompt->messages != NULL) + (prompt->tokens != NULL);
+    int kinds = (prompt->text != NULL) + (prompt->messages != NULL) + (prompt->chat != NULL) +
+                (prompt->tokens != NULL);
     if (kinds != 1)
-        return nb_fail(c, -EINVAL, "a prompt is exactly one of text, messages and tokens");
-    if (prompt->messages && prompt->append)
-        return nb_fail(c, -EINVAL, "messages are the whole conversation: they cannot be appended");
+        return nb_fail(c, -EINVAL, "a prompt is exactly one of text, messages, chat and tokens");
+    if ((prompt->messages || prompt->chat) && prompt->append)
+        return nb_fail(c, -EINVAL,
+                       "a conversation is all that was said: it cannot be appended to the log");
     return 0;
 }
 
-int nibble_generate(nibble_session *session, const struct nibble_prompt *prompt,
-                    const struct nibble_generate_options *options, nibble_callback callback,
+int nibble_generate(nibble_session *session, const struct nibble_prompt *given,
+                    const struct nibble_generate_options *given_options, nibble_callback callback,
                     void *user, nibble_job **ret_job)
 {
     nibble *c = session->channel->connection;
-    struct nibble_generate_options defaults;
-    nibble_generate_options_init(&defaults);
-    if (!options)
-        options = &defaults;
-    int r = nb_session_ready(session);
-    if (r == 0)
-        r = check_prompt(c, prompt);
-    if (r == 0)
-        r = check_sampling(c, &options->sampling);
-    if (r < 0)
-        return r;
+    struct nibble_prompt own = {0}, *prompt = &own;
+    struct nibble_generate_options options;
+    nibble_generate_options_init(&options, sizeof(options));
+    int rc = nb_session_ready(session);
+    if (rc == 0)
+        rc = nb_options_read(c, NB_OPTIONS_PROMPT, given, prompt);
+    if (rc == 0 && given_options)
+        rc = nb_options_read(c, NB_OPTIONS_GENERATE, given_options, &options);
+    if (rc == 0)
+        rc = check_prompt(c, prompt);
+    if (rc == 0)
+        rc = check_sampling(c, &options.sampling);
+    if (rc < 0)
+        return rc;
     nibble_job *job = nb_job_create(session, callback, user);
     if (!job)
         return -ENOMEM;
-    job->options = *options;
+    job->options = options;
     job->append = prompt->append;
-    r = copy_stop(job);
-    if (r == 0)
-        r = prompt->tokens     ? start(job, prompt->tokens, prompt->n_tokens)
-            : prompt->messages ? start_messages(job, prompt)
-                               : start_text(job, prompt);
-    if (r < 0)
+    rc = copy_stop(job);
+    if (rc == 0)
+        rc = prompt->tokens     ? start(job, prompt->tokens, prompt->n_tokens)
+             : prompt->chat     ? start_chat(job, prompt->chat)
+             : prompt->messages ? start_messages(job, prompt)
+                                : start_text(job, prompt);
+    if (rc < 0)
         nb_job_destroy(job);
     else
         *ret_job = job;
     nb_leave(c);
-    return r;
+    return rc;
 }

@@ -9,7 +9,7 @@
 
 struct nb_node *nb_job_event(nibble_job *job, enum nibble_event_type type, size_t text_size)
 {
-    struct nb_node *node = malloc(sizeof *node + text_size);
+    struct nb_node *node = malloc(sizeof(*node) + text_size);
     if (!node)
         return NULL;
     nb_link_init(&node->link);
@@ -21,9 +21,9 @@ struct nb_node *nb_job_event(nibble_job *job, enum nibble_event_type type, size_
 nibble_job *nb_job_create(nibble_session *session, nibble_callback callback, void *user)
 {
     nibble *c = session->channel->connection;
-    nibble_job *job = calloc(1, sizeof *job);
+    nibble_job *job = calloc(1, sizeof(*job));
     if (job)
-        job->done_node = nb_job_event(job, NIBBLE_EVENT_DONE, 0);
+        job->done_node = nb_job_event(job, NIBBLE_EVENT_DONE, sizeof(job->sentence));
     if (!job || !job->done_node) {
         free(job);
         nb_fail(c, -ENOMEM, "out of memory");
@@ -57,7 +57,7 @@ void nb_job_finish(nibble_job *job, enum nibble_finish finish, int error, const 
         return;
     job->done = true;
     job->error = error;
-    snprintf(job->sentence, sizeof job->sentence, "%s", sentence);
+    snprintf(job->sentence, sizeof(job->sentence), "%s", sentence);
     if (error)
         job->session->known = 0; // where the worker's log stopped, only the worker knows
     job->session->job = NULL;
@@ -69,6 +69,8 @@ void nb_job_finish(nibble_job *job, enum nibble_finish finish, int error, const 
     job->done_node = NULL;
     node->event.finish = finish;
     node->event.error = error;
+    memcpy(node->text, job->sentence, sizeof(job->sentence));
+    node->event.reason = error ? node->text : NULL;
     nb_job_queue(job, node);
 }
 
@@ -87,12 +89,12 @@ void nb_job_destroy(nibble_job *job)
     nb_list_remove(&job->link);
     nb_list_remove(&job->ready);
     NB_EACH(link, &job->events)
-    free(NB_OF(link, struct nb_node, link));
+        free(NB_OF(link, struct nb_node, link));
     free(job->last);
     free(job->tokenize.out);
     free(job->text);
     free(job->stop);
-    free(job->op);
+    free(job->matrix);
     free(job);
 }
 
@@ -100,11 +102,11 @@ void nb_job_destroy(nibble_job *job)
 void nb_job_moved(nibble_job *job)
 {
     const struct nb_channel *channel = job->session->channel;
-    struct nb_node *node = nb_job_event(job, NIBBLE_EVENT_MOVED, sizeof channel->model.device);
+    struct nb_node *node = nb_job_event(job, NIBBLE_EVENT_MOVED, sizeof(channel->model.device));
     if (!node)
         return;
     if (job->session->moves != channel->moves) {
-        memcpy(node->text, channel->model.device, sizeof channel->model.device);
+        memcpy(node->text, channel->model.device, sizeof(channel->model.device));
         node->event.device = node->text;
         job->session->moves = channel->moves;
     }
@@ -167,19 +169,18 @@ int nibble_job_next(nibble_job *job, struct nibble_event *ret_event, int timeout
     nibble *c = job->connection;
     if (job->callback)
         return nb_fail(c, -EINVAL, "the job's events go to its callback");
-    free(job->last);
-    job->last = NULL;
     pin(job);
-    int r = nb_pump(c, has_event, job, timeout_ms);
+    int rc = nb_pump(c, has_event, job, timeout_ms);
     if (!job->freed && !nb_list_empty(&job->events)) {
+        free(job->last);
         job->last = take_event(job);
         *ret_event = job->last->event;
-        r = 1;
-    } else if (r > 0) {
-        r = 0; // after DONE
+        rc = 1;
+    } else if (rc > 0) {
+        rc = 0; // after DONE
     }
     unpin(job);
-    return r;
+    return rc;
 }
 
 static bool is_done(const void *what)
@@ -193,11 +194,11 @@ int nibble_job_wait(nibble_job *job)
 {
     nibble *c = job->connection;
     pin(job);
-    int r = nb_pump(c, is_done, job, -1);
+    int rc = nb_pump(c, is_done, job, -1);
     if (job->done)
-        r = job->error ? nb_fail(c, job->error, "%s", job->sentence) : 0;
+        rc = job->error ? nb_fail(c, job->error, "%s", job->sentence) : 0;
     unpin(job);
-    return r;
+    return rc;
 }
 
 void nibble_job_cancel(nibble_job *job)

@@ -1,4 +1,4 @@
-// Memory that is shared with the worker for operators: made, registered, and let go.
+// Memory that is shared with the worker for matrix jobs: made, registered, and let go.
 #include "libclient/client.h"
 
 #include <errno.h>
@@ -23,10 +23,10 @@ static int make_file(uint64_t bytes)
     if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 &&
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0)
         return fd;
-    int r = -errno;
+    int rc = -errno;
     if (fd >= 0)
         close(fd);
-    return r;
+    return rc;
 }
 
 int nibble_memory_create(uint64_t bytes, int *ret_fd, void **ret_data)
@@ -36,9 +36,9 @@ int nibble_memory_create(uint64_t bytes, int *ret_fd, void **ret_data)
         return fd;
     void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) {
-        int r = -errno;
+        int rc = -errno;
         close(fd);
-        return r;
+        return rc;
     }
     *ret_fd = fd;
     *ret_data = data;
@@ -55,14 +55,14 @@ int nibble_memory_register(nibble_session *session, int fd, uint64_t offset, uin
     struct nb_packet reply;
     if (channel->lost)
         return nb_fail(c, channel->lost, "%s", channel->lost_text);
-    nibble_memory *memory = calloc(1, sizeof *memory);
+    nibble_memory *memory = calloc(1, sizeof(*memory));
     if (!memory)
         return nb_fail(c, -ENOMEM, "out of memory");
     nb_session_pin(session); // the channel outlives the wait
-    int r = nb_request(c, NB_WIRE_REGISTER, &request, &fd, &reply, REGISTER_MS);
-    if (r >= 0) {
+    int rc = nb_request(c, NB_WIRE_REGISTER, &request, &fd, &reply, REGISTER_MS);
+    if (rc >= 0) {
         struct nb_wire_memory registered;
-        memcpy(&registered, reply.bytes, sizeof registered);
+        memcpy(&registered, reply.bytes, sizeof(registered));
         *memory = (nibble_memory){.connection = c, .channel = channel, .region = registered.region};
         nb_list_append(&c->memories, &memory->link);
         *ret_memory = memory;
@@ -70,7 +70,7 @@ int nibble_memory_register(nibble_session *session, int fd, uint64_t offset, uin
         free(memory);
     }
     nb_session_unpin(session);
-    return r < 0 ? r : 0;
+    return rc < 0 ? rc : 0;
 }
 
 void nibble_memory_unregister(nibble_memory *memory)
@@ -88,8 +88,7 @@ void nibble_memory_unregister(nibble_memory *memory)
 
 void nb_memories_orphan(struct nb_channel *channel)
 {
-    NB_EACH(link, &channel->connection->memories)
-    {
+    NB_EACH(link, &channel->connection->memories) {
         nibble_memory *memory = NB_OF(link, nibble_memory, link);
         if (memory->channel == channel)
             memory->channel = NULL;
@@ -99,5 +98,5 @@ void nb_memories_orphan(struct nb_channel *channel)
 void nb_memories_free(nibble *c)
 {
     NB_EACH(link, &c->memories)
-    free(NB_OF(link, nibble_memory, link));
+        free(NB_OF(link, nibble_memory, link));
 }

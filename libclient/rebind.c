@@ -16,9 +16,9 @@ static int by_age(const void *a, const void *b)
 static void take_back(struct nb_channel *channel)
 {
     struct nb_slot old[NB_JOBS_MAX];
-    memcpy(old, channel->slots, sizeof old);
-    memset(channel->slots, 0, sizeof channel->slots);
-    qsort(old, NB_JOBS_MAX, sizeof *old, by_age);
+    memcpy(old, channel->slots, sizeof(old));
+    memset(channel->slots, 0, sizeof(channel->slots));
+    qsort(old, NB_JOBS_MAX, sizeof(*old), by_age);
     struct nb_link *after = &channel->waiting;
     for (unsigned i = 0; i < NB_JOBS_MAX; i++) {
         struct nb_task *task = old[i].task;
@@ -46,9 +46,9 @@ void nb_channel_rebind(struct nb_channel *channel, const struct nb_wire_channel 
     }
     nb_channel_unmap(channel);
     NB_EACH(link, &channel->sessions)
-    NB_OF(link, nibble_session, link)->known = 0;
-    int r = nb_channel_map(channel, packet, fds);
-    if (r < 0) {
+        NB_OF(link, nibble_session, link)->known = 0;
+    int rc = nb_channel_map(channel, packet, fds);
+    if (rc < 0) {
         nb_channel_lose(channel, NIBBLE_E_LOST, "the new worker's channel cannot be mapped");
         return;
     }

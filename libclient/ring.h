@@ -12,19 +12,23 @@
 #include <stdint.h>
 #include <string.h>
 
-#define NB_RING_VERSION   1
-#define NB_SQ_ENTRIES     256u // powers of two
-#define NB_CQ_ENTRIES     4096u
-#define NB_JOBS_MAX       64u // unretired jobs of a channel
-#define NB_SESSIONS_MAX   64u // session ids of a channel: 0 .. 63, chosen by the client
-#define NB_JOB_SLOTS      48u // completions a job may post at one step, reserved for it (64 * 48 < CQ)
+#define NB_RING_VERSION 1
+#define NB_SQ_ENTRIES   256u // powers of two
+#define NB_CQ_ENTRIES   4096u
+#define NB_JOBS_MAX     64u // unretired jobs of a channel
+#define NB_SESSIONS_MAX 64u // session ids of a channel: 0 .. 63, chosen by the client
+// Completions a job may post at one step, reserved for it (64 * 48 < CQ): a token and its text,
+// what was held back, a reason's pieces and DONE.
+#define NB_JOB_SLOTS      48u
 #define NB_STOP_MAX       16u
 #define NB_STOP_LEN_MAX   128u
+#define NB_REASON_MAX     240u        // bytes of a failed job's sentence
 #define NB_TEXT_MAX       (4u << 20)  // bytes of one text to tokenize, or to detokenize to
 #define NB_TOKEN_TEXT_MAX (64u << 10) // bytes of text that one token may bring
 #define NB_MEMORIES_MAX   16u         // registered by a channel
 #define NB_TENSOR_NAME    256u        // bytes of a tensor's name, at most
 #define NB_GEMM_ROWS      (1u << 20)
+#define NB_EMBED_TEXTS    4096u // of one job
 #define NB_ARENA_MIN      (64u << 10)
 #define NB_ARENA_DEFAULT  (4u << 20)
 #define NB_ARENA_MAX      (256u << 20)
@@ -81,22 +85,23 @@ static inline bool nb_ring_release(_Atomic uint32_t *ring_head, uint32_t head,
 #define NB_CHANNEL_ARENA_OFFSET (NB_CHANNEL_CQ_OFFSET + NB_CQ_ENTRIES * 64u) // page-aligned
 #define NB_CHANNEL_BYTES(arena) (NB_CHANNEL_ARENA_OFFSET + (uint64_t)(arena))
 
-enum nb_op {
-    NB_OP_NOP,
-    NB_OP_TOKENIZE,   // nb_desc_tokenize
-    NB_OP_DETOKENIZE, // nb_desc_detokenize
-    NB_OP_GENERATE,   // nb_desc_generate
-    NB_OP_SCORE,      // nb_desc_score
+enum nb_submission_op {
+    NB_SUBMIT_NOP,
+    NB_SUBMIT_TOKENIZE,   // nb_desc_tokenize
+    NB_SUBMIT_DETOKENIZE, // nb_desc_detokenize
+    NB_SUBMIT_GENERATE,   // nb_desc_generate
+    NB_SUBMIT_SCORE,      // nb_desc_score
     // Of the job whose user_data is target: its DONE then says NIBBLE_E_CANCELLED. Not answered
     // itself; nothing happens when there is no such job (any more).
-    NB_OP_CANCEL,
+    NB_SUBMIT_CANCEL,
     // Forgets the session's log and KV. Not answered. Its job was cancelled before.
-    NB_OP_SESSION_CLOSE,
-    NB_OP_TENSOR,     // nb_desc_tensor
-    NB_OP_GEMM,       // nb_desc_gemm
-    NB_OP_DEQUANTIZE, // nb_desc_dequantize
-    NB_OP_COUNTERS,   // nb_desc_counters
-    NB_OP_COUNT,
+    NB_SUBMIT_SESSION_CLOSE,
+    NB_SUBMIT_TENSOR,     // nb_desc_tensor
+    NB_SUBMIT_GEMM,       // nb_desc_gemm
+    NB_SUBMIT_DEQUANTIZE, // nb_desc_dequantize
+    NB_SUBMIT_COUNTERS,   // nb_desc_counters
+    NB_SUBMIT_EMBED,      // nb_desc_embed
+    NB_SUBMIT_COUNT,
 };
 
 struct nb_submission {
@@ -117,12 +122,12 @@ _Static_assert(sizeof(struct nb_submission) == 64, "a cache line");
 // All offsets are in the arena; 4-byte aligned for tokens and floats.
 #define NB_TEXT_SPECIAL 1u // parse special tokens
 #define NB_TEXT_BOS     2u // add BOS as the model wants
-// text is a list of messages: u32 role_len, u32 content_len, role, content (no padding);
-// rendered by the model's template, ready for the assistant's turn
-#define NB_TEXT_CHAT 4u
+// text is a conversation as JSON (docs/protocol.md), rendered by the model's template or its own
+#define NB_TEXT_CHAT   4u
+#define NB_TEXT_RENDER 8u // with CHAT: out takes what was rendered, in bytes, not its ids
 struct nb_desc_tokenize {
     uint64_t text, text_len;
-    uint64_t out; // int32[out_max]
+    uint64_t out; // int32[out_max]; with RENDER char[out_max]
     uint32_t out_max;
     uint32_t flags;
 }; // completion DONE: a = number of tokens (perhaps more than out_max: nothing written past it)
@@ -167,13 +172,31 @@ struct nb_desc_score {
     uint64_t out, out_len;
 };
 
-// ---- Operators ----
+// ---- Places ----
 
 // In the arena (region 0), or in memory that the channel registered.
 struct nb_place {
     uint64_t offset;
     uint32_t region, pad;
 };
+
+// ---- Embeddings ----
+
+#define NB_EMBED_TOKENS 1u // the input is token ids; else text, to which the model's own are added
+// Vectors as the model gives them; else of length 1, unless the model's are never normalised.
+#define NB_EMBED_PLAIN    2u
+#define NB_EMBED_TRUNCATE 4u // texts that are too long are cut; else refused
+// A vector of each text. No session takes part; a vector does not depend on the other texts.
+struct nb_desc_embed {
+    uint64_t input, input_len; // of all texts, one after the other: UTF-8, or int32 ids; in bytes
+    uint64_t lengths;          // u32[n]: of each text, in bytes or in ids
+    uint64_t counts;           // u32[n]: gets how many tokens each text has, before it is cut
+    struct nb_place out;       // float[n][embedding]
+    uint32_t n, flags;
+}; // completions PREFILL: a of b texts embedded; DONE: a = of a failure the text that it is about,
+   // from 1, or 0
+
+// ---- Matrix jobs ----
 
 struct nb_desc_tensor {
     uint64_t name;
@@ -241,14 +264,22 @@ struct nb_counter {
     uint64_t dispatches;
 };
 
+#define NB_TEXT_REASONING 1u // the text lies between the model's think marks, or is one
 enum nb_completion_kind {
     // One for each token that joins the log (an EOS too): token, logprob, text; a = bytes of text
-    // that came with it, of which those after the first 32 (at most) follow in TEXT at once.
+    // that came with it, of which those after the first 32 (at most) follow in TEXT at once; b =
+    // NB_TEXT_REASONING or 0.
     NB_COMPLETION_TOKEN,
-    // Text alone: the rest of a token's, or at the job's end what was held back.
+    // Text alone, b as above: the rest of a token's, what of its text is of the other kind, or at
+    // the
+    // job's end what was held back.
     NB_COMPLETION_TEXT,
-    NB_COMPLETION_PREFILL, // a of b tokens computed
+    NB_COMPLETION_PREFILL, // a of b tokens computed, or texts embedded
     NB_COMPLETION_DONE,    // the job is retired: status, finish, timings
+    // Before a DONE that failed: a piece of the sentence that says why, of NB_REASON_MAX bytes in
+    // all at most. UTF-8 for a person; a piece may end within a character.
+    NB_COMPLETION_REASON,
+    NB_COMPLETION_KINDS,
 };
 
 struct nb_done {

@@ -1,5 +1,5 @@
-// Scoring: log-probabilities or whole distributions of given tokens, in as many ops as the arena
-// asks for.
+// Scoring: log-probabilities or whole distributions of given tokens, in as many submissions as the
+// arena has room for at a time.
 #include "libclient/client.h"
 
 #include <errno.h>
@@ -17,7 +17,7 @@ static size_t base(const struct score *score)
     return score->session->known < score->first ? score->session->known : score->first;
 }
 
-// What the worker must be told may have grown since the last time: it may be another worker.
+// The worker may be another one than before, which must be told more of the log.
 static uint64_t size(struct nb_task *task)
 {
     struct score *score = NB_OF(task, struct score, call.task);
@@ -36,7 +36,7 @@ static void write_desc(struct nb_task *task, unsigned char *block, uint64_t at)
                                  .what = score->what,
                                  .out = at + nb_call_place(&score->call, block),
                                  .out_len = score->call.room};
-    memcpy(block, &desc, sizeof desc);
+    memcpy(block, &desc, sizeof(desc));
 }
 
 static int complete(struct nb_task *task, const struct nb_completion *completion,
@@ -49,7 +49,7 @@ static int complete(struct nb_task *task, const struct nb_completion *completion
 }
 
 static const struct nb_task_kind score_kind = {
-    .op = NB_OP_SCORE,
+    .op = NB_SUBMIT_SCORE,
     .desc_size = sizeof(struct nb_desc_score),
     .size = size,
     .write = write_desc,
@@ -57,7 +57,7 @@ static const struct nb_task_kind score_kind = {
     .fail = nb_call_fail,
 };
 
-// Rows that one op may give: its result takes half of the arena at most, so that other jobs find
+// Rows of one submission: their results take half of the arena at most, so that other jobs find
 // room beside it.
 static size_t rows_at_once(const nibble_session *session, size_t n, size_t row_size)
 {
@@ -65,7 +65,7 @@ static size_t rows_at_once(const nibble_session *session, size_t n, size_t row_s
     return half > tokens + row_size ? (half - tokens) / row_size : 1;
 }
 
-// Scores `rows` rows from position `first` on; `extra` tokens after them belong to the op.
+// Scores `rows` rows from position `first` on; `extra` tokens after them belong to the submission.
 static int run(struct score *score, size_t first, size_t rows, size_t extra, size_t row_size)
 {
     nibble *c = score->session->channel->connection;
@@ -73,13 +73,13 @@ static int run(struct score *score, size_t first, size_t rows, size_t extra, siz
     score->end = first + rows + extra;
     score->call = (struct nb_call){.room = rows * row_size};
     nb_task_init(&score->call.task, &score_kind, score->session);
-    int r = nb_call_run(c, &score->call);
-    if (r == 0 && score->session->closed) {
+    int rc = nb_call_run(c, &score->call);
+    if (rc == 0 && score->session->closed) {
         free(score->call.out);
         nb_fail(c, NIBBLE_E_CANCELLED, "the session was closed");
         return NIBBLE_E_CANCELLED;
     }
-    return r;
+    return rc;
 }
 
 // What becomes of the rows [first, first + n).
@@ -91,33 +91,33 @@ static int in_chunks(nibble_session *session, uint32_t what, size_t first, size_
     struct score score = {.session = session, .what = what};
     size_t extra = what == NB_SCORE_LOGPROBS ? 1 : 0, end = n - extra;
     size_t most = rows_at_once(session, n, row_size);
-    int r = 0;
+    int rc = 0;
     nb_session_pin(session);
     session->scoring = session->used = true;
-    while (first < end && r == 0) {
+    while (first < end && rc == 0) {
         size_t rows = end - first < most ? end - first : most;
-        r = run(&score, first, rows, extra, row_size);
-        if (r < 0)
+        rc = run(&score, first, rows, extra, row_size);
+        if (rc < 0)
             break;
-        r = take(user, first, rows, score.call.out);
+        rc = take(user, first, rows, score.call.out);
         free(score.call.out);
         first += rows;
-        if (session->closed && first < end && r == 0)
-            r = NIBBLE_E_CANCELLED;
+        if (session->closed && first < end && rc == 0)
+            rc = NIBBLE_E_CANCELLED;
     }
     session->scoring = false;
     nb_session_unpin(session);
-    return r;
+    return rc;
 }
 
 static int prepare(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
                    size_t end)
 {
-    int r = nb_session_ready(session);
-    if (r == 0 && first >= end)
-        r = nb_fail(session->channel->connection, -EINVAL,
-                    "nothing to score: first is %zu, there are %zu tokens", first, n);
-    return r < 0 ? r : nb_session_set_log(session, 0, tokens, n);
+    int rc = nb_session_ready(session);
+    if (rc == 0 && first >= end)
+        rc = nb_fail(session->channel->connection, -EINVAL,
+                     "nothing to score: first is %zu, there are %zu tokens", first, n);
+    return rc < 0 ? rc : nb_session_set_log(session, 0, tokens, n);
 }
 
 struct logprobs {
@@ -128,7 +128,7 @@ struct logprobs {
 static int keep_logprobs(void *user, size_t first, size_t n, const float *rows)
 {
     const struct logprobs *to = user;
-    memcpy(to->out + (first - to->first), rows, n * sizeof *rows);
+    memcpy(to->out + (first - to->first), rows, n * sizeof(*rows));
     return 0;
 }
 
@@ -137,9 +137,9 @@ int nibble_score(nibble_session *session, const int32_t *tokens, size_t n, size_
 {
     struct logprobs to = {.first = first};
     to.out = ret_logprobs;
-    int r = prepare(session, tokens, n, first, n ? n - 1 : 0);
-    if (r < 0)
-        return r;
+    int rc = prepare(session, tokens, n, first, n ? n - 1 : 0);
+    if (rc < 0)
+        return rc;
     return in_chunks(session, NB_SCORE_LOGPROBS, first, n, sizeof(float), keep_logprobs, &to);
 }
 
@@ -152,10 +152,10 @@ struct logits {
 static int tell_logits(void *user, size_t first, size_t n, const float *rows)
 {
     const struct logits *to = user;
-    int r = 0;
-    for (size_t i = 0; i < n && r == 0; i++)
-        r = to->row(to->user, first + i, rows + i * to->vocab, to->vocab);
-    return r;
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++)
+        rc = to->row(to->user, first + i, rows + i * to->vocab, to->vocab);
+    return rc;
 }
 
 int nibble_logits(nibble_session *session, const int32_t *tokens, size_t n, size_t first,
@@ -164,8 +164,8 @@ int nibble_logits(nibble_session *session, const int32_t *tokens, size_t n, size
 {
     size_t vocab = session->channel->model.vocab;
     struct logits to = {row, user, vocab};
-    int r = prepare(session, tokens, n, first, n);
-    if (r < 0)
-        return r;
+    int rc = prepare(session, tokens, n, first, n);
+    if (rc < 0)
+        return rc;
     return in_chunks(session, NB_SCORE_LOGITS, first, n, vocab * sizeof(float), tell_logits, &to);
 }

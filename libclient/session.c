@@ -9,8 +9,7 @@
 
 static struct nb_channel *find_channel(nibble *c, const char *model)
 {
-    NB_EACH(link, &c->channels)
-    {
+    NB_EACH(link, &c->channels) {
         struct nb_channel *channel = NB_OF(link, struct nb_channel, link);
         if (!channel->lost && strcmp(channel->model.name, model) == 0)
             return channel;
@@ -23,7 +22,7 @@ static int choose_id(const struct nb_channel *channel, uint32_t *ret_id)
 {
     uint64_t taken = 0;
     NB_EACH(link, &channel->sessions)
-    taken |= 1ull << NB_OF(link, nibble_session, link)->id;
+        taken |= 1ull << NB_OF(link, nibble_session, link)->id;
     for (unsigned i = 0; i < NB_JOBS_MAX; i++)
         if (channel->slots[i].user_data)
             taken |= 1ull << channel->slots[i].session;
@@ -33,9 +32,13 @@ static int choose_id(const struct nb_channel *channel, uint32_t *ret_id)
     return 0;
 }
 
-static int arena_size(nibble *c, const struct nibble_session_options *options, uint64_t *ret_size)
+static int arena_size(nibble *c, const struct nibble_session_options *given, uint64_t *ret_size)
 {
-    uint64_t size = options && options->arena_bytes ? options->arena_bytes : NB_ARENA_DEFAULT;
+    struct nibble_session_options options = {0};
+    int rc = given ? nb_options_read(c, NB_OPTIONS_SESSION, given, &options) : 0;
+    if (rc < 0)
+        return rc;
+    uint64_t size = options.arena_bytes ? options.arena_bytes : NB_ARENA_DEFAULT;
     if (size > NB_ARENA_MAX)
         return nb_fail(c, NIBBLE_E_QUOTA, "arena_bytes is at most %u", NB_ARENA_MAX);
     size = (size + PAGE - 1) / PAGE * PAGE;
@@ -50,7 +53,7 @@ static int open_on(struct nb_channel *channel, nibble_session **ret_session)
     if (choose_id(channel, &id) < 0)
         return nb_fail(c, NIBBLE_E_QUOTA, "a connection has at most %u sessions on a model",
                        NB_SESSIONS_MAX);
-    nibble_session *session = calloc(1, sizeof *session);
+    nibble_session *session = calloc(1, sizeof(*session));
     if (!session)
         return nb_fail(c, -ENOMEM, "out of memory");
     session->channel = channel;
@@ -65,20 +68,20 @@ int nibble_session_open(nibble *c, const char *model, const struct nibble_sessio
                         nibble_session **ret_session)
 {
     uint64_t arena_bytes = 0;
-    int r = arena_size(c, options, &arena_bytes);
-    if (r < 0)
-        return r;
+    int rc = arena_size(c, options, &arena_bytes);
+    if (rc < 0)
+        return rc;
     if (!model || !*model || strlen(model) >= NB_NAME_MAX)
         return nb_fail(c, NIBBLE_E_NO_MODEL, "a model's name has 1 to %d bytes", NB_NAME_MAX - 1);
     struct nb_channel *channel = find_channel(c, model);
     if (!channel)
-        r = nb_channel_open(c, model, arena_bytes, &channel);
-    if (r < 0)
-        return r;
-    r = open_on(channel, ret_session);
-    if (r < 0 && nb_list_empty(&channel->sessions))
+        rc = nb_channel_open(c, model, arena_bytes, &channel);
+    if (rc < 0)
+        return rc;
+    rc = open_on(channel, ret_session);
+    if (rc < 0 && nb_list_empty(&channel->sessions))
         nb_channel_close(channel);
-    return r;
+    return rc;
 }
 
 static void destroy(nibble_session *session)
@@ -96,8 +99,7 @@ static void end_calls(nibble_session *session)
 {
     struct nb_channel *channel = session->channel;
     static const char sentence[] = "the session was closed";
-    NB_EACH(link, &channel->waiting)
-    {
+    NB_EACH(link, &channel->waiting) {
         struct nb_task *task = NB_OF(link, struct nb_task, link);
         if (task->session == session->id) {
             nb_task_abandon(task);
@@ -170,9 +172,9 @@ int nb_session_ready(const nibble_session *session)
 static int32_t *grown(const nibble_session *session, size_t keep, size_t n, size_t *ret_cap)
 {
     size_t cap = n + n / 2 + 256;
-    int32_t *log = malloc(cap * sizeof *log);
+    int32_t *log = malloc(cap * sizeof(*log));
     if (log && keep)
-        memcpy(log, session->log, keep * sizeof *log);
+        memcpy(log, session->log, keep * sizeof(*log));
     *ret_cap = cap;
     return log;
 }
@@ -198,9 +200,9 @@ static int check(const nibble_session *session, const int32_t *tokens, size_t n,
 
 int nb_session_set_log(nibble_session *session, size_t keep, const int32_t *tokens, size_t n)
 {
-    int r = check(session, tokens, n, n > SIZE_MAX - keep ? SIZE_MAX : keep + n);
-    if (r < 0)
-        return r;
+    int rc = check(session, tokens, n, n > SIZE_MAX - keep ? SIZE_MAX : keep + n);
+    if (rc < 0)
+        return rc;
     size_t common = keep;
     while (common < session->n_log && common < keep + n &&
            session->log[common] == tokens[common - keep])
@@ -210,7 +212,7 @@ int nb_session_set_log(nibble_session *session, size_t keep, const int32_t *toke
     if (keep + n > cap && !(log = grown(session, keep, keep + n, &cap)))
         return nb_fail(session->channel->connection, -ENOMEM, "out of memory");
     if (n)
-        memmove(log + keep, tokens, n * sizeof *tokens);
+        memmove(log + keep, tokens, n * sizeof(*tokens));
     if (log != session->log)
         free(session->log);
     session->log = log;

@@ -1,4 +1,5 @@
-// Text to tokens and back, by the worker that has the model's tokenizer.
+// Text to tokens and back, and conversations to either, by the worker that has the model's
+// tokenizer and its chat template.
 #include "libclient/client.h"
 
 #include <errno.h>
@@ -22,22 +23,28 @@ static int complete(struct nb_call *call, const struct nb_completion *completion
     return 0;
 }
 
+// What TOKENIZE answers with: bytes of text, or ids.
+static uint64_t unit_of(const struct nb_call *call)
+{
+    return call->flags & NB_TEXT_RENDER ? 1 : sizeof(int32_t);
+}
+
 static void write_tokenize(struct nb_task *task, unsigned char *block, uint64_t at)
 {
     const struct nb_call *call = NB_OF(task, struct nb_call, task);
     struct nb_desc_tokenize desc = {.text = at + NB_DESC_ROOM,
                                     .text_len = call->in_size,
                                     .out = at + nb_call_place(call, block),
-                                    .out_max = (uint32_t)(call->room / sizeof(int32_t)),
+                                    .out_max = (uint32_t)(call->room / unit_of(call)),
                                     .flags = call->flags};
-    memcpy(block, &desc, sizeof desc);
+    memcpy(block, &desc, sizeof(desc));
 }
 
 static int complete_tokenize(struct nb_task *task, const struct nb_completion *completion,
                              const unsigned char *block)
 {
     struct nb_call *call = NB_OF(task, struct nb_call, task);
-    return complete(call, completion, block, sizeof(int32_t));
+    return complete(call, completion, block, unit_of(call));
 }
 
 static void write_detokenize(struct nb_task *task, unsigned char *block, uint64_t at)
@@ -47,7 +54,7 @@ static void write_detokenize(struct nb_task *task, unsigned char *block, uint64_
                                       .n_tokens = (uint32_t)(call->in_size / sizeof(int32_t)),
                                       .out = at + nb_call_place(call, block),
                                       .out_max = call->room};
-    memcpy(block, &desc, sizeof desc);
+    memcpy(block, &desc, sizeof(desc));
 }
 
 static int complete_detokenize(struct nb_task *task, const struct nb_completion *completion,
@@ -58,7 +65,7 @@ static int complete_detokenize(struct nb_task *task, const struct nb_completion 
 }
 
 static const struct nb_task_kind tokenize_kind = {
-    .op = NB_OP_TOKENIZE,
+    .op = NB_SUBMIT_TOKENIZE,
     .desc_size = sizeof(struct nb_desc_tokenize),
     .size = nb_call_size,
     .write = write_tokenize,
@@ -66,7 +73,7 @@ static const struct nb_task_kind tokenize_kind = {
     .fail = nb_call_fail,
 };
 static const struct nb_task_kind detokenize_kind = {
-    .op = NB_OP_DETOKENIZE,
+    .op = NB_SUBMIT_DETOKENIZE,
     .desc_size = sizeof(struct nb_desc_detokenize),
     .size = nb_call_size,
     .write = write_detokenize,
@@ -82,7 +89,7 @@ static uint64_t guess(const nibble_session *session, uint64_t in_size, uint64_t 
     return (want < left ? want : left) & ~(uint64_t)7;
 }
 
-static int too_long(nibble *c, uint64_t size)
+int nb_text_too_long(nibble *c, uint64_t size)
 {
     return nb_fail(c, NIBBLE_E_QUOTA, "%llu bytes are more than the %u of one call: split the text",
                    (unsigned long long)size, NB_TEXT_MAX);
@@ -93,7 +100,7 @@ int nb_tokenize_init(struct nb_call *call, nibble_session *session, const void *
 {
     *call = (struct nb_call){.in = text, .in_size = size, .flags = flags};
     if (size > NB_TEXT_MAX)
-        return too_long(session->channel->connection, size);
+        return nb_text_too_long(session->channel->connection, size);
     call->room = guess(session, size, (size / 2 + 64) * sizeof(int32_t));
     nb_task_init(&call->task, &tokenize_kind, session);
     return 0;
@@ -107,45 +114,85 @@ static bool tokens_are_sound(const int32_t *tokens, size_t n, uint32_t vocab)
     return true;
 }
 
-int nibble_tokenize(nibble_session *session, const char *text, size_t len, unsigned flags,
-                    int32_t *ret_tokens, size_t max)
+// To ids: how many there are.
+static int run_to_tokens(nibble_session *session, const void *text, uint64_t len, uint32_t flags,
+                         int32_t *ret_tokens, size_t max)
 {
     nibble *c = session->channel->connection;
     uint32_t vocab = session->channel->model.vocab; // the session may be closed by a callback
-    uint32_t text_flags = (flags & NIBBLE_TOKENIZE_SPECIAL ? NB_TEXT_SPECIAL : 0) |
-                          (flags & NIBBLE_TOKENIZE_BOS ? NB_TEXT_BOS : 0);
     struct nb_call call;
-    int r = nb_tokenize_init(&call, session, text, len, text_flags);
-    if (r == 0)
-        r = nb_call_run(c, &call);
-    if (r != 0)
-        return r;
+    int rc = nb_tokenize_init(&call, session, text, len, flags);
+    if (rc == 0)
+        rc = nb_call_run(c, &call);
+    if (rc != 0)
+        return rc;
     if (tokens_are_sound(call.out, call.count, vocab)) {
-        r = (int)call.count;
+        rc = (int)call.count;
         if (max)
             memcpy(ret_tokens, call.out,
-                   (call.count < max ? call.count : max) * sizeof *ret_tokens);
+                   (call.count < max ? call.count : max) * sizeof(*ret_tokens));
     } else {
-        r = nb_fail(c, NIBBLE_E_PROTOCOL, "the worker sent tokens that the model does not have");
+        rc = nb_fail(c, NIBBLE_E_PROTOCOL, "the worker sent tokens that the model does not have");
     }
     free(call.out);
-    return r;
+    return rc;
+}
+
+// To bytes: the same.
+static int run_to_text(nibble *c, struct nb_call *call, char *ret_text, size_t max)
+{
+    int rc = nb_call_run(c, call);
+    if (rc != 0)
+        return rc;
+    if (max)
+        memcpy(ret_text, call->out, call->count < max ? call->count : max);
+    free(call->out);
+    return (int)call->count;
+}
+
+int nibble_tokenize(nibble_session *session, const char *text, size_t len, unsigned flags,
+                    int32_t *ret_tokens, size_t max)
+{
+    uint32_t text_flags = (flags & NIBBLE_TOKENIZE_SPECIAL ? NB_TEXT_SPECIAL : 0) |
+                          (flags & NIBBLE_TOKENIZE_BOS ? NB_TEXT_BOS : 0);
+    return run_to_tokens(session, text, len, text_flags, ret_tokens, max);
 }
 
 int nibble_detokenize(nibble_session *session, const int32_t *tokens, size_t n, char *ret_text,
                       size_t max)
 {
     nibble *c = session->channel->connection;
-    if (n > NB_TEXT_MAX / sizeof *tokens)
-        return too_long(c, (uint64_t)n * sizeof *tokens);
-    struct nb_call call = {.in = tokens, .in_size = n * sizeof *tokens};
+    if (n > NB_TEXT_MAX / sizeof(*tokens))
+        return nb_text_too_long(c, (uint64_t)n * sizeof(*tokens));
+    struct nb_call call = {.in = tokens, .in_size = n * sizeof(*tokens)};
     call.room = guess(session, call.in_size, n * 8 + 64);
     nb_task_init(&call.task, &detokenize_kind, session);
-    int r = nb_call_run(c, &call);
-    if (r != 0)
-        return r;
-    if (max)
-        memcpy(ret_text, call.out, call.count < max ? call.count : max);
-    free(call.out);
-    return (int)call.count;
+    return run_to_text(c, &call, ret_text, max);
+}
+
+int nibble_render(nibble_session *session, const struct nibble_chat *chat, char *ret_text,
+                  size_t max, int32_t *ret_tokens, size_t max_tokens, size_t *ret_n_tokens)
+{
+    nibble *c = session->channel->connection;
+    char *conversation;
+    uint64_t size;
+    struct nb_call call;
+    int n_tokens = 0, rc = nb_conversation_write(c, chat, &conversation, &size);
+    if (rc < 0)
+        return rc;
+    nb_session_pin(session);
+    if (max_tokens || ret_n_tokens)
+        n_tokens = run_to_tokens(session, conversation, size, NB_TEXT_CHAT, ret_tokens, max_tokens);
+    rc = n_tokens < 0 ? n_tokens : 0;
+    if (rc == 0 && session->closed)
+        rc = nb_fail(c, NIBBLE_E_CANCELLED, "the session was closed");
+    if (rc == 0)
+        rc = nb_tokenize_init(&call, session, conversation, size, NB_TEXT_CHAT | NB_TEXT_RENDER);
+    if (rc == 0)
+        rc = run_to_text(c, &call, ret_text, max);
+    if (rc >= 0 && ret_n_tokens)
+        *ret_n_tokens = (size_t)n_tokens;
+    nb_session_unpin(session);
+    free(conversation);
+    return rc;
 }

@@ -4,20 +4,7 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 
-layout(push_constant) uniform Push {
-    uint lanes;         // invocations of a row: heads by SHARE, by 32 outputs
-    uint qkv1;          // floats of a row of queries
-    uint out4, act4;
-    uint sharing, k_dim, v_dim; // sharing: query heads of a KV head
-    uint position1, sequence1, table1, table_stride;
-    uint block4, v_offset4; // uvec4 of a KV block, and where V begins
-    uint window;
-    float scale, softcap;
-    uint terms; // of the records
-    uint count; // which of the step's counts limits the rows
-    uint gather1; // a table of the rows whose queries these are in the step's words, or NONE
-} pc;
-const uint MODE_FLOAT = 2, MODE_QUANTIZED = 4, MODE_CAP = 8; // bits; CAP: scores are capped
+layout(push_constant) uniform Push { push_attention pc; };
 #define NEXT Next(pc.act4, (MODE & MODE_FLOAT) != 0 ? pc.out4 : 0, pc.terms, NONE)
 
 #include "cache.glsl"
@@ -28,12 +15,6 @@ const uint MODE_FLOAT = 2, MODE_QUANTIZED = 4, MODE_CAP = 8; // bits; CAP: score
 
 #include "finish.glsl"
 
-float tanh_f32(float x)
-{
-    precise float y = 1.0 - 2.0 / (exp_f32(x + x) + 1.0);
-    return y;
-}
-
 // The scores of a tile: the queries of SHARE heads against 32 keys. A texel holds two elements of
 // four positions.
 void score_tile(uint q1, uint k4, out precise vec4 s[SHARE][8])
@@ -43,11 +24,8 @@ void score_tile(uint q1, uint k4, out precise vec4 s[SHARE][8])
             s[h][i] = vec4(0.0);
     for (uint d = 0; d < pc.k_dim; d += 2) {
         vec2 q[SHARE];
-        [[unroll]] for (uint h = 0; h < SHARE; h++) {
-            uint at = q1 + h * pc.k_dim + d;
-            vec4 quad = read_floats(inputs, at / 4);
-            q[h] = at % 4 != 0 ? quad.zw : quad.xy;
-        }
+        [[unroll]] for (uint h = 0; h < SHARE; h++)
+            q[h] = pair_at(q1 + h * pc.k_dim + d, d + 1 < pc.k_dim);
         [[unroll]] for (uint i = 0; i < 8; i++) {
             uvec4 k = texelFetch(cache, int(k4 + d * 4 + i));
             vec2 k0 = unpackHalf2x16(k.x), k1 = unpackHalf2x16(k.y), k2 = unpackHalf2x16(k.z),
@@ -85,6 +63,27 @@ void score_codes(uint q1, uint k4, out precise vec4 s[SHARE][8])
                     [[unroll]] for (uint h = 0; h < SHARE; h++)
                         s[h][i] = fma(vec4(q[h][e]), key, s[h][i]);
                 }
+            }
+        }
+    }
+}
+
+// The same where a texel holds one element of four positions.
+void score_floats(uint q1, uint k4, out precise vec4 s[SHARE][8])
+{
+    [[unroll]] for (uint h = 0; h < SHARE; h++)
+        [[unroll]] for (int i = 0; i < 8; i++)
+            s[h][i] = vec4(0.0);
+    for (uint d = 0; d < pc.k_dim; d += 2) {
+        vec2 q[SHARE];
+        [[unroll]] for (uint h = 0; h < SHARE; h++)
+            q[h] = pair_at(q1 + h * pc.k_dim + d, d + 1 < pc.k_dim);
+        [[unroll]] for (uint i = 0; i < 8; i++) {
+            vec4 even = read_floats(cache, k4 + d * 8 + i);
+            vec4 odd = read_floats(cache, k4 + d * 8 + 8 + i);
+            [[unroll]] for (uint h = 0; h < SHARE; h++) {
+                s[h][i] = fma(vec4(q[h].x), even, s[h][i]);
+                s[h][i] = fma(vec4(q[h].y), odd, s[h][i]);
             }
         }
     }
@@ -134,7 +133,7 @@ void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[S
     [[unroll]] for (uint h = 0; h < SHARE; h++)
         [[unroll]] for (int i = 0; i < 4; i++)
             partial[h][i] = vec4(0.0);
-    [[dont_unroll]] for (uint i = 0; i < 32; i += 4) {
+    [[dont_unroll]] for (uint i = 0; i < KV_POSITIONS; i += 4) {
         vec4 p[SHARE];
         bvec4 is_seen = seen(int(i / 4), lo, hi);
         [[unroll]] for (uint h = 0; h < SHARE; h++) {
@@ -153,8 +152,8 @@ void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[S
             scale = mix(scale, halves_of(i % 8 != 0 ? pair.zw : pair.xy), is_seen);
         }
         [[unroll]] for (uint j = 0; j < 4; j++) {
-            [[unroll]] for (uint d = 0; d < (CODES ? 2 : 4); d++) {
-                uvec4 v = texelFetch(cache, int(v4 + (i + j) * (pc.v_dim / (CODES ? 16 : 8)) + d));
+            [[unroll]] for (uint d = 0; d < 32 / TEXEL; d++) {
+                uvec4 v = texelFetch(cache, int(v4 + (i + j) * (padded(pc.v_dim) / TEXEL) + d));
                 // What is not seen may hold anything, and is never multiplied.
                 v = is_seen[j] ? v : uvec4(0);
                 [[unroll]] for (uint w = 0; w < (CODES ? 4 : 0); w++) {
@@ -162,7 +161,10 @@ void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[S
                     [[unroll]] for (uint h = 0; h < SHARE; h++)
                         o[h][4 * d + w] = fma(vec4(p[h][j]), value, o[h][4 * d + w]);
                 }
-                if (CODES)
+                if (FLOATS)
+                    [[unroll]] for (uint h = 0; h < SHARE; h++)
+                        o[h][d] = fma(vec4(p[h][j]), uintBitsToFloat(v), o[h][d]);
+                if (CODES || FLOATS)
                     continue;
                 vec4 first = vec4(unpackHalf2x16(v.x), unpackHalf2x16(v.y));
                 vec4 second = vec4(unpackHalf2x16(v.z), unpackHalf2x16(v.w));
@@ -177,14 +179,27 @@ void mix_tile(uint v4, uint scale4, uint lo, uint hi, float top[SHARE], vec4 s[S
         sum[h] = fold(partial[h]);
 }
 
+// 32 outputs of a head from element d on, where no block is one head's alone: they are floats then.
+void store(uint row, uint head, uint d, vec4 v[8])
+{
+    uint at = row * pc.out4 * 4 + head * pc.v_dim + d;
+    [[dont_unroll]] for (uint i = 0; i < 32 && d + i < pc.v_dim; i++) { // the values go round
+        floats[(at + i) / 4][(at + i) % 4] = v[0].x;
+        v[0] = vec4(v[0].yzw, v[1].x);
+        [[unroll]] for (uint j = 1; j < 7; j++)
+            v[j] = vec4(v[j].yzw, v[j + 1].x);
+        v[7] = vec4(v[7].yzw, 0.0);
+    }
+}
+
 void main()
 {
-    uint to = gl_GlobalInvocationID.x / pc.lanes, lane = gl_GlobalInvocationID.x % pc.lanes;
+    uint to = invocation() / pc.lanes, lane = invocation() % pc.lanes;
     if (to >= step_words[pc.count])
         return;
     uint row = pc.gather1 == NONE ? to : step_words[pc.gather1 + to];
-    uint parts = pc.v_dim / 32, head = lane / parts * SHARE, part = lane % parts;
-    uint kv_head = head / pc.sharing, end = step_words[pc.position1 + row] + 1;
+    uint parts = padded(pc.v_dim) / 32, head = lane / parts * SHARE, part = lane % parts;
+    uint kv_head = head / pc.sharing, end = step_words[pc.end1 + row];
     uint first = pc.window != 0 && pc.window < end ? end - pc.window : 0;
     uint table = pc.table1 + step_words[pc.sequence1 + row] * pc.table_stride;
     precise vec4 o[SHARE][8];
@@ -196,13 +211,16 @@ void main()
         top[h] = uintBitsToFloat(0xff800000u);
         total[h] = 0.0;
     }
-    for (uint b = first / 32; b * 32 < end; b++) {
+    for (uint b = first / KV_POSITIONS; b * KV_POSITIONS < end; b++) {
         uint block = step_words[table + b] * pc.block4;
-        uint lo = first > b * 32 ? first - b * 32 : 0, hi = min(end - b * 32, 32);
+        uint base = b * KV_POSITIONS;
+        uint lo = first > base ? first - base : 0, hi = min(end - base, KV_POSITIONS);
         precise vec4 s[SHARE][8];
-        uint q1 = row * pc.qkv1 + head * pc.k_dim, k4 = block + kv_head * head4(pc.k_dim);
+        uint q1 = row * pc.qkv1 + head * pc.k_dim, k4 = block + kv_head * head4(even(pc.k_dim));
         if (CODES)
             score_codes(q1, k4, s);
+        else if (FLOATS)
+            score_floats(q1, k4, s);
         else
             score_tile(q1, k4, s);
         [[unroll]] for (uint h = 0; h < SHARE; h++) {
@@ -212,8 +230,8 @@ void main()
             [[unroll]] for (int i = 0; i < 8; i++)
                 o[h][i] = o[h][i] * keep[h];
         }
-        uint v4 = block + pc.v_offset4 + kv_head * head4(pc.v_dim);
-        mix_tile(v4 + part * (CODES ? 2 : 4), v4 + pc.v_dim * 2 + part * 4, lo, hi, top, s, o, sum);
+        uint v4 = block + pc.v_offset4 + kv_head * head4(padded(pc.v_dim));
+        mix_tile(v4 + part * (32 / TEXEL), v4 + pc.v_dim * 2 + part * 4, lo, hi, top, s, o, sum);
         [[unroll]] for (uint h = 0; h < SHARE; h++)
             total[h] = fma(total[h], keep[h], sum[h]);
     }
@@ -222,7 +240,10 @@ void main()
         precise float inv = 1.0 / total[0];
         [[unroll]] for (int i = 0; i < 8; i++)
             o[0][i] = o[0][i] * inv;
-        finish_block(to, (head + h) * parts + part, 1.0, o[0], NEXT);
+        if (pc.v_dim % 32 == 0)
+            finish_block(to, (head + h) * parts + part, 1.0, o[0], NEXT);
+        else
+            store(to, head + h, part * 32, o[0]);
         [[unroll]] for (uint j = 0; j + 1 < SHARE; j++) {
             o[j] = o[j + 1];
             total[j] = total[j + 1];

@@ -1,33 +1,30 @@
 // What every shader shares: the bindings, the constants that specialise it, and the functions of
 // docs/numerics.md. One invocation stands alone: no shared memory, no subgroups.
 #extension GL_EXT_control_flow_attributes : require
+#extension GL_KHR_memory_scope_semantics : require
+#include "abi.h"
 
-layout(local_size_x_id = 0) in;
-layout(constant_id = 1) const uint PLANES = 4;     // enum nb_planes
-layout(constant_id = 2) const uint CODEBOOK = 0;   // enum nb_codebook
-layout(constant_id = 3) const uint SUB = 0;        // enum nb_sub
-layout(constant_id = 4) const uint OFFSET = 0;     // taken off a code
-layout(constant_id = 5) const uint SCALE_BLOCK = 32;
-layout(constant_id = 6) const uint GROUP = 32;     // weights under one effective scale
-layout(constant_id = 7) const uint HAS_MIN = 0;
-layout(constant_id = 8) const uint SUB_BYTES = 0;
-layout(constant_id = 9) const uint TERMS = 1;      // of quantized activations
-layout(constant_id = 10) const uint TOKENS = 1;    // that an invocation covers
-layout(constant_id = 11) const uint MODE = 0;      // what an operator does with its result
-layout(constant_id = 12) const uint HEADS = 1;     // of the model
-layout(constant_id = 13) const uint KV_HEADS = 1;
-layout(constant_id = 14) const uint K_DIM = 32;
-layout(constant_id = 15) const uint V_DIM = 32;
-layout(constant_id = 16) const uint ROPE_DIMS = 32;
-layout(constant_id = 17) const uint SHARE = 1;     // query heads that an invocation covers
+layout(local_size_x_id = CONST_LOCAL) in;
+layout(constant_id = CONST_PLANES) const uint PLANES = 4;
+layout(constant_id = CONST_CODEBOOK) const uint CODEBOOK = 0;
+layout(constant_id = CONST_SUB) const uint SUB = 0;
+layout(constant_id = CONST_OFFSET) const uint OFFSET = 0;
+layout(constant_id = CONST_SCALE_BLOCK) const uint SCALE_BLOCK = 32;
+layout(constant_id = CONST_GROUP) const uint GROUP = 32;
+layout(constant_id = CONST_HAS_MIN) const uint HAS_MIN = 0;
+layout(constant_id = CONST_SUB_BYTES) const uint SUB_BYTES = 0;
+layout(constant_id = CONST_TERMS) const uint TERMS = 1;
+layout(constant_id = CONST_TOKENS) const uint TOKENS = 1;
+layout(constant_id = CONST_MODE) const uint MODE = 0;
+layout(constant_id = CONST_HEADS) const uint HEADS = 1;
+layout(constant_id = CONST_KV_HEADS) const uint KV_HEADS = 1;
+layout(constant_id = CONST_K_DIM) const uint K_DIM = 32;
+layout(constant_id = CONST_V_DIM) const uint V_DIM = 32;
+layout(constant_id = CONST_ROPE_DIMS) const uint ROPE_DIMS = 32;
+layout(constant_id = CONST_SHARE) const uint SHARE = 1;
+layout(constant_id = CONST_ACTIVATION) const uint ACTIVATION = 0;
 
-const uint PLANES_F32 = 0, PLANES_F16 = 1, PLANES_BF16 = 2, PLANES_8 = 3, PLANES_4 = 4,
-           PLANES_4_1 = 5, PLANES_4_2 = 6, PLANES_2 = 7, PLANES_2_1 = 8;
-const uint SUB_NONE = 0, SUB_SM8 = 1, SUB_SM4 = 2, SUB_S6 = 3, SUB_F32 = 6;
-const uint NONE = 0xffffffffu;
-const uint LANES = 128; // of a workgroup, where its lanes work together: engine/vulkan/tier.c
-
-// Where a row goes as the next operator's input, and as what.
+// Where a row goes as the next op's input, and as what.
 struct Next {
     uint act4, floats4; // uvec4 of a row's records; vec4 of a row of floats, or 0: not wanted
     uint terms;         // of the records; a workgroup makes none of 0
@@ -36,12 +33,19 @@ struct Next {
 
 // What is only read comes as texels of four words: a texel's fetch is straight code everywhere, while
 // lavapipe makes a loop over its lanes of each word that is loaded from a storage buffer.
-layout(binding = 0) uniform usamplerBuffer weights; // a window of the packed weights
-layout(binding = 1) uniform usamplerBuffer vectors; // norms, biases
-layout(std430, binding = 2) readonly buffer Step { uint step_words[]; }; // engine/vulkan/model.h
-layout(binding = 3) uniform usamplerBuffer inputs;  // floats
-layout(binding = 4) uniform usamplerBuffer records; // quantized inputs
-layout(binding = 7) uniform usamplerBuffer cache;   // keys and values
+layout(binding = BIND_WEIGHTS) uniform usamplerBuffer weights;
+layout(binding = BIND_VECTORS) uniform usamplerBuffer vectors;
+layout(std430, binding = BIND_STEP) readonly buffer Step { uint step_words[]; };
+layout(binding = BIND_IN) uniform usamplerBuffer inputs;
+layout(binding = BIND_ACT) uniform usamplerBuffer records;
+layout(binding = BIND_KV) uniform usamplerBuffer cache;
+
+// Where dispatches have so many invocations for each row, their number may be more than one dimension
+// holds.
+uint invocation()
+{
+    return gl_GlobalInvocationID.y * gl_NumWorkGroups.x * gl_WorkGroupSize.x + gl_GlobalInvocationID.x;
+}
 
 uint pick(uvec4 v, uint i) // word i % 4
 {
@@ -54,9 +58,20 @@ uint word_at(usamplerBuffer from, uint i)
     return pick(texelFetch(from, int(i / 4)), i);
 }
 
+// By whole numbers, because unpackHalf2x16 may take subnormals for 0, and scales often are: one whose
+// exponent is 0 counts 2^-24.
 vec4 halves_of(uvec2 words)
 {
-    return vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
+    uvec4 h = uvec4(words.x, words.x >> 16, words.y, words.y >> 16), size = h & 0x7fff;
+    uvec4 bits = (size << 13) + mix(uvec4(112u << 23), uvec4(224u << 23), greaterThan(size, uvec4(0x7bff)));
+    vec4 small = vec4(size) * uintBitsToFloat(0x33800000u);
+    bits = mix(bits, floatBitsToUint(small), lessThan(size, uvec4(0x400)));
+    return uintBitsToFloat(bits | (h & 0x8000) << 16);
+}
+
+float half_of(uint h)
+{
+    return halves_of(uvec2(h & 0xffff, 0)).x;
 }
 
 vec4 read_floats(usamplerBuffer from, uint at)
@@ -69,8 +84,39 @@ vec4 read_floats(usamplerBuffer from, uint at)
 // word stand in the order k+2, k+3, k, k+1: see half_dot in gemm.comp.
 const uint RECORD = 1 + 2 * TERMS;
 
-const uint STEP_ROWS = 0; // words of the step: how many rows, how many of logits, then tables
-const uint STEP_LOGITS = 1;
+// Waits for the workgroup. What its lanes have written is there for them, for whoever one of them tells
+// that it is (by arrive), and what they were told is there for all of them.
+void meet()
+{
+    controlBarrier(gl_ScopeWorkgroup, gl_ScopeDevice,
+                   gl_StorageSemanticsBuffer | gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+}
+
+// Told by their bits, because a driver may reckon as if NaN did not exist.
+bvec4 are_finite(vec4 v)
+{
+    return notEqual(floatBitsToUint(v) & 0x7f800000u, uvec4(0x7f800000u));
+}
+
+const uint NAN_BITS = 0x7fc00000u, NAN_HALF = 0x7e00;
+
+// A norm's factor for a row of this mean square: none where the squares have overflowed.
+float factor_of(float mean, float eps)
+{
+    precise float scale = 1.0 / sqrt(mean + eps);
+    return (floatBitsToUint(mean) & 0x7f800000u) != 0x7f800000u ? scale : uintBitsToFloat(NAN_BITS);
+}
+
+// Four floats from word `at` on.
+vec4 floats_at(usamplerBuffer from, uint at)
+{
+    uvec4 v = texelFetch(from, int(at / 4));
+    if (at % 4 != 0) {
+        uvec4 w = texelFetch(from, int(at / 4 + 1));
+        v = at % 4 == 1 ? uvec4(v.yzw, w.x) : at % 4 == 2 ? uvec4(v.zw, w.xy) : uvec4(v.w, w.xyz);
+    }
+    return uintBitsToFloat(v);
+}
 
 float exp_f32(float x)
 {
@@ -93,6 +139,12 @@ float exp_f32(float x)
     return y;
 }
 
+float tanh_f32(float x)
+{
+    precise float y = 1.0 - 2.0 / (exp_f32(x + x) + 1.0);
+    return y;
+}
+
 // To nearest even, clamped to the largest finite half (packHalf2x16 may round as it likes).
 uint cached_half(float x)
 {
@@ -112,7 +164,7 @@ void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
     bool finite = true;
     [[unroll]] for (int i = 0; i < 8; i++) {
         most = max(most, abs(v[i]));
-        finite = finite && all(lessThanEqual(abs(v[i]), vec4(3.402823466e38)));
+        finite = finite && all(are_finite(v[i]));
     }
     float amax = max(max(most.x, most.y), max(most.z, most.w));
     bool zero = !finite || amax < 1e-30;
@@ -142,7 +194,7 @@ void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
         sum2.x += b.x + b.y + b.z + b.w;
     }
     precise float scale = terms == 2 ? s / 254.0 : s;
-    record[0] = uvec4(floatBitsToUint(scale), uint(sum1.y) & 0xffff | uint(sum1.x) << 16,
+    record[0] = uvec4(finite ? floatBitsToUint(scale) : NAN_BITS, uint(sum1.y) & 0xffff | uint(sum1.x) << 16,
                       uint(sum2.y) & 0xffff | uint(sum2.x) << 16, 0);
     [[unroll]] for (int i = 0; i < 2; i++) {
         record[1 + i] = q1[i];

@@ -1,11 +1,13 @@
 """Makes a module of GL_NV_cooperative_matrix, which glslang has long known, one of
-VK_KHR_cooperative_matrix, which it has not: coopmat.py IN.spv OUT.spv ROWS COLUMNS DEPTH, the ids of
-the specialisation constants that tell the shapes of the operands apart. All integers are signed."""
+VK_KHR_cooperative_matrix, which it has not: coopmat.py IN.spv OUT.spv abi.h, which has the ids of the
+specialisation constants that tell the shapes of the operands apart. All integers are signed."""
+import pathlib
+import re
 import struct
 import sys
 
-source, target = sys.argv[1:3]
-spec_ids = [int(i) for i in sys.argv[3:6]]
+source, target, abi = sys.argv[1:4]
+spec_ids = [int(re.search(rf"CONST_FRAGMENT_{axis} +(\d+)", pathlib.Path(abi).read_text()).group(1)) for axis in "MNK"]
 
 CAPABILITY, EXTENSION, DECORATE = 17, 10, 71
 TYPE_INT, CONSTANT_TRUE, CONSTANT, SPEC_CONSTANT_OP, BITCAST = 21, 41, 43, 52, 124

@@ -6,26 +6,19 @@
 #include "common.glsl"
 #include "weights.glsl"
 
-const uint MODE_F32 = 0, MODE_F16 = 1, MODE_MOST = 2, MODE_INT8 = 3;
+layout(std430, binding = BIND_OUT) writeonly buffer Output { uint result[]; };
+layout(std430, binding = BIND_OUT2) buffer Most { float most[]; }; // of each row
 
-layout(std430, binding = 5) writeonly buffer Output { uint result[]; };
-layout(std430, binding = 6) buffer Most { float most[]; }; // of each row
-
-layout(push_constant) uniform Push {
-    uint lanes; // invocations of a row
-    uint row0, rows; // in the window
-    uint weight1, cols, stride1, high4, scale2, min2, sub1;
-    uint out1; // words of a row of the result
-} pc;
+layout(push_constant) uniform Push { push_dequantize pc; };
 
 // Columns [32 b, 32 b + 32) of a row; zeros past the last.
 void decode(uint row, uint b, out precise vec4 w[8])
 {
-    uint group1 = pc.weight1 + row / 16 * pc.stride1, quad = row % 16 / 4, r = row % 4;
-    Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
+    uint group1 = pc.weight1 + row / GROUP_ROWS * pc.planes.stride1;
+    uint quad = row % GROUP_ROWS / 4, r = row % 4;
     uvec4 c[8];
     if (PLANES > PLANES_BF16)
-        load_codes(group1 / 4 + quad, pc.high4, b, c);
+        load_codes(group1 / 4 + quad, pc.planes.high4, b, c);
     [[unroll]] for (uint q = 0; q < 8; q++) {
         uint k = b * 32 + q * 4;
         if (PLANES <= PLANES_BF16) {
@@ -33,7 +26,7 @@ void decode(uint row, uint b, out precise vec4 w[8])
                 w[q][i] = load_floats(group1, quad, min(k + i, pc.cols - 1))[r];
         } else {
             vec4 ws, wm;
-            load_scales(group1, planes, quad, k, ws, wm);
+            load_scales(group1, pc.planes, quad, k, ws, wm);
             w[q] = ws[r] * vec4(ivec4(bytes_of(c[q][r])) - int(ZERO));
             if (HAS_MIN != 0)
                 w[q] += vec4(wm[r]);
@@ -74,22 +67,22 @@ float find_most(uint row)
 
 void main()
 {
-    uint i = gl_GlobalInvocationID.x / pc.lanes, b = gl_GlobalInvocationID.x % pc.lanes;
+    uint i = invocation() / pc.lanes, b = invocation() % pc.lanes;
     if (i >= pc.rows)
         return;
-    if (MODE == MODE_MOST) {
+    if (MODE == MODE_TO_MOST) {
         most[i] = find_most(pc.row0 + i);
         return;
     }
     precise vec4 w[8];
     decode(pc.row0 + i, b, w);
     uint at = i * pc.out1;
-    precise float inv = MODE == MODE_INT8 && most[i] > 0.0 ? 127.0 / most[i] : 0.0;
+    precise float inv = MODE == MODE_TO_INT8 && most[i] > 0.0 ? 127.0 / most[i] : 0.0;
     [[unroll]] for (uint q = 0; q < 8; q++) {
-        if (MODE == MODE_F32) {
+        if (MODE == MODE_TO_F32) {
             [[unroll]] for (uint j = 0; j < 4; j++)
                 result[at + b * 32 + q * 4 + j] = floatBitsToUint(w[q][j]);
-        } else if (MODE == MODE_F16) {
+        } else if (MODE == MODE_TO_F16) {
             [[unroll]] for (uint j = 0; j < 2; j++)
                 result[at + b * 16 + q * 2 + j] =
                     half_bits(w[q][2 * j]) | half_bits(w[q][2 * j + 1]) << 16;

@@ -1,7 +1,7 @@
-// A block of 32 outputs as the input of the next operator, quantized in the dispatch that makes it.
+// A block of 32 outputs as the input of the next op, quantized in the dispatch that makes it.
 
-layout(std430, binding = 6) writeonly buffer Act { uvec4 act[]; };
-layout(std430, binding = 8) writeonly buffer Floats { vec4 floats[]; };
+layout(std430, binding = BIND_OUT2) writeonly buffer Act { uvec4 act[]; };
+layout(std430, binding = BIND_FLOATS) writeonly buffer Floats { vec4 floats[]; };
 
 // scale: of the row's norm.
 void finish_block(uint row, uint block, float scale, vec4 v[8], Next next)

@@ -1,14 +1,13 @@
-// Rows as the next operator's input, by a workgroup: a lane has four neighbouring columns.
+// Rows as the next op's input, by a workgroup: a lane has four neighbouring columns.
 #include "team.glsl"
 
-layout(std430, binding = 8) writeonly buffer Floats { float floats[]; };
+layout(std430, binding = BIND_FLOATS) writeonly buffer Floats { float floats[]; };
 
 vec4 row_values(uint at); // four values of the rows: whoever includes this knows where they lie
 
-shared vec4 partial[LANES];
+#include "fold_team.glsl"
 
-// Of the norm of the row that begins at `row4`. A row's squares make 4 * LANES partial sums, folded
-// in halves.
+// Of the norm of the row that begins at `row4`.
 float norm_scale(uint row4, uint cols, float eps)
 {
     uint me = lane();
@@ -17,21 +16,8 @@ float norm_scale(uint row4, uint cols, float eps)
         vec4 x = row_values(row4 + k); // zeros past the last column
         p = fma(x, x, p);
     }
-    barrier(); // the sums of a row before have been read
-    partial[me] = p;
-    for (uint half_lanes = LANES / 2; half_lanes > 0; half_lanes /= 2) {
-        barrier();
-        if (me < half_lanes) {
-            p += partial[me + half_lanes];
-            partial[me] = p;
-        }
-    }
-    barrier();
-    p = partial[0];
-    p.xy += p.zw;
-    precise float mean = (p.x + p.y) / float(cols);
-    precise float scale = 1.0 / sqrt(mean + eps);
-    return scale;
+    precise float mean = fold_team(p) / float(cols);
+    return factor_of(mean, eps);
 }
 
 // The lane's four of a block's values. scale: of the row's norm.

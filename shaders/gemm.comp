@@ -1,29 +1,20 @@
-// The matrix product, for every packed type and one- or two-term inputs: an invocation computes 8
+// GEMM, for every packed type and one- or two-term inputs: an invocation computes 8
 // rows, as two quads, for TOKENS tokens. MODE says what becomes of the sums: they are stored, added
-// to the residual stream, or gated, and then (FINISH) become the next operator's input; or they are
-// queries, keys and values (TURN), turned by their position. These two are modules of their own,
+// to the residual stream, or activated, and then (FINISH) become the next op's input; or they are
+// queries, keys and values (ROTATE), rotated by their position. These two are modules of their own,
 // because a driver takes its time for code that a constant leaves out as well.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #include "weights.glsl"
+#include "activate.glsl"
 
-const uint MODE_STORE = 0, MODE_ADD = 1, MODE_SWIGLU = 2, MODE_SWIGLU_UP = 3, MODE_ROPE = 4,
-           MODE_ROPE_NEOX = 5;
 const uint WHAT = MODE & 7;
-const bool NORM = (MODE & 16) != 0; // FINISH: the next operator's input is normalized
+const bool NORM = (MODE & MODE_FINISH_NORM) != 0; // FINISH: the next op's input is normalized
 
-// Up to three matrices of one shape but for their rows stand side by side: their row groups, and
-// their columns of the result.
-layout(push_constant) uniform Push {
-    uint count;  // which of the step's counts limits the tokens
-    uint groups; // in all
-    uint cols, stride1, high4, scale2, min2, sub1;
-    uint in4, out4; // uvec4 of a token's input record or floats, vec4 of its output
-    uint weight1[3], first[3], column4[3], rows[3], bias[3];
-    float eps; // of the norm that finishes
-    uint more[6];
-} pc;
+layout(push_constant) uniform Push { push_gemm pc; };
+
+#include "experts.glsl"
 
 #if defined(GEMV)
 #include "gemv.glsl"
@@ -35,21 +26,15 @@ layout(push_constant) uniform Push {
 
 #include "finish.glsl"
 
-layout(std430, binding = 5) coherent buffer Output { vec4 result[]; };
-layout(std430, binding = 6) writeonly buffer Cache { uint kv[]; };
-// For each row: how many workgroups have made theirs of the tile that begins here; which of them was
-// the last, + 1; the scale of the row's norm; 0. Zeros between dispatches.
-layout(std430, binding = 9) coherent buffer Sync { uint sync_words[]; };
+layout(std430, binding = BIND_OUT) coherent buffer Output { vec4 result[]; };
+layout(std430, binding = BIND_OUT2) writeonly buffer Cache { uint kv[]; };
+// For each tile of rows: how many workgroups have made theirs. Zeros between dispatches.
+layout(std430, binding = BIND_SYNC) coherent buffer Sync { uint arrived[]; };
 
-// FINISH
-#define NEXT Next(pc.more[0], pc.more[1], pc.more[2], pc.more[3])
-#define NEXT_COLS pc.more[4]
-// TURN: the step's tables.
-#define POSITION1 pc.more[0]
-#define SEQUENCE1 pc.more[1]
-#define ROPE4     pc.more[2]
-#define BLOCKS1   pc.more[3]
-#define STRIDE1   pc.more[4]
+#define NEXT                                                                                       \
+    Next(pc.more[FINISH_ACT4], pc.more[FINISH_FLOATS4], pc.more[FINISH_TERMS],                     \
+         pc.more[FINISH_NORM1])
+#define NEXT_COLS pc.more[FINISH_COLS]
 
 // SIMD within a register: 16 weights by 16 inputs, both unsigned. A word holds the codes of k and
 // k + 2 in its halves, another the inputs of k + 2 and k: the upper half of their product is the sum
@@ -118,7 +103,7 @@ struct Scales { // of groups of 16, or one of 32
 void load_block(uint at, uint b, out Block ret)
 {
     uvec4 c[8];
-    load_codes(at, pc.high4, b, c);
+    load_codes(at, pc.planes.high4, b, c);
     [[unroll]] for (uint h = 0; h < 2; h++) {
         ret.much[h] = ivec4(0);
         [[unroll]] for (uint d = 0; d < DIGITS; d++) {
@@ -132,22 +117,22 @@ void load_block(uint at, uint b, out Block ret)
 }
 
 // The two quads that an invocation computes: rows 4 * at.x .. + 3 and 4 * at.y .. + 3 of a matrix.
-void load_scales(uint group1, Planes planes, uvec2 at, uint k, out vec4 ws[2], out vec4 wm[2])
+void load_scales(uint group1, uvec2 at, uint k, out vec4 ws[2], out vec4 wm[2])
 {
-    uvec2 in_group = at / 4 * pc.stride1 + group1;
-#ifdef TURN
+    uvec2 in_group = at / 4 * pc.planes.stride1 + group1;
+#ifdef ROTATE
     if (WHAT != MODE_ROPE_NEOX) {
-        load_scale_pair(in_group.x, planes, at.x % 4 / 2, k, ws, wm);
+        load_scale_pair(in_group.x, pc.planes, at.x % 4 / 2, k, ws, wm);
         return;
     }
     [[unroll]] for (uint q = 0; q < 2; q++) {
         vec4 s[2], m[2];
-        load_scale_pair(in_group[q], planes, at[q] % 4 / 2, k, s, m);
+        load_scale_pair(in_group[q], pc.planes, at[q] % 4 / 2, k, s, m);
         ws[q] = at[q] % 2 != 0 ? s[1] : s[0];
         wm[q] = at[q] % 2 != 0 ? m[1] : m[0];
     }
 #else
-    load_scale_pair(in_group.x, planes, at.x % 4 / 2, k, ws, wm);
+    load_scale_pair(in_group.x, pc.planes, at.x % 4 / 2, k, ws, wm);
 #endif
 }
 
@@ -194,13 +179,12 @@ void change_places(inout precise vec4 acc[SUMS])
 
 void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[SUMS])
 {
-    Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
-    uvec2 at = (group1 + quad / 4 * pc.stride1) / 4 + quad % 4;
+    uvec2 at = (group1 + quad / 4 * pc.planes.stride1) / 4 + quad % 4;
     for (uint b = 0; b < pc.cols / 32; b++) {
         Scales scales[2];
         [[unroll]] for (uint g = 0; g < 32 / GROUP; g++) {
             vec4 ws[2], wm[2];
-            load_scales(group1, planes, quad, b * 32 + g * 16, ws, wm);
+            load_scales(group1, quad, b * 32 + g * 16, ws, wm);
             [[unroll]] for (uint q = 0; q < 2; q++) {
                 scales[q].ws[g] = ws[q];
                 scales[q].wm[g] = wm[q];
@@ -209,7 +193,7 @@ void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 a
         uvec4 record[TOKENS][5];
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
             [[unroll]] for (uint i = 0; i < RECORD; i++)
-                record[t][i] = texelFetch(records, int((token + t) * pc.in4 + b * RECORD + i));
+                record[t][i] = texelFetch(records, int(input_row(token + t) * pc.in4 + b * RECORD + i));
         [[unroll]] for (uint q = 0; q < 2; q++) {
             Block w;
             load_block(at.x, b, w);
@@ -226,11 +210,11 @@ void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 a
 
 void float_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[SUMS])
 {
-    uvec2 at = group1 + quad / 4 * pc.stride1;
+    uvec2 at = group1 + quad / 4 * pc.planes.stride1;
     for (uint k = 0; k < pc.cols; k += 4) {
         vec4 x[TOKENS];
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
-            x[t] = read_floats(inputs, (token + t) * pc.in4 + k / 4);
+            x[t] = read_floats(inputs, input_row(token + t) * pc.in4 + k / 4);
         [[unroll]] for (uint q = 0; q < 2; q++) {
             [[unroll]] for (uint i = 0; i < 4; i++) {
                 vec4 w = load_floats(at.x, quad.x % 4, min(k + i, pc.cols - 1));
@@ -247,7 +231,7 @@ void float_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[S
 // The sums of matrix m of `part`.
 void product(uint part, uint m, uvec2 quad, uint token, out precise vec4 acc[SUMS])
 {
-    uint group1 = pc.weight1[part + m];
+    uint group1 = first_word(part + m), bias1 = first_bias(part + m);
     [[unroll]] for (uint t = 0; t < TOKENS; t++)
         acc[t] = acc[TOKENS + t] = vec4(0.0);
     if (PLANES <= PLANES_BF16)
@@ -255,30 +239,25 @@ void product(uint part, uint m, uvec2 quad, uint token, out precise vec4 acc[SUM
     else
         quantized_product(group1, quad, token, acc);
     vec4 bias[2] = vec4[2](vec4(0.0), vec4(0.0));
-    if (pc.bias[part + m] != NONE) {
+    if (bias1 != NONE) {
         [[unroll]] for (uint q = 0; q < 2; q++)
             if (quad[q] * 4 < pc.rows[part + m])
-                bias[q] = read_floats(vectors, pc.bias[part + m] / 4 + quad[q]);
+                bias[q] = read_floats(vectors, bias1 / 4 + quad[q]);
     }
     [[unroll]] for (uint q = 0; q < 2; q++)
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
             acc[q * TOKENS + t] += bias[q];
 }
 
-vec4 swiglu(vec4 gate, vec4 up)
+vec4 gated(vec4 gate, vec4 up)
 {
-    precise vec4 y;
-    [[unroll]] for (int i = 0; i < 4; i++) {
-        precise float below = 1.0 + exp_f32(-gate[i]);
-        precise float silu = gate[i] / below;
-        y[i] = silu * up[i];
-    }
+    precise vec4 y = activate(ACTIVATION, gate) * up;
     return y;
 }
 
 // --- Queries, keys and values
 
-#ifdef TURN
+#ifdef ROTATE
 
 const uint K4 = (HEADS * K_DIM + 15) / 16 * 4; // quads of the row where keys begin, values
 const uint V4 = K4 + (KV_HEADS * K_DIM + 15) / 16 * 4;
@@ -287,30 +266,30 @@ const uint V4 = K4 + (KV_HEADS * K_DIM + 15) / 16 * 4;
 uvec2 quads_of(uint part, uint unit)
 {
     uint n = K_DIM / 8, j = unit % n;
-    if (WHAT == MODE_ROPE_NEOX && pc.column4[part] < V4 && j < ROPE_DIMS / 8)
+    if (WHAT == MODE_ROPE_NEOX && pc.column4[part] + unit * 2 < V4 && j < ROPE_DIMS / 8)
         return unit / n * n * 2 + uvec2(j, j + ROPE_DIMS / 8);
     return unit * 2 + uvec2(0, 1);
 }
 
-void turn(inout precise vec2 v, float c, float s)
+void rotate(inout precise vec2 v, float c, float s)
 {
     precise vec2 vs = v * s;
-    precise vec2 turned = vec2(fma(v.x, c, -vs.y), fma(v.y, c, vs.x));
-    v = turned;
+    precise vec2 rotated = vec2(fma(v.x, c, -vs.y), fma(v.y, c, vs.x));
+    v = rotated;
 }
 
-// Turns the pairs of two quads, the first of them element d of a head.
-void turn_quads(uint token, uint d, inout vec4 a, inout vec4 b)
+// Rotates the pairs of two quads, the first of them element d of a head.
+void rotate_quads(uint token, uint d, inout vec4 a, inout vec4 b)
 {
     bool neox = WHAT == MODE_ROPE_NEOX;
-    uint at = ROPE4 + (token * ROPE_DIMS + (neox ? d : d / 2)) / 4;
+    uint at = pc.more[ROTATE_ROPE4] + token * pc.more[ROTATE_ROPES4] + (neox ? d : d / 2) / 4;
     vec4 c = uintBitsToFloat(texelFetch(cache, int(at)));
     vec4 s = uintBitsToFloat(texelFetch(cache, int(at + ROPE_DIMS / 8)));
     [[unroll]] for (int i = 0; i < 4; i++) {
         precise vec2 v = neox ? vec2(a[i], b[i]) : i < 2 ? vec2(a[2 * i], a[2 * i + 1])
                                                          : vec2(b[2 * i - 4], b[2 * i - 3]);
         if (d + (neox ? i : 2 * i) < (neox ? ROPE_DIMS / 2 : ROPE_DIMS))
-            turn(v, c[i], s[i]);
+            rotate(v, c[i], s[i]);
         if (neox) {
             a[i] = v.x;
             b[i] = v.y;
@@ -342,12 +321,12 @@ void put_qkv(uint part, uvec2 quad, uint token, vec4 a, vec4 b)
     bool is_q = column.x < K4, is_v = column.x >= V4;
     if (!is_v) {
         uint d = (is_q ? column.x : column.x - K4) * 4 % K_DIM;
-        turn_quads(token, d, a, b);
+        rotate_quads(token, d, a, b);
     }
     uvec4 words = uvec4(halves(a), halves(b));
-    uint position = step_word(POSITION1 + token), slot = position % 32;
-    uint table = BLOCKS1 + step_word(SEQUENCE1 + token) * STRIDE1;
-    uint block = step_word(table + position / 32) * (KV_HEADS * (K_DIM + V_DIM) * 16);
+    uint position = step_word(pc.more[ROTATE_POSITION1] + token), slot = position % KV_POSITIONS;
+    uint table = pc.more[ROTATE_BLOCKS1] + step_word(pc.more[ROTATE_SEQUENCE1] + token) * pc.more[ROTATE_STRIDE1];
+    uint block = step_word(table + position / KV_POSITIONS) * (KV_HEADS * (K_DIM + V_DIM) * 16);
     uvec2 element = (column - (is_v ? V4 : K4)) * 4;
     uint apart = is_v ? 1 : 32;
     uvec2 at = element / 2 * 32 + slot;
@@ -373,7 +352,7 @@ uvec2 quads_of(uint part, uint unit)
 
 void put(uint part, uvec2 quad, uint token, vec4 y[2], vec4 gate[2])
 {
-#ifdef TURN
+#ifdef ROTATE
     if (quad.y * 4 < pc.rows[part] && token < step_words[pc.count])
         put_qkv(part, quad, token, y[0], y[1]);
 #else
@@ -383,8 +362,10 @@ void put(uint part, uvec2 quad, uint token, vec4 y[2], vec4 gate[2])
             result[at] = y[q];
         else if (WHAT == MODE_ADD)
             result[at] += y[q];
+        else if (WHAT == MODE_ACTIVATED)
+            result[at] = activate(ACTIVATION, y[q]);
         else
-            result[at] = swiglu(WHAT == MODE_SWIGLU ? gate[q] : result[at], y[q]);
+            result[at] = gated(WHAT == MODE_GATED ? gate[q] : result[at], y[q]);
     }
 #endif
 }
@@ -394,15 +375,21 @@ void compute(uint group, uint pair, uint token)
     uint part = group < pc.first[1] ? 0 : group < pc.first[2] ? 1 : 2;
     uvec2 quad = quads_of(part, (group - pc.first[part]) * 2 + pair);
     precise vec4 acc[SUMS], before[SUMS];
-    // With SWIGLU the second matrix has the same rows: gate first, then up.
-    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
+    // With GATED the second matrix has the same rows: gate first, then up.
+    for (uint m = 0; m < (WHAT == MODE_GATED ? 2 : 1); m++) {
         [[unroll]] for (uint i = 0; i < SUMS; i++)
             before[i] = acc[i];
         product(part, m, quad, token, acc);
     }
     // Rolled: the sums go round.
     [[dont_unroll]] for (uint t = 0; t < TOKENS; t++) {
-        put(part, quad, token + t, vec4[2](acc[0], acc[TOKENS]), vec4[2](before[0], before[TOKENS]));
+        vec4 y[2] = vec4[2](acc[0], acc[TOKENS]), gate[2] = vec4[2](before[0], before[TOKENS]);
+#ifdef EXPERTS
+        if (t >= begin && t < end)
+            put(part, quad, row_at(token + t), y, gate);
+#else
+        put(part, quad, token + t, y, gate);
+#endif
         [[unroll]] for (uint i = 0; i + 1 < SUMS; i++) {
             acc[i] = acc[i + 1];
             before[i] = before[i + 1];
@@ -410,9 +397,12 @@ void compute(uint group, uint pair, uint token)
     }
 }
 
-// --- The next operator's input
+// --- The next op's input
 
 #ifdef FINISH
+
+shared uint arrival;
+shared float row_scale[TOKENS]; // of the tile's rows' norms
 
 // Blocks [first, end) of the tile's rows, shared by the workgroup.
 void finish_blocks(uint first, uint end, uint token, uint count)
@@ -428,7 +418,7 @@ void finish_blocks(uint first, uint end, uint token, uint count)
                 v[k] = v[k + 1];
             v[7] = result[row * pc.out4 + block * 8 + j];
         }
-        float scale = NORM ? uintBitsToFloat(sync_words[4 * row + 2]) : 1.0;
+        float scale = NORM ? row_scale[row - token] : 1.0;
         finish_block(row, block, scale, v, NEXT);
     }
 }
@@ -453,30 +443,24 @@ float norm_scale(uint row4)
     p[0] += p[1];
     p[0].xy += p[0].zw;
     precise float mean = (p[0].x + p[0].y) / float(NEXT_COLS);
-    precise float scale = 1.0 / sqrt(mean + pc.eps);
-    return scale;
+    return factor_of(mean, pc.eps);
 }
 
 // The workgroup that is the last to make its rows of a tile takes whole rows.
 void finish_rows(uint token, uint count)
 {
-    uint at = 4 * token;
-    if (gl_LocalInvocationID.x == 0 &&
-        atomicAdd(sync_words[at], 1) == gl_NumWorkGroups.x - 1) {
-        sync_words[at] = 0;
-        sync_words[at + 1] = gl_WorkGroupID.x + 1;
+    if (gl_LocalInvocationID.x == 0) {
+        arrival = atomicAdd(arrived[gl_WorkGroupID.y], 1, gl_ScopeDevice, gl_StorageSemanticsBuffer,
+                            gl_SemanticsAcquireRelease) + 1;
+        if (arrival == gl_NumWorkGroups.x)
+            arrived[gl_WorkGroupID.y] = 0;
     }
-    memoryBarrierBuffer();
-    barrier();
-    bool last = sync_words[at + 1] == gl_WorkGroupID.x + 1;
+    meet();
+    bool last = arrival == gl_NumWorkGroups.x;
     uint rows = last && token < count ? min(count - token, TOKENS) : 0;
-    memoryBarrierBuffer();
     for (uint t = gl_LocalInvocationID.x; t < rows; t += gl_WorkGroupSize.x)
-        sync_words[at + 4 * t + 2] = floatBitsToUint(norm_scale((token + t) * pc.out4));
-    memoryBarrierBuffer();
-    barrier();
-    if (last && gl_LocalInvocationID.x == 0)
-        sync_words[at + 1] = 0;
+        row_scale[t] = norm_scale((token + t) * pc.out4);
+    meet();
     finish_blocks(0, last ? (NEXT_COLS + 31) / 32 : 0, token, count);
 }
 #endif
@@ -484,12 +468,22 @@ void finish_rows(uint token, uint count)
 void main()
 {
     uint unit = gl_GlobalInvocationID.x, token = gl_WorkGroupID.y * TOKENS;
-    uint count = step_words[pc.count];
+    uint count = count_rows();
+#ifdef EXPERTS
+    if (unit >= pc.groups * 2 || token >= count)
+        return;
+    uint tokens = min(TOKENS, count - token);
+    for (end = 0; end < tokens;) {
+        begin_rows(token, end, tokens);
+        if (is_here(unit / 2))
+            compute(unit / 2, unit % 2, token);
+    }
+#else
     if (unit < pc.groups * 2 && token < count)
         compute(unit / 2, unit % 2, token);
+#endif
 #ifdef FINISH
-    memoryBarrierBuffer();
-    barrier();
+    meet();
     if (NORM) {
         finish_rows(token, count);
         return;

@@ -7,14 +7,14 @@
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_shader_explicit_arithmetic_types_int8 : require
-#include "product.glsl"
+#include "gemm_team.glsl"
 
 // Of the device (tier.c): fragments of a subgroup, subgroups at most, and a fragment's shape.
-layout(constant_id = 18) const uint FRAGMENTS = 4;
-layout(constant_id = 19) const uint SUBGROUPS = 4;
-layout(constant_id = 20) const uint FRAGMENT_ROWS = 16;
-layout(constant_id = 21) const uint FRAGMENT_COLUMNS = 16;
-layout(constant_id = 22) const uint FRAGMENT_DEPTH = 16;
+layout(constant_id = CONST_FRAGMENTS) const uint FRAGMENTS = 4;
+layout(constant_id = CONST_SUBGROUPS) const uint SUBGROUPS = 4;
+layout(constant_id = CONST_FRAGMENT_M) const uint FRAGMENT_ROWS = 16;
+layout(constant_id = CONST_FRAGMENT_N) const uint FRAGMENT_COLUMNS = 16;
+layout(constant_id = CONST_FRAGMENT_K) const uint FRAGMENT_DEPTH = 16;
 
 #define CODES   icoopmatNV<8, gl_ScopeSubgroup, FRAGMENT_ROWS, FRAGMENT_DEPTH>
 #define INPUTS  icoopmatNV<8, gl_ScopeSubgroup, FRAGMENT_DEPTH, FRAGMENT_COLUMNS>
@@ -23,7 +23,7 @@ layout(constant_id = 22) const uint FRAGMENT_DEPTH = 16;
 
 // A group of 16 is padded with zeros where a fragment is deeper. Rows are 4 words longer than they
 // need be, for other banks of the memory, and because a padded group's inputs reach beyond it.
-const uint ROWS = 64, STEP = 2, GROUPS = 32 / GROUP;
+const uint ROWS = MATRIX_TILE, STEP = 2, GROUPS = 32 / GROUP;
 const uint GROUP_WORDS = (GROUP > FRAGMENT_DEPTH ? GROUP : FRAGMENT_DEPTH) / 4;
 const uint CODE_ROW = GROUPS * GROUP_WORDS + 4, INPUT_ROW = 8 * TERMS + 4;
 const uint ACROSS = TOKENS / FRAGMENT_COLUMNS; // fragments
@@ -36,7 +36,7 @@ shared float scratch[SUBGROUPS * FRAGMENT_ROWS * FRAGMENT_COLUMNS];
 void stage_codes(uint group1, uint quad, uint b, uint s)
 {
     uvec4 c[8];
-    load_codes(group1 / 4 + quad % 4, pc.high4, b + s, c);
+    load_codes(group1 / 4 + quad % 4, pc.planes.high4, b + s, c);
     [[unroll]] for (uint i = 0; i < 8; i++) {
         c[i] = signed_codes(c[i]);
         uint at = i / (GROUP / 4) * GROUP_WORDS + i % (GROUP / 4);
@@ -51,10 +51,9 @@ void stage_codes(uint group1, uint quad, uint b, uint s)
 
 void stage_scales(uint group1, uint quad, uint b, uint s)
 {
-    Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
     [[unroll]] for (uint g = 0; g < GROUPS; g++) {
         vec4 ws, wm;
-        load_scales(group1, planes, quad % 4, (b + s) * 32 + g * 16, ws, wm);
+        load_scales(group1, pc.planes, quad % 4, (b + s) * 32 + g * 16, ws, wm);
         [[unroll]] for (uint r = 0; r < 4; r++) {
             scales[(s * GROUPS + g) * ROWS + quad * 4 + r] = ws[r];
             least[(s * GROUPS + g) * ROWS + quad * 4 + r] = wm[r];
@@ -83,17 +82,40 @@ void stage_inputs(uint token, uint tokens, uint b, uint blocks)
     }
 }
 
-// What a block adds to a fragment of results: rows from `row`, tokens from `t` on.
-void add_block(uint s, uint row, uint t, inout RESULTS acc)
+// Which row and column of a fragment each component of an invocation is, as a driver deals them out:
+// loaded as any fragment is.
+RESULTS load_places()
 {
-    RESULTS factor, scale, sum, minimum;
-    coopMatLoadNV(factor, factors, s * TOKENS + t, 0, false);
+    RESULTS places;
+    const uint size = FRAGMENT_ROWS * FRAGMENT_COLUMNS;
+    uint mine = gl_SubgroupID * size;
+    for (uint i = gl_SubgroupInvocationID; i < size; i += gl_SubgroupSize)
+        scratch[mine + i] = float(i);
+    subgroupBarrier();
+    coopMatLoadNV(places, scratch, mine, FRAGMENT_COLUMNS, false);
+    subgroupBarrier();
+    return places;
+}
+
+uint row_of(float place)
+{
+    return uint(place) / FRAGMENT_COLUMNS;
+}
+
+uint column_of(float place)
+{
+    return uint(place) % FRAGMENT_COLUMNS;
+}
+
+// What a block adds to a fragment of results: rows from `row`, tokens from `t` on.
+void add_block(uint s, uint row, uint t, RESULTS places, inout RESULTS acc)
+{
     [[unroll]] for (uint g = 0; g < GROUPS; g++) {
         SUMS a = SUMS(0);
-        for (uint term = 0; term < TERMS; term++) {
+        [[unroll]] for (uint term = 0; term < TERMS; term++) {
             if (term > 0)
                 a = a * 254;
-            for (uint k = 0; k < GROUP_WORDS; k += FRAGMENT_DEPTH / 4) {
+            [[unroll]] for (uint k = 0; k < GROUP_WORDS; k += FRAGMENT_DEPTH / 4) {
                 CODES c;
                 INPUTS x;
                 coopMatLoadNV(c, codes, (s * ROWS + row) * CODE_ROW + g * GROUP_WORDS + k, CODE_ROW,
@@ -105,23 +127,21 @@ void add_block(uint s, uint row, uint t, inout RESULTS acc)
             }
         }
         RESULTS product = RESULTS(a);
-        coopMatLoadNV(scale, scales, (s * GROUPS + g) * ROWS + row, 0, true);
-        if (HAS_MIN != 0) {
-            coopMatLoadNV(minimum, least, (s * GROUPS + g) * ROWS + row, 0, true);
-            coopMatLoadNV(sum, sums, (s * GROUPS + g) * TOKENS + t, 0, false);
-        }
-        for (uint i = 0; i < acc.length(); i++) {
-            precise float scaled = product[i] * factor[i];
-            precise float y = fma(scaled, scale[i], acc[i]);
+        uint row1 = (s * GROUPS + g) * ROWS + row, t1 = (s * GROUPS + g) * TOKENS + t;
+        [[unroll]] for (uint i = 0; i < acc.length(); i++) {
+            uint r = row_of(places[i]), c = column_of(places[i]);
+            precise float scaled = product[i] * factors[s * TOKENS + t + c];
+            precise float y = fma(scaled, scales[row1 + r], acc[i]);
             if (HAS_MIN != 0)
-                y = fma(sum[i], minimum[i], y);
+                y = fma(sums[t1 + c], least[row1 + r], y);
             acc[i] = y;
         }
     }
 }
 
 // `group1`: of the row quad that this lane stages; `index`: of this subgroup's first fragment.
-void product(uint group1, uint index, uint token, uint tokens, out RESULTS total[FRAGMENTS])
+void product(uint group1, uint index, uint token, uint tokens, RESULTS places,
+             out RESULTS total[FRAGMENTS])
 {
     uint me = gl_LocalInvocationID.x, quad = me % 16, s = me / 16;
     uint blocks = pc.cols / 32, per = chunk_of(blocks, 1), left = per;
@@ -140,7 +160,8 @@ void product(uint group1, uint index, uint token, uint tokens, out RESULTS total
             [[unroll]] for (uint f = 0; f < FRAGMENTS; f++) {
                 uint at = index + f;
                 if (at < ROWS / FRAGMENT_ROWS * ACROSS)
-                    add_block(i, at / ACROSS * FRAGMENT_ROWS, at % ACROSS * FRAGMENT_COLUMNS, acc[f]);
+                    add_block(i, at / ACROSS * FRAGMENT_ROWS, at % ACROSS * FRAGMENT_COLUMNS,
+                              places, acc[f]);
             }
             if (--left == 0 || b + i + 1 == blocks) {
                 left = per;
@@ -154,16 +175,15 @@ void product(uint group1, uint index, uint token, uint tokens, out RESULTS total
 }
 
 // The matrix's biases, and for a second matrix the function of both.
-void join(uint index, bool second, in RESULTS before[FRAGMENTS], inout RESULTS y[FRAGMENTS])
+void join(uint index, bool second, RESULTS places, in RESULTS before[FRAGMENTS],
+          inout RESULTS y[FRAGMENTS])
 {
     [[unroll]] for (uint f = 0; f < FRAGMENTS; f++) {
         uint row = (index + f) / ACROSS * FRAGMENT_ROWS % ROWS;
-        RESULTS bias;
-        coopMatLoadNV(bias, biases, row, 0, true);
-        y[f] = y[f] + bias;
-        if (second)
-            for (uint i = 0; i < y[f].length(); i++)
-                y[f][i] = swiglu(before[f][i], y[f][i]);
+        [[unroll]] for (uint i = 0; i < y[f].length(); i++) {
+            precise float sum = y[f][i] + biases[row + row_of(places[i])];
+            y[f][i] = second ? gated(before[f][i], sum) : sum;
+        }
     }
 }
 
@@ -176,17 +196,18 @@ void main()
     uint tokens = min(TOKENS, count - token), part = part_of(min(group, pc.groups - 1));
     uint in_part = group - pc.first[part], index = gl_SubgroupID * FRAGMENTS;
     bool there = group < pc.groups;
-    RESULTS before[FRAGMENTS], y[FRAGMENTS];
-    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
+    RESULTS before[FRAGMENTS], y[FRAGMENTS], places = load_places();
+    for (uint m = 0; m < (WHAT == MODE_GATED ? 2 : 1); m++) {
         [[unroll]] for (uint f = 0; f < FRAGMENTS; f++)
             before[f] = y[f];
-        product(there ? pc.weight1[part + m] + in_part * pc.stride1 : NONE, index, token, tokens, y);
+        product(there ? pc.weight1[part + m] + in_part * pc.planes.stride1 : NONE, index, token,
+                tokens, places, y);
         barrier(); // the biases of the matrix before have been read
         if (me < 16)
             [[unroll]] for (uint r = 0; r < 4; r++)
                 biases[quad * 4 + r] = bias_of(part + m, in_part * 16 + quad % 4 * 4 + r);
         barrier();
-        join(index, m == 1, before, y);
+        join(index, m == 1, places, before, y);
     }
     const uint size = FRAGMENT_ROWS * FRAGMENT_COLUMNS;
     uint mine = gl_SubgroupID * size;

@@ -3,7 +3,7 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
 
-layout(std430, binding = 6) writeonly buffer Act { uint act[]; };
+layout(std430, binding = BIND_OUT2) writeonly buffer Act { uint act[]; };
 
 uint lane()
 {
@@ -29,7 +29,7 @@ uint bytes_from(ivec4 v)
 void quantize_team(vec4 v, uint terms, uint at)
 {
     vec4 size = abs(v);
-    uint odd = all(lessThanEqual(size, vec4(3.402823466e38))) ? 0 : 1;
+    uint odd = all(are_finite(v)) ? 0 : 1;
     float amax = odd != 0 ? 0.0 : max(max(size.x, size.y), max(size.z, size.w));
     [[unroll]] for (uint i = 1; i < 8; i *= 2) {
         odd |= subgroupShuffleXor(odd, i);
@@ -54,7 +54,7 @@ void quantize_team(vec4 v, uint terms, uint at)
     uint sums2 = uint(sum2) & 0xffff | uint(subgroupShuffleXor(sum2, 4u)) << 16;
     precise float scale = terms == 2 ? s / 254.0 : s;
     if (i == 0) {
-        act[at] = floatBitsToUint(scale);
+        act[at] = odd != 0 ? NAN_BITS : floatBitsToUint(scale);
         act[at + 1] = sums1;
         act[at + 2] = sums2;
     }

@@ -1,7 +1,7 @@
 // A workgroup computes 64 rows for TOKENS (32) tokens: the codes of STEP blocks, as signed bytes,
 // and the inputs' records are staged in shared memory; a lane takes four rows and four tokens. Of
 // float weights and their inputs it stages COLUMNS in the same memory.
-#include "product.glsl"
+#include "gemm_team.glsl"
 
 const uint STEP = 4, QUADS = 16, MINE = TOKENS * QUADS / LANES; // MINE: tokens of a lane
 const uint GROUPS = 32 / GROUP;
@@ -18,13 +18,12 @@ void stage(uint group1, uint b, uint blocks, uint token, uint tokens)
     if (group1 != NONE && b + s < blocks) {
         if (me < LANES / 2) {
             uvec4 c[8];
-            load_codes(group1 / 4 + quad % 4, pc.high4, b + s, c);
+            load_codes(group1 / 4 + quad % 4, pc.planes.high4, b + s, c);
             [[unroll]] for (uint i = 0; i < 8; i++)
                 codes[s][i][quad] = signed_codes(c[i]);
         } else {
-            Planes planes = Planes(pc.high4, pc.scale2, pc.min2, pc.sub1);
             [[unroll]] for (uint g = 0; g < GROUPS; g++)
-                load_scales(group1, planes, quad % 4, (b + s) * 32 + g * 16, scales[s][g][quad],
+                load_scales(group1, pc.planes, quad % 4, (b + s) * 32 + g * 16, scales[s][g][quad],
                             least[s][g][quad]);
         }
     }
@@ -155,10 +154,10 @@ void main()
     bool there = group < pc.groups;
     uint row = in_part * 16 + quad % 4 * 4;
     precise vec4 before[MINE], y[MINE];
-    for (uint m = 0; m < (WHAT == MODE_SWIGLU ? 2 : 1); m++) {
+    for (uint m = 0; m < (WHAT == MODE_GATED ? 2 : 1); m++) {
         [[unroll]] for (uint i = 0; i < MINE; i++)
             before[i] = y[i];
-        product(there ? pc.weight1[part + m] + in_part * pc.stride1 : NONE, token, tokens, y);
+        product(there ? pc.weight1[part + m] + in_part * pc.planes.stride1 : NONE, token, tokens, y);
         [[unroll]] for (uint r = 0; r < 4; r++) {
             float bias = bias_of(part + m, row + r);
             [[unroll]] for (uint i = 0; i < MINE; i++)
@@ -170,6 +169,6 @@ void main()
         if (there && t < tokens)
             [[unroll]] for (uint r = 0; r < 4; r++)
                 finish(part, row + r, token + t,
-                       WHAT == MODE_SWIGLU ? swiglu(before[i][r], y[i][r]) : y[i][r]);
+                       WHAT == MODE_GATED ? gated(before[i][r], y[i][r]) : y[i][r]);
     }
 }

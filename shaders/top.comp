@@ -1,15 +1,12 @@
 // The best logits of a row: an invocation takes every lanes-th texel of the vocabulary, a stripe,
 // and writes the id of its highest logit alone; of equal ones the lowest. Keys are whole numbers, so
-// that no driver's way with NaN, -0 or subnormals changes the order (engine/candidate.h).
+// that no driver's way with NaN, -0 or subnormals changes the order (engine/candidate.h): what is not
+// finite comes first.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 
-layout(push_constant) uniform Push {
-    uint lanes; // stripes of a row
-    uint wanted1; // in the step's words: how many candidates each row wants
-    uint vocab, in4; // in4: texels of a row of logits
-} pc;
+layout(push_constant) uniform Push { push_top pc; };
 
 const uint AHEAD = 4; // texels that are under way together
 const uvec2 FIRST = uvec2(0xffffffffu, 0), LAST = uvec2(0, NONE); // before and after all logits
@@ -17,8 +14,8 @@ const uvec2 FIRST = uvec2(0xffffffffu, 0), LAST = uvec2(0, NONE); // before and 
 uint key_of(uint bits)
 {
     uint size = bits & 0x7fffffffu;
-    if (size > 0x7f800000u)
-        return 0x007fffffu; // NaN as -inf
+    if (size >= 0x7f800000u)
+        return 0xfffffffeu;
     if (size == 0)
         return 0x80000000u;
     return size == bits ? bits | 0x80000000u : ~bits;
@@ -52,12 +49,12 @@ uvec2 best_after(uvec2 last, uint row4, uint t, uint stride)
 #include "top_team.glsl"
 #else
 
-layout(std430, binding = 5) writeonly buffer Output { uint best[]; };
+layout(std430, binding = BIND_OUT) writeonly buffer Output { uint best[]; };
 
 void main()
 {
-    uint row = gl_GlobalInvocationID.x / pc.lanes, lane = gl_GlobalInvocationID.x % pc.lanes;
-    if (row >= step_words[STEP_LOGITS] || step_words[pc.wanted1 + row] == 0)
+    uint row = invocation() / pc.lanes, lane = invocation() % pc.lanes;
+    if (row >= step_words[STEP_WANTED] || step_words[pc.wanted1 + row] == 0)
         return;
     best[row * pc.lanes + lane] = best_after(FIRST, row * pc.in4, lane, pc.lanes).y;
 }

@@ -1,6 +1,6 @@
 // A row is a workgroup's: it leaves for the host the row's best candidates in their order, or all of
 // its logits where it wants no candidates, so that logits need not lie in memory that the host sees.
-layout(std430, binding = 5) writeonly buffer Output { uvec2 result[]; };
+layout(std430, binding = BIND_OUT) writeonly buffer Output { uvec2 result[]; };
 
 shared uvec2 found[LANES];
 
@@ -22,11 +22,10 @@ uvec2 best_of(uvec2 mine)
     return mine;
 }
 
-// engine/candidate.h: NaN is -inf, and -0 stays what it is.
+// What the row holds: -0 and NaN stay what they are.
 uvec2 candidate_of(uvec2 best, uint row4)
 {
-    uint bits = texelFetch(inputs, int(row4 + best.y / 4))[best.y % 4];
-    return uvec2((bits & 0x7fffffffu) > 0x7f800000u ? 0xff800000u : bits, best.y);
+    return uvec2(texelFetch(inputs, int(row4 + best.y / 4))[best.y % 4], best.y);
 }
 
 void copy(uint row4)
@@ -41,7 +40,7 @@ void copy(uint row4)
 void main()
 {
     uint row = gl_WorkGroupID.y, me = gl_LocalInvocationID.x;
-    if (row >= step_words[STEP_LOGITS])
+    if (row >= step_words[STEP_WANTED])
         return;
     uint row4 = row * pc.in4, wanted = step_words[pc.wanted1 + row];
     if (wanted == 0) {

@@ -21,11 +21,6 @@ uint read1(uint at)
     return word_at(weights, at);
 }
 
-// Where a matrix's planes lie in a row group, in the units of the reads.
-struct Planes {
-    uint high4, scale2, min2, sub1;
-};
-
 uvec4 table_bytes(uvec4 nibbles) // four codes a word to IQ4's values + 128
 {
     const uvec4 words = uvec4(0x3f2d1801u, 0x766a5d4fu, 0xa6998d81u, 0xf1d9c5b5u);
@@ -119,7 +114,7 @@ void load_subs(uint at, uint pair, uint g, out ivec4 scale[2], out ivec4 least[2
 
 // Effective scale and minimum of the group that holds weight k, for the four rows of `quad`.
 // `group1`: the row group's first word.
-void load_scales(uint group1, Planes p, uint quad, uint k, out vec4 ws, out vec4 wm)
+void load_scales(uint group1, push_planes p, uint quad, uint k, out vec4 ws, out vec4 wm)
 {
     uint block = k / SCALE_BLOCK;
     if (SUB == SUB_F32) {
@@ -157,7 +152,7 @@ void load_scales(uint group1, Planes p, uint quad, uint k, out vec4 ws, out vec4
 }
 
 // The same for the 8 rows of the quads 2 * pair and 2 * pair + 1, which share each texel.
-void load_scale_pair(uint group1, Planes p, uint pair, uint k, out vec4 ws[2], out vec4 wm[2])
+void load_scale_pair(uint group1, push_planes p, uint pair, uint k, out vec4 ws[2], out vec4 wm[2])
 {
     uint block = k / SCALE_BLOCK, g = k % SCALE_BLOCK / GROUP;
     if (SUB == SUB_F32) {

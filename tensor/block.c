@@ -2,7 +2,7 @@
 // apart.
 #include "tensor/block.h"
 
-static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+const int8_t nb_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                       1,    13,   25,  38,  53,  69,  89,  113};
 
 static const struct nb_codec *const codecs[] = {
@@ -20,8 +20,7 @@ const struct nb_codec *nb_codec_of(uint32_t type)
     return type < sizeof(codecs) / sizeof(codecs[0]) ? codecs[type] : NULL;
 }
 
-// The integer sub-scale and sub-minimum of group g.
-static void sub_of(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_scale, int *ret_min)
+void nb_block_sub(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_scale, int *ret_min)
 {
     *ret_scale = *ret_min = 1;
     switch (kind) {
@@ -47,16 +46,45 @@ static void sub_of(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_sc
     }
 }
 
-void nb_block_decode(const struct nb_layout *l, const struct nb_block *b, float *dst)
+static void put_bits(uint8_t *byte, unsigned shift, unsigned mask, unsigned value)
+{
+    *byte = (uint8_t)((*byte & ~(mask << shift)) | (value & mask) << shift);
+}
+
+void nb_block_set_sub(enum nb_sub kind, uint8_t *sub, unsigned g, int scale, int min)
+{
+    switch (kind) {
+    case NB_SUB_NONE:
+    case NB_SUB_F32:
+        break;
+    case NB_SUB_SM8:
+        sub[g] = (uint8_t)scale;
+        sub[8 + g] = (uint8_t)min;
+        break;
+    case NB_SUB_SM4:
+        sub[g] = (uint8_t)(scale | min << 4);
+        break;
+    case NB_SUB_S6:
+        put_bits(&sub[g % 8], g / 8 * 4, 15, (unsigned)(scale + 32));
+        put_bits(&sub[8 + g % 4], g / 4 * 2, 3, (unsigned)(scale + 32) >> 4);
+        break;
+    case NB_SUB_S8:
+    case NB_SUB_S6X8:
+        sub[g] = (uint8_t)scale;
+        break;
+    }
+}
+
+void nb_block_dequantize(const struct nb_layout *l, const struct nb_block *b, float *dst)
 {
     float d = nb_f16_to_f32(b->scale), m = l->has_min ? nb_f16_to_f32(b->min) : 0;
     for (unsigned g = 0; g < l->scale_block / l->group; g++) {
         int scale, min;
-        sub_of(l->sub, b->sub, g, &scale, &min);
+        nb_block_sub(l->sub, b->sub, g, &scale, &min);
         float ws = d * (float)scale, wm = l->sub == NB_SUB_NONE ? m : -(m * (float)min);
         const uint8_t *code = b->code + g * l->group;
         for (unsigned i = 0; i < l->group; i++) {
-            int v = l->codebook == NB_CODEBOOK_IQ4 ? iq4_values[code[i]] : code[i] - (int)l->offset;
+            int v = l->codebook == NB_CODEBOOK_IQ4 ? nb_iq4_values[code[i]] : code[i] - (int)l->offset;
             float w = ws * (float)v;
             // Adding a zero minimum would turn -0 into +0 where the type has none.
             *dst++ = l->has_min ? w + wm : w;

@@ -1,6 +1,6 @@
 // A quantized block taken apart. Each family's file knows only where a type keeps its bits (split,
 // join); what the parts mean (decode), and where the packed layout puts them, is written once for
-// all types and driven by nb_layout. Private to tensor/.
+// all types and driven by nb_layout. For tensor/ and quant/ alone.
 #pragma once
 
 #include <stddef.h>
@@ -33,21 +33,28 @@ extern const struct nb_codec nb_codec_iq4_nl, nb_codec_iq4_xs;
 // NULL for float types and for types that Nibble does not load.
 const struct nb_codec *nb_codec_of(uint32_t type);
 
+// The integer sub-scale and sub-minimum of group g, and back; the setter takes values that the
+// type can hold.
+void nb_block_sub(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_scale, int *ret_min);
+void nb_block_set_sub(enum nb_sub kind, uint8_t *sub, unsigned g, int scale, int min);
+
+extern const int8_t nb_iq4_values[16]; // ascending
+
 // The parts to scale_block floats: w = ws * (code - offset) + wm, docs/numerics.md.
-void nb_block_decode(const struct nb_layout *l, const struct nb_block *b, float *dst);
+void nb_block_dequantize(const struct nb_layout *l, const struct nb_block *b, float *dst);
 
-void nb_encode_q4_0(const float *src, void *dst, size_t n_blocks);
-void nb_encode_q4_1(const float *src, void *dst, size_t n_blocks);
-void nb_encode_q5_0(const float *src, void *dst, size_t n_blocks);
-void nb_encode_q5_1(const float *src, void *dst, size_t n_blocks);
-void nb_encode_q8_0(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_q4_0(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_q4_1(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_q5_0(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_q5_1(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_q8_0(const float *src, void *dst, size_t n_blocks);
 
-void nb_decode_f32(const void *src, float *dst, size_t n);
-void nb_decode_f16(const void *src, float *dst, size_t n);
-void nb_decode_bf16(const void *src, float *dst, size_t n);
-void nb_encode_f32(const float *src, void *dst, size_t n);
-void nb_encode_f16(const float *src, void *dst, size_t n);
-void nb_encode_bf16(const float *src, void *dst, size_t n);
+void nb_dequantize_f32(const void *src, float *dst, size_t n);
+void nb_dequantize_f16(const void *src, float *dst, size_t n);
+void nb_dequantize_bf16(const void *src, float *dst, size_t n);
+void nb_quantize_f32(const float *src, void *dst, size_t n);
+void nb_quantize_f16(const float *src, void *dst, size_t n);
+void nb_quantize_bf16(const float *src, void *dst, size_t n);
 
 // Model files are little-endian, and so is every machine that this code is for.
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "Nibble needs a little-endian machine");

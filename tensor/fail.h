@@ -1,9 +1,10 @@
-// How a function of tensor/ reports a failure that a user must read: one line into the caller's
-// buffer, and the errno.
+// How a function of tensor/ or engine/ reports a failure that a user must read.
 #pragma once
 
-#include <stddef.h>
+struct nb_error {
+    char text[512]; // one sentence, without a full stop
+};
 
-// Writes the line (cut to `size`; no buffer is fine) and returns `code`.
-int nb_fail(char *ret_error, size_t size, int code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+// Writes the sentence (NULL is fine) and returns `code`.
+int nb_fail(struct nb_error *ret_error, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));

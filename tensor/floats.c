@@ -59,35 +59,35 @@ uint16_t nb_f32_to_bf16(float f)
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-void nb_decode_f32(const void *src, float *dst, size_t n)
+void nb_dequantize_f32(const void *src, float *dst, size_t n)
 {
     memcpy(dst, src, n * sizeof(float));
 }
 
-void nb_encode_f32(const float *src, void *dst, size_t n)
+void nb_quantize_f32(const float *src, void *dst, size_t n)
 {
     memcpy(dst, src, n * sizeof(float));
 }
 
-void nb_decode_f16(const void *src, float *dst, size_t n)
+void nb_dequantize_f16(const void *src, float *dst, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         dst[i] = nb_f16_to_f32(nb_load16((const uint8_t *)src + 2 * i));
 }
 
-void nb_encode_f16(const float *src, void *dst, size_t n)
+void nb_quantize_f16(const float *src, void *dst, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         nb_store16((uint8_t *)dst + 2 * i, nb_f32_to_f16(src[i]));
 }
 
-void nb_decode_bf16(const void *src, float *dst, size_t n)
+void nb_dequantize_bf16(const void *src, float *dst, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         dst[i] = nb_bf16_to_f32(nb_load16((const uint8_t *)src + 2 * i));
 }
 
-void nb_encode_bf16(const float *src, void *dst, size_t n)
+void nb_quantize_bf16(const float *src, void *dst, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         nb_store16((uint8_t *)dst + 2 * i, nb_f32_to_bf16(src[i]));

@@ -2,6 +2,7 @@
 #include "tensor/gguf.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "tensor/gguf_private.h"
@@ -45,8 +46,8 @@ static const struct nb_gguf_pair *find(const struct nb_gguf *g, const char *key)
     return i < 0 ? NULL : &g->pairs[i];
 }
 
-// Element i as an integer: negative numbers in two's complement, told by ret_negative. False for
-// other types.
+// Element i of an integer type: negative numbers in two's complement, told by ret_negative. False
+// for other types.
 static bool integer_of(const struct nb_gguf_pair *p, uint64_t i, uint64_t *ret, bool *ret_negative)
 {
     size_t bytes = nb_gguf_element_bytes(p->element);
@@ -93,6 +94,32 @@ static bool float_of(const struct nb_gguf_pair *p, uint64_t i, double *ret)
     return true;
 }
 
+// Element i as an integer, of whatever type it is: a float where it has a whole value, up to where
+// its neighbours are whole too.
+static bool whole_of(const struct nb_gguf_pair *p, uint64_t i, uint64_t *ret, bool *ret_negative)
+{
+    double d;
+    if (integer_of(p, i, ret, ret_negative))
+        return true;
+    if (!float_of(p, i, &d) || !(fabs(d) < 0x1p53) || d != (double)(int64_t)d)
+        return false;
+    *ret_negative = d < 0;
+    *ret = (uint64_t)(int64_t)d;
+    return true;
+}
+
+static bool number_of(const struct nb_gguf_pair *p, uint64_t i, double *ret)
+{
+    uint64_t v;
+    bool negative;
+    if (float_of(p, i, ret))
+        return true;
+    if (!integer_of(p, i, &v, &negative))
+        return false;
+    *ret = negative ? (double)(int64_t)v : (double)v;
+    return true;
+}
+
 static struct nb_str string_at(const uint8_t *p)
 {
     uint64_t len;
@@ -118,10 +145,10 @@ int nb_gguf_u64(const struct nb_gguf *g, const char *key, uint64_t *ret)
     const struct nb_gguf_pair *p;
     uint64_t v;
     bool negative;
-    int r = element(g, key, false, 0, &p);
-    if (r < 0)
-        return r;
-    if (!integer_of(p, 0, &v, &negative) || negative)
+    int rc = element(g, key, false, 0, &p);
+    if (rc < 0)
+        return rc;
+    if (!whole_of(p, 0, &v, &negative) || negative)
         return -EINVAL;
     *ret = v;
     return 0;
@@ -130,18 +157,18 @@ int nb_gguf_u64(const struct nb_gguf *g, const char *key, uint64_t *ret)
 int nb_gguf_f64(const struct nb_gguf *g, const char *key, double *ret)
 {
     const struct nb_gguf_pair *p;
-    int r = element(g, key, false, 0, &p);
-    if (r < 0)
-        return r;
-    return float_of(p, 0, ret) ? 0 : -EINVAL;
+    int rc = element(g, key, false, 0, &p);
+    if (rc < 0)
+        return rc;
+    return number_of(p, 0, ret) ? 0 : -EINVAL;
 }
 
 int nb_gguf_bool(const struct nb_gguf *g, const char *key, bool *ret)
 {
     const struct nb_gguf_pair *p;
-    int r = element(g, key, false, 0, &p);
-    if (r < 0)
-        return r;
+    int rc = element(g, key, false, 0, &p);
+    if (rc < 0)
+        return rc;
     if (p->element != NB_GGUF_BOOL)
         return -EINVAL;
     *ret = p->data[0];
@@ -151,9 +178,9 @@ int nb_gguf_bool(const struct nb_gguf *g, const char *key, bool *ret)
 int nb_gguf_str(const struct nb_gguf *g, const char *key, struct nb_str *ret)
 {
     const struct nb_gguf_pair *p;
-    int r = element(g, key, false, 0, &p);
-    if (r < 0)
-        return r;
+    int rc = element(g, key, false, 0, &p);
+    if (rc < 0)
+        return rc;
     if (p->element != NB_GGUF_STRING)
         return -EINVAL;
     *ret = string_at(p->data);
@@ -176,22 +203,34 @@ int nb_gguf_array(const struct nb_gguf *g, const char *key, enum nb_gguf_type *r
 int nb_gguf_array_str(const struct nb_gguf *g, const char *key, uint64_t i, struct nb_str *ret)
 {
     const struct nb_gguf_pair *p;
-    int r = element(g, key, true, i, &p);
-    if (r < 0)
-        return r;
+    int rc = element(g, key, true, i, &p);
+    if (rc < 0)
+        return rc;
     if (p->element != NB_GGUF_STRING)
         return -EINVAL;
     *ret = string_at(p->data + p->strings[i]);
     return 0;
 }
 
+int nb_gguf_array_bool(const struct nb_gguf *g, const char *key, uint64_t i, bool *ret)
+{
+    const struct nb_gguf_pair *p;
+    int rc = element(g, key, true, i, &p);
+    if (rc < 0)
+        return rc;
+    if (p->element != NB_GGUF_BOOL)
+        return -EINVAL;
+    *ret = p->data[i];
+    return 0;
+}
+
 int nb_gguf_array_f64(const struct nb_gguf *g, const char *key, uint64_t i, double *ret)
 {
     const struct nb_gguf_pair *p;
-    int r = element(g, key, true, i, &p);
-    if (r < 0)
-        return r;
-    return float_of(p, i, ret) ? 0 : -EINVAL;
+    int rc = element(g, key, true, i, &p);
+    if (rc < 0)
+        return rc;
+    return number_of(p, i, ret) ? 0 : -EINVAL;
 }
 
 int nb_gguf_array_i64(const struct nb_gguf *g, const char *key, uint64_t i, int64_t *ret)
@@ -199,10 +238,10 @@ int nb_gguf_array_i64(const struct nb_gguf *g, const char *key, uint64_t i, int6
     const struct nb_gguf_pair *p;
     uint64_t v;
     bool negative;
-    int r = element(g, key, true, i, &p);
-    if (r < 0)
-        return r;
-    if (!integer_of(p, i, &v, &negative) || (!negative && v > INT64_MAX))
+    int rc = element(g, key, true, i, &p);
+    if (rc < 0)
+        return rc;
+    if (!whole_of(p, i, &v, &negative) || (!negative && v > INT64_MAX))
         return -EINVAL;
     *ret = (int64_t)v;
     return 0;

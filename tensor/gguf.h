@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tensor/fail.h"
+
 enum nb_gguf_type {
     NB_GGUF_U8,
     NB_GGUF_I8,
@@ -40,14 +42,14 @@ struct nb_gguf;
 
 // Reads the header, metadata and tensor directory of `fd` by pread, whole, into private memory;
 // checks every count, length, alignment, overlap and bound against the file's size and fixed
-// limits. On failure `ret_error` (of `error_size` bytes) says in one line what is wrong and where.
+// limits. On failure `ret_error` says in one line what is wrong and where.
 // -EINVAL malformed, -ENOTSUP version or byte order, -EFBIG over a limit, or an errno of pread. The
 // fd is borrowed and needed no longer.
-int nb_gguf_open(int fd, struct nb_gguf **ret, char *ret_error, size_t error_size);
+int nb_gguf_open(int fd, struct nb_gguf **ret, struct nb_error *ret_error);
 // The same for the metadata section alone, as nb_gguf_metadata gave it (a packed model carries it
 // verbatim).
-int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret, char *ret_error,
-                           size_t error_size);
+int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret,
+                           struct nb_error *ret_error);
 void nb_gguf_close(struct nb_gguf *g); // NULL is fine
 
 // The raw bytes of the metadata section, from the magic to the end of the last key-value pair.
@@ -57,8 +59,8 @@ const struct nb_gguf_tensor *nb_gguf_tensor(const struct nb_gguf *g, uint64_t i)
 const struct nb_gguf_tensor *nb_gguf_find_tensor(const struct nb_gguf *g, const char *name);
 
 // Metadata by key. Each returns 0, -ENOENT (no such key) or -EINVAL (another type, or out of
-// range), and leaves ret_ untouched on failure. Integers of any width are converted when they fit;
-// floats from F32 or F64.
+// range), and leaves ret_ untouched on failure. A number is read whatever integer or float type it
+// comes in, when it fits: an integer from a float only where that has a whole value.
 int nb_gguf_u64(const struct nb_gguf *g, const char *key, uint64_t *ret);
 int nb_gguf_f64(const struct nb_gguf *g, const char *key, double *ret);
 int nb_gguf_bool(const struct nb_gguf *g, const char *key, bool *ret);
@@ -67,6 +69,7 @@ int nb_gguf_str(const struct nb_gguf *g, const char *key, struct nb_str *ret);
 // time).
 int nb_gguf_array(const struct nb_gguf *g, const char *key, enum nb_gguf_type *ret_type,
                   uint64_t *ret_n);
+int nb_gguf_array_bool(const struct nb_gguf *g, const char *key, uint64_t i, bool *ret);
 int nb_gguf_array_str(const struct nb_gguf *g, const char *key, uint64_t i, struct nb_str *ret);
 int nb_gguf_array_f64(const struct nb_gguf *g, const char *key, uint64_t i, double *ret);
 int nb_gguf_array_i64(const struct nb_gguf *g, const char *key, uint64_t i, int64_t *ret);

@@ -23,12 +23,11 @@ struct reader {
     uint64_t alignment;
     size_t pos;
     int error;
-    char *ret_error;
-    size_t error_size;
+    struct nb_error *ret_error;
 };
 
 #define FAIL(r, code, ...)                                                                         \
-    ((r)->error ? 0 : ((r)->error = nb_fail((r)->ret_error, (r)->error_size, code, __VA_ARGS__)))
+    ((r)->error ? 0 : ((r)->error = nb_fail((r)->ret_error, code, __VA_ARGS__)))
 
 #define STR(s) (int)(s).len, (s).data // for %.*s, of names that nb_name_ok saw
 
@@ -338,18 +337,14 @@ static void read_tensors(struct reader *r, uint64_t n)
 }
 
 // `size`: all that there is of it. The mapping costs address space alone until it is filled.
-static int begin(struct reader *r, int fd, uint64_t size, char *ret_error, size_t error_size)
+static int begin(struct reader *r, int fd, uint64_t size, struct nb_error *ret_error)
 {
     uint64_t limit = size < NB_GGUF_MAX_METADATA ? size : NB_GGUF_MAX_METADATA;
     struct nb_gguf *g = calloc(1, sizeof(*g));
-    *r = (struct reader){.g = g,
-                         .fd = fd,
-                         .file_size = size,
-                         .limit = limit,
-                         .ret_error = ret_error,
-                         .error_size = error_size};
+    *r = (struct reader){
+        .g = g, .fd = fd, .file_size = size, .limit = limit, .ret_error = ret_error};
     if (!g) {
-        nb_fail(ret_error, error_size, -ENOMEM, "no memory");
+        nb_fail(ret_error, -ENOMEM, "no memory");
         return -ENOMEM;
     }
     g->mapped = limit ? limit : 1;
@@ -357,7 +352,7 @@ static int begin(struct reader *r, int fd, uint64_t size, char *ret_error, size_
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (g->bytes == MAP_FAILED) {
         free(g);
-        nb_fail(ret_error, error_size, -ENOMEM, "no address space for the metadata");
+        nb_fail(ret_error, -ENOMEM, "no address space for the metadata");
         return -ENOMEM;
     }
     return 0;
@@ -380,17 +375,17 @@ static int end(struct reader *r, struct nb_gguf **ret)
     return 0;
 }
 
-int nb_gguf_open(int fd, struct nb_gguf **ret, char *ret_error, size_t error_size)
+int nb_gguf_open(int fd, struct nb_gguf **ret, struct nb_error *ret_error)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
-        return nb_fail(ret_error, error_size, -errno, "fstat: %s", strerror(errno));
+        return nb_fail(ret_error, -errno, "fstat: %s", strerror(errno));
     if (!S_ISREG(st.st_mode))
-        return nb_fail(ret_error, error_size, -EINVAL, "not a regular file");
+        return nb_fail(ret_error, -EINVAL, "not a regular file");
 
     struct reader r;
     uint64_t n_tensors, n_keys;
-    int error = begin(&r, fd, (uint64_t)st.st_size, ret_error, error_size);
+    int error = begin(&r, fd, (uint64_t)st.st_size, ret_error);
     if (error)
         return error;
     read_header(&r, &n_tensors, &n_keys);
@@ -401,15 +396,15 @@ int nb_gguf_open(int fd, struct nb_gguf **ret, char *ret_error, size_t error_siz
     return end(&r, ret);
 }
 
-int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret, char *ret_error,
-                           size_t error_size)
+int nb_gguf_parse_metadata(const void *data, size_t len, struct nb_gguf **ret,
+                           struct nb_error *ret_error)
 {
     struct reader r;
     uint64_t n_tensors, n_keys;
     if (len > NB_GGUF_MAX_METADATA)
-        return nb_fail(ret_error, error_size, -EFBIG, "the metadata is larger than %" PRIu64 " MiB",
+        return nb_fail(ret_error, -EFBIG, "the metadata is larger than %" PRIu64 " MiB",
                        NB_GGUF_MAX_METADATA >> 20);
-    int error = begin(&r, -1, len, ret_error, error_size);
+    int error = begin(&r, -1, len, ret_error);
     if (error)
         return error;
     if (len)

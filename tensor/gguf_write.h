@@ -3,15 +3,15 @@
 // should be 0.
 #pragma once
 
-#include "tensor/gguf.h"
+#include "tensor/gguf_kvs.h"
 
 struct nb_gguf_writer;
 
 int nb_gguf_writer_create(struct nb_gguf_writer **ret);
 void nb_gguf_writer_destroy(struct nb_gguf_writer *w); // NULL is fine
 
-// Metadata. A key that was put already keeps its first value: put overrides first, then copy the
-// rest. All return 0 or -ENOMEM, -EINVAL for a type that does not fit; after nb_gguf_begin -EINVAL.
+// Metadata, by the rules of gguf_kvs.h: put overrides first, then copy the rest. After
+// nb_gguf_begin -EINVAL.
 int nb_gguf_put(struct nb_gguf_writer *w, const char *key, enum nb_gguf_type type,
                 const void *value); // not strings
 int nb_gguf_put_str(struct nb_gguf_writer *w, const char *key, struct nb_str value);
@@ -33,3 +33,9 @@ int nb_gguf_add_tensor(struct nb_gguf_writer *w, const char *name, uint32_t type
 int nb_gguf_begin(struct nb_gguf_writer *w, int fd);
 int nb_gguf_write(struct nb_gguf_writer *w, const void *data, size_t len);
 int nb_gguf_end(struct nb_gguf_writer *w);
+
+// For a file that was written in part and is gone on with. The size of the whole file, before
+// nb_gguf_begin; 0 without memory.
+uint64_t nb_gguf_size(const struct nb_gguf_writer *w);
+// The next tensor is in the file already: goes past it. -EINVAL within one, or an errno of lseek.
+int nb_gguf_skip(struct nb_gguf_writer *w);

@@ -35,9 +35,9 @@ static int check(const struct nb_groupwise_shape *s)
 int nb_groupwise_init(const struct nb_groupwise_shape *shape, struct nb_layout *ret_layout,
                       struct nb_packed *ret, struct nb_groupwise_bytes *ret_bytes)
 {
-    int r = check(shape);
-    if (r < 0)
-        return r;
+    int rc = check(shape);
+    if (rc < 0)
+        return rc;
     uint32_t group = group_of(shape), cols = round_up((uint32_t)shape->cols, group);
     uint32_t groups = cols / group;
     const struct nb_layout layout = {.planes = shape->bits == 8 ? NB_PLANES_8 : NB_PLANES_4,

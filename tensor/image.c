@@ -15,9 +15,10 @@
 #include "tensor/fail.h"
 #include "tensor/gguf_private.h"
 #include "tensor/image_private.h"
+#include "tensor/pages.h"
 
 struct nb_image {
-    uint8_t *bytes; // the mapping
+    const uint8_t *bytes; // the mapping
     size_t size;
     struct nb_image_header head;
     uint8_t *directory; // private copy: entries, then names
@@ -29,17 +30,19 @@ struct nb_image {
 int nb_image_place(struct nb_image_entry *e, uint64_t *end, struct nb_packed *ret_packed)
 {
     uint64_t bytes;
+    if (e->n_dims < 1 || e->n_dims > 3 || e->dims[2] < 1 || e->dims[2] > NB_IMAGE_MAX_SLICES)
+        return -EINVAL;
     if (e->n_dims == 1) {
         if (!nb_type_info(e->type) || e->dims[0] == 0 || e->dims[0] > NB_IMAGE_MAX_VECTOR)
             return -EINVAL;
         bytes = e->dims[0] * sizeof(float);
-    } else if (e->n_dims == 2) {
-        int r = nb_packed_init(ret_packed, e->type, e->dims[1], e->dims[0]);
-        if (r < 0)
-            return r;
-        bytes = nb_packed_bytes(ret_packed);
     } else {
-        return -EINVAL;
+        int rc = nb_packed_init(ret_packed, e->type, e->dims[1], e->dims[0]);
+        if (rc < 0)
+            return rc;
+        // A slice has at most 2^53 bytes.
+        if (__builtin_mul_overflow(nb_packed_bytes(ret_packed), e->dims[2], &bytes))
+            return -EOVERFLOW;
     }
     e->offset = (*end + NB_IMAGE_ALIGNMENT - 1) / NB_IMAGE_ALIGNMENT * NB_IMAGE_ALIGNMENT;
     if (bytes > NB_IMAGE_MAX_BYTES || e->offset > NB_IMAGE_MAX_BYTES - bytes)
@@ -49,10 +52,9 @@ int nb_image_place(struct nb_image_entry *e, uint64_t *end, struct nb_packed *re
     return 0;
 }
 
-#define IMAGE_FAIL(code, ...) nb_fail(ret_error, error_size, code, "packed model: " __VA_ARGS__)
+#define IMAGE_FAIL(code, ...) nb_fail(ret_error, code, "packed model: " __VA_ARGS__)
 
-static int map_fd(struct nb_image *img, int fd, int require_seals, char *ret_error,
-                  size_t error_size)
+static int map_fd(struct nb_image *img, int fd, int require_seals, struct nb_error *ret_error)
 {
     const int seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
     struct stat st;
@@ -62,8 +64,8 @@ static int map_fd(struct nb_image *img, int fd, int require_seals, char *ret_err
         return IMAGE_FAIL(-errno, "fstat: %s", strerror(errno));
     if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < sizeof(img->head))
         return IMAGE_FAIL(-EINVAL, "not a regular file of at least %zu bytes", sizeof(img->head));
-    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (p == MAP_FAILED)
+    const void *p = nb_pages_map(fd, (size_t)st.st_size);
+    if (!p)
         return IMAGE_FAIL(-errno, "mmap of %" PRIu64 " bytes: %s", (uint64_t)st.st_size,
                           strerror(errno));
     img->bytes = p;
@@ -72,7 +74,7 @@ static int map_fd(struct nb_image *img, int fd, int require_seals, char *ret_err
 }
 
 // The sections stand in one order without gaps, so each check is an equality or one bound.
-static int check_header(struct nb_image *img, char *ret_error, size_t error_size)
+static int check_header(struct nb_image *img, struct nb_error *ret_error)
 {
     struct nb_image_header *h = &img->head;
     assert(img->bytes);
@@ -116,12 +118,17 @@ static int check_entry(const struct nb_image *img, const struct nb_image_entry *
             return -EINVAL;
         t->dims[d] = e->dims[d];
     }
-    t->packed.data = e->n_dims == 2 ? img->bytes + e->offset : NULL;
-    t->f32 = e->n_dims == 1 ? (const float *)(const void *)(img->bytes + e->offset) : NULL;
+    if (e->n_dims == 1) {
+        t->f32 = (const float *)(const void *)(img->bytes + e->offset);
+    } else {
+        t->packed.data = img->bytes + e->offset;
+        t->n_slices = (uint32_t)e->dims[2];
+        t->slice_bytes = nb_packed_bytes(&t->packed);
+    }
     return 0;
 }
 
-static int check_directory(struct nb_image *img, char *ret_error, size_t error_size)
+static int check_directory(struct nb_image *img, struct nb_error *ret_error)
 {
     const struct nb_image_header *h = &img->head;
     size_t entries = h->n_tensors * sizeof(struct nb_image_entry), len = entries + h->names_len;
@@ -146,23 +153,22 @@ static int check_directory(struct nb_image *img, char *ret_error, size_t error_s
     return 0;
 }
 
-int nb_image_map(int fd, int require_seals, struct nb_image **ret, char *ret_error,
-                 size_t error_size)
+int nb_image_map(int fd, int require_seals, struct nb_image **ret, struct nb_error *ret_error)
 {
     struct nb_image *img = calloc(1, sizeof(*img));
     if (!img)
         return IMAGE_FAIL(-ENOMEM, "no memory");
-    int r = map_fd(img, fd, require_seals, ret_error, error_size);
-    if (r >= 0)
-        r = check_header(img, ret_error, error_size);
-    if (r >= 0)
-        r = check_directory(img, ret_error, error_size);
-    if (r >= 0)
-        r = nb_gguf_parse_metadata(img->bytes + sizeof(img->head), img->head.metadata_len,
-                                   &img->metadata, ret_error, error_size);
-    if (r < 0) {
+    int rc = map_fd(img, fd, require_seals, ret_error);
+    if (rc >= 0)
+        rc = check_header(img, ret_error);
+    if (rc >= 0)
+        rc = check_directory(img, ret_error);
+    if (rc >= 0)
+        rc = nb_gguf_parse_metadata(img->bytes + sizeof(img->head), img->head.metadata_len,
+                                    &img->metadata, ret_error);
+    if (rc < 0) {
         nb_image_unmap(img);
-        return r;
+        return rc;
     }
     *ret = img;
     return 0;
@@ -177,7 +183,7 @@ void nb_image_unmap(struct nb_image *img)
     free(img->tensors);
     free(img->directory);
     if (img->bytes)
-        munmap(img->bytes, img->size);
+        munmap((void *)(uintptr_t)img->bytes, img->size);
     free(img);
 }
 

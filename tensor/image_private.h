@@ -8,6 +8,7 @@
 #define NB_IMAGE_ALIGNMENT  64
 #define NB_IMAGE_MAX_BYTES  ((uint64_t)1 << 46)
 #define NB_IMAGE_MAX_VECTOR ((uint64_t)1 << 24) // elements of a one-dimensional tensor
+#define NB_IMAGE_MAX_SLICES 65536               // matrices of a three-dimensional tensor
 
 struct nb_image_header {
     char magic[8];
@@ -32,6 +33,6 @@ _Static_assert(sizeof(struct nb_image_header) == 64 && sizeof(struct nb_image_en
                "an image has no padding");
 
 // Where a tensor of this type and shape lies when the one before ends at *end: sets offset and
-// bytes, moves *end, and fills ret_packed for matrices. Both packing and mapping use it. -EINVAL,
-// -EOVERFLOW for what an image cannot hold.
+// bytes, moves *end, and fills ret_packed (a slice) of all but vectors. Both packing and mapping
+// use it. -EINVAL, -EOVERFLOW for what an image cannot hold.
 int nb_image_place(struct nb_image_entry *e, uint64_t *end, struct nb_packed *ret_packed);

@@ -239,24 +239,24 @@ void nb_layout_unpack_row(const struct nb_packed *p, uint32_t row, void *dst)
     }
 }
 
-static void decode_floats(const struct nb_packed *p, const uint8_t *elements, float *dst)
+static void dequantize_floats(const struct nb_packed *p, const uint8_t *elements, float *dst)
 {
     const struct nb_type_info *info = nb_type_info(p->layout->type);
     for (size_t k = 0; k < p->cols; k++)
-        info->decode(elements + k * ROWS * info->bytes, dst + k, 1);
+        info->dequantize(elements + k * ROWS * info->bytes, dst + k, 1);
 }
 
-void nb_layout_decode_row(const struct nb_packed *p, uint32_t row, float *dst)
+void nb_layout_dequantize_row(const struct nb_packed *p, uint32_t row, float *dst)
 {
     const struct nb_layout *l = p->layout;
     const uint8_t *group = p->data + row / ROWS * p->stride;
     if (!l->scale_block) {
-        decode_floats(p, group + (size_t)row % ROWS * nb_type_info(l->type)->bytes, dst);
+        dequantize_floats(p, group + (size_t)row % ROWS * nb_type_info(l->type)->bytes, dst);
         return;
     }
     struct nb_block b;
     for (size_t i = 0; i < p->cols / l->scale_block; i++) {
         get_block(p, group, i, row % ROWS, &b);
-        nb_block_decode(l, &b, dst + i * l->scale_block);
+        nb_block_dequantize(l, &b, dst + i * l->scale_block);
     }
 }

@@ -97,4 +97,4 @@ void nb_layout_pack(const struct nb_packed *p, const void *src, uint8_t *dst, ui
                     uint32_t n_groups);
 // One row back to the file's bytes (unpack), or straight to floats (the kernels' reference).
 void nb_layout_unpack_row(const struct nb_packed *p, uint32_t row, void *dst);
-void nb_layout_decode_row(const struct nb_packed *p, uint32_t row, float *dst);
+void nb_layout_dequantize_row(const struct nb_packed *p, uint32_t row, float *dst);

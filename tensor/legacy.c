@@ -219,7 +219,7 @@ static void parts_q8_0(const float *x, struct nb_block *b)
     }
 }
 
-void nb_encode_q4_0(const float *src, void *dst, size_t n_blocks)
+void nb_quantize_q4_0(const float *src, void *dst, size_t n_blocks)
 {
     struct nb_block b;
     for (size_t i = 0; i < n_blocks; i++) {
@@ -228,7 +228,7 @@ void nb_encode_q4_0(const float *src, void *dst, size_t n_blocks)
     }
 }
 
-void nb_encode_q4_1(const float *src, void *dst, size_t n_blocks)
+void nb_quantize_q4_1(const float *src, void *dst, size_t n_blocks)
 {
     struct nb_block b;
     for (size_t i = 0; i < n_blocks; i++) {
@@ -237,7 +237,7 @@ void nb_encode_q4_1(const float *src, void *dst, size_t n_blocks)
     }
 }
 
-void nb_encode_q5_0(const float *src, void *dst, size_t n_blocks)
+void nb_quantize_q5_0(const float *src, void *dst, size_t n_blocks)
 {
     struct nb_block b;
     for (size_t i = 0; i < n_blocks; i++) {
@@ -246,7 +246,7 @@ void nb_encode_q5_0(const float *src, void *dst, size_t n_blocks)
     }
 }
 
-void nb_encode_q5_1(const float *src, void *dst, size_t n_blocks)
+void nb_quantize_q5_1(const float *src, void *dst, size_t n_blocks)
 {
     struct nb_block b;
     for (size_t i = 0; i < n_blocks; i++) {
@@ -255,7 +255,7 @@ void nb_encode_q5_1(const float *src, void *dst, size_t n_blocks)
     }
 }
 
-void nb_encode_q8_0(const float *src, void *dst, size_t n_blocks)
+void nb_quantize_q8_0(const float *src, void *dst, size_t n_blocks)
 {
     struct nb_block b;
     for (size_t i = 0; i < n_blocks; i++) {

@@ -5,7 +5,7 @@
 
 #include "tensor/block.h"
 
-static void decode_blocks(uint32_t type, const uint8_t *src, float *dst, size_t n_blocks)
+static void dequantize_blocks(uint32_t type, const uint8_t *src, float *dst, size_t n_blocks)
 {
     const struct nb_type_info *info = nb_type_info(type);
     const struct nb_layout *layout = nb_layout_of(type);
@@ -13,50 +13,50 @@ static void decode_blocks(uint32_t type, const uint8_t *src, float *dst, size_t 
     struct nb_block b;
     for (size_t i = 0; i < n_blocks; i++) {
         codec->split(src + i * info->bytes, &b);
-        nb_block_decode(layout, &b, dst + i * info->block);
+        nb_block_dequantize(layout, &b, dst + i * info->block);
     }
 }
 
-#define DECODER(T)                                                                                 \
-    static void decode_##T(const void *src, float *dst, size_t n_blocks)                           \
+#define DEQUANTIZER(T)                                                                             \
+    static void dequantize_##T(const void *src, float *dst, size_t n_blocks)                       \
     {                                                                                              \
-        decode_blocks(NB_TYPE_##T, src, dst, n_blocks);                                            \
+        dequantize_blocks(NB_TYPE_##T, src, dst, n_blocks);                                        \
     }
 
-DECODER(Q4_0)
-DECODER(Q4_1)
-DECODER(Q5_0)
-DECODER(Q5_1)
-DECODER(Q8_0)
-DECODER(Q2_K)
-DECODER(Q3_K)
-DECODER(Q4_K)
-DECODER(Q5_K)
-DECODER(Q6_K)
-DECODER(IQ4_NL)
-DECODER(IQ4_XS)
-DECODER(Q2_0)
+DEQUANTIZER(Q4_0)
+DEQUANTIZER(Q4_1)
+DEQUANTIZER(Q5_0)
+DEQUANTIZER(Q5_1)
+DEQUANTIZER(Q8_0)
+DEQUANTIZER(Q2_K)
+DEQUANTIZER(Q3_K)
+DEQUANTIZER(Q4_K)
+DEQUANTIZER(Q5_K)
+DEQUANTIZER(Q6_K)
+DEQUANTIZER(IQ4_NL)
+DEQUANTIZER(IQ4_XS)
+DEQUANTIZER(Q2_0)
 
-#define TYPE(T, block, bytes, decode, encode)                                                      \
-    [NB_TYPE_##T] = {#T, NB_TYPE_##T, block, bytes, decode, encode}
+#define TYPE(T, block, bytes, dequantize, quantize)                                                \
+    [NB_TYPE_##T] = {#T, NB_TYPE_##T, block, bytes, dequantize, quantize}
 
 static const struct nb_type_info types[] = {
-    TYPE(F32, 1, 4, nb_decode_f32, nb_encode_f32),
-    TYPE(F16, 1, 2, nb_decode_f16, nb_encode_f16),
-    TYPE(BF16, 1, 2, nb_decode_bf16, nb_encode_bf16),
-    TYPE(Q4_0, 32, 18, decode_Q4_0, nb_encode_q4_0),
-    TYPE(Q4_1, 32, 20, decode_Q4_1, nb_encode_q4_1),
-    TYPE(Q5_0, 32, 22, decode_Q5_0, nb_encode_q5_0),
-    TYPE(Q5_1, 32, 24, decode_Q5_1, nb_encode_q5_1),
-    TYPE(Q8_0, 32, 34, decode_Q8_0, nb_encode_q8_0),
-    TYPE(Q2_K, 256, 84, decode_Q2_K, NULL),
-    TYPE(Q3_K, 256, 110, decode_Q3_K, NULL),
-    TYPE(Q4_K, 256, 144, decode_Q4_K, NULL),
-    TYPE(Q5_K, 256, 176, decode_Q5_K, NULL),
-    TYPE(Q6_K, 256, 210, decode_Q6_K, NULL),
-    TYPE(IQ4_NL, 32, 18, decode_IQ4_NL, NULL),
-    TYPE(IQ4_XS, 256, 136, decode_IQ4_XS, NULL),
-    TYPE(Q2_0, 64, 18, decode_Q2_0, NULL),
+    TYPE(F32, 1, 4, nb_dequantize_f32, nb_quantize_f32),
+    TYPE(F16, 1, 2, nb_dequantize_f16, nb_quantize_f16),
+    TYPE(BF16, 1, 2, nb_dequantize_bf16, nb_quantize_bf16),
+    TYPE(Q4_0, 32, 18, dequantize_Q4_0, nb_quantize_q4_0),
+    TYPE(Q4_1, 32, 20, dequantize_Q4_1, nb_quantize_q4_1),
+    TYPE(Q5_0, 32, 22, dequantize_Q5_0, nb_quantize_q5_0),
+    TYPE(Q5_1, 32, 24, dequantize_Q5_1, nb_quantize_q5_1),
+    TYPE(Q8_0, 32, 34, dequantize_Q8_0, nb_quantize_q8_0),
+    TYPE(Q2_K, 256, 84, dequantize_Q2_K, NULL),
+    TYPE(Q3_K, 256, 110, dequantize_Q3_K, NULL),
+    TYPE(Q4_K, 256, 144, dequantize_Q4_K, NULL),
+    TYPE(Q5_K, 256, 176, dequantize_Q5_K, NULL),
+    TYPE(Q6_K, 256, 210, dequantize_Q6_K, NULL),
+    TYPE(IQ4_NL, 32, 18, dequantize_IQ4_NL, NULL),
+    TYPE(IQ4_XS, 256, 136, dequantize_IQ4_XS, NULL),
+    TYPE(Q2_0, 64, 18, dequantize_Q2_0, NULL),
 };
 
 // Every type that GGUF has defined, those withdrawn included.

@@ -1,5 +1,5 @@
-// The types a weight may have in a file: sizes, names, scalar decode and encode. The numbers are
-// GGUF's own. This is the oracle of every kernel; it is not meant to be fast.
+// The types a weight may have in a file: sizes, names, scalar dequantize and quantize. The numbers
+// are GGUF's own. This is the oracle of every kernel; it is not meant to be fast.
 #pragma once
 
 #include <stddef.h>
@@ -22,6 +22,7 @@ enum nb_type {
     NB_TYPE_IQ4_XS = 23,
     NB_TYPE_BF16 = 30,
     NB_TYPE_Q2_0 = 42,
+    NB_TYPE_END, // past the largest
 };
 
 struct nb_type_info {
@@ -31,8 +32,8 @@ struct nb_type_info {
     uint32_t bytes; // bytes of a block
     // n_blocks consecutive blocks to block * n_blocks floats, and back; encode is NULL where we
     // have no encoder.
-    void (*decode)(const void *src, float *dst, size_t n_blocks);
-    void (*encode)(const float *src, void *dst, size_t n_blocks);
+    void (*dequantize)(const void *src, float *dst, size_t n_blocks);
+    void (*quantize)(const float *src, void *dst, size_t n_blocks);
 };
 
 // NULL for a type that Nibble does not load.

@@ -1,7 +1,8 @@
 // Makes the GGUF files that tests need: `make-gguf convert IN OUT TYPE` rewrites a model's matrices
 // in another type (to F32 for the float oracles, or rounded to nearest), `make-gguf random OUT TYPE
-// [SEED]` makes a small random llama with a byte-level tokenizer, of any type that Nibble loads.
-// Not the product's quantizer: that one is `nibble compress`.
+// [SEED [NORM VALUE]]` makes a small random llama with a byte-level tokenizer, of any type that
+// Nibble loads, one of whose norms has weights that are all VALUE. Not the product's quantizer:
+// that one is `nibble compress`.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,14 +10,15 @@
 #include <unistd.h>
 
 #include "tensor/block.h"
+#include "tensor/fail.h"
 #include "tensor/gguf_write.h"
 
 #define STR(s) ((struct nb_str){(s), strlen(s)})
 
-static void check(int r, const char *what)
+static void check(int rc, const char *what)
 {
-    if (r < 0) {
-        fprintf(stderr, "make-gguf: %s: %s\n", what, strerror(-r));
+    if (rc < 0) {
+        fprintf(stderr, "make-gguf: %s: %s\n", what, strerror(-rc));
         exit(1);
     }
 }
@@ -76,8 +78,8 @@ static void convert_tensor(struct nb_gguf_writer *w, int fd, const struct nb_ggu
     for (uint64_t r = 0; r < t->bytes / in; r++) {
         ssize_t n = pread(fd, source, in, (off_t)(t->offset + r * in));
         check(n == (ssize_t)in ? 0 : -5, "reading the source");
-        from->decode(source, row, cols / from->block);
-        to->encode(row, encoded, cols / to->block);
+        from->dequantize(source, row, cols / from->block);
+        to->quantize(row, encoded, cols / to->block);
         check(nb_gguf_write(w, encoded, out), "writing");
     }
     free(source);
@@ -101,13 +103,14 @@ static void add_converted(struct nb_gguf_writer *w, const struct nb_gguf_tensor 
 
 static int convert(const char *in, const char *out, const struct nb_type_info *wanted)
 {
-    char error[256] = "";
+    struct nb_error error = {""};
     struct nb_gguf *g;
     struct nb_gguf_writer *w;
     int fd = open(in, O_RDONLY | O_CLOEXEC);
     check(fd < 0 ? -2 : 0, in);
-    if (nb_gguf_open(fd, &g, error, sizeof(error)) < 0 || !wanted->encode) {
-        fprintf(stderr, "make-gguf: %s: %s\n", in, *error ? error : "no encoder for that type");
+    if (nb_gguf_open(fd, &g, &error) < 0 || !wanted->quantize) {
+        fprintf(stderr, "make-gguf: %s: %s\n", in,
+                *error.text ? error.text : "no encoder for that type");
         return 1;
     }
     check(nb_gguf_writer_create(&w), "writer");
@@ -175,18 +178,23 @@ static void write_random(struct nb_gguf_writer *w, const struct nb_type_info *t,
     for (uint64_t i = 0; i < n / t->block; i++) {
         for (unsigned k = 0; k < t->block; k++)
             values[k] = random_weight();
-        if (t->encode)
-            t->encode(values, block, 1);
+        if (t->quantize)
+            t->quantize(values, block, 1);
         else
             random_block(t, block);
         check(nb_gguf_write(w, block, t->bytes), "writing");
     }
 }
 
-static void write_ones(struct nb_gguf_writer *w, uint64_t n)
+static const char *loud; // a norm whose weights are all `loud_value`; NULL: none
+static float loud_value;
+
+static void write_ones(struct nb_gguf_writer *w, const char *name, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++) {
         float v = 1 + random_weight();
+        if (loud && !strcmp(loud, name))
+            v = loud_value;
         check(nb_gguf_write(w, &v, sizeof(v)), "writing");
     }
 }
@@ -202,15 +210,21 @@ static const struct {
 
 #define N_SHAPES (sizeof(shapes) / sizeof(shapes[0]))
 
+static const char *tensor_name(unsigned layer, unsigned shape)
+{
+    static char name[64];
+    snprintf(name, sizeof(name), "blk.%u.%s.weight", layer, shapes[shape].name);
+    return name;
+}
+
 static void add_random(struct nb_gguf_writer *w, const struct nb_type_info *t)
 {
     check(nb_gguf_add_tensor(w, "token_embd.weight", t->type, 2, (uint64_t[]){EMBED, VOCAB}),
           "add");
     for (unsigned layer = 0; layer < LAYERS; layer++)
         for (unsigned s = 0; s < N_SHAPES; s++) {
-            char name[64];
+            const char *name = tensor_name(layer, s);
             uint64_t dims[2] = {shapes[s].cols, shapes[s].rows};
-            snprintf(name, sizeof(name), "blk.%u.%s.weight", layer, shapes[s].name);
             uint32_t type = shapes[s].rows ? t->type : NB_TYPE_F32;
             check(nb_gguf_add_tensor(w, name, type, shapes[s].rows ? 2 : 1, dims), name);
         }
@@ -300,9 +314,9 @@ static int make_random(const char *out, const struct nb_type_info *t, uint64_t s
         if (rows)
             write_random(w, t, cols * rows);
         else
-            write_ones(w, cols);
+            write_ones(w, tensor_name(s / N_SHAPES, s % N_SHAPES), cols);
     }
-    write_ones(w, EMBED);
+    write_ones(w, "output_norm.weight", EMBED);
     check(nb_gguf_end(w), out);
     check(close(fd), out);
     nb_gguf_writer_destroy(w);
@@ -313,9 +327,14 @@ int main(int argc, char **argv)
 {
     if (argc == 5 && strcmp(argv[1], "convert") == 0)
         return convert(argv[2], argv[3], type_named(argv[4]));
-    if ((argc == 4 || argc == 5) && strcmp(argv[1], "random") == 0)
+    if (argc == 7) {
+        loud = argv[5];
+        loud_value = strtof(argv[6], NULL);
+    }
+    if ((argc == 4 || argc == 5 || argc == 7) && strcmp(argv[1], "random") == 0)
         return make_random(argv[2], type_named(argv[3]),
-                           argc == 5 ? strtoull(argv[4], NULL, 10) : 1);
-    fprintf(stderr, "usage: make-gguf convert IN OUT TYPE | make-gguf random OUT TYPE [SEED]\n");
+                           argc > 4 ? strtoull(argv[4], NULL, 10) : 1);
+    fprintf(stderr, "usage: make-gguf convert IN OUT TYPE | "
+                    "make-gguf random OUT TYPE [SEED [NORM VALUE]]\n");
     return 2;
 }

@@ -4,16 +4,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "daemon/worker/operators.h"
+#include "daemon/worker/embed.h"
+#include "daemon/worker/matrices.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/worker.h"
 #include "engine/engine.h"
+#include "libclient/sentence.h"
 
 // More than all jobs of a channel can bring in one step. A replay whose client wants its texts
 // again is the only other way to get there.
@@ -48,12 +53,13 @@ int nb_channel_open(const struct nb_link_channel_add *add, int memfd, int sock,
     c->arena_bytes = add->arena_bytes;
     c->awaited = add->memories;
     c->map_bytes = NB_CHANNEL_BYTES(add->arena_bytes);
-    int r = map_memory(c, memfd);
-    if (r < 0) {
+    int rc = map_memory(c, memfd);
+    if (rc < 0) {
         free(c);
-        return r;
+        return rc;
     }
     c->sock = sock;
+    c->uid = add->uid;
     for (uint32_t i = 0; i < NB_SESSIONS_MAX; i++)
         c->sessions[i].channel = c;
     close(memfd);
@@ -76,19 +82,17 @@ void nb_channel_close_session(struct nb_channel *c, uint32_t id)
 
 void nb_channel_close(struct nb_channel *c)
 {
-    if (!c)
-        return;
     for (uint32_t i = 0; i < NB_JOBS_MAX; i++)
         if (c->jobs[i].user_data)
             nb_job_drop(&c->jobs[i]);
     for (uint32_t i = 0; i < NB_SESSIONS_MAX; i++)
         nb_channel_close_session(c, i);
-    nb_kept_drop(c, 0);
+    nb_embed_close(c);
+    nb_packed_matrices_drop(c, 0);
     for (uint32_t i = 0; i < NB_MEMORIES_MAX; i++)
         nb_region_close(&c->regions[i]);
     free(c->backlog);
     munmap(c->map, c->map_bytes);
-    close(c->sock);
     free(c);
 }
 
@@ -200,18 +204,30 @@ void *nb_channel_range(const struct nb_channel *c, uint64_t offset, uint64_t len
     return (uint8_t *)c->map + NB_CHANNEL_ARENA_OFFSET + offset;
 }
 
-int nb_channel_copy(const struct nb_channel *c, uint64_t offset, uint64_t len, size_t align,
-                    void **ret)
+int nb_channel_copy(struct nb_channel *c, const char *what, uint64_t offset, uint64_t len,
+                    size_t align, void **ret)
 {
     const void *from = nb_channel_range(c, offset, len, align);
     if (!from)
-        return -EINVAL;
+        return nb_refuse(c, -EINVAL,
+                         "%s of %" PRIu64 " bytes at %" PRIu64 ": not all within the %" PRIu64
+                         " of the arena, aligned to %zu",
+                         what, len, offset, c->arena_bytes, align);
     char *copy = malloc(len + 1);
     if (!copy)
-        return -ENOMEM;
+        return nb_refuse(c, -ENOMEM, "no memory for a copy of %s of %" PRIu64 " bytes", what, len);
     memcpy(copy, from, len);
     copy[len] = 0;
     atomic_signal_fence(memory_order_seq_cst);
     *ret = copy;
     return 0;
+}
+
+void nb_reason(struct nb_channel *c, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(c->reason, sizeof(c->reason), format, arguments);
+    va_end(arguments);
+    nb_sentence_clean(c->reason, sizeof(c->reason));
 }

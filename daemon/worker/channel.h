@@ -27,6 +27,7 @@ struct nb_channel {
     struct nb_worker_model *model;
     struct nb_page_channel *page;
     int sock;
+    uint32_t uid;
 
     void *map;
     uint64_t map_bytes, arena_bytes;
@@ -38,25 +39,29 @@ struct nb_channel {
     struct nb_completion *backlog;
     size_t backlog_n, backlog_capacity;
 
-    bool held;   // its sessions are parked until the client reads
-    bool broken; // it broke the protocol or hung up: to be closed
-    bool posted; // completions since the last wake
+    bool held;                      // its sessions are parked until the client reads
+    bool broken;                    // it broke the protocol or hung up: to be closed
+    bool posted;                    // completions since the last wake
+    char reason[NB_REASON_MAX + 1]; // of the failure that is being told, if it has one
     struct nb_session sessions[NB_SESSIONS_MAX];
     struct nb_job jobs[NB_JOBS_MAX];
     uint32_t n_jobs;
-    uint64_t text_bytes; // of texts that wait to be tokenized
+    uint64_t text_bytes; // of texts that wait to be tokenized or embedded
 
     struct nb_region regions[NB_MEMORIES_MAX];
-    uint32_t awaited;           // regions that must come before a submission is taken
-    struct nb_work *first_work; // operators' jobs, in order
-    struct nb_kept *kept;       // packed matrices of constant regions
+    uint32_t awaited;                       // regions that must come before a submission is taken
+    struct nb_matrix_job *first_matrix_job; // in order
+    struct nb_packed_matrix *packed;        // copies of matrices in constant regions
+    struct nb_embed *first_embed;           // a job whose texts have tokens, in order
+    struct nb_lane *lanes;                  // NB_EMBED_LANES, or NULL before the first such job
 };
 
 // Checks seals and size, then maps. The fds are the channel's on success. -EPERM without the seals,
 // -EINVAL for another size than the broker's message says, or an errno.
 int nb_channel_open(const struct nb_link_channel_add *add, int memfd, int sock,
                     struct nb_channel **ret);
-// Cancels every job without a word, frees every sequence, unmaps. NULL is fine.
+// Cancels every job without a word, frees every sequence, unmaps. Its socket is the caller's to
+// close.
 void nb_channel_close(struct nb_channel *c);
 
 // Cancels the session's job and forgets its sequence; one that is not in use is fine.
@@ -77,6 +82,13 @@ void nb_channel_wake(struct nb_channel *c);
 // `len` bytes at `offset` of the arena, or NULL when they are not all inside or not aligned. To
 // write to, or to copy from once.
 void *nb_channel_range(const struct nb_channel *c, uint64_t offset, uint64_t len, size_t align);
-// A private copy, one NUL longer, in *ret (free it). -EINVAL outside the arena, -ENOMEM.
-int nb_channel_copy(const struct nb_channel *c, uint64_t offset, uint64_t len, size_t align,
-                    void **ret);
+// A private copy, one NUL longer, in *ret (free it). -EINVAL outside the arena, -ENOMEM; refused
+// with `what` it is.
+int nb_channel_copy(struct nb_channel *c, const char *what, uint64_t offset, uint64_t len,
+                    size_t align, void **ret);
+
+// Keeps the sentence for the client that goes with a failure. The next DONE takes it along if it
+// fails (nb_job_done, nb_job_refuse).
+__attribute__((format(printf, 2, 3))) void nb_reason(struct nb_channel *c, const char *format, ...);
+// The same, and returns the status.
+#define nb_refuse(c, status, ...) (nb_reason(c, __VA_ARGS__), (status))

@@ -75,43 +75,44 @@ static int allow(int rules, uint64_t handled, const char *path, uint64_t access)
         access &= OF_A_FILE;
     const struct landlock_path_beneath_attr rule = {.allowed_access = access & handled,
                                                     .parent_fd = fd};
-    int r = syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &rule, 0) < 0 ? -errno
-                                                                                            : 0;
+    int rc = syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &rule, 0) < 0
+                 ? -errno
+                 : 0;
     close(fd);
-    return r;
+    return rc;
 }
 
 static int allow_pattern(int rules, uint64_t handled, const char *pattern, uint64_t access)
 {
     glob_t found;
-    int r = glob(pattern, GLOB_NOSORT, NULL, &found);
-    if (r)
-        return r == GLOB_NOMATCH ? 0 : -ENOMEM;
-    for (size_t i = 0; i < found.gl_pathc && r == 0; i++)
-        r = allow(rules, handled, found.gl_pathv[i], access);
+    int rc = glob(pattern, GLOB_NOSORT, NULL, &found);
+    if (rc)
+        return rc == GLOB_NOMATCH ? 0 : -ENOMEM;
+    for (size_t i = 0; i < found.gl_pathc && rc == 0; i++)
+        rc = allow(rules, handled, found.gl_pathv[i], access);
     globfree(&found);
-    return r;
+    return rc;
 }
 
 static int allow_named(int rules, uint64_t handled, const char *list, uint64_t access)
 {
     char *copy = strdup(list ? list : ""), *rest = NULL;
-    int r = copy ? 0 : -ENOMEM;
-    for (char *path = copy ? strtok_r(copy, ":", &rest) : NULL; path && r == 0;
+    int rc = copy ? 0 : -ENOMEM;
+    for (char *path = copy ? strtok_r(copy, ":", &rest) : NULL; path && rc == 0;
          path = strtok_r(NULL, ":", &rest))
-        r = allow(rules, handled, path, access);
+        rc = allow(rules, handled, path, access);
     free(copy);
-    return r;
+    return rc;
 }
 
 static int fill(int rules, uint64_t handled)
 {
-    int r = 0;
-    for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]) && r == 0; i++)
-        r = allow_pattern(rules, handled, paths[i].path, paths[i].access);
-    for (size_t i = 0; i < sizeof(named) / sizeof(named[0]) && r == 0; i++)
-        r = allow_named(rules, handled, getenv(named[i].variable), named[i].access);
-    return r;
+    int rc = 0;
+    for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]) && rc == 0; i++)
+        rc = allow_pattern(rules, handled, paths[i].path, paths[i].access);
+    for (size_t i = 0; i < sizeof(named) / sizeof(named[0]) && rc == 0; i++)
+        rc = allow_named(rules, handled, getenv(named[i].variable), named[i].access);
+    return rc;
 }
 
 int nb_sandbox_files(void)
@@ -129,11 +130,11 @@ int nb_sandbox_files(void)
     int rules = (int)syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0);
     if (rules < 0)
         return -errno;
-    int r = fill(rules, attr.handled_access_fs);
-    if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        r = -errno;
-    if (r == 0 && syscall(SYS_landlock_restrict_self, rules, 0) < 0)
-        r = -errno;
+    int rc = fill(rules, attr.handled_access_fs);
+    if (rc == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        rc = -errno;
+    if (rc == 0 && syscall(SYS_landlock_restrict_self, rules, 0) < 0)
+        rc = -errno;
     close(rules);
-    return r;
+    return rc;
 }

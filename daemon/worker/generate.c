@@ -2,16 +2,21 @@
 // generation that is submitted again after a worker's death replays the tokens it had: the same
 // text comes of them, and what the client has of it is not sent twice.
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/worker/ops.h"
+#include "daemon/worker/submissions.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/stream.h"
 #include "daemon/worker/worker.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
+#include "libclient/sampling.h"
+#include "tensor/fail.h"
 
 #define FLAGS (NB_GENERATE_IGNORE_EOS | NB_GENERATE_LOGPROBS)
+
+_Static_assert(NB_SAMPLING_WINDOW_MAX == NB_REPEAT_WINDOW_MAX, "what a client is told");
 
 // --- text to completions
 
@@ -27,11 +32,12 @@ static size_t piece_of(const char *text, size_t len)
     return n ? n : most;
 }
 
-static void post_text(struct nb_job *job, struct nb_completion *first, struct nb_str text)
+// Text of one kind: `first` with its beginning, the rest in TEXTs of that kind.
+static void post_text(struct nb_job *job, const struct nb_completion *first, struct nb_str text)
 {
     struct nb_completion completion = *first;
-    bool more = first->kind == NB_COMPLETION_TOKEN || text.len;
-    while (more) {
+    completion.a = first->kind == NB_COMPLETION_TOKEN ? (uint32_t)text.len : 0;
+    do {
         size_t n = piece_of(text.data, text.len);
         memset(completion.text, 0, sizeof(completion.text));
         if (n)
@@ -40,16 +46,22 @@ static void post_text(struct nb_job *job, struct nb_completion *first, struct nb
         nb_channel_post(job->channel, &completion);
         text.data += n;
         text.len -= n;
-        completion =
-            (struct nb_completion){.user_data = job->user_data, .kind = NB_COMPLETION_TEXT};
-        more = text.len > 0;
-    }
+        completion = (struct nb_completion){
+            .user_data = job->user_data, .kind = NB_COMPLETION_TEXT, .b = first->b};
+    } while (text.len > 0);
 }
 
+// All that the stream has ready, as text alone.
 static void post_rest(struct nb_job *job)
 {
-    struct nb_completion text = {.user_data = job->user_data, .kind = NB_COMPLETION_TEXT};
-    post_text(job, &text, nb_stream_end(job->stream));
+    struct nb_str text;
+    bool reasoning;
+    while (nb_stream_next(job->stream, &text, &reasoning)) {
+        const struct nb_completion completion = {.user_data = job->user_data,
+                                                 .kind = NB_COMPLETION_TEXT,
+                                                 .b = reasoning ? NB_TEXT_REASONING : 0};
+        post_text(job, &completion, text);
+    }
 }
 
 // --- the engine's events
@@ -57,19 +69,22 @@ static void post_rest(struct nb_job *job)
 void nb_generate_token(struct nb_job *job, int32_t token, float logprob)
 {
     struct nb_str text;
-    bool stopped = nb_stream_token(job->stream, token, &text);
+    bool reasoning, stopped = nb_stream_token(job->stream, token);
     job->generated++;
     if (!job->first_ns)
         job->first_ns = nb_now_ns();
-    struct nb_completion completion = {
+    if (!nb_stream_next(job->stream, &text, &reasoning))
+        reasoning = nb_stream_reasons(job->stream);
+    const struct nb_completion completion = {
         .user_data = job->user_data,
         .kind = NB_COMPLETION_TOKEN,
         .token = token,
         .logprob = logprob,
-        .a = (uint32_t)text.len,
+        .b = reasoning ? NB_TEXT_REASONING : 0,
     };
     atomic_fetch_add_explicit(&job->channel->page->tokens, 1, memory_order_relaxed);
     post_text(job, &completion, text);
+    post_rest(job);
     if (!stopped)
         return;
     nb_sequence_stop(job->session->sequence);
@@ -78,14 +93,21 @@ void nb_generate_token(struct nb_job *job, int32_t token, float logprob)
 
 void nb_generate_finished(struct nb_job *job, enum nb_finish why, int error)
 {
+    const int32_t status = error == -EBADMSG ? NIBBLE_E_FORMAT : error;
     static const enum nibble_finish finishes[] = {
         [NB_FINISH_NONE] = NIBBLE_FINISH_NONE,     [NB_FINISH_EOS] = NIBBLE_FINISH_EOS,
         [NB_FINISH_LENGTH] = NIBBLE_FINISH_LENGTH, [NB_FINISH_CONTEXT] = NIBBLE_FINISH_CONTEXT,
         [NB_FINISH_SCORED] = NIBBLE_FINISH_NONE,   [NB_FINISH_ERROR] = NIBBLE_FINISH_ERROR,
     };
-    if (job->stream)
+    if (job->stream) {
+        nb_stream_end(job->stream);
         post_rest(job);
-    nb_job_finish(job, error, finishes[why]);
+    }
+    if (error) {
+        const char *why_not = nb_sequence_error(job->session->sequence);
+        nb_reason(job->channel, "%s", *why_not ? why_not : strerror(-error));
+    }
+    nb_job_finish(job, status, finishes[why]);
 }
 
 // --- the descriptor
@@ -94,14 +116,24 @@ static int make_stream(struct nb_job *job, const struct nb_desc_generate *d)
 {
     const struct nb_tokenizer *tokenizer = nb_model_tokenizer(job->channel->model->model);
     void *stops;
-    if (d->n_stop > NB_STOP_MAX || d->stop_len > NB_STOP_MAX * (4 + NB_STOP_LEN_MAX))
-        return -EINVAL;
-    int r = nb_channel_copy(job->channel, d->stop, d->stop_len, 1, &stops);
-    if (r < 0)
-        return r;
-    r = nb_stream_create(tokenizer, stops, d->stop_len, d->n_stop, d->text_skip, &job->stream);
+    struct nb_error error;
+    if (d->n_stop > NB_STOP_MAX)
+        return nb_refuse(job->channel, -EINVAL, "%u stop strings: at most %u", d->n_stop,
+                         NB_STOP_MAX);
+    if (d->stop_len > NB_STOP_MAX * (4 + NB_STOP_LEN_MAX))
+        return nb_refuse(job->channel, -EINVAL, "stop_len is %" PRIu64 ": at most %u", d->stop_len,
+                         NB_STOP_MAX * (4 + NB_STOP_LEN_MAX));
+    int rc = nb_channel_copy(job->channel, "stop strings", d->stop, d->stop_len, 1, &stops);
+    if (rc < 0)
+        return rc;
+    const struct nb_stream_options options = {.stops = stops,
+                                              .stops_len = d->stop_len,
+                                              .n_stops = d->n_stop,
+                                              .think_pairs = job->channel->model->think_pairs,
+                                              .skip = d->text_skip};
+    rc = nb_stream_create(tokenizer, &options, &job->stream, &error);
     free(stops);
-    return r;
+    return rc == -EINVAL ? nb_refuse(job->channel, rc, "%s", error.text) : rc;
 }
 
 // Feeds the tokens that the job had generated before its worker died. Returns why it was over with
@@ -117,12 +149,10 @@ static enum nb_finish replay(struct nb_job *job, const struct nb_desc_generate *
     *ret_stopped = false;
     job->prompt_tokens = length - d->n_replay;
     for (uint32_t i = length - d->n_replay; i < length && !*ret_stopped && !eos; i++) {
-        struct nb_completion completion = {.user_data = job->user_data, .kind = NB_COMPLETION_TEXT};
-        struct nb_str text;
-        *ret_stopped = nb_stream_token(job->stream, log[i], &text);
+        *ret_stopped = nb_stream_token(job->stream, log[i]);
         eos = !(d->flags & NB_GENERATE_IGNORE_EOS) && nb_tokenizer_is_eog(tokenizer, log[i]);
         job->generated++;
-        post_text(job, &completion, text);
+        post_rest(job);
     }
     if (eos)
         return NB_FINISH_EOS;
@@ -131,7 +161,26 @@ static enum nb_finish replay(struct nb_job *job, const struct nb_desc_generate *
     return d->n_replay && length >= m->context ? NB_FINISH_CONTEXT : NB_FINISH_NONE;
 }
 
-int nb_op_generate(struct nb_job *job, const struct nb_submission *submission, const void *desc)
+static int check(struct nb_channel *c, const struct nb_desc_generate *d)
+{
+    const struct nibble_sampling sampling = {.temperature = d->temperature,
+                                             .top_p = d->top_p,
+                                             .min_p = d->min_p,
+                                             .repeat_penalty = d->repeat_penalty,
+                                             .repeat_window = d->repeat_window};
+    char sentence[NB_REASON_MAX];
+    uint64_t n = (uint64_t)d->base + d->n_tokens;
+    if (nb_sampling_fault(&sampling, sentence, sizeof(sentence)) < 0)
+        return nb_refuse(c, -EINVAL, "%s", sentence);
+    if (d->flags & ~FLAGS)
+        return nb_refuse(c, -EINVAL, "flags are %#x: at most %#x", d->flags, FLAGS);
+    if (d->n_replay > n)
+        return nb_refuse(c, -EINVAL, "n_replay is %u: the log has %" PRIu64 " tokens", d->n_replay,
+                         n);
+    return 0;
+}
+
+int nb_on_generate(struct nb_job *job, const struct nb_submission *submission, const void *desc)
 {
     const struct nb_desc_generate *d = desc;
     struct nb_request request = {
@@ -151,15 +200,16 @@ int nb_op_generate(struct nb_job *job, const struct nb_submission *submission, c
                                          .n_tokens = d->n_tokens,
                                          .keep = UINT32_MAX,
                                          .tokens = d->tokens};
-    if (d->flags & ~FLAGS || nb_sampling_check(&request.sampling) < 0)
-        return -EINVAL;
-    if (d->n_replay > (uint64_t)d->base + d->n_tokens)
-        return -EINVAL;
-    int r = make_stream(job, d);
-    if (r == 0)
-        r = nb_op_set_log(job, &change);
-    if (r < 0)
-        return r;
+    int rc = check(job->channel, d);
+    if (rc == 0)
+        rc = make_stream(job, d);
+    if (rc == 0)
+        rc = nb_job_set_log(job, &change);
+    if (rc == 0)
+        rc = nb_stream_begin(job->stream, nb_sequence_tokens(job->session->sequence),
+                             job->prompt_tokens - d->n_replay);
+    if (rc < 0)
+        return rc;
     bool stopped;
     enum nb_finish over = replay(job, d, &stopped);
     if (stopped)
@@ -170,5 +220,5 @@ int nb_op_generate(struct nb_job *job, const struct nb_submission *submission, c
         return 0;
     if (d->max_tokens)
         request.max_tokens = d->max_tokens - d->n_replay;
-    return nb_op_start(job, &request);
+    return nb_job_start(job, &request);
 }

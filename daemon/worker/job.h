@@ -9,10 +9,11 @@
 #include "libclient/ring.h"
 
 struct nb_channel;
+struct nb_embed;
 struct nb_session;
 struct nb_stream;
 struct nb_text_task;
-struct nb_work;
+struct nb_matrix_job;
 
 // Where a score's results go: rows [first, end) of the log, to the arena from `out`.
 struct nb_score {
@@ -23,11 +24,12 @@ struct nb_score {
 struct nb_job {
     uint64_t user_data; // 0: a free entry
     struct nb_channel *channel;
-    struct nb_session *session; // that it runs on; NULL for text
-    struct nb_text_task *text;  // that a tokenization waits for
-    struct nb_stream *stream;   // of a generation
-    struct nb_score score;      // of a score
-    struct nb_work *work;       // of an operator
+    struct nb_session *session;       // that it runs on; NULL for text
+    struct nb_text_task *text;        // that a tokenization waits for
+    struct nb_stream *stream;         // of a generation
+    struct nb_score score;            // of a score
+    struct nb_embed *embed;           // NULL: the job is none
+    struct nb_matrix_job *matrix_job; // NULL: the job is none
     uint32_t prompt_tokens, generated, cached;
     uint32_t computed;                           // last reported
     uint64_t submitted_ns, started_ns, first_ns; // 0: not yet
@@ -47,7 +49,8 @@ void nb_job_finish(struct nb_job *job, int32_t status, enum nibble_finish finish
 void nb_job_cancel(struct nb_job *job);
 // Frees the entry without a completion.
 void nb_job_drop(struct nb_job *job);
-// DONE for a submission that never became a job.
+// DONE for a submission that never became a job. All of these tell the channel's reason with a
+// failure, if nb_reason has left one.
 void nb_job_refuse(struct nb_channel *c, uint64_t user_data, int32_t status);
 
 // The next step will be one that the job takes part in.

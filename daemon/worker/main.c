@@ -16,8 +16,9 @@ struct nb_mode {
 };
 static const struct nb_mode modes[] = {
     {"probe", "", 0, nb_probe_run},
-    {"load", " BUDGET", 1, nb_load_run},
+    {"load", " BUDGET[" NB_LINK_ZEROS "]", 1, nb_load_run},
     {"serve", " DEVICE", 1, nb_serve_run},
+    {"job", " store|run", 1, nb_jobs_run},
 };
 #define N_MODES (sizeof(modes) / sizeof(modes[0]))
 
@@ -37,6 +38,7 @@ int main(int argc, char **argv)
         // A terminal's ^C goes to the whole process group: it is the broker's to answer.
         signal(SIGINT, SIG_IGN);
         signal(SIGPIPE, SIG_IGN);
+        signal(SIGXFSZ, SIG_IGN);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         return modes[i].run(argv + 2);
     }

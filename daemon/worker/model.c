@@ -5,9 +5,12 @@
 #include <string.h>
 
 #include "daemon/worker/channel.h"
-#include "daemon/worker/ops.h"
+#include "daemon/worker/embed.h"
+#include "daemon/worker/submissions.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/worker.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/think.h"
 #include "tensor/image.h"
 
 #define TYPES_MAX 64 // GGUF's type numbers are below
@@ -64,6 +67,13 @@ static void describe_tensors(const struct nb_image *image, struct nibble_model *
     info->packed_bytes = nb_image_bytes(image);
 }
 
+static void describe_template(const struct nb_chat_template *c, struct nibble_model *info)
+{
+    const char *fault = c ? nb_chat_template_fault(c) : "its file has none";
+    info->has_template = !fault;
+    snprintf(info->template_reason, sizeof(info->template_reason), "%s", fault ? fault : "");
+}
+
 static void describe_model(const struct nb_model *model, struct nibble_model *info)
 {
     struct nb_model_info m;
@@ -75,6 +85,9 @@ static void describe_model(const struct nb_model *model, struct nibble_model *in
     info->context = m.context;
     info->layers = m.n_layers;
     info->embedding = m.embedding;
+    info->embeds_only = !m.generates;
+    info->longest_embedded = m.longest_embedded;
+    describe_template(nb_model_chat_template(model), info);
 }
 
 // Where a device with memory of its own has the weights, for the administrator who wonders at it.
@@ -88,38 +101,38 @@ static void log_weights(const struct nb_serve *s, const char *name)
 
 // `m` has the device that it is opened on.
 static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
-                      struct nb_worker_model *m, struct nb_link_model_ready *ready)
+                      struct nb_worker_model *m, struct nb_link_model_ready *ready,
+                      struct nb_error *ret_error)
 {
-    int precision = precision_by_name(add->precision);
-    if (precision < 0) {
-        snprintf(ready->text, sizeof(ready->text),
-                 "no precision of that name; there are fast, balanced and exact");
-        return -EINVAL;
-    }
+    int precision = precision_by_name(add->params.precision);
+    if (precision < 0)
+        return nb_fail(ret_error, -EINVAL,
+                       "no precision of that name; there are fast, balanced and exact");
     enum nb_kv_type kv_type;
-    if (nb_kv_type_by_name(add->kv_type, &kv_type) < 0) {
-        snprintf(ready->text, sizeof(ready->text), "a KV cache is of type f16 or q8_0");
-        return -EINVAL;
-    }
+    if (nb_kv_type_by_name(add->params.kv_type, &kv_type) < 0)
+        return nb_fail(ret_error, -EINVAL, "a KV cache is of type f16 or q8_0");
     struct nb_image *image;
-    int r = nb_image_map(image_fd, 1, &image, ready->text, sizeof(ready->text));
-    if (r < 0)
-        return nb_link_status(r);
+    int rc = nb_image_map(image_fd, 1, &image, ret_error);
+    if (rc < 0)
+        return nb_link_status(rc);
     describe_tensors(image, &ready->info);
     const struct nb_model_options options = {
         .precision = (enum nb_precision)precision,
         .kv_type = kv_type,
-        .max_context = add->context,
-        .kv_bytes = add->kv_bytes,
+        .max_context = add->params.context,
+        .kv_bytes = add->params.kv_bytes,
+        .kv_most = add->kv_most,
+        .kv_most_by = add->kv_most_by,
     };
     atomic_store(&s->page->step_started_ns, nb_now_ns());
-    r = nb_model_open(image, s->device, &options, &m->model, ready->text, sizeof(ready->text));
+    rc = nb_model_open(image, s->device, &options, &m->model, ret_error);
     atomic_store(&s->page->step_started_ns, 0);
-    nb_serve_check(s, r);
-    if (r < 0) {
+    nb_serve_check(s, rc);
+    if (rc < 0) {
         nb_image_unmap(image);
-        return nb_link_status(r);
+        return nb_link_status(rc);
     }
+    m->think_pairs = nb_think_pairs(nb_image_metadata(image));
     describe_model(m->model, &ready->info);
     log_weights(s, add->name);
     return 0;
@@ -130,24 +143,28 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
     struct nb_link_model_ready ready = {.model = add->model};
     struct nb_worker_model *m = free_entry(s);
     struct nb_worker_model opened = {.id = add->model};
+    struct nb_error error = {""};
     snprintf(ready.info.name, sizeof(ready.info.name), "%.63s", add->name);
-    snprintf(ready.info.precision, sizeof(ready.info.precision), "%.15s", add->precision);
+    snprintf(ready.info.precision, sizeof(ready.info.precision), "%.15s", add->params.precision);
     snprintf(ready.info.device, sizeof(ready.info.device), "%s", s->device_name);
     if (!m || !add->model || nb_worker_model_find(s, add->model)) {
-        ready.header.status = NIBBLE_E_QUOTA;
-        snprintf(ready.text, sizeof(ready.text), "a device serves %d models at most",
-                 NB_WORKER_MODELS);
+        ready.header.status =
+            nb_fail(&error, NIBBLE_E_QUOTA, "a device serves %d models at most", NB_WORKER_MODELS);
     } else {
-        ready.header.status = open_model(s, add, image_fd, &opened, &ready);
+        ready.header.status = open_model(s, add, image_fd, &opened, &ready, &error);
     }
     if (opened.model) {
         opened.page = &s->page->models[m - s->models];
         opened.vocab = ready.info.vocab;
         opened.context = ready.info.context;
+        opened.embedding = ready.info.embedding;
+        opened.generates = !ready.info.embeds_only;
+        opened.longest_embedded = ready.info.longest_embedded;
         *m = opened;
-        nb_model_set_events(m->model, &nb_op_events);
+        nb_model_set_events(m->model, &nb_session_events);
         atomic_store(&m->page->model, m->id);
     }
+    snprintf(ready.text, sizeof(ready.text), "%.239s", error.text);
     nb_link_send(&ready, NB_LINK_MODEL_READY, sizeof(ready));
 }
 
@@ -160,6 +177,7 @@ void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
     atomic_store(&m->page->model, 0);
     atomic_store(&m->page->sessions, 0);
     atomic_store(&m->page->kv_used_bytes, 0);
+    atomic_store(&m->page->kv_touched_bytes, 0);
     *m = (struct nb_worker_model){0};
 }
 
@@ -178,7 +196,7 @@ static bool admit(struct nb_channel *c, uint64_t now)
             nb_job_started(job, now);
         taking_part |= !c->held;
     }
-    return taking_part;
+    return nb_embed_admit(c, now) || taking_part;
 }
 
 // Who may be to blame if this step is the worker's last.
@@ -209,13 +227,15 @@ static void after_step(struct nb_serve *s, const struct nb_worker_model *m)
         if (!c || c->model != m || !c->n_jobs)
             continue;
         for (uint32_t j = 0; j < NB_JOBS_MAX; j++)
-            if (c->jobs[j].user_data && c->jobs[j].session)
+            if (c->jobs[j].user_data)
                 nb_job_progress(&c->jobs[j]);
     }
     struct nb_model_info info;
     nb_model_info(m->model, &info);
     atomic_store_explicit(&m->page->kv_used_bytes,
                           (info.kv_blocks - info.kv_blocks_free) * info.kv_block_bytes,
+                          memory_order_relaxed);
+    atomic_store_explicit(&m->page->kv_touched_bytes, info.kv_blocks_touched * info.kv_block_bytes,
                           memory_order_relaxed);
 }
 
@@ -226,13 +246,13 @@ int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m)
         return 0;
     struct nb_step_stats stats = {0};
     atomic_store(&s->page->step_started_ns, now);
-    int r = nb_model_step(m->model, &stats);
+    int rc = nb_model_step(m->model, &stats);
     atomic_store(&s->page->step_started_ns, 0);
     atomic_store(&s->page->n_running, 0);
     atomic_fetch_add(&s->page->beat, 1);
     // Sequences without KV blocks wait for those whose turn is the next step.
-    if (r <= 0)
-        return r < 0 ? r : nb_model_has_work(m->model);
+    if (rc <= 0)
+        return rc < 0 ? rc : nb_model_has_work(m->model);
     count(s->page, &stats);
     after_step(s, m);
     return 1;
@@ -241,9 +261,9 @@ int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m)
 int nb_worker_model_prepare(struct nb_serve *s, struct nb_worker_model *m)
 {
     atomic_store(&s->page->step_started_ns, nb_now_ns());
-    int r = nb_model_prepare(m->model);
+    int rc = nb_model_prepare(m->model);
     atomic_store(&s->page->step_started_ns, 0);
-    if (r == 0)
-        nb_kept_send(s->device);
-    return r;
+    if (rc == 0)
+        nb_cache_send(s->device);
+    return rc;
 }

@@ -32,9 +32,9 @@ int nb_region_add(struct nb_channel *c, const struct nb_link_memory *add, int fd
 {
     struct nb_region *region = NULL;
     int seals = 0;
-    int r = check_file(add, fd, &seals);
-    if (r < 0)
-        return r;
+    int rc = check_file(add, fd, &seals);
+    if (rc < 0)
+        return rc;
     if (!add->region || nb_region_find(c, add->region))
         return -EINVAL;
     for (uint32_t i = 0; i < NB_MEMORIES_MAX && !region; i++)
@@ -55,7 +55,7 @@ int nb_region_add(struct nb_channel *c, const struct nb_link_memory *add, int fd
                                  .constant = constant,
                                  .map = map,
                                  .bytes = add->bytes,
-                                 .keep = constant ? add->keep : 0};
+                                 .packed_bytes = constant ? add->packed_bytes : 0};
     return 0;
 }
 

@@ -17,7 +17,7 @@ struct nb_region {
     bool constant; // sealed against writing too
     uint8_t *map;
     uint64_t bytes;
-    uint64_t keep; // what packed copies may take
+    uint64_t packed_bytes; // what packed copies may take
 };
 
 // The fd is borrowed. -EPERM without the seal, -EINVAL for what is not inside the file or is there

@@ -59,12 +59,19 @@ static const int load[] = {
     CALL(msync),   CALL(fsync),    CALL(fdatasync),
 };
 
+// What load may, in threads. It hears the broker on its link, and makes no socket of its own.
+static const int job[] = {
+    CALL(pread64),      CALL(pwrite64), CALL(ftruncate), CALL(fallocate),         CALL(fsync),
+    CALL(fdatasync),    CALL(recvmsg),  CALL(recvfrom),  CALL(sched_setaffinity), CALL(membarrier),
+    CALL(memfd_create),
+};
+
 static const int serve[] = {
     CALL(recvmsg),      CALL(recvfrom),          CALL(sendto),
     CALL(epoll_ctl),    CALL(epoll_wait),        CALL(epoll_pwait),
     CALL(memfd_create), CALL(ftruncate),         CALL(eventfd2),
     CALL(membarrier),   CALL(sched_setaffinity), CALL(set_mempolicy),
-    CALL(mbind),
+    CALL(mbind),        CALL(shutdown),
 };
 
 // What drivers do after their device was opened: compile, which makes memory executable; look for
@@ -133,6 +140,7 @@ struct profile {
 };
 static const struct profile profiles[] = {
     [NB_SANDBOX_LOAD] = {load, sizeof(load) / sizeof(load[0]), 0, 16},
+    [NB_SANDBOX_JOB] = {job, sizeof(job) / sizeof(job[0]), THREADS, 16},
     // A channel has two fds while it is mapped, one after.
     [NB_SANDBOX_SERVE] = {serve, sizeof(serve) / sizeof(serve[0]), THREADS, 512},
     // Drivers hold an fd for each of their memory's objects.
@@ -141,10 +149,10 @@ static const struct profile profiles[] = {
 
 static int allow(scmp_filter_ctx ctx, const int *calls, size_t n)
 {
-    int r = 0;
-    for (size_t i = 0; i < n && r == 0; i++)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, calls[i], 0);
-    return r;
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++)
+        rc = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, calls[i], 0);
+    return rc;
 }
 
 static int allow_if(scmp_filter_ctx ctx, int call, struct scmp_arg_cmp arg)
@@ -168,37 +176,37 @@ static int allow_checked(scmp_filter_ctx ctx, unsigned may)
         {CALL(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0), 0, DRIVER},
         {CALL(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME, 0), 0, 0},
         {CALL(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0), 0, 0},
-        {CALL(prlimit64), SCMP_A0(SCMP_CMP_EQ, 0, 0), THREADS, 0},
+        {CALL(prlimit64), SCMP_A0(SCMP_CMP_EQ, 0, 0), 0, 0},
         {CALL(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD), THREADS, 0},
     };
-    int r = 0;
-    for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]) && r == 0; i++)
+    int rc = 0;
+    for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]) && rc == 0; i++)
         if ((may & rules[i].needs) == rules[i].needs && !(may & rules[i].lacks))
-            r = allow_if(ctx, rules[i].call, rules[i].arg);
-    for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && r == 0; i++)
-        r = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
+            rc = allow_if(ctx, rules[i].call, rules[i].arg);
+    for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && rc == 0; i++)
+        rc = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
     // clone3 hides its flags in memory: libc takes ENOSYS as the sign to use clone.
-    if (r == 0)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-    return r;
+    if (rc == 0)
+        rc = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    return rc;
 }
 
 // A driver's descriptors may be made not to block, but not to send signals.
 static int allow_driver(scmp_filter_ctx ctx)
 {
     static const int fcntls[] = {F_DUPFD, F_SETLK, F_OFD_SETLK};
-    int r = allow(ctx, driver, sizeof(driver) / sizeof(driver[0]));
-    for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && r == 0; i++)
-        r = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
-    if (r == 0)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, CALL(fcntl), 2, SCMP_A1(SCMP_CMP_EQ, F_SETFL, 0),
-                             SCMP_A2(SCMP_CMP_MASKED_EQ, O_ASYNC, 0));
-    for (size_t i = 0; i < sizeof(ioctls) / sizeof(ioctls[0]) && r == 0; i++)
-        r = allow_if(ctx, CALL(ioctl),
-                     SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, (scmp_datum_t)ioctls[i] << 8));
-    for (size_t i = 0; i < sizeof(uvm_ioctls) / sizeof(uvm_ioctls[0]) && r == 0; i++)
-        r = allow_if(ctx, CALL(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffff00, uvm_ioctls[i]));
-    return r;
+    int rc = allow(ctx, driver, sizeof(driver) / sizeof(driver[0]));
+    for (size_t i = 0; i < sizeof(fcntls) / sizeof(fcntls[0]) && rc == 0; i++)
+        rc = allow_if(ctx, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i], 0));
+    if (rc == 0)
+        rc = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, CALL(fcntl), 2, SCMP_A1(SCMP_CMP_EQ, F_SETFL, 0),
+                              SCMP_A2(SCMP_CMP_MASKED_EQ, O_ASYNC, 0));
+    for (size_t i = 0; i < sizeof(ioctls) / sizeof(ioctls[0]) && rc == 0; i++)
+        rc = allow_if(ctx, CALL(ioctl),
+                      SCMP_A1(SCMP_CMP_MASKED_EQ, 0xff00, (scmp_datum_t)ioctls[i] << 8));
+    for (size_t i = 0; i < sizeof(uvm_ioctls) / sizeof(uvm_ioctls[0]) && rc == 0; i++)
+        rc = allow_if(ctx, CALL(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffff00, uvm_ioctls[i]));
+    return rc;
 }
 
 static int filter(const struct profile *p)
@@ -206,19 +214,19 @@ static int filter(const struct profile *p)
     scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ERRNO(EPERM));
     if (!ctx)
         return -ENOMEM;
-    int r = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
-    if (r == 0)
-        r = allow(ctx, any_mode, sizeof(any_mode) / sizeof(any_mode[0]));
-    if (r == 0)
-        r = allow(ctx, p->calls, p->n);
-    if (r == 0)
-        r = allow_checked(ctx, p->may);
-    if (r == 0 && p->may & DRIVER)
-        r = allow_driver(ctx);
-    if (r == 0)
-        r = seccomp_load(ctx);
+    int rc = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
+    if (rc == 0)
+        rc = allow(ctx, any_mode, sizeof(any_mode) / sizeof(any_mode[0]));
+    if (rc == 0)
+        rc = allow(ctx, p->calls, p->n);
+    if (rc == 0)
+        rc = allow_checked(ctx, p->may);
+    if (rc == 0 && p->may & DRIVER)
+        rc = allow_driver(ctx);
+    if (rc == 0)
+        rc = seccomp_load(ctx);
     seccomp_release(ctx);
-    return r;
+    return rc;
 }
 
 static int limit(int what, uint64_t value)
@@ -227,17 +235,26 @@ static int limit(int what, uint64_t value)
     return setrlimit(what, &l) < 0 ? -errno : 0;
 }
 
+// As many as the profile has, or all that there are where that is less.
+static int limit_fds(uint64_t most)
+{
+    struct rlimit have;
+    if (getrlimit(RLIMIT_NOFILE, &have) < 0)
+        return -errno;
+    return limit(RLIMIT_NOFILE, most < have.rlim_max ? most : have.rlim_max);
+}
+
 int nb_sandbox_enter(enum nb_sandbox profile)
 {
     const struct profile *p = &profiles[profile];
-    int r = limit(RLIMIT_CORE, 0);
-    if (r == 0)
-        r = limit(RLIMIT_NOFILE, p->max_fds);
-    if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        r = -errno;
+    int rc = limit(RLIMIT_CORE, 0);
+    if (rc == 0)
+        rc = limit_fds(p->max_fds);
+    if (rc == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        rc = -errno;
     // The sanitizers' run time traces its own process and opens files of its own.
-    if (r < 0 || NB_SANITIZED)
-        return r;
+    if (rc < 0 || NB_SANITIZED)
+        return rc;
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return -errno;
     return filter(p);

@@ -1,10 +1,11 @@
 // Scores: log-probabilities or whole rows of logits of given tokens, written to the client's arena
 // as the rows come.
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
-#include "daemon/worker/ops.h"
+#include "daemon/worker/submissions.h"
 #include "daemon/worker/serve.h"
 
 // log softmax(logits)[token]; the sum in double, in the order of the vocabulary.
@@ -45,32 +46,40 @@ static int check_out(const struct nb_job *job, const struct nb_desc_score *d, ui
     uint64_t row = d->what == NB_SCORE_LOGITS ? job->channel->model->vocab : 1;
     uint64_t bytes = rows * row * sizeof(float);
     if (bytes > d->out_len || !nb_channel_range(job->channel, d->out, bytes, alignof(float)))
-        return -ENOSPC;
+        return nb_refuse(job->channel, -ENOSPC,
+                         "%u rows take %" PRIu64 " bytes: out has %" PRIu64 " at %" PRIu64
+                         " of the arena",
+                         rows, bytes, d->out_len, d->out);
     return 0;
 }
 
-int nb_op_score(struct nb_job *job, const struct nb_submission *submission, const void *desc)
+int nb_on_score(struct nb_job *job, const struct nb_submission *submission, const void *desc)
 {
     const struct nb_desc_score *d = desc;
     uint64_t n = (uint64_t)d->base + d->n_tokens;
-    if (n > job->channel->model->context)
-        return NIBBLE_E_CONTEXT;
-    if (d->what > NB_SCORE_LOGITS || d->first < d->base || d->first >= n)
-        return -EINVAL;
+    int rc = nb_check_context(job->channel, n);
+    if (rc < 0)
+        return rc;
+    if (d->what > NB_SCORE_LOGITS)
+        return nb_refuse(job->channel, -EINVAL, "what is %u: 0 or 1", d->what);
+    if (d->first < d->base || d->first >= n)
+        return nb_refuse(job->channel, -EINVAL,
+                         "first is %u: from base, %u, to the log's last token, %" PRIu64, d->first,
+                         d->base, n ? n - 1 : 0);
     uint32_t end = (uint32_t)n - (d->what == NB_SCORE_LOGPROBS);
-    int r = check_out(job, d, end - d->first);
-    if (r < 0)
-        return r;
+    rc = check_out(job, d, end - d->first);
+    if (rc < 0)
+        return rc;
     const struct nb_log_change change = {.session = submission->session,
                                          .base = d->base,
                                          .n_tokens = d->n_tokens,
                                          .keep = d->first,
                                          .tokens = d->tokens};
-    r = nb_op_set_log(job, &change);
-    if (r < 0)
-        return r;
+    rc = nb_job_set_log(job, &change);
+    if (rc < 0)
+        return rc;
     job->score = (struct nb_score){.what = d->what, .first = d->first, .end = end, .out = d->out};
     const struct nb_request request = {
         .score = true, .score_from = d->first, .sampling = NB_SAMPLING_GREEDY};
-    return nb_op_start(job, &request);
+    return nb_job_start(job, &request);
 }

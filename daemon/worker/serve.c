@@ -9,26 +9,33 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "daemon/worker/cache_guard.h"
 #include "daemon/worker/channel.h"
-#include "daemon/worker/operators.h"
-#include "daemon/worker/ops.h"
+#include "daemon/worker/matrices.h"
+#include "daemon/worker/submissions.h"
 #include "daemon/worker/sandbox.h"
 #include "daemon/worker/serve.h"
 #include "daemon/worker/text.h"
 #include "daemon/worker/worker.h"
+#include "machine/bounds.h"
+#include "tensor/fail.h"
 
 #define SPIN_NS    50000u // looking at rings before sleep
 #define TAKE_MAX   16u    // submissions of one channel between two steps
 #define EVENTS_MAX 64
 // Models are prepared further after QUIET_NS without anything to do, because whoever loads a model
 // often asks it something at once; and between steps after BUSY_SHARE times what a piece took.
-#define QUIET_NS   250000000u
-#define BUSY_SHARE 8u
-#define LINK_EVENT UINT32_MAX
-#define TEXT_EVENT (UINT32_MAX - 1)
+#define QUIET_NS    250000000u
+#define BUSY_SHARE  8u
+#define LINK_EVENT  UINT32_MAX
+#define TEXT_EVENT  (UINT32_MAX - 1)
+#define CLOSE_EVENT (UINT32_MAX - 2)
+#define DRIVER_FDS  4096 // as the sandbox's limit
 
 static int watch(const struct nb_serve *s, int fd, uint32_t events, uint32_t name)
 {
@@ -52,11 +59,52 @@ struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key)
     return slot ? *slot : NULL;
 }
 
+struct slow_socket {
+    struct nb_closing closing;
+    uint32_t uid;
+};
+
+static void tell_closing(uint32_t type, uint32_t uid)
+{
+    struct nb_link_closing m = {.uid = uid};
+    nb_link_send(&m, type, sizeof(m));
+}
+
+// A client can put descriptors into it where the kernel cannot refuse them, and the close of the
+// last of them may block: not here.
+static void close_socket(struct nb_serve *s, int sock, uint32_t uid)
+{
+    if (!nb_wake_end(sock)) {
+        close(sock);
+        return;
+    }
+    struct slow_socket *slow = calloc(1, sizeof(*slow));
+    if (!slow)
+        return; // stays open: better than to wait
+    slow->uid = uid;
+    tell_closing(NB_LINK_CLOSING, uid);
+    nb_closer_add(&s->closer, &slow->closing, sock);
+}
+
+static void on_closed(struct nb_serve *s)
+{
+    struct nb_closing *closing;
+    while ((closing = nb_closer_next(&s->closer))) {
+        struct slow_socket *slow = (struct slow_socket *)closing; // its first member
+        tell_closing(NB_LINK_CLOSED, slow->uid);
+        free(slow);
+    }
+}
+
 static void remove_channel(struct nb_serve *s, struct nb_channel **slot)
 {
     struct nb_page_channel *page = (*slot)->page;
+    int sock = (*slot)->sock;
+    uint32_t uid = (*slot)->uid;
     nb_text_forget((*slot)->key);
+    epoll_ctl(s->epoll, EPOLL_CTL_DEL, sock, NULL); // a thread may hold it for long
     nb_channel_close(*slot);
+    close_socket(s, sock, uid);
     *slot = NULL;
     atomic_store(&page->channel, 0);
     atomic_store(&page->tokens, 0);
@@ -77,9 +125,9 @@ static int open_channel(struct nb_serve *s, const struct nb_link_channel_add *ad
     if (!slot || channel_slot(s, add->channel))
         return -EINVAL;
     struct nb_channel *c;
-    int r = nb_channel_open(add, fds[0], fds[1], &c);
-    if (r < 0)
-        return r;
+    int rc = nb_channel_open(add, fds[0], fds[1], &c);
+    if (rc < 0)
+        return rc;
     uint32_t i = (uint32_t)(slot - s->channels);
     c->serve = s;
     c->model = m;
@@ -87,10 +135,10 @@ static int open_channel(struct nb_serve *s, const struct nb_link_channel_add *ad
     *slot = c;
     fds[0] = fds[1] = -1;
     atomic_store(&c->page->channel, c->key);
-    r = watch(s, c->sock, EPOLLIN | EPOLLRDHUP, i);
-    if (r < 0)
+    rc = watch(s, c->sock, EPOLLIN | EPOLLRDHUP, i);
+    if (rc < 0)
         remove_channel(s, slot);
-    return r;
+    return rc;
 }
 
 // Answers one client's submissions and closes its channel when it is no longer fit to be one. True:
@@ -102,7 +150,7 @@ static bool look_at(struct nb_serve *s, struct nb_channel **slot)
     bool did = c->posted;
     nb_channel_flush(c);
     for (uint32_t i = 0; i < TAKE_MAX && nb_channel_take(c, &submission); i++) {
-        nb_op_run(c, &submission);
+        nb_submission_run(c, &submission);
         did = true;
     }
     nb_channel_flush(c);
@@ -135,8 +183,9 @@ static void on_model_add(struct nb_serve *s, struct packet *p)
 {
     struct nb_link_model_add *add = (void *)p->bytes;
     add->name[sizeof(add->name) - 1] = 0;
-    add->precision[sizeof(add->precision) - 1] = 0;
-    add->kv_type[sizeof(add->kv_type) - 1] = 0;
+    add->kv_most_by[sizeof(add->kv_most_by) - 1] = 0;
+    add->params.precision[sizeof(add->params.precision) - 1] = 0;
+    add->params.kv_type[sizeof(add->params.kv_type) - 1] = 0;
     nb_worker_model_add(s, add, p->fds[0]);
     s->worked = nb_now_ns();
     s->prepare_at = s->worked + BUSY_SHARE * QUIET_NS;
@@ -157,10 +206,10 @@ static void on_model_remove(struct nb_serve *s, struct packet *p)
 static void on_channel_add(struct nb_serve *s, struct packet *p)
 {
     const struct nb_link_channel_add *add = (const void *)p->bytes;
-    int r = open_channel(s, add, p->fds);
-    if (r == 0)
+    int rc = open_channel(s, add, p->fds);
+    if (rc == 0)
         return;
-    nb_log("a channel was not accepted: %s", strerror(-r));
+    nb_log("a channel was not accepted: %s", strerror(-rc));
     tell_gone(add->channel);
 }
 
@@ -170,6 +219,8 @@ static void on_channel_remove(struct nb_serve *s, struct packet *p)
     struct nb_channel **slot = ref->channel ? channel_slot(s, ref->channel) : NULL;
     if (slot)
         remove_channel(s, slot);
+    struct nb_link_ref dropped = {.channel = ref->channel};
+    nb_link_send(&dropped, NB_LINK_CHANNEL_DROPPED, sizeof(dropped));
 }
 
 static void on_memory_add(struct nb_serve *s, struct packet *p)
@@ -178,10 +229,10 @@ static void on_memory_add(struct nb_serve *s, struct packet *p)
     struct nb_channel *c = nb_serve_channel(s, add->channel);
     if (!c)
         return;
-    int r = nb_region_add(c, add, p->fds[0]);
+    int rc = nb_region_add(c, add, p->fds[0]);
     if (c->awaited)
         c->awaited--;
-    add->header.status = r;
+    add->header.status = rc;
     nb_link_send(add, NB_LINK_MEMORY_READY, sizeof(*add));
 }
 
@@ -190,7 +241,20 @@ static void on_memory_remove(struct nb_serve *s, struct packet *p)
     const struct nb_link_memory *gone = (const void *)p->bytes;
     struct nb_channel *c = nb_serve_channel(s, gone->channel);
     if (c)
-        nb_operators_forget(c, gone->region);
+        nb_matrices_forget(c, gone->region);
+    struct nb_link_memory dropped = {.channel = gone->channel, .region = gone->region};
+    nb_link_send(&dropped, NB_LINK_MEMORY_DROPPED, sizeof(dropped));
+}
+
+static void beat(void *user)
+{
+    struct nb_page *page = user;
+    atomic_fetch_add_explicit(&page->beat, 1, memory_order_relaxed);
+}
+
+static void on_ping(struct nb_serve *s, struct packet *p)
+{
+    beat(s->page);
 }
 
 static void on_drain(struct nb_serve *s, struct packet *p)
@@ -209,6 +273,7 @@ static const struct {
     {NB_LINK_DRAIN, sizeof(struct nb_link_ref), 0, on_drain},
     {NB_LINK_MEMORY_ADD, sizeof(struct nb_link_memory), 1, on_memory_add},
     {NB_LINK_MEMORY_REMOVE, sizeof(struct nb_link_memory), 0, on_memory_remove},
+    {NB_LINK_PING, sizeof(struct nb_wire_header), 0, on_ping},
 };
 
 static bool run_packet(struct nb_serve *s, struct packet *p)
@@ -228,9 +293,9 @@ static bool run_packet(struct nb_serve *s, struct packet *p)
 static void listen_to_broker(struct nb_serve *s)
 {
     struct packet p;
-    int r;
-    while (!s->ended && (r = nb_wire_recv(NB_LINK_FD, p.bytes, p.fds, &p.n_fds)) != -EAGAIN) {
-        if (r <= 0) {
+    int rc;
+    while (!s->ended && (rc = nb_wire_recv(NB_LINK_FD, p.bytes, p.fds, &p.n_fds)) != -EAGAIN) {
+        if (rc <= 0) {
             s->ended = true;
             return;
         }
@@ -256,6 +321,8 @@ static void listen_to(struct nb_serve *s, int timeout_ms)
             listen_to_broker(s);
         else if (which == TEXT_EVENT)
             nb_text_deliver(s);
+        else if (which == CLOSE_EVENT)
+            on_closed(s);
         else if (s->channels[which] && nb_wake_drain(s->channels[which]->sock) < 0)
             s->channels[which]->broken = true;
     }
@@ -265,10 +332,7 @@ void nb_serve_fail(struct nb_serve *s, int error)
 {
     const struct nb_device_ops *ops = s->device->ops;
     const char *why = ops->fault ? ops->fault(s->device) : NULL;
-    struct nb_link_fault fault = {.header.status = error};
-    snprintf(fault.text, sizeof(fault.text), "%s", why ? why : strerror(-error));
-    nb_log("%s", fault.text);
-    nb_link_send(&fault, NB_LINK_FAULT, sizeof(fault));
+    nb_link_fault(error, why ? why : strerror(-error));
     _exit(NB_EXIT_FAULT);
 }
 
@@ -279,25 +343,25 @@ void nb_serve_check(struct nb_serve *s, int error)
         nb_serve_fail(s, error);
 }
 
-// One turn of the next channel's operators. True: there was one.
+// One slice of the next channel's matrix jobs. True: there was one.
 static bool operate(struct nb_serve *s)
 {
-    int r = nb_operators_turn(s);
-    if (r < 0)
-        nb_serve_fail(s, r);
-    return r > 0;
+    int rc = nb_matrices_run(s);
+    if (rc < 0)
+        nb_serve_fail(s, rc);
+    return rc > 0;
 }
 
 // One step of the next model that has work. True: there was one.
 static bool step(struct nb_serve *s)
 {
     for (uint32_t i = 0; i < NB_WORKER_MODELS; i++) {
-        struct nb_worker_model *m = &s->models[s->turn];
-        s->turn = (s->turn + 1) % NB_WORKER_MODELS;
-        int r = m->id ? nb_worker_model_step(s, m) : 0;
-        if (r < 0)
-            nb_serve_fail(s, r);
-        if (r > 0)
+        struct nb_worker_model *m = &s->models[s->next_model];
+        s->next_model = (s->next_model + 1) % NB_WORKER_MODELS;
+        int rc = m->id ? nb_worker_model_step(s, m) : 0;
+        if (rc < 0)
+            nb_serve_fail(s, rc);
+        if (rc > 0)
             return true;
     }
     return false;
@@ -315,9 +379,9 @@ static struct nb_worker_model *unprepared(struct nb_serve *s)
 static void prepare(struct nb_serve *s, struct nb_worker_model *m)
 {
     uint64_t begin = nb_now_ns();
-    int r = nb_worker_model_prepare(s, m);
-    if (r < 0)
-        nb_serve_fail(s, r);
+    int rc = nb_worker_model_prepare(s, m);
+    if (rc < 0)
+        nb_serve_fail(s, rc);
     uint64_t end = nb_now_ns();
     s->prepare_at = end + BUSY_SHARE * (end - begin);
 }
@@ -400,58 +464,80 @@ static void tell_failure(int status, const char *why)
     nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
 }
 
-static void limit_files(void)
+// Before the first driver comes.
+static void limit_drivers(void)
 {
-    int r = nb_sandbox_files();
-    if (r < 0)
+    nb_cache_guard();
+    int rc = nb_sandbox_files();
+    if (rc < 0)
         nb_log("no Landlock here (%s): a driver may open what the service's user may",
-               strerror(-r));
+               strerror(-rc));
 }
 
-static int open_device(struct nb_serve *s, uint32_t threads)
+// Each object of a driver's memory may be a descriptor.
+static void name_low_limit(enum nb_device_kind kind)
 {
-    struct nb_device_options options = {.threads = threads, .warm = true};
-    void *kept = NULL;
-    char why[192] = "";
-    int r = nb_kept_read(&kept, &options.cache_bytes);
-    if (r < 0)
-        nb_log("what the device kept cannot be read (%s): it starts afresh", strerror(-r));
-    options.cache = kept;
-    r = nb_device_create(s->device_name, &options, &s->device, why, sizeof(why));
-    free(kept);
-    if (r < 0) {
-        nb_log("%s", why);
-        tell_failure(r, why);
+    struct rlimit files;
+    if (kind == NB_DEVICE_CPU || getrlimit(RLIMIT_NOFILE, &files) < 0 ||
+        files.rlim_cur >= DRIVER_FDS)
+        return;
+    nb_log("the hard limit of descriptors is %llu, and a driver may need %d: raise it "
+           "(LimitNOFILE=, ulimit -Hn)",
+           (unsigned long long)files.rlim_cur, DRIVER_FDS);
+}
+
+static int open_device(struct nb_serve *s, const struct nb_cpu_allowed *allowed)
+{
+    struct nb_device_options options = {.allowed = allowed, .warm = true};
+    void *cache = NULL;
+    struct nb_error why = {""};
+    int rc = nb_cache_read(&cache, &options.cache_bytes);
+    if (rc < 0)
+        nb_log("the device cache cannot be read (%s): the device starts without it", strerror(-rc));
+    options.cache = cache;
+    rc = nb_device_create(s->device_name, &options, &s->device, &why);
+    free(cache);
+    if (rc < 0) {
+        nb_log("%s", why.text);
+        tell_failure(rc, why.text);
     }
-    return r;
+    return rc;
 }
 
-static int start(struct nb_serve *s, struct nb_device_info *ret_info)
+// `ret_told`: the failure was told as the device's.
+static int start(struct nb_serve *s, struct nb_device_info *ret_info, bool *ret_told)
 {
-    uint32_t threads;
-    int r = map_page(&s->page);
-    if (r == 0)
-        r = nb_cpu_cores(&threads); // while they can be looked up
-    if (r == 0 && strcmp(s->device_name, "cpu"))
-        limit_files();
-    if (r == 0)
-        r = open_device(s, threads);
-    if (r < 0)
-        return r;
+    struct nb_cpu_allowed allowed;
+    tzset(); // templates tell the date: the time zone's file cannot be opened later
+    int rc = map_page(&s->page);
+    if (rc == 0)
+        rc = nb_cpu_allowed(&allowed); // while its files can be read
+    if (rc == 0 && strcmp(s->device_name, "cpu"))
+        limit_drivers();
+    if (rc == 0)
+        *ret_told = (rc = open_device(s, &allowed)) < 0;
+    if (rc < 0)
+        return rc;
     s->device->ops->info(s->device, ret_info);
     int text_fd;
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (s->epoll < 0)
         return -errno;
-    r = nb_text_start(&text_fd);
-    if (r == 0)
-        r = watch(s, NB_LINK_FD, EPOLLIN, LINK_EVENT);
-    if (r == 0)
-        r = watch(s, text_fd, EPOLLIN, TEXT_EVENT);
-    if (r == 0)
-        r = nb_sandbox_enter(ret_info->kind == NB_DEVICE_CPU ? NB_SANDBOX_SERVE
-                                                             : NB_SANDBOX_SERVE_VULKAN);
-    return r;
+    rc = nb_closer_init(&s->closer);
+    if (rc == 0)
+        rc = nb_text_start(&text_fd);
+    if (rc == 0)
+        rc = watch(s, NB_LINK_FD, EPOLLIN, LINK_EVENT);
+    if (rc == 0)
+        rc = watch(s, text_fd, EPOLLIN, TEXT_EVENT);
+    if (rc == 0)
+        rc = watch(s, s->closer.event, EPOLLIN, CLOSE_EVENT);
+    if (rc == 0)
+        rc = nb_sandbox_enter(ret_info->kind == NB_DEVICE_CPU ? NB_SANDBOX_SERVE
+                                                              : NB_SANDBOX_SERVE_VULKAN);
+    if (rc == 0)
+        name_low_limit(ret_info->kind);
+    return rc;
 }
 
 static void stop(struct nb_serve *s)
@@ -465,21 +551,22 @@ static void stop(struct nb_serve *s)
     s->device->ops->destroy(s->device);
 }
 
-static void beat(void *user)
-{
-    struct nb_page *page = user;
-    atomic_fetch_add_explicit(&page->beat, 1, memory_order_relaxed);
-}
-
 int nb_serve_run(char **args)
 {
     static struct nb_serve s;
     s.device_name = args[0];
     signal(SIGTERM, SIG_IGN); // the service's stop goes through the broker: DRAIN
     struct nb_device_info info;
-    int r = start(&s, &info);
-    if (r < 0) {
-        nb_log("serving on %s: %s", s.device_name, strerror(-r));
+    bool told = false;
+    int rc = start(&s, &info, &told);
+    if (rc < 0) {
+        char reason[NB_LIMIT_TEXT], why[NB_FAULT_TEXT];
+        snprintf(why, sizeof(why), "serving on %.32s: %s", s.device_name,
+                 nb_limit_reason(rc, reason));
+        if (told)
+            nb_log("%s", why);
+        else
+            nb_link_fault(rc, why);
         return EXIT_FAILURE;
     }
     struct nb_link_device device;

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/closer.h"
 #include "daemon/link.h"
 #include "engine/engine.h"
 
@@ -13,7 +14,10 @@ struct nb_worker_model {
     uint32_t id; // the broker's handle; 0: a free entry
     struct nb_model *model;
     struct nb_page_model *page;
-    uint32_t vocab, context;
+    uint32_t vocab, context, embedding;
+    bool generates;            // else it only embeds
+    uint32_t longest_embedded; // tokens of a text
+    uint32_t think_pairs;      // engine/text/think.h
 };
 
 struct nb_serve {
@@ -23,11 +27,12 @@ struct nb_serve {
     int epoll;
     struct nb_worker_model models[NB_WORKER_MODELS];
     struct nb_channel *channels[NB_WORKER_CHANNELS];
-    uint32_t turn;       // whose step is next
-    uint64_t worked;     // when there was something to do at last, by nb_now_ns
-    uint64_t prepare_at; // when a model may be prepared further although there is
-    uint32_t work_turn;  // which channel's operator is next
+    uint32_t next_model;      // whose step is next
+    uint64_t worked;          // when there was something to do at last, by nb_now_ns
+    uint64_t prepare_at;      // when a model may be prepared further although there is
+    uint32_t next_matrix_job; // of which channel a slice is next
     bool draining, ended;
+    struct nb_closer closer; // of sockets with descriptors in them
 };
 
 struct nb_channel *nb_serve_channel(struct nb_serve *s, uint64_t key); // NULL: no such one
@@ -45,6 +50,6 @@ struct nb_worker_model *nb_worker_model_find(struct nb_serve *s, uint32_t id);
 // One step of the model, its batch named in the page before and counted after. 1: something ran or
 // can in the next one, 0: there is nothing to run, or negative: the device is lost.
 int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m);
-// One piece of nb_model_prepare; what the device keeps goes to the broker after the last. Returns
+// One piece of nb_model_prepare; the device cache goes to the broker after the last. Returns
 // as that does.
 int nb_worker_model_prepare(struct nb_serve *s, struct nb_worker_model *m);

@@ -2,65 +2,69 @@
 #include "daemon/worker/text.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "daemon/worker/ops.h"
+#include "daemon/worker/submissions.h"
 #include "daemon/worker/serve.h"
 
-#define INLINE_BYTES  (4u << 10)         // well below a millisecond
+#define INLINE_BYTES  (4u << 10)         // of plain text: well below a millisecond
 #define CHANNEL_BYTES (2u * NB_TEXT_MAX) // of texts that wait, for one channel
-#define FLAGS         (NB_TEXT_SPECIAL | NB_TEXT_BOS | NB_TEXT_CHAT)
+#define FLAGS         (NB_TEXT_SPECIAL | NB_TEXT_BOS | NB_TEXT_CHAT | NB_TEXT_RENDER)
 
 // --- a task by itself
 
-// The list of ring.h's NB_TEXT_CHAT. -EINVAL for another shape.
-static int parse_messages(const struct nb_text_task *t, struct nb_chat_message *ret, size_t *ret_n)
+// What `out` counts.
+static uint64_t unit_of(uint32_t flags)
 {
-    uint64_t at = 0;
-    size_t n = 0;
-    while (at < t->len) {
-        uint32_t len[2];
-        if (n == NB_CHAT_MESSAGES_MAX || t->len - at < sizeof(len))
-            return -EINVAL;
-        memcpy(len, t->text + at, sizeof(len));
-        at += sizeof(len);
-        if ((uint64_t)len[0] + len[1] > t->len - at)
-            return -EINVAL;
-        ret[n].role = (struct nb_str){t->text + at, len[0]};
-        ret[n++].content = (struct nb_str){t->text + at + len[0], len[1]};
-        at += (uint64_t)len[0] + len[1];
-    }
-    *ret_n = n;
-    return n ? 0 : -EINVAL;
+    return flags & NB_TEXT_RENDER ? 1 : sizeof(int32_t);
 }
 
-static int encode_chat(struct nb_text_task *t)
+static int run_chat(struct nb_text_task *t)
 {
-    char error[128];
-    size_t n;
-    if (!t->chat)
-        return NIBBLE_E_UNSUPPORTED;
-    struct nb_chat_message *messages = calloc(NB_CHAT_MESSAGES_MAX, sizeof(*messages));
-    if (!messages)
-        return -ENOMEM;
-    int r = parse_messages(t, messages, &n);
-    if (r == 0)
-        r = nb_chat_template_encode(t->chat, t->tokenizer, messages, n, true, &t->tokens, error,
-                                    sizeof(error));
-    free(messages);
-    return r;
+    const struct nb_str conversation = {t->text, t->len};
+    time_t now = time(NULL);
+    int rc = t->flags & NB_TEXT_RENDER
+                 ? nb_chat_template_render(t->chat, t->tokenizer, conversation, now, &t->stop,
+                                           &t->rendering, &t->error)
+                 : nb_chat_template_encode(t->chat, t->tokenizer, conversation, now, &t->stop,
+                                           &t->tokens, &t->error);
+    if (rc != -ENOENT)
+        return rc;
+    return nb_fail(
+        &t->error, NIBBLE_E_UNSUPPORTED,
+        "the model has no chat template: send text (nibble run --raw), or bring a template "
+        "(--template FILE)");
 }
 
-static void run_task(struct nb_text_task *t)
+void nb_text_explain(struct nb_text_task *t, uint64_t len)
 {
-    t->status = t->flags & NB_TEXT_CHAT
-                    ? encode_chat(t)
-                    : nb_tokenizer_encode(t->tokenizer, t->text, t->len, t->flags & NB_TEXT_SPECIAL,
-                                          t->flags & NB_TEXT_BOS, &t->tokens);
+    const int rc = t->status;
+    const char *why = rc == -EOVERFLOW
+                          ? "a pattern of the model's tokenizer met its limit: split it"
+                      : rc == -EILSEQ ? "the model's vocabulary has no token for one of its bytes"
+                                      : strerror(-rc);
+    nb_fail(&t->error, t->status, "the text of %" PRIu64 " bytes: %s", len, why);
+}
+
+static int run_text(struct nb_text_task *t)
+{
+    return nb_tokenizer_encode(t->tokenizer, t->text, t->len, t->flags & NB_TEXT_SPECIAL,
+                               t->flags & NB_TEXT_BOS, &t->tokens);
+}
+
+static void run_tokenize(struct nb_text_task *t)
+{
+    const bool chat = t->flags & NB_TEXT_CHAT;
+    t->status = chat ? run_chat(t) : run_text(t);
+    if (t->status < 0 && !chat)
+        nb_text_explain(t, t->len);
 }
 
 static void free_task(struct nb_text_task *t)
@@ -68,19 +72,26 @@ static void free_task(struct nb_text_task *t)
     if (!t)
         return;
     nb_tokens_finish(&t->tokens);
+    nb_rendering_finish(&t->rendering);
     free(t->text);
+    free(t->length);
     free(t);
 }
 
-// Writes the ids where the client wants them and retires the job.
-static void answer(struct nb_job *job, const struct nb_text_task *t)
+// Writes the ids or the text where the client wants them and retires the job.
+static void answer(struct nb_job *job, struct nb_text_task *t)
 {
-    size_t n = t->tokens.n < t->out_max ? t->tokens.n : t->out_max;
-    void *out = nb_channel_range(job->channel, t->out, n * sizeof(int32_t), alignof(int32_t));
+    bool text = t->flags & NB_TEXT_RENDER;
+    const void *from = text ? (const void *)t->rendering.text : t->tokens.id;
+    uint64_t all = text ? t->rendering.len : t->tokens.n, unit = unit_of(t->flags);
+    uint64_t n = all < t->out_max ? all : t->out_max;
+    void *out = nb_channel_range(job->channel, t->out, n * unit, unit);
     if (t->status == 0 && n)
-        memcpy(out, t->tokens.id, n * sizeof(int32_t));
+        memcpy(out, from, n * unit);
+    if (t->status < 0)
+        nb_reason(job->channel, "%s", t->error.text);
     nb_job_done(job, t->status, t->status < 0 ? NIBBLE_FINISH_ERROR : NIBBLE_FINISH_NONE,
-                (uint32_t)t->tokens.n, 0);
+                (uint32_t)all, 0);
 }
 
 // --- the helper thread
@@ -128,7 +139,7 @@ static void *helper_main(void *unused)
             break;
         struct nb_text_task *t = helper.running = pop_waiting();
         pthread_mutex_unlock(&helper.lock);
-        run_task(t);
+        t->kind->run(t);
         pthread_mutex_lock(&helper.lock);
         helper.running = NULL;
         push(&helper.done, t);
@@ -145,9 +156,9 @@ int nb_text_start(int *ret_fd)
     helper.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (helper.fd < 0)
         return -errno;
-    int r = pthread_create(&helper.thread, NULL, helper_main, NULL);
-    if (r)
-        return -r;
+    int rc = pthread_create(&helper.thread, NULL, helper_main, NULL);
+    if (rc)
+        return -rc;
     *ret_fd = helper.fd;
     return 0;
 }
@@ -170,10 +181,17 @@ static void drop_list(struct nb_text_task *t)
     }
 }
 
+void nb_text_cancel(struct nb_text_task *t)
+{
+    atomic_store_explicit(&t->stop, true, memory_order_relaxed);
+}
+
 void nb_text_stop(void)
 {
     pthread_mutex_lock(&helper.lock);
     helper.ending = true;
+    if (helper.running)
+        nb_text_cancel(helper.running);
     pthread_cond_broadcast(&helper.changed);
     pthread_mutex_unlock(&helper.lock);
     pthread_join(helper.thread, NULL);
@@ -195,6 +213,8 @@ void nb_text_forget(uint64_t channel)
         t->next = gone;
         gone = t;
     }
+    if (helper.running && helper.running->channel == channel)
+        nb_text_cancel(helper.running);
     pthread_mutex_unlock(&helper.lock);
     drop_list(gone);
 }
@@ -219,59 +239,47 @@ void nb_text_deliver(struct nb_serve *s)
         if (c)
             c->text_bytes -= t->len;
         if (job && job->text == t)
-            answer(job, t);
+            t->kind->answer(job, t);
         free_task(t);
     }
 }
 
 // --- the handlers
 
-static int make_task(const struct nb_job *job, const struct nb_desc_tokenize *d,
-                     struct nb_text_task **ret)
+int nb_text_check(struct nb_channel *c, uint64_t len)
 {
-    const struct nb_channel *c = job->channel;
-    void *text;
-    if (d->flags & ~FLAGS ||
-        !nb_channel_range(c, d->out, d->out_max * (uint64_t)sizeof(int32_t), alignof(int32_t)))
-        return -EINVAL;
-    if (d->text_len > NB_TEXT_MAX)
-        return -E2BIG;
-    if (d->text_len + c->text_bytes > CHANNEL_BYTES)
-        return NIBBLE_E_QUOTA;
-    int r = nb_channel_copy(c, d->text, d->text_len, 1, &text);
-    if (r < 0)
-        return r;
-    struct nb_text_task *t = malloc(sizeof(*t));
-    if (!t) {
-        free(text);
-        return -ENOMEM;
-    }
-    *t = (struct nb_text_task){
-        .channel = c->key,
-        .user_data = job->user_data,
-        .tokenizer = nb_model_tokenizer(c->model->model),
-        .chat = nb_model_chat_template(c->model->model),
-        .text = text,
-        .len = d->text_len,
-        .out = d->out,
-        .out_max = d->out_max,
-        .flags = d->flags,
-    };
-    *ret = t;
+    if (len > NB_TEXT_MAX)
+        return nb_refuse(c, -E2BIG, "a text of %" PRIu64 " bytes: at most %u, split it", len,
+                         NB_TEXT_MAX);
+    if (len + c->text_bytes > CHANNEL_BYTES)
+        return nb_refuse(c, NIBBLE_E_QUOTA,
+                         "%" PRIu64 " bytes of texts wait already: at most %u for a channel",
+                         c->text_bytes, CHANNEL_BYTES);
     return 0;
 }
 
-int nb_op_tokenize(struct nb_job *job, const struct nb_submission *submission, const void *desc)
+struct nb_text_task *nb_text_task_create(const struct nb_job *job, const struct nb_text_kind *kind,
+                                         char *text, // NOLINT(*non-const-parameter)
+                                         uint64_t len)
 {
-    struct nb_text_task *t;
-    int r = make_task(job, desc, &t);
-    if (r < 0)
-        return r;
-    if (t->len <= INLINE_BYTES) {
-        run_task(t);
-        answer(job, t);
+    struct nb_text_task *t = malloc(sizeof(*t));
+    if (t)
+        *t = (struct nb_text_task){.kind = kind,
+                                   .channel = job->channel->key,
+                                   .user_data = job->user_data,
+                                   .tokenizer = nb_model_tokenizer(job->channel->model->model),
+                                   .text = text,
+                                   .len = len};
+    return t;
+}
+
+void nb_text_submit(struct nb_job *job, struct nb_text_task *t)
+{
+    if (t->len <= INLINE_BYTES && !(t->flags & NB_TEXT_CHAT)) {
+        t->kind->run(t);
+        t->kind->answer(job, t);
         free_task(t);
-        return 0;
+        return;
     }
     job->text = t;
     job->channel->text_bytes += t->len;
@@ -279,25 +287,78 @@ int nb_op_tokenize(struct nb_job *job, const struct nb_submission *submission, c
     push(&helper.waiting, t);
     pthread_cond_broadcast(&helper.changed);
     pthread_mutex_unlock(&helper.lock);
+}
+
+static int check(struct nb_channel *c, const struct nb_desc_tokenize *d)
+{
+    if (d->flags & NB_TEXT_CHAT && !c->model->generates)
+        return nb_refuse_to_generate(c);
+    if (d->flags & ~FLAGS || (d->flags & NB_TEXT_RENDER && !(d->flags & NB_TEXT_CHAT)))
+        return nb_refuse(c, -EINVAL, "flags are %#x: of %#x, and %#x only with %#x", d->flags,
+                         FLAGS, NB_TEXT_RENDER, NB_TEXT_CHAT);
+    uint64_t unit = unit_of(d->flags);
+    if (!nb_channel_range(c, d->out, d->out_max * unit, unit))
+        return nb_refuse(c, -EINVAL,
+                         "out of %u at %" PRIu64 ": not all within the %" PRIu64
+                         " bytes of the arena, aligned to %u",
+                         d->out_max, d->out, c->arena_bytes, (unsigned)unit);
+    return nb_text_check(c, d->text_len);
+}
+
+static const struct nb_text_kind tokenize_kind = {.run = run_tokenize, .answer = answer};
+
+static int make_task(const struct nb_job *job, const struct nb_desc_tokenize *d,
+                     struct nb_text_task **ret)
+{
+    struct nb_channel *c = job->channel;
+    void *text = NULL;
+    int rc = check(c, d);
+    if (rc == 0)
+        rc = nb_channel_copy(c, "text", d->text, d->text_len, 1, &text);
+    if (rc < 0)
+        return rc;
+    struct nb_text_task *t = nb_text_task_create(job, &tokenize_kind, text, d->text_len);
+    if (!t) {
+        free(text);
+        return -ENOMEM;
+    }
+    t->chat = nb_model_chat_template(c->model->model);
+    t->out = d->out;
+    t->out_max = d->out_max;
+    t->flags = d->flags;
+    *ret = t;
     return 0;
 }
 
-int nb_op_detokenize(struct nb_job *job, const struct nb_submission *submission, const void *desc)
+int nb_on_tokenize(struct nb_job *job, const struct nb_submission *submission, const void *desc)
+{
+    struct nb_text_task *t;
+    int rc = make_task(job, desc, &t);
+    if (rc == 0)
+        nb_text_submit(job, t);
+    return rc;
+}
+
+int nb_on_detokenize(struct nb_job *job, const struct nb_submission *submission, const void *desc)
 {
     const struct nb_desc_detokenize *d = desc;
-    const struct nb_channel *c = job->channel;
+    struct nb_channel *c = job->channel;
     const struct nb_tokenizer *tokenizer = nb_model_tokenizer(c->model->model);
     char *out = nb_channel_range(c, d->out, d->out_max, 1);
     uint64_t total = 0;
     void *copy;
-    if (d->flags || !out)
-        return -EINVAL;
+    if (d->flags)
+        return nb_refuse(c, -EINVAL, "flags are %#x: 0", d->flags);
+    if (!out)
+        return nb_refuse(c, -EINVAL, "out of %" PRIu64 " bytes at %" PRIu64 ": not in the arena",
+                         d->out_max, d->out);
     if (d->n_tokens > NB_TEXT_MAX / sizeof(int32_t))
-        return -E2BIG;
-    int r = nb_channel_copy(c, d->tokens, d->n_tokens * (uint64_t)sizeof(int32_t), alignof(int32_t),
-                            &copy);
-    if (r < 0)
-        return r;
+        return nb_refuse(c, -E2BIG, "%u tokens: at most %zu at a time", d->n_tokens,
+                         NB_TEXT_MAX / sizeof(int32_t));
+    int rc = nb_channel_copy(c, "tokens", d->tokens, d->n_tokens * (uint64_t)sizeof(int32_t),
+                             alignof(int32_t), &copy);
+    if (rc < 0)
+        return rc;
     const int32_t *tokens = copy;
     for (uint32_t i = 0; i < d->n_tokens && total <= NB_TEXT_MAX; i++) {
         struct nb_str piece = nb_tokenizer_piece(tokenizer, tokens[i], true);
@@ -308,7 +369,8 @@ int nb_op_detokenize(struct nb_job *job, const struct nb_submission *submission,
     }
     free(copy);
     if (total > NB_TEXT_MAX)
-        return -E2BIG;
+        return nb_refuse(c, -E2BIG, "the tokens' text has more than %u bytes: split them",
+                         NB_TEXT_MAX);
     nb_job_done(job, 0, NIBBLE_FINISH_NONE, (uint32_t)total, 0);
     return 0;
 }

@@ -8,21 +8,18 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "machine/bounds.h"
 #include "tensor/fail.h"
-
-static uint64_t memory_bytes(void)
-{
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-}
 
 static void cpu_info(const struct nb_device *d, struct nb_device_info *ret)
 {
     const struct nb_cpu_device *c = (const struct nb_cpu_device *)d;
-    *ret =
-        (struct nb_device_info){.threads = nb_team_size(c->team), .memory_bytes = memory_bytes()};
+    const char *why = nb_team_size(c->team) == c->allowed.threads ? c->allowed.why : "";
+    *ret = (struct nb_device_info){.threads = nb_team_size(c->team),
+                                   .memory_bytes = c->allowed.memory_bytes};
     snprintf(ret->name, sizeof(ret->name), "cpu");
-    snprintf(ret->description, sizeof(ret->description), "native CPU, %u thread%s", ret->threads,
-             ret->threads == 1 ? "" : "s");
+    snprintf(ret->description, sizeof(ret->description), "native CPU, %u thread%s%s%s",
+             ret->threads, ret->threads == 1 ? "" : "s", *why ? ": " : "", why);
     snprintf(ret->isa, sizeof(ret->isa), "%s", c->kernels->name);
 }
 
@@ -50,11 +47,33 @@ static void *lay(struct cursor *c, size_t count, size_t size)
     return p;
 }
 
-static uint32_t widest_input(const struct nb_hparams *hp)
+// Of the ops' quantized inputs, `rows` tokens.
+static size_t act_bytes(const struct nb_device_model *m, uint32_t rows, bool gathered)
 {
-    uint32_t k = hp->embedding;
-    k = hp->ffn > k ? hp->ffn : k;
-    return hp->dim[NB_DIM_ATTN] > k ? hp->dim[NB_DIM_ATTN] : k;
+    size_t most = 64;
+    for (uint32_t i = 0; i < m->plan->n_ops; i++) {
+        const struct nb_op *op = &m->plan->ops[i];
+        if (op->kind != NB_OP_LINEAR)
+            continue;
+        uint32_t n = gathered ? rows : nb_plan_rows(m->plan, op->in.value, rows);
+        size_t bytes = nb_act_bytes(n, op->in.width);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+// Of a matrix of any type: one may be replaced by one of another.
+static size_t gemm_scratch(const struct nb_kernels *k, const struct nb_packed *w)
+{
+    size_t most = 0;
+    for (uint32_t type = 0; type < NB_TYPE_END; type++) {
+        struct nb_packed p;
+        if (!nb_layout_of(type) || nb_packed_init(&p, type, w->rows, w->cols) < 0)
+            continue;
+        size_t bytes = k->gemm_scratch(&p, NB_CPU_TOKEN_TILE);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
 }
 
 static size_t kernel_scratch(const struct nb_device_model *m)
@@ -68,44 +87,58 @@ static size_t kernel_scratch(const struct nb_device_model *m)
         size_t bytes = k->attn_scratch(&m->kv_form, NB_CPU_QUERY_TILE, group);
         most = bytes > most ? bytes : most;
     }
-    for (uint32_t i = 0; i < m->plan->n_ops; i++)
-        for (int j = 0; j < 3; j++) {
-            const struct nb_packed *w = m->plan->ops[i].m[j].w;
-            size_t bytes = w ? k->gemm_scratch(w, NB_CPU_TOKEN_TILE) : 0;
-            most = bytes > most ? bytes : most;
-        }
+    for (uint32_t i = 0; i < m->plan->n_ops; i++) {
+        size_t bytes = m->plan->ops[i].w ? gemm_scratch(k, &m->plan->ops[i].w->packed) : 0;
+        most = bytes > most ? bytes : most;
+    }
     return most;
+}
+
+static struct nb_cpu_groups lay_groups(const struct nb_device_model *m, struct cursor *c)
+{
+    const struct nb_hparams *hp = &m->plan->hp;
+    const size_t rows = (size_t)m->max_rows * hp->n_chosen;
+    const size_t tiles = rows / NB_CPU_TOKEN_TILE + hp->n_experts;
+    struct nb_cpu_groups g = {0};
+    g.place = lay(c, rows, sizeof(*g.place));
+    g.token = lay(c, rows, sizeof(*g.token));
+    g.expert = lay(c, rows, sizeof(*g.expert));
+    g.first = lay(c, hp->n_experts + 1, sizeof(*g.first));
+    g.tile = lay(c, tiles, sizeof(*g.tile));
+    return g;
 }
 
 static void lay_out(struct nb_device_model *m, struct cursor *c)
 {
-    const struct nb_hparams *hp = &m->plan->hp;
+    const struct nb_plan *plan = m->plan;
+    const struct nb_hparams *hp = &plan->hp;
     size_t rows = m->max_rows, tiles = (rows + NB_CPU_TOKEN_TILE - 1) / NB_CPU_TOKEN_TILE;
     size_t slots = hp->n_heads + hp->n_kv_heads, threads = nb_team_size(m->device->team);
-    uint32_t k = widest_input(hp);
-    m->x = lay(c, rows * hp->embedding, sizeof(float));
-    m->q = lay(c, rows * hp->dim[NB_DIM_Q], sizeof(float));
-    m->k = lay(c, rows * hp->dim[NB_DIM_K], sizeof(float));
-    m->v = lay(c, rows * hp->dim[NB_DIM_V], sizeof(float));
-    m->attn = lay(c, rows * hp->dim[NB_DIM_ATTN], sizeof(float));
-    m->hidden = lay(c, rows * hp->ffn, sizeof(float));
-    m->up = lay(c, rows * hp->ffn, sizeof(float));
-    m->rope = lay(c, rows * hp->rope_dims, sizeof(float));
-    m->act = lay(c, 1, nb_act_bytes(m->max_rows, k));
+    size_t few = nb_act_bytes(NB_CPU_FEW_ROWS, hp->embedding);
+    for (uint32_t v = NB_VALUE_X; v < NB_VALUE_LOGITS; v++)
+        m->value[v] =
+            lay(c, nb_plan_rows(plan, (enum nb_value)v, m->max_rows) * (size_t)plan->width[v],
+                sizeof(float));
+    m->rope = lay(c, rows * hp->n_ropes * hp->rope_dims, sizeof(float));
+    m->act = lay(c, 1, act_bytes(m, m->max_rows, false));
+    m->expert = lay(c, rows * hp->n_chosen, sizeof(*m->expert));
+    m->expert_weight = lay(c, rows * hp->n_chosen, sizeof(*m->expert_weight));
     m->all.chunk = lay(c, rows, sizeof(*m->all.chunk));
     m->wanted.chunk = lay(c, rows, sizeof(*m->wanted.chunk));
-    m->head_need = lay(c, slots, sizeof(*m->head_need));
     m->head_done = lay(c, tiles * slots, sizeof(*m->head_done));
     m->scratch = lay(c, threads, sizeof(*m->scratch));
-    size_t scratch = kernel_scratch(m), kv_pointers = hp->context / NB_KV_TILE + 1;
+    size_t scratch = kernel_scratch(m), kv_pointers = hp->context / NB_KV_POSITIONS + 1;
+    size_t act = act_bytes(m, NB_CPU_FEW_ROWS, true);
+    size_t gathered = hp->n_experts ? act_bytes(m, NB_CPU_TOKEN_TILE, true) : 0;
+    act = act > few ? act : few;
     for (size_t t = 0; t < threads; t++) {
-        struct nb_cpu_scratch s = {lay(c, 1, nb_act_bytes(NB_CPU_FEW_ROWS, k)), lay(c, 1, scratch),
-                                   lay(c, kv_pointers, sizeof(*s.kv))};
+        struct nb_cpu_scratch s = {lay(c, 1, act), lay(c, 1, gathered), lay(c, 1, scratch),
+                                   lay(c, kv_pointers, sizeof(*s.kv)), lay_groups(m, c)};
         if (c->base)
             m->scratch[t] = s;
     }
     // Last, and mostly untouched: only steps that score many rows reach far into it.
-    m->logits = lay(c, rows * hp->vocab, sizeof(float));
+    m->value[NB_VALUE_LOGITS] = lay(c, rows * plan->width[NB_VALUE_LOGITS], sizeof(float));
 }
 
 static int map_memory(struct nb_device_model *m)
@@ -120,7 +153,7 @@ static int map_memory(struct nb_device_model *m)
     m->memory_bytes = c.used;
     c = (struct cursor){.base = p};
     lay_out(m, &c);
-    (void)madvise(p, (size_t)((uint8_t *)m->logits - (uint8_t *)p), MADV_HUGEPAGE);
+    (void)madvise(p, (size_t)((uint8_t *)m->value[NB_VALUE_LOGITS] - (uint8_t *)p), MADV_HUGEPAGE);
     return 0;
 }
 
@@ -139,20 +172,6 @@ static int map_kv(struct nb_device_model *m)
     return 0;
 }
 
-static uint32_t groups_over(uint32_t head, uint32_t dim)
-{
-    return ((head + 1) * dim - 1) / 16 - head * dim / 16 + 1;
-}
-
-static void count_needs(struct nb_device_model *m)
-{
-    const struct nb_hparams *hp = &m->plan->hp;
-    for (uint32_t h = 0; h < hp->n_heads; h++)
-        m->head_need[h] = groups_over(h, hp->k_dim);
-    for (uint32_t h = 0; h < hp->n_kv_heads; h++)
-        m->head_need[hp->n_heads + h] = groups_over(h, hp->k_dim) + groups_over(h, hp->v_dim);
-}
-
 static size_t cpu_kv_block_bytes(const struct nb_device *d, const struct nb_plan *plan)
 {
     return nb_plan_kv_bytes(plan) * plan->n_layers;
@@ -161,7 +180,7 @@ static size_t cpu_kv_block_bytes(const struct nb_device *d, const struct nb_plan
 static uint64_t cpu_kv_room(const struct nb_device *d, const struct nb_plan *plan,
                             uint32_t max_rows)
 {
-    return memory_bytes() / 4;
+    return ((const struct nb_cpu_device *)d)->allowed.memory_bytes / 4;
 }
 
 static void cpu_model_close(struct nb_device_model *m)
@@ -174,17 +193,18 @@ static void cpu_model_close(struct nb_device_model *m)
         munmap(m->kv, (size_t)m->kv_blocks * m->kv_block_bytes);
     if (m->kv_fd >= 0)
         close(m->kv_fd);
+    free(m->stages);
     free(m);
 }
 
 static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan,
                           const struct nb_device_model_options *options,
-                          struct nb_device_model **ret, char *ret_error, size_t error_size)
+                          struct nb_device_model **ret, struct nb_error *ret_error)
 {
     const struct nb_hparams *hp = &plan->hp;
     struct nb_device_model *m = calloc(1, sizeof(*m));
     if (!m)
-        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+        return nb_fail(ret_error, -ENOMEM, "out of memory");
     *m = (struct nb_device_model){.device = (struct nb_cpu_device *)d,
                                   .plan = plan,
                                   .max_rows = options->max_rows,
@@ -194,18 +214,23 @@ static int cpu_model_open(struct nb_device *d, const struct nb_plan *plan,
                                   .kv_block_bytes = cpu_kv_block_bytes(d, plan),
                                   .kv_layer_bytes = nb_plan_kv_bytes(plan),
                                   .kv_v_offset = hp->dim[NB_DIM_K] * nb_kv_bytes(plan->kv_type)};
-    int rc = map_memory(m);
+    m->stages = calloc(plan->n_ops, sizeof(*m->stages));
+    int rc = m->stages ? 0 : -ENOMEM;
+    if (rc == 0) {
+        m->n_stages = nb_cpu_stages(plan, m->stages);
+        m->tail_values = nb_plan_tail_values(plan);
+        rc = map_memory(m);
+    }
     if (rc == 0)
         rc = map_kv(m);
     if (rc < 0) {
-        nb_fail(ret_error, error_size, rc,
-                "cannot map %zu MB for steps of %u rows and %u KV blocks: %s",
-                (m->memory_bytes + m->kv_blocks * m->kv_block_bytes) >> 20, m->max_rows,
-                m->kv_blocks, strerror(-rc));
+        char reason[NB_LIMIT_TEXT];
+        nb_fail(ret_error, rc, "cannot map %zu MB of KV memory beside %zu MB for steps: %s",
+                (m->kv_blocks * m->kv_block_bytes) >> 20, m->memory_bytes >> 20,
+                nb_limit_reason(rc, reason));
         cpu_model_close(m);
         return rc;
     }
-    count_needs(m);
     *ret = m;
     return 0;
 }
@@ -217,7 +242,7 @@ static int cpu_step(struct nb_device_model *m, const struct nb_rows *rows, float
     nb_cpu_step_finish(m, rows);
     if (rows->candidates)
         memset(rows->candidates, 0, rows->n_logits * sizeof(*rows->candidates));
-    *ret_logits = m->logits;
+    *ret_logits = m->value[NB_VALUE_LOGITS];
     return 0;
 }
 
@@ -247,13 +272,20 @@ static const struct nb_device_ops cpu_ops = {
     .dequantize = nb_cpu_dequantize,
 };
 
-int nb_cpu_device_create(uint32_t threads, struct nb_device **ret)
+int nb_cpu_device_create(uint32_t threads, const struct nb_cpu_allowed *allowed,
+                         struct nb_device **ret)
 {
     struct nb_cpu_device *c = calloc(1, sizeof(*c));
     if (!c)
         return -ENOMEM;
     *c = (struct nb_cpu_device){.base.ops = &cpu_ops, .kernels = nb_kernels_best()};
-    int rc = nb_team_create(threads, &c->team);
+    int rc = 0;
+    if (allowed)
+        c->allowed = *allowed;
+    else
+        rc = nb_cpu_allowed(&c->allowed);
+    if (rc == 0)
+        rc = nb_team_create(threads ? threads : c->allowed.threads, &c->team);
     if (rc < 0) {
         free(c);
         return rc;

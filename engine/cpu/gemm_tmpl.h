@@ -1,15 +1,19 @@
 // The matrix product: prepares a row group's scales (and, for many tokens, its codes as a panel of
-// bytes), then runs tiles of tokens over it. The float weight class has its own, simpler tile.
+// bytes), then runs tiles of tokens over it. Float weights have their own tiles (float_tmpl.h).
 #pragma once
 
 #include <math.h>
 #include <string.h>
 
+#include "engine/cpu/float_tmpl.h"
+#include "engine/cpu/result_tmpl.h"
 #include "engine/cpu/tile_tmpl.h"
 
-// Bytes to fetch ahead: the next row group whole, so that its scales, which come first, are there;
-// half a level-1 cache at most.
-#define AHEAD 16384
+// A row group is fetched while the one before is multiplied, in the order of its bytes: any other
+// order, or less, left the memory idle for half of the time. One that is larger than half a level-1
+// cache goes to the level-2 cache.
+#define NEAR 16384
+#define FAR  65536
 
 #define PANEL_FROM 9 // tokens from which expanding a row group pays
 
@@ -38,37 +42,38 @@ typedef void expand_fn(const struct tile *t, uint8_t *panel);
 
 struct tiles {
     const struct format *format;
-    tile_fn *run[2][4]; // [terms - 1][log2 of tokens]
-    expand_fn *expand;  // NULL for a panel
+    tile_fn *run[2][4];    // [terms - 1][log2 of tokens]
+    tile_fn *halves[2][4]; // the same, with scales as the matrix has them; may be missing
+    expand_fn *expand;     // NULL for a panel
 };
 
 // Combinations too wide for the registers are empty and never chosen.
-#define TILE(name, tokens, terms)                                                                  \
+#define TILE(name, format, halves, tokens, terms)                                                  \
     static void name##_##tokens##_##terms(const struct tile *t, float *out)                        \
     {                                                                                              \
-        if (tokens * terms <= max_columns(name))                                                   \
-            run_tile(name, tokens, terms, t, out);                                                 \
+        if (tokens * terms <= max_columns(format))                                                 \
+            run_tile(format, halves, tokens, terms, t, out);                                       \
     }
-#define TILES(name)                                                                                \
-    TILE(name, 1, 1)                                                                               \
-    TILE(name, 2, 1)                                                                               \
-    TILE(name, 4, 1)                                                                               \
-    TILE(name, 8, 1)                                                                               \
-    TILE(name, 1, 2)                                                                               \
-    TILE(name, 2, 2)                                                                               \
-    TILE(name, 4, 2)                                                                               \
-    TILE(name, 8, 2)
+#define TILES(name, format, halves)                                                                \
+    TILE(name, format, halves, 1, 1)                                                               \
+    TILE(name, format, halves, 2, 1)                                                               \
+    TILE(name, format, halves, 4, 1)                                                               \
+    TILE(name, format, halves, 8, 1)                                                               \
+    TILE(name, format, halves, 1, 2)                                                               \
+    TILE(name, format, halves, 2, 2)                                                               \
+    TILE(name, format, halves, 4, 2)                                                               \
+    TILE(name, format, halves, 8, 2)
 #define EXPAND(name)                                                                               \
     static void name##_expand(const struct tile *t, uint8_t *panel)                                \
     {                                                                                              \
         expand_panel(name, t, panel);                                                              \
     }
-#define ENTRY(name, expand)                                                                        \
+#define RUN(name)                                                                                  \
     {                                                                                              \
-        &name,                                                                                     \
-            {{name##_1_1, name##_2_1, name##_4_1, name##_8_1},                                     \
-             {name##_1_2, name##_2_2, name##_4_2, name##_8_2}},                                    \
-            expand                                                                                 \
+        {name##_1_1, name##_2_1, name##_4_1, name##_8_1},                                          \
+        {                                                                                          \
+            name##_1_2, name##_2_2, name##_4_2, name##_8_2                                         \
+        }                                                                                          \
     }
 
 // planes, bytes of a cell's low and high plane, largest code, group, looked up, panel
@@ -89,7 +94,9 @@ static const struct format PANEL_63H = {NB_PLANES_8, 512, 0, 63, 16, false, true
 static const struct format PANEL_255 = {
     NB_PLANES_8, DOT_SPLITS_BYTES ? 1024 : 512, 0, 255, 32, false, true};
 
-#define DEFINE(name) TILES(name) EXPAND(name)
+#define DEFINE(name)                                                                               \
+    TILES(name, name, false)                                                                       \
+    EXPAND(name)
 DEFINE(CODES_8)
 DEFINE(CODES_4)
 DEFINE(CODES_4T)
@@ -98,22 +105,38 @@ DEFINE(CODES_42)
 DEFINE(CODES_2)
 DEFINE(CODES_2H)
 DEFINE(CODES_21)
-TILES(PANEL_15)
-TILES(PANEL_15H)
-TILES(PANEL_31)
-TILES(PANEL_63H)
-TILES(PANEL_255)
+TILES(PANEL_15, PANEL_15, false)
+TILES(PANEL_15H, PANEL_15H, false)
+TILES(PANEL_31, PANEL_31, false)
+TILES(PANEL_63H, PANEL_63H, false)
+TILES(PANEL_255, PANEL_255, false)
+// Formats of types whose blocks have one scale.
+TILES(HALVES_8, CODES_8, true)
+TILES(HALVES_4, CODES_4, true)
+TILES(HALVES_4T, CODES_4T, true)
+TILES(HALVES_41, CODES_41, true)
 
 static const struct tiles direct_tiles[] = {
-    ENTRY(CODES_8, CODES_8_expand),   ENTRY(CODES_4, CODES_4_expand),
-    ENTRY(CODES_4T, CODES_4T_expand), ENTRY(CODES_41, CODES_41_expand),
-    ENTRY(CODES_42, CODES_42_expand), ENTRY(CODES_2, CODES_2_expand),
-    ENTRY(CODES_2H, CODES_2H_expand), ENTRY(CODES_21, CODES_21_expand),
+    {.format = &CODES_8, .run = RUN(CODES_8), .halves = RUN(HALVES_8), .expand = CODES_8_expand},
+    {.format = &CODES_4, .run = RUN(CODES_4), .halves = RUN(HALVES_4), .expand = CODES_4_expand},
+    {.format = &CODES_4T,
+     .run = RUN(CODES_4T),
+     .halves = RUN(HALVES_4T),
+     .expand = CODES_4T_expand},
+    {.format = &CODES_41,
+     .run = RUN(CODES_41),
+     .halves = RUN(HALVES_41),
+     .expand = CODES_41_expand},
+    {.format = &CODES_42, .run = RUN(CODES_42), .expand = CODES_42_expand},
+    {.format = &CODES_2, .run = RUN(CODES_2), .expand = CODES_2_expand},
+    {.format = &CODES_2H, .run = RUN(CODES_2H), .expand = CODES_2H_expand},
+    {.format = &CODES_21, .run = RUN(CODES_21), .expand = CODES_21_expand},
 };
 
 static const struct tiles panel_tiles[] = {
-    ENTRY(PANEL_15, NULL),  ENTRY(PANEL_15H, NULL), ENTRY(PANEL_31, NULL),
-    ENTRY(PANEL_63H, NULL), ENTRY(PANEL_255, NULL),
+    {.format = &PANEL_15, .run = RUN(PANEL_15)},   {.format = &PANEL_15H, .run = RUN(PANEL_15H)},
+    {.format = &PANEL_31, .run = RUN(PANEL_31)},   {.format = &PANEL_63H, .run = RUN(PANEL_63H)},
+    {.format = &PANEL_255, .run = RUN(PANEL_255)},
 };
 
 // The weights under one step of scales: 16, or 32 (a group of 64 is two of 32 with one scale).
@@ -137,6 +160,12 @@ static const struct tiles *panel_of(const struct tiles *direct)
     while (t->format->max < direct->format->max || t->format->group != direct->format->group)
         t++;
     return t;
+}
+
+// Whether each step has one scale, a half.
+static bool has_plain_scales(const struct nb_layout *l)
+{
+    return l->sub == NB_SUB_NONE && l->scale_block == scale_step(l);
 }
 
 // What is taken off a code as unpack gives it: the tables of IQ4 hold value + 128.
@@ -256,23 +285,6 @@ static void load_constants(const struct nb_packed *w, const struct nb_act *a, ui
     }
 }
 
-// Adds bias and, with `accumulate`, what y holds; rows past the matrix's last are dropped.
-static void store_rows(const struct nb_packed *w, uint32_t row, const float *bias, bool accumulate,
-                       const float *sum, float *y)
-{
-    uint32_t n = w->rows - row < 16 ? w->rows - row : 16;
-    if (n == 16) {
-        vf v = f_load(sum);
-        v = bias ? f_add(v, f_load(bias + row)) : v;
-        f_store(y + row, accumulate ? f_add(f_load(y + row), v) : v);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        float v = bias ? sum[i] + bias[row + i] : sum[i];
-        y[row + i] = accumulate ? y[row + i] + v : v;
-    }
-}
-
 // Where a call keeps what it prepares: offsets in its scratch, and the bytes of all.
 struct prepared {
     size_t wm, constants, panel, end;
@@ -294,38 +306,50 @@ static size_t gemm_scratch(const struct nb_packed *w, uint32_t n)
     return nb_is_float(w) ? 0 : prepare(w, n).end;
 }
 
+// Where a row group lies, and the next, which is fetched meanwhile.
+static struct tile tile_of_group(const struct nb_packed *w, const uint8_t *group,
+                                 const struct prepared *p, void *scratch)
+{
+    struct tile tile = {.low = group,
+                        .high = group + w->high,
+                        .ws = scratch,
+                        .wm = (const float *)((uint8_t *)scratch + p->wm),
+                        .scales = (const uint16_t *)(group + w->scale),
+                        .mins = (const uint16_t *)(group + w->min),
+                        .stride = p->stride,
+                        .cells = w->cols / CELL,
+                        .far = w->stride > NEAR,
+                        .has_min = w->layout->has_min};
+    tile.prefetch = (uint32_t)(w->stride / tile.cells);
+    tile.ahead = w->stride < FAR ? (uint32_t)w->stride : FAR;
+    return tile;
+}
+
 static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, uint32_t g0,
                            uint32_t g1, const float *bias, bool accumulate, float *y, size_t ldy,
                            void *scratch)
 {
-    const struct tiles *direct = tiles_of(w->layout), *tiles = direct;
-    if (a->n >= PANEL_FROM)
-        tiles = panel_of(direct);
-    uint32_t columns = (uint32_t)max_columns(*tiles->format), log2;
+    const struct tiles *direct = tiles_of(w->layout);
+    const struct tiles *tiles = a->n < PANEL_FROM ? direct : panel_of(direct);
+    const uint32_t columns = (uint32_t)max_columns(*tiles->format);
+    // Scales that one tile alone will use are taken as they lie.
+    const bool halves = a->n * a->terms <= columns && has_plain_scales(w->layout);
     struct prepared p = prepare(w, a->n);
     uint8_t *mem = scratch, *panel = mem + p.panel;
-    float *ws = scratch, *wm = (float *)(mem + p.wm);
     uint32_t *constants = (uint32_t *)(mem + p.constants);
     for (uint32_t t = 0; t < a->n; t++)
         load_constants(w, a, t, constants + t * p.stride);
     for (uint32_t g = g0; g < g1; g++) {
         const uint8_t *group = w->data + g * w->stride;
-        struct tile tile = {.low = group,
-                            .high = group + w->high,
-                            .ws = ws,
-                            .wm = wm,
-                            .stride = p.stride,
-                            .cells = w->cols / CELL,
-                            .has_min = w->layout->has_min};
-        tile.prefetch = (uint32_t)(w->stride / tile.cells);
-        tile.ahead = w->stride < AHEAD ? (uint32_t)w->stride : AHEAD;
-        load_scales(w, group, ws, wm);
+        struct tile tile = tile_of_group(w, group, &p, scratch);
+        if (!halves)
+            load_scales(w, group, scratch, (float *)(mem + p.wm));
         if (tiles != direct) {
             direct->expand(&tile, panel);
             tile.low = panel;
             tile.prefetch = 0;
         }
-        for (uint32_t t = 0; t < a->n; t += 1u << log2) {
+        for (uint32_t t = 0, log2; t < a->n; t += 1u << log2) {
             float out[MAX_TOKENS * 16];
             log2 = tile_log2(a->n - t, columns, a->terms);
             for (uint32_t i = 0; i < 1u << log2; i++) {
@@ -334,7 +358,7 @@ static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, ui
                     (a->terms == 2 ? a->q2 : a->q1) + (size_t)(t + i) * a->k;
             }
             tile.constants = constants + t * p.stride;
-            tiles->run[a->terms - 1][log2](&tile, out);
+            (halves ? tiles->halves : tiles->run)[a->terms - 1][log2](&tile, out);
             for (uint32_t i = 0; i < 1u << log2; i++)
                 store_rows(w, g * 16, bias, accumulate, out + 16 * i, y + (t + i) * ldy);
             tile.prefetch = 0; // from the second tile on, the row group is in cache
@@ -342,61 +366,11 @@ static void gemm_quantized(const struct nb_packed *w, const struct nb_act *a, ui
     }
 }
 
-// Sixteen weights at one k, as floats.
-FORCED vf float_weights(int planes, const uint8_t *p, size_t k)
-{
-    if (planes == NB_PLANES_F32)
-        return f_load((const float *)p + k * 16);
-    const uint16_t *h = (const uint16_t *)p + k * 16;
-    return planes == NB_PLANES_F16 ? f_of_half(h) : f_of_bits(i_sll32(i_of_u16(h), 16));
-}
-
-FORCED void float_tile(int planes, int tokens, const uint8_t *group, uint32_t cols, const float *x,
-                       size_t ldx, float *out)
-{
-    vf acc[4];
-    UNROLL
-    for (int n = 0; n < tokens; n++)
-        acc[n] = f_zero();
-    for (size_t k = 0; k < cols; k++) {
-        vf w = float_weights(planes, group, k);
-        __builtin_prefetch(group + 4096 + k * (planes == NB_PLANES_F32 ? 64 : 32));
-        UNROLL
-        for (int n = 0; n < tokens; n++)
-            acc[n] = f_fma(w, f_set1(x[(size_t)n * ldx + k]), acc[n]);
-    }
-    UNROLL
-    for (int n = 0; n < tokens; n++)
-        f_store(out + 16 * n, acc[n]);
-}
-
-FORCED void gemm_float(int planes, const struct nb_packed *w, const struct nb_act *a, uint32_t g0,
-                       uint32_t g1, const float *bias, bool accumulate, float *y, size_t ldy)
-{
-    for (uint32_t g = g0; g < g1; g++)
-        for (uint32_t t = 0, n; t < a->n; t += n) {
-            const uint8_t *group = w->data + g * w->stride;
-            const float *x = a->x + (size_t)t * a->k;
-            float out[4 * 16];
-            n = a->n - t >= 4 ? 4 : 1;
-            if (n == 4)
-                float_tile(planes, 4, group, w->cols, x, a->k, out);
-            else
-                float_tile(planes, 1, group, w->cols, x, a->k, out);
-            for (uint32_t i = 0; i < n; i++)
-                store_rows(w, g * 16, bias, accumulate, out + 16 * i, y + (t + i) * ldy);
-        }
-}
-
 static void gemm(const struct nb_packed *w, const struct nb_act *a, uint32_t g0, uint32_t g1,
                  const float *bias, bool accumulate, float *y, size_t ldy, void *scratch)
 {
-    if (w->layout->planes == NB_PLANES_F32)
-        gemm_float(NB_PLANES_F32, w, a, g0, g1, bias, accumulate, y, ldy);
-    else if (w->layout->planes == NB_PLANES_F16)
-        gemm_float(NB_PLANES_F16, w, a, g0, g1, bias, accumulate, y, ldy);
-    else if (w->layout->planes == NB_PLANES_BF16)
-        gemm_float(NB_PLANES_BF16, w, a, g0, g1, bias, accumulate, y, ldy);
+    if (nb_is_float(w))
+        gemm_float(w, a, g0, g1, bias, accumulate, y, ldy);
     else
         gemm_quantized(w, a, g0, g1, bias, accumulate, y, ldy, scratch);
 }

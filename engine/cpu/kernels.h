@@ -7,13 +7,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/activation.h"
 #include "engine/kv.h"
 #include "tensor/layout.h"
 
 enum nb_isa { NB_ISA_SCALAR, NB_ISA_AVX2, NB_ISA_AVX512, NB_ISA_COUNT };
 
 #define NB_ACT_BLOCK 32
-#define NB_KV_TILE   32 // positions in a KV block and in an attention tile
 
 // Quantized activations of `n` tokens by `k` inputs (k a multiple of 32; callers zero-pad). The
 // float row is kept beside them because the float weight class needs it. All arrays are 64-byte
@@ -28,10 +28,21 @@ struct nb_act {
 };
 
 // The heads of a KV cache. In a block keys of a head are [dim][32 slots], values [32 slots][dim]:
-// of F16 halves, of Q8_0 bytes and after them halves, the scales, [dim / 32][32 slots].
+// of F16 halves, of F32 floats, of Q8_0 bytes and after them halves, the scales, [dim / 32][32
+// slots].
 struct nb_kv_form {
     enum nb_kv_type type;
     uint32_t k_dim, v_dim;
+};
+
+// What attention's scores become and which positions a query sees. With `end` 0 attention is
+// causal: a query at p sees positions 0..p, the last `window` of them where window is not 0. With
+// another `end` it is bidirectional: every query sees positions [0, end), and window must be 0.
+struct nb_attention {
+    float scale, softcap; // softcap 0 = none
+    uint32_t window, end;
+    // NULL, or for each query head a logit that joins the softmax without a value (gpt-oss).
+    const float *sinks;
 };
 
 // Bytes of the arrays of nb_act for n tokens by k inputs, and laying them in `mem` (64-byte
@@ -45,8 +56,14 @@ struct nb_kernels {
     // x[k] of token t of `a` is set: fill q1, q2, s, sums for tokens [t0, t1).
     void (*quantize)(struct nb_act *a, uint32_t t0, uint32_t t1);
 
-    // out[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * weight[i]; in and out may be the same.
+    // out[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * weight[i]. `weight` may be NULL (ones); in and
+    // out may be the same.
     void (*rmsnorm)(const float *x, const float *weight, float eps, uint32_t n, float *out);
+
+    // out[i] = (x[i] - mean(x)) * (1 / sqrt(mean((x - mean)^2) + eps)) * weight[i] + bias[i].
+    // `weight` and `bias` may be NULL (ones, zeros); in and out may be the same.
+    void (*layernorm)(const float *x, const float *weight, const float *bias, float eps, uint32_t n,
+                      float *out);
 
     // y[t * ldy + row] for row groups [g0, g1) of w and every token t of a; ldy in floats. With
     // `accumulate`, adds the finished sum to what y holds (the residual). `bias` may be NULL; added
@@ -56,8 +73,15 @@ struct nb_kernels {
                  const float *bias, bool accumulate, float *y, size_t ldy, void *scratch);
     size_t (*gemm_scratch)(const struct nb_packed *w, uint32_t n);
 
-    // out[i] = silu(gate[i]) * up[i]
-    void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
+    // out[i] = act(gate[i]) * up[i], or act(gate[i]) where `up` is NULL. out may be gate.
+    void (*activate)(enum nb_activation kind, const float *gate, const float *up, uint32_t n,
+                     float *out);
+
+    // y[i] += scale * x[i], by fma.
+    void (*add)(float *y, const float *x, float scale, uint32_t n);
+
+    // x[i] becomes x[i] * scale, and where cap > 0 that softly capped: cap * tanh(that / cap).
+    void (*cap)(float *x, float scale, float cap, uint32_t n);
 
     // Rotates n_heads heads of head_dim in place. cos_sin: rot_dim/2 cosines, then as many sines.
     // neox: pairs (i, i + rot_dim/2); else (2i, 2i + 1).
@@ -72,13 +96,12 @@ struct nb_kernels {
     // Attention of `n_q` consecutive query tokens of one sequence, the first at absolute position
     // `pos0`, for KV head `kv_head` and the `group` query heads that share it. blocks[b] is the KV
     // block (K part, see kv_write) of positions [32 b, 32 b + 32); v_offset is where V lies in it,
-    // in bytes. Causal; window 0 = unlimited, else a query sees the last `window`
-    // positions. q: token-major, q[t * ldq + (kv_head * group + h) * k_dim + d], unscaled; out the
-    // same with v_dim and ldo. softcap 0 = none. scratch: attn_scratch() bytes.
+    // in bytes. q: token-major, q[t * ldq + (kv_head * group + h) * k_dim + d], unscaled; out the
+    // same with v_dim and ldo. p->sinks[kv_head * group + h]. scratch: attn_scratch() bytes.
     void (*attention)(const struct nb_kv_form *form, const float *q, size_t ldq,
                       const uint8_t *const *blocks, size_t v_offset, uint32_t n_q, uint32_t pos0,
-                      uint32_t kv_head, uint32_t group, float scale, float softcap, uint32_t window,
-                      float *out, size_t ldo, void *scratch);
+                      uint32_t kv_head, uint32_t group, const struct nb_attention *p, float *out,
+                      size_t ldo, void *scratch);
     size_t (*attn_scratch)(const struct nb_kv_form *form, uint32_t n_q, uint32_t group);
 
     // Row `row` of a packed matrix to floats (the embedding).

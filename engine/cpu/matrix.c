@@ -16,7 +16,7 @@ struct nb_device_matrix {
 struct work {
     struct nb_device_matrix *m;
     const struct nb_product *product;
-    const struct nb_decode *decode;
+    const struct nb_dequantize *dequantize;
     struct nb_act act;
     uint8_t *scratch; // each thread's, one after the other
     size_t scratch_bytes;
@@ -103,9 +103,9 @@ int nb_cpu_gemm(struct nb_device_matrix *m, const struct nb_product *p)
     size_t act = align64(nb_act_bytes(p->n, k));
     struct work w = {
         .m = m, .product = p, .scratch_bytes = align64(d->kernels->gemm_scratch(m->w, p->n))};
-    int r = reserve(d, act + nb_team_size(d->team) * w.scratch_bytes);
-    if (r < 0)
-        return r;
+    int rc = reserve(d, act + nb_team_size(d->team) * w.scratch_bytes);
+    if (rc < 0)
+        return rc;
     nb_act_init(&w.act, d->scratch, p->n, k, p->terms);
     w.scratch = (uint8_t *)d->scratch + act;
     nb_team_run(d->team, gemm_thread, &w);
@@ -144,7 +144,7 @@ static float to_int8(const float *x, uint32_t n, uint8_t *out)
 
 static void decode_row(struct work *w, uint32_t i, float *row)
 {
-    const struct nb_decode *p = w->decode;
+    const struct nb_dequantize *p = w->dequantize;
     const size_t size[] = {[NB_NUMBER_F32] = 4, [NB_NUMBER_F16] = 2, [NB_NUMBER_INT8] = 1};
     uint8_t *out = (uint8_t *)p->out + (size_t)i * p->cols * size[p->to];
     w->m->device->kernels->decode_row(w->m->w, p->row0 + i, row);
@@ -159,22 +159,22 @@ static void decode_row(struct work *w, uint32_t i, float *row)
 static void decode_thread(void *arg, uint32_t thread)
 {
     struct work *w = arg;
-    struct nb_share rows = {w->m->device->share_id + 1, w->decode->rows, UINT32_MAX};
+    struct nb_share rows = {w->m->device->share_id + 1, w->dequantize->rows, UINT32_MAX};
     float *row = (float *)(void *)(w->scratch + thread * w->scratch_bytes);
     for (uint32_t i, end; take(w, thread, &rows, &i, &end);)
         for (; i < end; i++)
             decode_row(w, i, row);
 }
 
-int nb_cpu_dequantize(struct nb_device_matrix *m, const struct nb_decode *p)
+int nb_cpu_dequantize(struct nb_device_matrix *m, const struct nb_dequantize *p)
 {
     struct nb_cpu_device *d = m->device;
     // decode_row writes whole registers.
     struct work w = {
-        .m = m, .decode = p, .scratch_bytes = align64((m->w->cols + 16) * sizeof(float))};
-    int r = reserve(d, nb_team_size(d->team) * w.scratch_bytes);
-    if (r < 0)
-        return r;
+        .m = m, .dequantize = p, .scratch_bytes = align64((m->w->cols + 16) * sizeof(float))};
+    int rc = reserve(d, nb_team_size(d->team) * w.scratch_bytes);
+    if (rc < 0)
+        return rc;
     w.scratch = d->scratch;
     nb_team_run(d->team, decode_thread, &w);
     d->share_id++;

@@ -39,6 +39,23 @@ static float tanh_f32(float x)
     return 1.0f - 2.0f / (exp_f32(x + x) + 1.0f);
 }
 
+// The normal distribution's cumulative probability, 0.5 (1 + erf(x / sqrt(2))).
+static float normal_cdf(float x)
+{
+    float a = fabsf(x), p = 0x1.9caedep-29f;
+    p = fmaf(p, a, -0x1.34620ep-23f);
+    p = fmaf(p, a, 0x1.6e0a00p-19f);
+    p = fmaf(p, a, -0x1.ad4dbep-16f);
+    p = fmaf(p, a, 0x1.c08798p-14f);
+    p = fmaf(p, a, 0x1.4d7170p-13f);
+    p = fmaf(p, a, -0x1.4664e2p-8f);
+    p = fmaf(p, a, 0x1.2a86c0p-5f);
+    p = fmaf(p, a, 0x1.45ec38p-2f);
+    p = fmaf(p, a, 0x1.98849ap-1f);
+    float tail = 0.5f * exp_f32(-(a * p));
+    return signbit(x) ? tail : 1.0f - tail;
+}
+
 static float fold16(float p[16])
 {
     for (int half_n = 8; half_n > 0; half_n /= 2)
@@ -57,7 +74,7 @@ static void quantize_block(const struct nb_act *a, size_t at)
         amax = fmaxf(amax, fabsf(x[i]));
     }
     bool zero = !finite || amax < 1e-30f;
-    float s = zero ? 0.0f : amax / 127.0f;
+    float s = !finite ? NAN : zero ? 0.0f : amax / 127.0f;
     float inv = zero ? 0.0f : 127.0f / amax;
     a->s[at / NB_ACT_BLOCK] = s;
     for (int half_n = 0; half_n < 2; half_n++) {
@@ -90,15 +107,68 @@ static void rmsnorm(const float *x, const float *weight, float eps, uint32_t n, 
     float p[16] = {0};
     for (uint32_t i = 0; i < n; i++)
         p[i % 16] = fmaf(x[i], x[i], p[i % 16]);
-    float scale = 1.0f / sqrtf(fold16(p) / (float)n + eps);
+    float sum = fold16(p), scale = sum < INFINITY ? 1.0f / sqrtf(sum / (float)n + eps) : NAN;
     for (uint32_t i = 0; i < n; i++)
-        out[i] = x[i] * scale * weight[i];
+        out[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
 }
 
-static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
+static void layernorm(const float *x, const float *weight, const float *bias, float eps, uint32_t n,
+                      float *out)
+{
+    float p[16] = {0}, squares[16] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        p[i % 16] += x[i];
+    float mean = fold16(p) / (float)n;
+    for (uint32_t i = 0; i < n; i++)
+        squares[i % 16] = fmaf(x[i] - mean, x[i] - mean, squares[i % 16]);
+    float sum = fold16(squares), scale = sum < INFINITY ? 1.0f / sqrtf(sum / (float)n + eps) : NAN;
+    for (uint32_t i = 0; i < n; i++) {
+        float y = (x[i] - mean) * scale;
+        y = weight ? y * weight[i] : y;
+        out[i] = bias ? y + bias[i] : y;
+    }
+}
+
+static float act(enum nb_activation kind, float x)
+{
+    const float c = 0x1.988454p+0f, c3 = 0x1.2444f2p-4f; // 2 sqrt(2 / pi), that times 0.044715
+    float positive = 0.0f > x ? 0.0f : x;
+    switch (kind) {
+    case NB_ACT_SILU:
+        return x / (1.0f + exp_f32(-x));
+    case NB_ACT_GELU:
+        return x / (1.0f + exp_f32(-(x * fmaf(x * x, c3, c))));
+    case NB_ACT_GELU_ERF:
+        return x * normal_cdf(x);
+    case NB_ACT_RELU2:
+        return positive * positive;
+    default:
+        return positive;
+    }
+}
+
+static void activate(enum nb_activation kind, const float *gate, const float *up, uint32_t n,
+                     float *out)
 {
     for (uint32_t i = 0; i < n; i++)
-        out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+        out[i] = up ? act(kind, gate[i]) * up[i] : act(kind, gate[i]);
+}
+
+static void add(float *y, const float *x, float scale, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = fmaf(scale, x[i], y[i]);
+}
+
+static float capped(float x, float limit)
+{
+    return limit > 0.0f ? limit * tanh_f32(x / limit) : x;
+}
+
+static void cap(float *x, float scale, float limit, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] = capped(x[i] * scale, limit);
 }
 
 static void rope(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t rot_dim,
@@ -130,6 +200,12 @@ static void put_halves(uint8_t *to, const float *x, uint32_t n, size_t first, si
     }
 }
 
+static void put_floats(uint8_t *to, const float *x, uint32_t n, size_t first, size_t apart)
+{
+    for (uint32_t d = 0; d < n; d++)
+        memcpy(to + 4 * (first + d * apart), &x[d], sizeof(*x));
+}
+
 static void put_codes(uint8_t *to, const float *x, uint32_t n, uint32_t slot, size_t first,
                       size_t apart)
 {
@@ -140,9 +216,9 @@ static void put_codes(uint8_t *to, const float *x, uint32_t n, uint32_t slot, si
             finite = finite && isfinite(x[d]);
             amax = fmaxf(amax, fabsf(x[d]));
         }
-        uint16_t h = finite ? finite_half(amax / 127.0f) : 0;
+        uint16_t h = finite_half(finite ? amax / 127.0f : NAN);
         float s = nb_f16_to_f32(h), inv = 1.0f / s;
-        memcpy(to + (size_t)n * NB_KV_TILE + 2 * ((size_t)d0 + slot), &h, sizeof(h));
+        memcpy(to + (size_t)n * NB_KV_POSITIONS + 2 * ((size_t)d0 + slot), &h, sizeof(h));
         for (uint32_t d = d0; d < d0 + NB_KV_GROUP; d++) {
             float q = s > 0.0f ? rintf(x[d] * inv) : 0.0f;
             to[first + d * apart] = (uint8_t)(int8_t)fminf(fmaxf(q, -127.0f), 127.0f);
@@ -158,10 +234,13 @@ static void kv_write(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v
         uint8_t *k_to = k_block + h * k_dim * nb_kv_bytes(form->type);
         uint8_t *v_to = v_block + h * v_dim * nb_kv_bytes(form->type);
         if (form->type == NB_KV_F16) {
-            put_halves(k_to, k + h * k_dim, k_dim, slot, NB_KV_TILE);
+            put_halves(k_to, k + h * k_dim, k_dim, slot, NB_KV_POSITIONS);
             put_halves(v_to, v + h * v_dim, v_dim, slot * v_dim, 1);
+        } else if (form->type == NB_KV_F32) {
+            put_floats(k_to, k + h * k_dim, k_dim, slot, NB_KV_POSITIONS);
+            put_floats(v_to, v + h * v_dim, v_dim, slot * v_dim, 1);
         } else {
-            put_codes(k_to, k + h * k_dim, k_dim, slot, slot, NB_KV_TILE);
+            put_codes(k_to, k + h * k_dim, k_dim, slot, slot, NB_KV_POSITIONS);
             put_codes(v_to, v + h * v_dim, v_dim, slot, slot * v_dim, 1);
         }
     }
@@ -382,15 +461,20 @@ struct query {
 static float kept(const struct query *q, const uint8_t *from, uint32_t n, uint32_t d, uint32_t slot,
                   size_t i)
 {
+    float x;
     if (q->type == NB_KV_F16)
         return half(from + 2 * i);
-    size_t scale = (size_t)d / NB_KV_GROUP * NB_KV_TILE + slot;
-    return half(from + (size_t)n * NB_KV_TILE + 2 * scale) * (float)(int8_t)from[i];
+    if (q->type == NB_KV_F32) {
+        memcpy(&x, from + 4 * i, sizeof(x));
+        return x;
+    }
+    size_t scale = (size_t)d / NB_KV_GROUP * NB_KV_POSITIONS + slot;
+    return half(from + (size_t)n * NB_KV_POSITIONS + 2 * scale) * (float)(int8_t)from[i];
 }
 
 static float key(const struct query *q, uint32_t d, uint32_t slot)
 {
-    return kept(q, q->k, q->k_dim, d, slot, (size_t)d * NB_KV_TILE + slot);
+    return kept(q, q->k, q->k_dim, d, slot, (size_t)d * NB_KV_POSITIONS + slot);
 }
 
 static float value(const struct query *q, uint32_t d, uint32_t slot)
@@ -403,14 +487,13 @@ static float score(const struct query *q, uint32_t slot)
     float s = 0.0f;
     for (uint32_t d = 0; d < q->k_dim; d++)
         s = fmaf(q->q[d], key(q, d, slot), s);
-    s *= q->scale;
-    return q->softcap > 0.0f ? q->softcap * tanh_f32(s / q->softcap) : s;
+    return capped(s * q->scale, q->softcap);
 }
 
 // Slots [lo, hi) of one tile.
 static void attend_tile(struct query *q, uint32_t lo, uint32_t hi)
 {
-    float p[NB_KV_TILE] = {0}, partial[16] = {0}, max = q->max;
+    float p[NB_KV_POSITIONS] = {0}, partial[16] = {0}, max = q->max;
     for (uint32_t i = lo; i < hi; i++) {
         p[i] = score(q, i);
         max = p[i] > max ? p[i] : max;
@@ -432,7 +515,7 @@ static void attend_tile(struct query *q, uint32_t lo, uint32_t hi)
 
 static void attention(const struct nb_kv_form *form, const float *q, size_t ldq,
                       const uint8_t *const *blocks, size_t v_offset, uint32_t n_q, uint32_t pos0,
-                      uint32_t kv_head, uint32_t group, float scale, float softcap, uint32_t window,
+                      uint32_t kv_head, uint32_t group, const struct nb_attention *p,
                       float *out, // NOLINT(*non-const-parameter)
                       size_t ldo, void *scratch)
 {
@@ -445,18 +528,20 @@ static void attention(const struct nb_kv_form *form, const float *q, size_t ldq,
                               .type = form->type,
                               .k_dim = k_dim,
                               .v_dim = v_dim,
-                              .scale = scale,
-                              .softcap = softcap,
-                              .max = -INFINITY,
+                              .scale = p->scale,
+                              .softcap = p->softcap,
+                              .max = p->sinks ? p->sinks[head] : -INFINITY,
+                              .sum = p->sinks ? 1.0f : 0.0f,
                               .out = out + t * ldo + head * v_dim};
-            uint32_t end = pos0 + t + 1, first = window && window < end ? end - window : 0;
+            uint32_t end = p->end ? p->end : pos0 + t + 1;
+            uint32_t first = p->window && p->window < end ? end - p->window : 0;
             memset(s.out, 0, v_dim * sizeof(float));
-            for (uint32_t b = first / NB_KV_TILE; b * NB_KV_TILE < end; b++) {
-                uint32_t base = b * NB_KV_TILE, left = end - base;
+            for (uint32_t b = first / NB_KV_POSITIONS; b * NB_KV_POSITIONS < end; b++) {
+                uint32_t base = b * NB_KV_POSITIONS, left = end - base;
                 s.k = blocks[b] + kv_head * k_dim * bytes;
                 s.v = blocks[b] + v_offset + kv_head * v_dim * bytes;
                 attend_tile(&s, first > base ? first - base : 0,
-                            left < NB_KV_TILE ? left : NB_KV_TILE);
+                            left < NB_KV_POSITIONS ? left : NB_KV_POSITIONS);
             }
             float inv = 1.0f / s.sum;
             for (uint32_t d = 0; d < v_dim; d++)

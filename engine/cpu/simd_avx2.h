@@ -10,7 +10,7 @@
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 #endif
 
 typedef struct {
@@ -285,6 +285,13 @@ FORCED vmask m_range(int lo, int hi)
               _mm256_and_si256(_mm256_cmpgt_epi32(j, l), _mm256_cmpgt_epi32(h, j)));
 }
 
+// Lanes whose sign bit is set.
+FORCED vmask m_sign(vf x)
+{
+    vi bits = f_bits(x);
+    return VI(_mm256_srai_epi32(bits.a, 31), _mm256_srai_epi32(bits.b, 31));
+}
+
 FORCED vf f_select(vmask m, vf yes, vf no)
 {
     return VF(_mm256_blendv_ps(no.a, yes.a, _mm256_castsi256_ps(m.a)),
@@ -323,6 +330,10 @@ FORCED void f_zip(vf even, vf odd, vf *x, vf *y)
 #define DOT_SPLITS_BYTES true
 #define DOT_COLUMNS      4 // of one tile
 #define ATTEND_ROWS      4 // of one pack
+
+// The tile of float weights: tokens, and steps of k.
+#define FLOAT_TOKENS 6
+#define FLOAT_STEPS  1
 
 FORCED int dot_steps(int max)
 {

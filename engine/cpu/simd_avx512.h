@@ -10,7 +10,7 @@
 #elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 #endif
 
 typedef __m512 vf;  // 16 floats
@@ -99,8 +99,7 @@ FORCED vf f_join(__m256 low, __m256 high)
 
 FORCED vf f_of_half(const uint16_t *p)
 {
-    return f_join(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
-                  _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
 FORCED void f_to_half(uint16_t *p, vf x)
@@ -279,6 +278,12 @@ FORCED vmask m_range(int lo, int hi)
     return (vmask)(below_hi & ~below_lo);
 }
 
+// Lanes whose sign bit is set.
+FORCED vmask m_sign(vf x)
+{
+    return _mm512_movepi32_mask(f_bits(x));
+}
+
 FORCED vf f_select(vmask m, vf yes, vf no)
 {
     return _mm512_mask_blend_ps(m, no, yes);
@@ -307,6 +312,10 @@ FORCED void f_zip(vf even, vf odd, vf *x, vf *y)
 #define DOT_SPLITS_BYTES false
 #define DOT_COLUMNS      8 // of one tile
 #define ATTEND_ROWS      8 // of one pack
+
+// The tile of float weights: tokens, and steps of k.
+#define FLOAT_TOKENS 24
+#define FLOAT_STEPS  4
 
 FORCED int dot_steps(int max)
 {

@@ -3,7 +3,6 @@
 #include "engine/cpu/threads.h"
 
 #include <errno.h>
-#include <hwloc.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -12,8 +11,6 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-
-#include "engine/device.h"
 
 #define SPIN_NS     50000
 #define TAKE_BITS   24 // of a cursor: units taken; the rest is the share's id
@@ -171,35 +168,9 @@ void nb_team_run(struct nb_team *team, void (*fn)(void *arg, uint32_t thread), v
     nb_team_barrier(team);
 }
 
-int nb_cpu_cores(uint32_t *ret)
-{
-    hwloc_topology_t topology;
-    if (hwloc_topology_init(&topology) < 0)
-        return -errno;
-    hwloc_cpuset_t set = hwloc_bitmap_alloc();
-    int n = -1;
-    if (set && hwloc_topology_load(topology) == 0) {
-        if (hwloc_get_cpubind(topology, set, HWLOC_CPUBIND_PROCESS) < 0)
-            hwloc_bitmap_copy(set, hwloc_topology_get_allowed_cpuset(topology));
-        hwloc_obj_t core = NULL;
-        n = 0;
-        while ((core = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_CORE, core)))
-            n += hwloc_bitmap_intersects(core->cpuset, set);
-    }
-    hwloc_bitmap_free(set);
-    hwloc_topology_destroy(topology);
-    if (n < 0)
-        return -EIO;
-    *ret = n > 0 ? (uint32_t)n : 1;
-    return 0;
-}
-
 int nb_team_create(uint32_t threads, struct nb_team **ret)
 {
-    int rc;
-    if (threads == 0 && (rc = nb_cpu_cores(&threads)) < 0)
-        return rc;
-    if (threads > MAX_THREADS)
+    if (!threads || threads > MAX_THREADS)
         return -EINVAL;
     size_t bytes = sizeof(struct nb_team) + threads * sizeof(struct member);
     struct nb_team *team = aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
@@ -210,7 +181,7 @@ int nb_team_create(uint32_t threads, struct nb_team **ret)
         team->member[i] = (struct member){.team = team, .index = i};
     for (; team->running < threads; team->running++) {
         struct member *m = &team->member[team->running];
-        rc = -pthread_create(&m->thread, NULL, member_main, m);
+        int rc = -pthread_create(&m->thread, NULL, member_main, m);
         if (rc < 0) {
             nb_team_destroy(team);
             return rc;

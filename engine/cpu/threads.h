@@ -8,7 +8,7 @@
 
 struct nb_team;
 
-// threads: 0 = one for each core that this process may use. The caller is thread 0 of the team.
+// The caller is thread 0 of the team.
 int nb_team_create(uint32_t threads, struct nb_team **ret);
 void nb_team_destroy(struct nb_team *team);
 uint32_t nb_team_size(const struct nb_team *team);

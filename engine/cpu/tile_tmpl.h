@@ -21,13 +21,15 @@ struct format {
 // float where the type has a minimum.
 struct tile {
     const uint8_t *low, *high;
-    const float *ws, *wm; // [group][16]
+    const float *ws, *wm;          // [group][16]
+    const uint16_t *scales, *mins; // the same as halves, as the matrix has them
     const uint32_t *constants;
     size_t stride;
     const int8_t *q[2 * MAX_TOKENS]; // first terms, then second terms
     uint32_t cells;
     uint32_t prefetch; // bytes to fetch for each cell; 0 where they are in cache
     uint32_t ahead;    // how far ahead of the cell they lie
+    bool far;          // they go to the level-2 cache
     bool has_min;
 };
 
@@ -129,12 +131,13 @@ FORCED void dot_group(struct format f, int columns, const struct tile *t, const 
 
 // acc over one group, as docs/numerics.md orders it. The integers stay below 2^31 and are rounded
 // to float once.
-FORCED void fold_group(int tokens, int terms, const struct tile *t, size_t group, const vi *sum,
-                       vf *acc)
+FORCED void fold_group(bool halves, int tokens, int terms, const struct tile *t, size_t group,
+                       const vi *sum, vf *acc)
 {
     const uint32_t *constants = t->constants + group * 2;
-    vf ws = f_load(t->ws + group * 16);
-    vf wm = f_load(t->wm + group * 16);
+    vf ws = halves ? f_of_half(t->scales + group * 16) : f_load(t->ws + group * 16), wm = ws;
+    if (t->has_min)
+        wm = halves ? f_of_half(t->mins + group * 16) : f_load(t->wm + group * 16);
     UNROLL
     for (int n = 0; n < tokens; n++) {
         vi a = sum[n];
@@ -151,7 +154,17 @@ FORCED void fold_group(int tokens, int terms, const struct tile *t, size_t group
     }
 }
 
-FORCED void run_tile(struct format f, int tokens, int terms, const struct tile *t, float *out)
+FORCED void fetch_cell(const struct tile *t, const uint8_t *from)
+{
+    for (uint32_t at = 0; at < t->prefetch && !t->far; at += 64)
+        __builtin_prefetch(from + at);
+    for (uint32_t at = 0; at < t->prefetch && t->far; at += 64)
+        __builtin_prefetch(from + at, 0, 2);
+}
+
+// `halves`: scales are taken from there, not from ws and wm.
+FORCED void run_tile(struct format f, bool halves, int tokens, int terms, const struct tile *t,
+                     float *out)
 {
     const uint8_t *low = t->low, *high = t->high, *ahead = t->low + t->ahead;
     int groups = CELL / f.group;
@@ -160,13 +173,12 @@ FORCED void run_tile(struct format f, int tokens, int terms, const struct tile *
     for (int n = 0; n < tokens; n++)
         acc[n] = f_zero();
     for (size_t cell = 0; cell < t->cells; cell++) {
-        for (uint32_t at = 0; at < t->prefetch; at += 64)
-            __builtin_prefetch(ahead + at);
+        fetch_cell(t, ahead);
         UNROLL
         for (int g = 0; g < groups; g++) {
             vi sum[2 * MAX_TOKENS];
             dot_group(f, tokens * terms, t, low, high, g, cell * CELL, sum);
-            fold_group(tokens, terms, t, cell * (size_t)groups + (size_t)g, sum, acc);
+            fold_group(halves, tokens, terms, t, cell * (size_t)groups + (size_t)g, sum, acc);
         }
         low += f.low;
         high += f.high;
@@ -181,8 +193,7 @@ FORCED void run_tile(struct format f, int tokens, int terms, const struct tile *
 FORCED void expand_panel(struct format f, const struct tile *t, uint8_t *panel)
 {
     for (size_t cell = 0; cell < t->cells; cell++) {
-        for (uint32_t at = 0; at < t->prefetch; at += 64)
-            __builtin_prefetch(t->low + t->ahead + cell * t->prefetch + at);
+        fetch_cell(t, t->low + t->ahead + cell * t->prefetch);
         UNROLL
         for (int j = 0; j < 8; j++) {
             struct codes c =

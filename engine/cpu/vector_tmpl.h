@@ -1,5 +1,5 @@
-// The row-wise kernels: activations' quantization, RMSNorm, SwiGLU, RoPE, writing to the KV cache,
-// decoding a row.
+// The row-wise kernels: activations' quantization, norms, activation functions, sums and caps,
+// RoPE, writing to the KV cache, decoding a row.
 #pragma once
 
 #include <math.h>
@@ -30,6 +30,29 @@ FORCED vf f_tanh(vf x)
     return f_sub(one, f_div(f_set1(2.0f), f_add(f_exp(f_add(x, x)), one)));
 }
 
+FORCED vf f_capped(vf x, float limit)
+{
+    return limit > 0.0f ? f_mul(f_set1(limit), f_tanh(f_div(x, f_set1(limit)))) : x;
+}
+
+// The normal distribution's cumulative probability, 0.5 (1 + erf(x / sqrt(2))).
+FORCED vf f_normal_cdf(vf x)
+{
+    vf a = f_of_bits(i_and(f_bits(x), i_set1(0x7fffffff)));
+    vf p = f_set1(0x1.9caedep-29f);
+    p = f_fma(p, a, f_set1(-0x1.34620ep-23f));
+    p = f_fma(p, a, f_set1(0x1.6e0a00p-19f));
+    p = f_fma(p, a, f_set1(-0x1.ad4dbep-16f));
+    p = f_fma(p, a, f_set1(0x1.c08798p-14f));
+    p = f_fma(p, a, f_set1(0x1.4d7170p-13f));
+    p = f_fma(p, a, f_set1(-0x1.4664e2p-8f));
+    p = f_fma(p, a, f_set1(0x1.2a86c0p-5f));
+    p = f_fma(p, a, f_set1(0x1.45ec38p-2f));
+    p = f_fma(p, a, f_set1(0x1.98849ap-1f));
+    vf tail = f_mul(f_set1(0.5f), f_exp(f_neg(f_mul(a, p))));
+    return f_select(m_sign(x), tail, f_sub(f_set1(1.0f), tail));
+}
+
 // Second terms of 16 activations.
 FORCED vi second_term(vf x, vf q1, float s, float inv)
 {
@@ -51,9 +74,9 @@ static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
         uint32_t bits_max = most_of(x[0], x[1]);
         float amax;
         memcpy(&amax, &bits_max, 4);
-        bool zero = bits_max >= 0x7f800000u || amax < 1e-30f;
+        bool finite = bits_max < 0x7f800000u, zero = !finite || amax < 1e-30f;
         float s = zero ? 0.0f : amax / 127.0f, inv = zero ? 0.0f : 127.0f / amax;
-        a->s[at / NB_ACT_BLOCK] = s;
+        a->s[at / NB_ACT_BLOCK] = finite ? s : NAN;
         for (int i = 0; i < 2; i++) {
             vf v = zero ? f_zero() : x[i];
             vf q1 = f_rint(f_mul(v, f_set1(inv)));
@@ -69,6 +92,36 @@ static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
     }
 }
 
+// The first n <= 16 of a row's floats: a constant 16 costs a plain load.
+FORCED vf row_load(const float *p, uint32_t n)
+{
+    return n == 16 ? f_load(p) : f_load_n(p, n);
+}
+
+FORCED void row_store(float *p, vf v, uint32_t n)
+{
+    if (n == 16)
+        f_store(p, v);
+    else
+        f_store_n(p, v, n);
+}
+
+FORCED vf weighted(vf v, const float *weight, uint32_t i, uint32_t n)
+{
+    return weight ? f_mul(v, row_load(weight + i, n)) : v;
+}
+
+FORCED vf biased(vf v, const float *bias, uint32_t i, uint32_t n)
+{
+    return bias ? f_add(v, row_load(bias + i, n)) : v;
+}
+
+static vf norm_scale(vf squares, float eps, uint32_t n)
+{
+    float sum = f_fold(squares);
+    return f_set1(sum < INFINITY ? 1.0f / sqrtf(sum / (float)n + eps) : NAN);
+}
+
 static void rmsnorm(const float *x, const float *weight, float eps, uint32_t n, float *out)
 {
     vf sum = f_zero();
@@ -78,26 +131,104 @@ static void rmsnorm(const float *x, const float *weight, float eps, uint32_t n, 
         sum = f_fma(v, v, sum);
     }
     vf last = f_load_n(x + whole, rest);
-    sum = f_fma(last, last, sum);
-    vf scale = f_set1(1.0f / sqrtf(f_fold(sum) / (float)n + eps));
+    vf scale = norm_scale(f_fma(last, last, sum), eps, n);
     for (uint32_t i = 0; i < whole; i += 16)
-        f_store(out + i, f_mul(f_mul(f_load(x + i), scale), f_load(weight + i)));
-    f_store_n(out + whole, f_mul(f_mul(last, scale), f_load_n(weight + whole, rest)), rest);
+        f_store(out + i, weighted(f_mul(f_load(x + i), scale), weight, i, 16));
+    f_store_n(out + whole, weighted(f_mul(last, scale), weight, whole, rest), rest);
 }
 
-FORCED vf silu_mul(vf g, vf u)
+static void layernorm(const float *x, const float *weight, const float *bias, float eps, uint32_t n,
+                      float *out)
 {
-    vf e = f_exp(f_neg(g));
-    return f_mul(f_div(g, f_add(f_set1(1.0f), e)), u);
+    uint32_t whole = n & ~15u, rest = n & 15u;
+    vf sum = f_zero(), squares = f_zero(), last = f_load_n(x + whole, rest);
+    for (uint32_t i = 0; i < whole; i += 16)
+        sum = f_add(sum, f_load(x + i));
+    vf mean = f_set1(f_fold(f_add(sum, last)) / (float)n);
+    for (uint32_t i = 0; i < whole; i += 16) {
+        vf v = f_sub(f_load(x + i), mean);
+        squares = f_fma(v, v, squares);
+    }
+    last = f_select(m_range(0, (int)rest), f_sub(last, mean), f_zero());
+    vf scale = norm_scale(f_fma(last, last, squares), eps, n);
+    for (uint32_t i = 0; i < whole; i += 16) {
+        vf v = weighted(f_mul(f_sub(f_load(x + i), mean), scale), weight, i, 16);
+        f_store(out + i, biased(v, bias, i, 16));
+    }
+    vf v = weighted(f_mul(last, scale), weight, whole, rest);
+    f_store_n(out + whole, biased(v, bias, whole, rest), rest);
 }
 
-static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
+// x / (1 + exp(-t))
+FORCED vf f_gated(vf x, vf t)
+{
+    return f_div(x, f_add(f_set1(1.0f), f_exp(f_neg(t))));
+}
+
+FORCED vf f_act(enum nb_activation kind, vf x)
+{
+    const float c = 0x1.988454p+0f, c3 = 0x1.2444f2p-4f; // 2 sqrt(2 / pi), that times 0.044715
+    vf positive = f_max(f_zero(), x);
+    switch (kind) {
+    case NB_ACT_SILU:
+        return f_gated(x, x);
+    case NB_ACT_GELU:
+        return f_gated(x, f_mul(x, f_fma(f_mul(x, x), f_set1(c3), f_set1(c))));
+    case NB_ACT_GELU_ERF:
+        return f_mul(x, f_normal_cdf(x));
+    case NB_ACT_RELU2:
+        return f_mul(positive, positive);
+    default:
+        return positive;
+    }
+}
+
+FORCED void activate_as(enum nb_activation kind, const float *gate, const float *up, uint32_t n,
+                        float *out)
 {
     uint32_t whole = n & ~15u, rest = n & 15u;
     for (uint32_t i = 0; i < whole; i += 16)
-        f_store(out + i, silu_mul(f_load(gate + i), f_load(up + i)));
-    vf last = silu_mul(f_load_n(gate + whole, rest), f_load_n(up + whole, rest));
+        f_store(out + i, weighted(f_act(kind, f_load(gate + i)), up, i, 16));
+    vf last = weighted(f_act(kind, f_load_n(gate + whole, rest)), up, whole, rest);
     f_store_n(out + whole, last, rest);
+}
+
+// One loop for each kind, so that none asks for it inside.
+static void activate(enum nb_activation kind, const float *gate, const float *up, uint32_t n,
+                     float *out)
+{
+    switch (kind) {
+    case NB_ACT_SILU:
+        activate_as(NB_ACT_SILU, gate, up, n, out);
+        break;
+    case NB_ACT_GELU:
+        activate_as(NB_ACT_GELU, gate, up, n, out);
+        break;
+    case NB_ACT_GELU_ERF:
+        activate_as(NB_ACT_GELU_ERF, gate, up, n, out);
+        break;
+    case NB_ACT_RELU2:
+        activate_as(NB_ACT_RELU2, gate, up, n, out);
+        break;
+    default:
+        activate_as(NB_ACT_RELU, gate, up, n, out);
+    }
+}
+
+static void add(float *y, const float *x, float scale, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        uint32_t m = n - i < 16 ? n - i : 16;
+        row_store(y + i, f_fma(f_set1(scale), row_load(x + i, m), row_load(y + i, m)), m);
+    }
+}
+
+static void cap(float *x, float scale, float limit, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        uint32_t m = n - i < 16 ? n - i : 16;
+        row_store(x + i, f_capped(f_mul(row_load(x + i, m), f_set1(scale)), limit), m);
+    }
 }
 
 FORCED void rotate(vf *a, vf *b, vf c, vf s)
@@ -151,10 +282,11 @@ static uint16_t to_codes(int8_t out[NB_KV_GROUP], const float *from)
     float amax;
     memcpy(&amax, &bits_max, 4);
     amax = amax / 127.0f < 65504.0f ? amax / 127.0f : 65504.0f;
-    uint16_t scale = bits_max < 0x7f800000u ? nb_f32_to_f16(amax) : 0;
+    bool finite = bits_max < 0x7f800000u;
+    uint16_t scale = nb_f32_to_f16(finite ? amax : NAN);
     vf inv = f_set1(1.0f / nb_f16_to_f32(scale));
     for (int i = 0; i < 2; i++) {
-        vf q = scale ? f_rint(f_mul(x[i], inv)) : f_zero();
+        vf q = finite && scale ? f_rint(f_mul(x[i], inv)) : f_zero();
         q = f_min(f_set1(127.0f), f_max(f_set1(-127.0f), q));
         i_to_s8(out + 16 * i, f_to_int(q));
     }
@@ -172,13 +304,13 @@ static void write_codes(const struct nb_kv_form *form, uint8_t *k_block, uint8_t
         uint8_t *k_to = k_block + h * k_dim * bytes, *v_to = v_block + h * v_dim * bytes;
         for (size_t d = 0; d < k_dim; d += NB_KV_GROUP) {
             scale = to_codes(code, k + h * k_dim + d);
-            memcpy(k_to + (size_t)k_dim * NB_KV_TILE + 2 * (d + slot), &scale, sizeof(scale));
+            memcpy(k_to + (size_t)k_dim * NB_KV_POSITIONS + 2 * (d + slot), &scale, sizeof(scale));
             for (size_t i = 0; i < NB_KV_GROUP; i++)
-                k_to[(d + i) * NB_KV_TILE + slot] = (uint8_t)code[i];
+                k_to[(d + i) * NB_KV_POSITIONS + slot] = (uint8_t)code[i];
         }
         for (size_t d = 0; d < v_dim; d += NB_KV_GROUP) {
             scale = to_codes(code, v + h * v_dim + d);
-            memcpy(v_to + (size_t)v_dim * NB_KV_TILE + 2 * (d + slot), &scale, sizeof(scale));
+            memcpy(v_to + (size_t)v_dim * NB_KV_POSITIONS + 2 * (d + slot), &scale, sizeof(scale));
             memcpy(v_to + (size_t)slot * v_dim + d, code, sizeof(code));
         }
     }
@@ -193,15 +325,25 @@ static void write_halves(const struct nb_kv_form *form, uint16_t *k_block, uint1
         uint32_t m = n - i < 16 ? n - i : 16;
         to_half(half, m == 16 ? f_load(k + i) : f_load_n(k + i, m));
         for (uint32_t j = 0; j < m; j++)
-            k_block[(size_t)(i + j) * NB_KV_TILE + slot] = half[j];
+            k_block[(size_t)(i + j) * NB_KV_POSITIONS + slot] = half[j];
     }
     for (uint32_t h = 0; h < n_kv_heads; h++)
         for (uint32_t i = 0; i < v_dim; i += 16) {
             uint32_t m = v_dim - i < 16 ? v_dim - i : 16;
             const float *from = v + (size_t)h * v_dim + i;
             to_half(half, m == 16 ? f_load(from) : f_load_n(from, m));
-            memcpy(v_block + ((size_t)h * NB_KV_TILE + slot) * v_dim + i, half, m * 2);
+            memcpy(v_block + ((size_t)h * NB_KV_POSITIONS + slot) * v_dim + i, half, m * 2);
         }
+}
+
+static void write_floats(const struct nb_kv_form *form, float *k_block, float *v_block,
+                         const float *k, const float *v, uint32_t n_kv_heads, uint32_t slot)
+{
+    for (uint32_t i = 0; i < n_kv_heads * form->k_dim; i++)
+        k_block[(size_t)i * NB_KV_POSITIONS + slot] = k[i];
+    for (uint32_t h = 0; h < n_kv_heads; h++)
+        memcpy(v_block + ((size_t)h * NB_KV_POSITIONS + slot) * form->v_dim, v + h * form->v_dim,
+               form->v_dim * sizeof(*v));
 }
 
 static void kv_write(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v_block,
@@ -210,6 +352,9 @@ static void kv_write(const struct nb_kv_form *form, uint8_t *k_block, uint8_t *v
     if (form->type == NB_KV_F16)
         write_halves(form, (uint16_t *)(void *)k_block, (uint16_t *)(void *)v_block, k, v,
                      n_kv_heads, slot);
+    else if (form->type == NB_KV_F32)
+        write_floats(form, (float *)(void *)k_block, (float *)(void *)v_block, k, v, n_kv_heads,
+                     slot);
     else
         write_codes(form, k_block, v_block, k, v, n_kv_heads, slot);
 }

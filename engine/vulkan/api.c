@@ -54,18 +54,18 @@ static void widen_vectors(void)
 #endif
 }
 
-int nb_vk_open(struct nb_vk *vk, char *ret_error, size_t error_size)
+int nb_vk_open(struct nb_vk *vk, struct nb_error *ret_error)
 {
     widen_vectors();
     *vk = (struct nb_vk){.library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL)};
     if (!vk->library)
-        return nb_fail(ret_error, error_size, -ENODEV,
+        return nb_fail(ret_error, -ENODEV,
                        "no Vulkan on this machine: the loader, libvulkan.so.1, cannot be opened");
     vk->get = (PFN_vkGetInstanceProcAddr)dlsym(vk->library, "vkGetInstanceProcAddr");
     int rc = vk->get ? make_instance(vk) : -EIO;
     if (rc < 0) {
         nb_vk_close(vk);
-        return nb_fail(ret_error, error_size, rc,
+        return nb_fail(ret_error, rc,
                        rc == -ENODEV
                            ? "no Vulkan driver on this machine: install the one of its GPU, or "
                              "mesa-vulkan-drivers"

@@ -7,6 +7,8 @@
 #define VK_NO_PROTOTYPES
 #include <vulkan/vulkan_core.h>
 
+#include "tensor/fail.h"
+
 #define NB_VENDOR_INTEL 0x8086
 
 #define NB_VK_GLOBAL(X) X(CreateInstance) X(EnumerateInstanceVersion)
@@ -91,7 +93,7 @@ struct nb_vk {
 };
 
 // Opens the loader and makes an instance. -ENODEV, -EIO.
-int nb_vk_open(struct nb_vk *vk, char *ret_error, size_t error_size);
+int nb_vk_open(struct nb_vk *vk, struct nb_error *ret_error);
 int nb_vk_load_device(struct nb_vk *vk, VkDevice device); // -EIO when a function is missing
 void nb_vk_close(struct nb_vk *vk);
 

@@ -62,7 +62,7 @@ uint64_t nb_vulkan_kv_room(const struct nb_device *base, const struct nb_plan *p
     const struct nb_vulkan_device *d = (const struct nb_vulkan_device *)base;
     uint64_t used, left, room = (uint64_t)d->max_range * plan->n_layers;
     nb_vulkan_memory(d, &used, &left);
-    const uint32_t context = (plan->hp.context + NB_VULKAN_KV_TILE - 1) / NB_VULKAN_KV_TILE;
+    const uint32_t context = (plan->hp.context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
     struct need rest = need_of(d, plan, max_rows, 0), one = need_of(d, plan, max_rows, context);
     uint64_t quarter = d->info.memory / KV_SHARE,
              beside = left > sum(&rest) ? left - sum(&rest) : 0;
@@ -78,7 +78,7 @@ static uint32_t layers_that_fit(const struct nb_vulkan_device *d, const struct n
                                 uint32_t max_rows, uint32_t kv_blocks, uint64_t left)
 {
     uint32_t end = plan->first_layer + plan->n_layers, n = 0;
-    if (!nb_plan_has(plan, NB_OP_HEAD) || !nb_plan_has(plan, NB_OP_EMBED))
+    if (!plan->begins || !plan->ends)
         return 0;
     for (; n + 1 < plan->n_layers; n++) {
         struct nb_plan last = nb_plan_part(plan, end - n - 1, end, false, true);
@@ -89,20 +89,20 @@ static uint32_t layers_that_fit(const struct nb_vulkan_device *d, const struct n
     return n;
 }
 
-int nb_vulkan_budget_check(const struct nb_device_model *m, char *error, size_t size)
+int nb_vulkan_budget_check(const struct nb_device_model *m, struct nb_error *error)
 {
     const struct nb_vulkan_device *d = m->device;
     uint64_t used, left;
     char split[32] = "";
-    struct need need = need_of(d, m->plan, m->max_rows, m->kv_blocks);
+    struct need need = need_of(d, m->plan, m->extent.max_rows, m->extent.kv_blocks);
     nb_vulkan_memory(d, &used, &left);
     if (sum(&need) <= left)
         return 0;
-    uint32_t fit = layers_that_fit(d, m->plan, m->max_rows, m->kv_blocks, left);
+    uint32_t fit = layers_that_fit(d, m->plan, m->extent.max_rows, m->extent.kv_blocks, left);
     if (fit > 0)
         snprintf(split, sizeof(split), "--gpu-layers %u, ", fit);
     return nb_fail(
-        error, size, -ENOMEM,
+        error, -ENOMEM,
         "it needs %.1f MB (weights %.1f, KV cache %.1f, steps %.1f) and %.40s has %.1f MB "
         "left: use a smaller type, %sor the CPU",
         mb(sum(&need)), mb(need.weights), mb(need.kv), mb(need.steps), d->info.name, mb(left),

@@ -140,7 +140,7 @@ int nb_vulkan_cache_init(struct nb_vulkan_device *d, const void *blob, size_t by
     if (copy && nb_vulkan_cache_read(memcpy(copy, blob, bytes), bytes, &c->id, &parts) == 0) {
         memcpy(c->choices, parts.choices, parts.n_choices * sizeof(*c->choices));
         c->n_choices = parts.n_choices;
-        c->kept = parts.hash;
+        c->saved = parts.hash;
     }
     const VkPipelineCacheCreateInfo info = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO,
                                             .initialDataSize = parts.pipelines_bytes,
@@ -177,26 +177,26 @@ int nb_vulkan_cache_save(struct nb_device *base, void **ret, size_t *ret_bytes)
     if (rc == 0)
         rc = nb_vulkan_cache_write(&c->id, &parts, &blob, &blob_bytes);
     free(pipelines);
-    if (rc < 0 || parts.hash == c->kept) {
+    if (rc < 0 || parts.hash == c->saved) {
         free(blob);
         return rc;
     }
-    c->kept = parts.hash;
+    c->saved = parts.hash;
     *ret = blob;
     *ret_bytes = blob_bytes;
     return 1;
 }
 
 const struct nb_vulkan_choice *nb_vulkan_choice_find(const struct nb_vulkan_device *d,
-                                                     uint64_t product)
+                                                     uint64_t gemm)
 {
     for (uint32_t i = 0; i < d->cache.n_choices; i++)
-        if (d->cache.choices[i].product == product)
+        if (d->cache.choices[i].gemm == gemm)
             return &d->cache.choices[i];
     return NULL;
 }
 
-void nb_vulkan_choice_keep(struct nb_vulkan_device *d, const struct nb_vulkan_choice *choice)
+void nb_vulkan_choice_save(struct nb_vulkan_device *d, const struct nb_vulkan_choice *choice)
 {
     struct nb_vulkan_cache *c = &d->cache;
     if (c->n_choices < NB_VULKAN_CHOICES)

@@ -43,6 +43,6 @@ int nb_vulkan_cache_save(struct nb_device *d, void **ret, size_t *ret_bytes);
 
 // NULL: none was made yet.
 const struct nb_vulkan_choice *nb_vulkan_choice_find(const struct nb_vulkan_device *d,
-                                                     uint64_t product);
-// Past NB_VULKAN_CHOICES it is forgotten: the next model that has the product measures again.
-void nb_vulkan_choice_keep(struct nb_vulkan_device *d, const struct nb_vulkan_choice *choice);
+                                                     uint64_t gemm);
+// Past NB_VULKAN_CHOICES it is forgotten: the next model that has the GEMM measures again.
+void nb_vulkan_choice_save(struct nb_vulkan_device *d, const struct nb_vulkan_choice *choice);

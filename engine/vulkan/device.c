@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tensor/fail.h"
 
@@ -42,7 +43,10 @@ static void read_limits(struct nb_vulkan_device *d, const struct nb_device_optio
     if (o->buffer_bytes && o->buffer_bytes < d->max_buffer)
         d->max_buffer = o->buffer_bytes;
     d->tick_ns = (double)l->timestampPeriod;
+    // Of what it imports, weights begin and end at pages.
+    d->can_import = d->can_import && d->import_alignment <= (VkDeviceSize)sysconf(_SC_PAGESIZE);
     d->max_groups = l->maxComputeWorkGroupCount[0];
+    d->max_groups_y = l->maxComputeWorkGroupCount[1];
 }
 
 static int make_device(struct nb_vulkan_device *d, const struct nb_device_options *o)
@@ -53,10 +57,11 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
     d->can_import = d->info.unified && !d->info.writes_imports &&
                     nb_vulkan_has_extension(&d->vk, d->physical, import);
     read_limits(d, o);
-    uint32_t family[2];
-    int rc = nb_vulkan_find_queues(&d->vk, d->physical, &family[0], &family[1]);
+    uint32_t family[2], bits;
+    int rc = nb_vulkan_find_queues(&d->vk, d->physical, &family[0], &family[1], &bits);
     if (rc < 0)
         return rc;
+    d->tick_mask = UINT64_MAX >> (64 - bits);
     static const float priority = 1;
     VkDeviceQueueCreateInfo queue[2];
     for (int i = 0; i < 2; i++)
@@ -79,7 +84,7 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
         extension[n_extensions++] = VK_EXT_DEVICE_FAULT_EXTENSION_NAME;
         features.pNext = &fault;
     }
-    nb_tier_enable(d->tier, &features, &of_tier, extension, &n_extensions);
+    nb_tier_enable(d->tier, &d->facts, &features, &of_tier, extension, &n_extensions);
     const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                      .pNext = &features,
                                      .queueCreateInfoCount = family[0] == family[1] ? 1 : 2,
@@ -100,27 +105,28 @@ static int make_device(struct nb_vulkan_device *d, const struct nb_device_option
 
 VkDescriptorType nb_vulkan_descriptor(uint32_t binding)
 {
-    bool texels =
-        binding != 2 && binding != 5 && binding != 6 && binding < 8; // shaders/common.glsl
-    return texels ? VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER : VK_DESCRIPTOR_TYPE_STORAGE_BUFFER;
+    const uint32_t texels =
+        1u << BIND_WEIGHTS | 1u << BIND_VECTORS | 1u << BIND_IN | 1u << BIND_ACT | 1u << BIND_KV;
+    return texels >> binding & 1 ? VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER
+                                 : VK_DESCRIPTOR_TYPE_STORAGE_BUFFER;
 }
 
 static int make_layout(struct nb_vulkan_device *d)
 {
-    VkDescriptorSetLayoutBinding binding[NB_VULKAN_BINDINGS];
-    for (uint32_t i = 0; i < NB_VULKAN_BINDINGS; i++)
+    VkDescriptorSetLayoutBinding binding[BINDINGS];
+    for (uint32_t i = 0; i < BINDINGS; i++)
         binding[i] = (VkDescriptorSetLayoutBinding){.binding = i,
                                                     .descriptorType = nb_vulkan_descriptor(i),
                                                     .descriptorCount = 1,
                                                     .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
     const VkDescriptorSetLayoutCreateInfo set = {
         .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO,
-        .bindingCount = NB_VULKAN_BINDINGS,
+        .bindingCount = BINDINGS,
         .pBindings = binding};
     VkResult r = d->vk.CreateDescriptorSetLayout(d->device, &set, NULL, &d->set_layout);
     if (r != VK_SUCCESS)
         return nb_vk_errno(r);
-    const VkPushConstantRange push = {VK_SHADER_STAGE_COMPUTE_BIT, 0, NB_VULKAN_PUSH_BYTES};
+    const VkPushConstantRange push = {VK_SHADER_STAGE_COMPUTE_BIT, 0, PUSH_BYTES};
     const VkPipelineLayoutCreateInfo info = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
                                              .setLayoutCount = 1,
                                              .pSetLayouts = &d->set_layout,
@@ -131,15 +137,11 @@ static int make_layout(struct nb_vulkan_device *d)
 
 static int make_modules(struct nb_vulkan_device *d)
 {
-    VkResult r = VK_SUCCESS;
-    for (enum nb_module i = 0; i < NB_MODULES && r == VK_SUCCESS; i++) {
-        const VkShaderModuleCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
-                                               .codeSize = nb_shader_code[i].bytes,
-                                               .pCode = nb_shader_code[i].words};
+    int rc = 0;
+    for (enum nb_module i = 0; i < NB_MODULES && rc == 0; i++)
         if (nb_tier_uses(d->tier, i))
-            r = d->vk.CreateShaderModule(d->device, &info, NULL, &d->module[i]);
-    }
-    return nb_vk_errno(r);
+            rc = nb_vulkan_module(d, &nb_shader_code[i], &d->module[i]);
+    return rc;
 }
 
 static void vulkan_destroy(struct nb_device *base)
@@ -150,7 +152,7 @@ static void vulkan_destroy(struct nb_device *base)
     if (d->hangs) // its driver may wait for what never comes; the process ends soon
         return;
     if (d->device && d->vk.DestroyDevice) {
-        nb_vulkan_bench_destroy(d);
+        nb_vulkan_clients_destroy(d);
         nb_vulkan_cache_finish(d);
         for (int i = 0; i < NB_MODULES; i++)
             d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
@@ -164,41 +166,39 @@ static void vulkan_destroy(struct nb_device *base)
     free(d);
 }
 
-static int open_index(struct nb_vulkan_device *d, const struct nb_device_options *o, char *error,
-                      size_t error_size)
+static int open_index(struct nb_vulkan_device *d, const struct nb_device_options *o,
+                      struct nb_error *error)
 {
     VkPhysicalDevice p[NB_VULKAN_DEVICES];
     uint32_t n;
-    int rc = nb_vk_open(&d->vk, error, error_size);
-    if (rc < 0 || (rc = nb_vulkan_list(&d->vk, p, &n, error, error_size)) < 0)
+    int rc = nb_vk_open(&d->vk, error);
+    if (rc < 0 || (rc = nb_vulkan_list(&d->vk, p, &n, error)) < 0)
         return rc;
     if (d->index >= n)
-        return nb_fail(error, error_size, -ENODEV,
+        return nb_fail(error, -ENODEV,
                        "there is no device vulkan%u: this machine has %u Vulkan device%s", d->index,
                        n, n == 1 ? "" : "s");
     d->physical = p[d->index];
     nb_vulkan_describe(&d->vk, d->physical, &d->info);
     if (d->info.fault[0])
-        return nb_fail(error, error_size, -ENOTSUP, "vulkan%u (%s): %s", d->index, d->info.name,
-                       d->info.fault);
+        return nb_fail(error, -ENOTSUP, "vulkan%u (%s): %s", d->index, d->info.name, d->info.fault);
     nb_tier_read(&d->vk, d->physical, &d->facts);
     d->tier = nb_tier_best(&d->facts);
-    char why[128];
-    if (o->tier && (rc = nb_tier_find(o->tier, &d->facts, &d->tier, why, sizeof(why))) < 0)
-        return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name, why);
+    struct nb_error why;
+    if (o->tier && (rc = nb_tier_find(o->tier, &d->facts, &d->tier, &why)) < 0)
+        return nb_fail(error, rc, "vulkan%u (%s): %s", d->index, d->info.name, why.text);
     if ((rc = make_device(d, o)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
         (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
-        return nb_fail(error, error_size, rc, "vulkan%u (%s): %s", d->index, d->info.name,
-                       strerror(-rc));
+        return nb_fail(error, rc, "vulkan%u (%s): %s", d->index, d->info.name, strerror(-rc));
     return 0;
 }
 
 int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,
-                            struct nb_device **ret, char *ret_error, size_t error_size)
+                            struct nb_device **ret, struct nb_error *ret_error)
 {
     struct nb_vulkan_device *d = calloc(1, sizeof(*d));
     if (!d)
-        return nb_fail(ret_error, error_size, -ENOMEM, "out of memory");
+        return nb_fail(ret_error, -ENOMEM, "out of memory");
     d->base.ops = &nb_vulkan_ops;
     d->index = index;
     d->warm = options->warm;
@@ -207,7 +207,7 @@ int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *opti
     d->weights = options->weights;
     snprintf(d->weights_why, sizeof(d->weights_why), "as asked");
     d->timeout_ns = (uint64_t)(options->timeout_ms ? options->timeout_ms : TIMEOUT_MS) * 1000000;
-    int rc = open_index(d, options, ret_error, error_size);
+    int rc = open_index(d, options, ret_error);
     if (rc < 0)
         vulkan_destroy(&d->base);
     else
@@ -224,26 +224,30 @@ static enum nb_module module_of(const struct nb_tier_variant *v, uint32_t mode)
 {
     if (v->finishes && mode >= MODE_FINISH)
         return v->finishing;
-    if (v->turning && (mode == MODE_ROPE || mode == MODE_ROPE_NEOX))
-        return v->turning;
+    if (v->rotating && (mode == MODE_ROPE || mode == MODE_ROPE_NEOX))
+        return v->rotating;
     return v->module;
 }
 
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
-                       const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret)
+                       const uint32_t constants[CONST_TIER], VkPipeline *ret)
 {
-    enum { ALL = NB_VULKAN_CONSTANTS + NB_TIER_CONSTANTS };
-    VkSpecializationMapEntry entry[ALL];
-    uint32_t value[ALL];
-    memcpy(value, constants, NB_VULKAN_CONSTANTS * sizeof(*value));
-    memcpy(value + NB_VULKAN_CONSTANTS, d->facts.constants, sizeof(d->facts.constants));
-    value[0] = nb_vulkan_local(d, v);
-    for (uint32_t i = 0; i < ALL; i++)
+    VkSpecializationMapEntry entry[CONSTANTS];
+    uint32_t value[CONSTANTS];
+    memcpy(value, constants, CONST_TIER * sizeof(*value));
+    memcpy(value + CONST_TIER, d->facts.constants, sizeof(d->facts.constants));
+    value[CONST_LOCAL] = nb_vulkan_local(d, v);
+    for (uint32_t i = 0; i < CONSTANTS; i++)
         entry[i] = (VkSpecializationMapEntry){i, i * 4, 4};
-    const VkSpecializationInfo special = {ALL, entry, sizeof(value), value};
+    // Not another that the driver may like better for this shader: constants follow from the size.
+    const VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size = {
+        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
+        .requiredSubgroupSize = d->facts.subgroup};
+    const VkSpecializationInfo special = {CONSTANTS, entry, sizeof(value), value};
     const VkComputePipelineCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                  .pNext = v->full && d->facts.pins ? &size : NULL,
                   .flags = v->full ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT : 0,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                   .module = d->module[module_of(v, constants[CONST_MODE])],

@@ -9,14 +9,12 @@
 #include "engine/vulkan/tier.h"
 #include "engine/vulkan/vulkan.h"
 
-enum { NB_VULKAN_BINDINGS = 10, NB_VULKAN_PUSH_BYTES = 128, NB_VULKAN_CONSTANTS = 18 };
-
 struct nb_vulkan_cache { // cache.h
     struct nb_vulkan_cache_id id;
     VkPipelineCache pipelines;
     struct nb_vulkan_choice *choices;
     uint32_t n_choices;
-    uint64_t kept; // the hash of what was last read or saved
+    uint64_t saved; // the hash of what was last read or saved
 };
 
 // Submissions are numbered from 1; the timeline is at the number of the last that is done.
@@ -26,6 +24,8 @@ struct nb_vulkan_queue {
     VkCommandPool commands;
     VkSemaphore timeline;
     uint64_t submitted;
+    uint64_t
+        joined; // the last number of the queue that fills buffers which its submissions wait for
 };
 
 struct nb_vulkan_device {
@@ -53,8 +53,9 @@ struct nb_vulkan_device {
     VkDeviceSize max_window; // of weights that a dispatch binds
     VkDeviceSize max_buffer; // of weights
     VkDeviceSize max_allocation;
-    uint32_t max_groups; // workgroups of a dispatch, in x
-    double tick_ns;      // of a timestamp
+    uint32_t max_groups, max_groups_y; // workgroups of a dispatch
+    double tick_ns;                    // of a timestamp, of whose bits these count
+    uint64_t tick_mask;
     VkPhysicalDeviceMemoryProperties memory;
     uint32_t heap;         // the largest of the device's own
     uint64_t taken;        // of it, by us
@@ -65,8 +66,8 @@ struct nb_vulkan_device {
     VkShaderModule module[NB_MODULES];
     struct nb_vulkan_cache cache;
     bool warm;
-    uint32_t tile;                 // that all products take, from 1 on; 0: what is best
-    struct nb_vulkan_bench *bench; // for clients' operators (matrix.c); NULL until the first
+    uint32_t tile;                     // that all GEMMs take, from 1 on; 0: what is best
+    struct nb_vulkan_clients *clients; // for their matrices (clients.c); NULL until the first
 };
 
 struct nb_vulkan_buffer {
@@ -78,8 +79,9 @@ struct nb_vulkan_buffer {
     void *pages;    // zeroed by the kernel and imported, or NULL
 };
 
-// Memory that the host writes and reads, or the device's own.
-enum nb_vulkan_memory { NB_VULKAN_HOST, NB_VULKAN_DEVICE };
+// Memory that the host writes and reads; the device's own; and what the host writes and the device
+// reads: its own that the host can write, where there is such. The host reads that slowly.
+enum nb_vulkan_memory { NB_VULKAN_HOST, NB_VULKAN_DEVICE, NB_VULKAN_TOLD };
 
 int nb_vulkan_buffer_init(struct nb_vulkan_device *d, VkDeviceSize bytes,
                           enum nb_vulkan_memory where, struct nb_vulkan_buffer *ret);
@@ -132,18 +134,28 @@ uint32_t nb_vulkan_widest_matrix(const struct nb_vulkan_device *d, bool floats, 
                                  uint32_t finished_rows);
 uint32_t nb_vulkan_widest(const struct nb_device *d, const struct nb_packed *w);
 
+// modules.c. The module says that halves keep their subnormals where the device can: attention
+// reads keys and values so, and a driver may take them for 0 otherwise.
+int nb_vulkan_module(struct nb_vulkan_device *d, const struct nb_shader_code *code,
+                     VkShaderModule *ret);
+#define NB_VULKAN_PRESERVE_BYTES (6 * 4) // that this adds to a module's code; returns words
+size_t nb_vulkan_preserve_halves(const uint32_t *code, size_t words, uint32_t *ret);
+
+// Nanoseconds between two timestamps.
+double nb_vulkan_elapsed(const struct nb_vulkan_device *d, uint64_t from, uint64_t to);
+
 // Invocations of a workgroup.
 uint32_t nb_vulkan_local(const struct nb_vulkan_device *d, const struct nb_tier_variant *v);
 int nb_vulkan_pipeline(struct nb_vulkan_device *d, const struct nb_tier_variant *v,
-                       const uint32_t constants[NB_VULKAN_CONSTANTS], VkPipeline *ret);
+                       const uint32_t constants[CONST_TIER], VkPipeline *ret);
 
-// matrix.c
+// clients.c
 int nb_vulkan_matrix_open(struct nb_device *d, struct nb_device_model *dm,
                           const struct nb_packed *w, struct nb_device_matrix **ret);
 void nb_vulkan_matrix_close(struct nb_device_matrix *m);
 int nb_vulkan_gemm(struct nb_device_matrix *m, const struct nb_product *p);
-int nb_vulkan_dequantize(struct nb_device_matrix *m, const struct nb_decode *p);
-void nb_vulkan_bench_destroy(struct nb_vulkan_device *d);
+int nb_vulkan_dequantize(struct nb_device_matrix *m, const struct nb_dequantize *p);
+void nb_vulkan_clients_destroy(struct nb_vulkan_device *d);
 
 // What is only read is read as texels of four words; the rest are storage buffers.
 VkDescriptorType nb_vulkan_descriptor(uint32_t binding);

@@ -88,7 +88,7 @@ void nb_vulkan_fault_at(struct nb_vulkan_device *d, const struct nb_op *op)
     size_t n = strlen(d->fault);
     if (n)
         snprintf(d->fault + n, sizeof(d->fault) - n, ", from %s of layer %u on",
-                 nb_op_names[op->kind], op->layer);
+                 nb_section_names[op->section], op->layer);
 }
 
 const char *nb_vulkan_fault(const struct nb_device *base)

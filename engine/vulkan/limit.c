@@ -23,10 +23,10 @@ struct families {
 static uint32_t count_pipelines(const struct nb_device_model *m, bool *used)
 {
     uint32_t n = 0;
-    memset(used, 0, m->n_pipelines * sizeof(*used));
-    for (uint32_t i = 0; i < m->n_dispatches; i++)
+    memset(used, 0, m->pipelines.n * sizeof(*used));
+    for (uint32_t i = 0; i < m->program.n; i++)
         for (uint32_t t = 0; t < NB_TIER_TILES; t++) {
-            bool *it = &used[m->dispatches[i].pipeline[t]];
+            bool *it = &used[m->program.dispatches[i].pipeline[t]];
             n += !*it;
             *it = true;
         }
@@ -35,9 +35,8 @@ static uint32_t count_pipelines(const struct nb_device_model *m, bool *used)
 
 static void list_families(const struct nb_device_model *m, struct families *all)
 {
-    for (uint32_t i = 0; i < m->n_dispatches; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        const struct nb_packed *w = m->plan->ops[p->op].m[0].w;
+    for (uint32_t i = 0; i < m->program.n; i++) {
+        const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
         struct family *f = all->family, *end = f + all->n;
         while (f < end && memcmp(f->pipeline, p->pipeline, sizeof(f->pipeline)) != 0)
             f++;
@@ -48,7 +47,7 @@ static void list_families(const struct nb_device_model *m, struct families *all)
                 f->tiles += p->pipeline[t] != p->pipeline[t - 1];
             all->n++;
         }
-        f->work += (double)p->units * (w ? w->cols : 1);
+        f->work += (double)p->units * p->cols;
         all->of[i] = (uint32_t)(f - all->family);
     }
 }
@@ -68,19 +67,19 @@ static void narrow(struct nb_device_model *m, const struct families *all, struct
                    uint32_t kept)
 {
     const uint8_t other = kept == 1 ? 0 : NB_TIER_TILES - 1;
-    for (uint32_t i = 0; i < m->n_dispatches; i++)
+    for (uint32_t i = 0; i < m->program.n; i++)
         for (uint32_t t = 1; &all->family[all->of[i]] == f && t < NB_TIER_TILES; t++) {
-            m->dispatches[i].stand_in[t] = other;
-            m->dispatches[i].pipeline[t] = f->pipeline[other];
+            m->program.dispatches[i].stand_in[t] = other;
+            m->program.dispatches[i].pipeline[t] = f->pipeline[other];
         }
     f->tiles = kept;
 }
 
 int nb_vulkan_pipelines_limit(struct nb_device_model *m)
 {
-    struct families all = {.family = calloc(m->n_dispatches, sizeof(*all.family)),
-                           .of = calloc(m->n_dispatches, sizeof(*all.of)),
-                           .used = calloc(m->n_pipelines, sizeof(*all.used))};
+    struct families all = {.family = calloc(m->program.n, sizeof(*all.family)),
+                           .of = calloc(m->program.n, sizeof(*all.of)),
+                           .used = calloc(m->pipelines.n, sizeof(*all.used))};
     int rc = all.family && all.of && all.used ? 0 : -ENOMEM;
     if (rc == 0)
         list_families(m, &all);

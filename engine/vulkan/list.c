@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
-#include "engine/vulkan/tier.h"
+#include "engine/vulkan/device.h"
 #include "tensor/fail.h"
 
 #define MAX_EXTENSIONS 512
@@ -29,27 +29,58 @@ bool nb_vulkan_has_extension(const struct nb_vk *vk, VkPhysicalDevice p, const c
     return found;
 }
 
-int nb_vulkan_find_queues(const struct nb_vk *vk, VkPhysicalDevice p, uint32_t *ret_compute,
-                          uint32_t *ret_transfer)
+// Steps beside a desktop's drawing share no queue with it where there is one that only computes.
+int nb_vulkan_choose_queues(const VkQueueFamilyProperties *q, uint32_t n, uint32_t *ret_compute,
+                            uint32_t *ret_transfer)
 {
     const VkQueueFlags both = VK_QUEUE_COMPUTE_BIT | VK_QUEUE_GRAPHICS_BIT;
-    VkQueueFamilyProperties q[MAX_FAMILIES];
-    uint32_t n = 0;
-    vk->GetPhysicalDeviceQueueFamilyProperties(p, &n, NULL);
-    n = n < MAX_FAMILIES ? n : MAX_FAMILIES;
-    uint32_t compute = n, transfer = n;
-    vk->GetPhysicalDeviceQueueFamilyProperties(p, &n, q);
+    uint32_t alone = n, drawing = n, transfer = n;
     for (uint32_t i = n; i-- > 0;) {
         if (q[i].queueFlags & VK_QUEUE_COMPUTE_BIT && q[i].timestampValidBits)
-            compute = i;
+            *(q[i].queueFlags & VK_QUEUE_GRAPHICS_BIT ? &drawing : &alone) = i;
         if (q[i].queueFlags & VK_QUEUE_TRANSFER_BIT && !(q[i].queueFlags & both))
             transfer = i;
     }
+    uint32_t compute = alone < n ? alone : drawing;
     if (compute >= n)
         return -ENOTSUP;
     *ret_compute = compute;
     *ret_transfer = transfer < n ? transfer : compute;
     return 0;
+}
+
+int nb_vulkan_find_queues(const struct nb_vk *vk, VkPhysicalDevice p, uint32_t *ret_compute,
+                          uint32_t *ret_transfer, uint32_t *ret_timestamp_bits)
+{
+    VkQueueFamilyProperties q[MAX_FAMILIES];
+    uint32_t n = 0;
+    vk->GetPhysicalDeviceQueueFamilyProperties(p, &n, NULL);
+    n = n < MAX_FAMILIES ? n : MAX_FAMILIES;
+    vk->GetPhysicalDeviceQueueFamilyProperties(p, &n, q);
+    int rc = nb_vulkan_choose_queues(q, n, ret_compute, ret_transfer);
+    if (rc == 0)
+        *ret_timestamp_bits = q[*ret_compute].timestampValidBits;
+    return rc;
+}
+
+// The bindings of device.c's set, all of one stage: what is read as texels counts as sampled
+// images.
+const char *nb_vulkan_lacking(const VkPhysicalDeviceLimits *l)
+{
+    uint32_t texels = 0, buffers = 0;
+    for (uint32_t i = 0; i < BINDINGS; i++)
+        if (nb_vulkan_descriptor(i) == VK_DESCRIPTOR_TYPE_STORAGE_BUFFER)
+            buffers++;
+        else
+            texels++;
+    if (l->maxPerStageDescriptorStorageBuffers < buffers ||
+        l->maxDescriptorSetStorageBuffers < buffers)
+        return "it binds fewer storage buffers to a shader than our five";
+    if (l->maxPerStageDescriptorSampledImages < texels || l->maxDescriptorSetSampledImages < texels)
+        return "it binds fewer texel buffers to a shader than our five";
+    if (l->maxPerStageResources < texels + buffers || l->maxPushConstantsSize < PUSH_BYTES)
+        return "it gives a shader fewer than 10 resources or 128 bytes of constants";
+    return "";
 }
 
 uint32_t nb_vulkan_own_heap(const VkPhysicalDeviceMemoryProperties *m)
@@ -77,14 +108,15 @@ static bool code_can_be_made(void)
 }
 
 // Why the engine cannot use the device, or nothing.
-static void find_fault(const struct nb_vk *vk, VkPhysicalDevice p, uint32_t version,
+static void find_fault(const struct nb_vk *vk, VkPhysicalDevice p,
+                       const VkPhysicalDeviceProperties *properties,
                        struct nb_vulkan_device_info *ret)
 {
-    uint32_t family[2];
-    const char *fault = "";
-    if (version < VK_API_VERSION_1_2)
+    uint32_t family[2], bits;
+    const char *fault = nb_vulkan_lacking(&properties->limits);
+    if (properties->apiVersion < VK_API_VERSION_1_2)
         fault = "its driver is older than Vulkan 1.2: update it";
-    else if (nb_vulkan_find_queues(vk, p, &family[0], &family[1]) < 0)
+    else if (nb_vulkan_find_queues(vk, p, &family[0], &family[1], &bits) < 0)
         fault = "it has no queue that computes and keeps time";
     else if (ret->is_cpu && !code_can_be_made())
         // Its driver does not look whether it may, and crashes at its first shader.
@@ -147,7 +179,7 @@ void nb_vulkan_describe(const struct nb_vk *vk, VkPhysicalDevice p,
              driver.driverInfo);
     memcpy(ret->uuid, id.deviceUUID, sizeof(ret->uuid));
     locate(vk, p, ret);
-    find_fault(vk, p, p2.properties.apiVersion, ret);
+    find_fault(vk, p, &p2.properties, ret);
 }
 
 // Of the leak sanitizer, where the program has one. A driver keeps some memory for good (Mesa's CPU
@@ -156,7 +188,7 @@ __attribute__((weak)) void __lsan_disable(void);
 __attribute__((weak)) void __lsan_enable(void);
 
 int nb_vulkan_list(const struct nb_vk *vk, VkPhysicalDevice p[NB_VULKAN_DEVICES], uint32_t *ret_n,
-                   char *error, size_t error_size)
+                   struct nb_error *error)
 {
     *ret_n = NB_VULKAN_DEVICES;
     if (__lsan_disable)
@@ -165,21 +197,19 @@ int nb_vulkan_list(const struct nb_vk *vk, VkPhysicalDevice p[NB_VULKAN_DEVICES]
     if (__lsan_enable)
         __lsan_enable();
     if (r != VK_SUCCESS && r != VK_INCOMPLETE)
-        return nb_fail(error, error_size, nb_vk_errno(r), "Vulkan cannot list its devices (%d)",
-                       (int)r);
+        return nb_fail(error, nb_vk_errno(r), "Vulkan cannot list its devices (%d)", (int)r);
     return 0;
 }
 
-int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
-                        size_t error_size)
+int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, struct nb_error *ret_error)
 {
     struct nb_vk vk;
     VkPhysicalDevice p[NB_VULKAN_DEVICES];
     uint32_t n;
-    int rc = nb_vk_open(&vk, ret_error, error_size);
+    int rc = nb_vk_open(&vk, ret_error);
     if (rc < 0)
         return rc;
-    rc = nb_vulkan_list(&vk, p, &n, ret_error, error_size);
+    rc = nb_vulkan_list(&vk, p, &n, ret_error);
     for (uint32_t i = 0; rc == 0 && i < n && i < max; i++)
         nb_vulkan_describe(&vk, p[i], &ret[i]);
     nb_vk_close(&vk);
@@ -204,10 +234,10 @@ void nb_vulkan_device_show(const struct nb_vulkan_device_info *info, uint32_t in
 }
 
 int nb_vulkan_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                          char *ret_error, size_t error_size)
+                          struct nb_error *ret_error)
 {
     struct nb_vulkan_device_info vulkan[NB_VULKAN_DEVICES] = {0};
-    int n = nb_vulkan_enumerate(vulkan, NB_VULKAN_DEVICES, ret_error, error_size);
+    int n = nb_vulkan_enumerate(vulkan, NB_VULKAN_DEVICES, ret_error);
     for (int i = 0; i < n && i < NB_VULKAN_DEVICES; i++) {
         struct nb_device_info info;
         nb_vulkan_device_show(&vulkan[i], (uint32_t)i, &info);

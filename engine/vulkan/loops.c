@@ -7,7 +7,6 @@
 
 #include "tensor/fail.h"
 
-#define KV_TILE 32
 // lavapipe before Mesa 25: all loops of an invocation together, and each counts one more than it
 // runs. A little is left for those that are not counted here.
 #define CUT_AFTER 65535
@@ -31,10 +30,10 @@ uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_
 {
     if (!nb_vulkan_cuts_loops(&d->info))
         return UINT32_MAX;
-    return (CUT_AFTER - UNCOUNTED) / of_block(d, k_dim, v_dim) * KV_TILE;
+    return (CUT_AFTER - UNCOUNTED) / of_block(d, k_dim, v_dim) * NB_KV_POSITIONS;
 }
 
-// A product of matrices one after the other goes by blocks of 32 weights, 23 steps each at most
+// A GEMM of matrices one after the other goes by blocks of 32 weights, 23 steps each at most
 // (shaders/gemm.comp, with a table of codes; ops_limits.c computes the widest), or by four weights
 // and two quads. Whole rows of results that are finished take less than a step for each element.
 uint32_t nb_vulkan_widest_matrix(const struct nb_vulkan_device *d, bool floats, uint32_t matrices,
@@ -57,34 +56,34 @@ uint32_t nb_vulkan_widest(const struct nb_device *d, const struct nb_packed *w)
 }
 
 static int check_matrix(const struct nb_device_model *m, const struct nb_op *op,
-                        const struct nb_packed *w, char *ret_error, size_t error_size)
+                        struct nb_error *ret_error)
 {
-    const bool finishes = op->kind == NB_OP_OUT || op->kind == NB_OP_DOWN;
-    const uint32_t widest = nb_vulkan_widest_matrix(
-        m->device, nb_is_float(w), op->kind == NB_OP_GATE_UP ? 2 : 1, finishes ? w->rows : 0);
+    const struct nb_packed *w = &op->w->packed;
+    const uint32_t widest =
+        nb_vulkan_widest_matrix(m->device, nb_is_float(w),
+                                op->section == NB_SECTION_GATE_UP ? 2 : 1, op->add ? w->rows : 0);
     if (w->cols <= widest)
         return 0;
-    return nb_fail(ret_error, error_size, -ENOTSUP,
+    return nb_fail(ret_error, -ENOTSUP,
                    "a matrix of %u columns: this driver (%s) cuts loops short, and reaches %u; use "
                    "the CPU, or Mesa 25",
                    w->cols, m->device->info.driver, widest);
 }
 
-int nb_vulkan_check_loops(const struct nb_device_model *m, char *ret_error, size_t error_size)
+int nb_vulkan_check_loops(const struct nb_device_model *m, struct nb_error *ret_error)
 {
     const struct nb_hparams *hp = &m->plan->hp;
     uint32_t longest = nb_vulkan_longest_context(m->device, hp->k_dim, hp->v_dim);
     if (hp->context > longest)
-        return nb_fail(ret_error, error_size, -ENOTSUP,
+        return nb_fail(ret_error, -ENOTSUP,
                        "a context of %u positions: this driver (%s) cuts loops short, and reaches "
                        "%u; ask for a shorter context, use the CPU, or Mesa 25",
                        hp->context, m->device->info.driver, longest);
     int rc = 0;
     for (uint32_t i = 0; i < m->plan->n_ops && rc == 0; i++) {
         const struct nb_op *op = &m->plan->ops[i];
-        for (int j = 0; j < 3 && rc == 0; j++)
-            if (op->m[j].w && op->kind != NB_OP_EMBED)
-                rc = check_matrix(m, op, op->m[j].w, ret_error, error_size);
+        if (op->kind == NB_OP_LINEAR)
+            rc = check_matrix(m, op, ret_error);
     }
     return rc;
 }

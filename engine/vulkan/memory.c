@@ -8,10 +8,15 @@
 static int memory_type(const struct nb_vulkan_device *d, uint32_t allowed,
                        VkMemoryPropertyFlags want, VkMemoryPropertyFlags best)
 {
+    // Others need features of their own, or are protected.
+    const VkMemoryPropertyFlags plain =
+        VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
+        VK_MEMORY_PROPERTY_HOST_COHERENT_BIT | VK_MEMORY_PROPERTY_HOST_CACHED_BIT;
     for (int pass = 0; pass < 2; pass++)
         for (uint32_t i = 0; i < d->memory.memoryTypeCount; i++) {
-            VkMemoryPropertyFlags flags = pass ? want : want | best;
-            if (allowed >> i & 1 && (d->memory.memoryTypes[i].propertyFlags & flags) == flags)
+            VkMemoryPropertyFlags flags = pass ? want : want | best,
+                                  has = d->memory.memoryTypes[i].propertyFlags;
+            if (allowed >> i & 1 && (has & flags) == flags && !(has & ~plain))
                 return (int)i;
         }
     return -1;
@@ -53,31 +58,42 @@ static int bind(struct nb_vulkan_device *d, struct nb_vulkan_buffer *b,
     return rc < 0 ? rc : nb_vk_errno(d->vk.BindBufferMemory(d->device, b->buffer, b->memory, 0));
 }
 
-int nb_vulkan_buffer_init(struct nb_vulkan_device *d, VkDeviceSize bytes,
-                          enum nb_vulkan_memory where, struct nb_vulkan_buffer *ret)
+static int init_in(struct nb_vulkan_device *d, VkDeviceSize bytes, VkMemoryPropertyFlags want,
+                   VkMemoryPropertyFlags best, struct nb_vulkan_buffer *ret)
 {
     struct nb_vulkan_buffer b = {.bytes = bytes};
     int rc = bytes > d->max_allocation ? -ENOMEM : make_buffer(d, bytes, NULL, &b.buffer);
     if (rc < 0)
         return rc;
-    const VkMemoryPropertyFlags host =
-        VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
     VkMemoryRequirements need;
     d->vk.GetBufferMemoryRequirements(d->device, b.buffer, &need);
-    int type = memory_type(d, need.memoryTypeBits, where == NB_VULKAN_HOST ? host : 0,
-                           where == NB_VULKAN_HOST ? VK_MEMORY_PROPERTY_HOST_CACHED_BIT
-                                                   : VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT);
+    int type = memory_type(d, need.memoryTypeBits, want, best);
     const VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
                                        .allocationSize = need.size,
                                        .memoryTypeIndex = (uint32_t)type};
     rc = type < 0 ? -ENOMEM : bind(d, &b, &info);
-    if (rc == 0 && where == NB_VULKAN_HOST)
+    if (rc == 0 && want & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT)
         rc = nb_vk_errno(d->vk.MapMemory(d->device, b.memory, 0, VK_WHOLE_SIZE, 0, &b.map));
     if (rc < 0)
         nb_vulkan_buffer_finish(d, &b);
     else
         *ret = b;
     return rc;
+}
+
+int nb_vulkan_buffer_init(struct nb_vulkan_device *d, VkDeviceSize bytes,
+                          enum nb_vulkan_memory where, struct nb_vulkan_buffer *ret)
+{
+    const VkMemoryPropertyFlags own = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
+                                cached = VK_MEMORY_PROPERTY_HOST_CACHED_BIT,
+                                host = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |
+                                       VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    if (where == NB_VULKAN_DEVICE)
+        return init_in(d, bytes, 0, own, ret);
+    // The window through which the host sees the device's own memory may be small, and full.
+    if (where == NB_VULKAN_TOLD && init_in(d, bytes, host | own, 0, ret) == 0)
+        return 0;
+    return init_in(d, bytes, host, cached, ret);
 }
 
 int nb_vulkan_buffer_import(struct nb_vulkan_device *d, void *host, VkDeviceSize bytes,

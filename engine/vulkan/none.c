@@ -5,20 +5,19 @@
 
 #include "tensor/fail.h"
 
-int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
-                        size_t error_size)
+int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, struct nb_error *ret_error)
 {
-    return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
+    return nb_fail(ret_error, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
 }
 
 int nb_vulkan_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                          char *ret_error, size_t error_size)
+                          struct nb_error *ret_error)
 {
-    return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
+    return nb_fail(ret_error, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
 }
 
 int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,
-                            struct nb_device **ret, char *ret_error, size_t error_size)
+                            struct nb_device **ret, struct nb_error *ret_error)
 {
-    return nb_fail(ret_error, error_size, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
+    return nb_fail(ret_error, -ENODEV, "this build has no Vulkan (-Dvulkan=false)");
 }

@@ -8,34 +8,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/vulkan/model.h"
+#include "engine/vulkan/pipelines.h"
 
 #define MAX_THREADS 8
 
-int nb_vulkan_pipeline_name(struct nb_device_model *m, const struct nb_tier_variant *variant,
-                            const uint32_t constants[NB_VULKAN_CONSTANTS])
+int nb_vulkan_pipeline_name(struct nb_vulkan_pipelines *p, const struct nb_tier_variant *variant,
+                            const uint32_t constants[CONST_TIER])
 {
-    if (!m->pipelines) {
-        m->pipelines = calloc(NB_VULKAN_NAMED, sizeof(*m->pipelines));
-        m->n_pipelines = 0;
+    if (!p->list) {
+        p->list = calloc(NB_VULKAN_NAMED, sizeof(*p->list));
+        p->n = 0;
     }
-    if (!m->pipelines)
+    if (!p->list)
         return -ENOMEM;
     uint32_t i = 0;
-    for (; i < m->n_pipelines; i++)
-        if (m->pipelines[i].variant->module == variant->module &&
-            m->pipelines[i].variant->local == variant->local &&
-            !memcmp(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants)))
+    for (; i < p->n; i++)
+        if (p->list[i].variant->module == variant->module &&
+            p->list[i].variant->local == variant->local &&
+            !memcmp(p->list[i].constants, constants, sizeof(p->list[i].constants)))
             return (int)i;
     if (i == NB_VULKAN_NAMED)
         return -EOVERFLOW;
-    m->pipelines[i].variant = variant;
-    memcpy(m->pipelines[i].constants, constants, sizeof(m->pipelines[i].constants));
-    return (int)m->n_pipelines++;
+    p->list[i].variant = variant;
+    memcpy(p->list[i].constants, constants, sizeof(p->list[i].constants));
+    return (int)p->n++;
 }
 
 struct making {
-    struct nb_device_model *m;
+    struct nb_vulkan_pipelines *pipelines;
     const uint16_t *list;
     uint32_t n;
     atomic_uint next;
@@ -47,12 +47,11 @@ struct making {
 static void *make_some(void *user)
 {
     struct making *making = user;
-    struct nb_device_model *m = making->m;
     uint32_t i;
     while ((i = atomic_fetch_add(&making->next, 1)) < making->n) {
-        struct nb_vulkan_pipeline *p = &m->pipelines[making->list[i]];
+        struct nb_vulkan_pipeline *p = &making->pipelines->list[making->list[i]];
         VkPipeline made = VK_NULL_HANDLE;
-        int rc = nb_vulkan_pipeline(m->device, p->variant, p->constants, &made);
+        int rc = nb_vulkan_pipeline(making->pipelines->device, p->variant, p->constants, &made);
         pthread_mutex_lock(&making->lock);
         p->pipeline = made;
         if (rc < 0)
@@ -76,14 +75,14 @@ static int wait_until_made(struct making *making, const struct nb_vulkan_pipelin
         pthread_cond_wait(&making->done, &making->lock);
     int rc = making->rc;
     pthread_mutex_unlock(&making->lock);
-    nb_device_beat(&making->m->device->base);
+    nb_device_beat(&making->pipelines->device->base);
     return rc;
 }
 
-int nb_vulkan_pipelines_make(struct nb_device_model *m, const uint16_t *list, uint32_t n,
+int nb_vulkan_pipelines_make(struct nb_vulkan_pipelines *p, const uint16_t *list, uint32_t n,
                              int (*made)(void *user, uint32_t pipeline), void *user)
 {
-    struct making making = {.m = m,
+    struct making making = {.pipelines = p,
                             .list = list,
                             .n = n,
                             .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -97,7 +96,7 @@ int nb_vulkan_pipelines_make(struct nb_device_model *m, const uint16_t *list, ui
     if (threads == 0)
         make_some(&making);
     for (uint32_t i = 0; i < n && rc == 0; i++)
-        if ((rc = wait_until_made(&making, &m->pipelines[list[i]])) == 0 && made)
+        if ((rc = wait_until_made(&making, &p->list[list[i]])) == 0 && made)
             rc = made(user, list[i]);
     atomic_store(&making.next, n); // after a failure the rest is not begun
     while (threads > 0)
@@ -105,18 +104,18 @@ int nb_vulkan_pipelines_make(struct nb_device_model *m, const uint16_t *list, ui
     return rc;
 }
 
-void nb_vulkan_pipeline_drop(struct nb_device_model *m, uint32_t i)
+void nb_vulkan_pipeline_drop(struct nb_vulkan_pipelines *p, uint32_t i)
 {
-    m->device->vk.DestroyPipeline(m->device->device, m->pipelines[i].pipeline, NULL);
-    m->pipelines[i].pipeline = VK_NULL_HANDLE;
-    m->pipelines[i].ready = false;
+    p->device->vk.DestroyPipeline(p->device->device, p->list[i].pipeline, NULL);
+    p->list[i].pipeline = VK_NULL_HANDLE;
+    p->list[i].ready = false;
 }
 
-void nb_vulkan_pipelines_destroy(struct nb_device_model *m)
+void nb_vulkan_pipelines_finish(struct nb_vulkan_pipelines *p)
 {
-    for (uint32_t i = 0; i < m->n_pipelines; i++)
-        nb_vulkan_pipeline_drop(m, i);
-    free(m->pipelines);
-    m->pipelines = NULL;
-    m->n_pipelines = 0;
+    for (uint32_t i = 0; i < p->n; i++)
+        nb_vulkan_pipeline_drop(p, i);
+    free(p->list);
+    p->list = NULL;
+    p->n = 0;
 }

@@ -1,4 +1,4 @@
-// When a model has which pipelines. All tiles of a product give the same bits, so a model is open
+// When a model has which pipelines. All tiles of a GEMM give the same bits, so a model is open
 // as soon as each of its dispatches has one that is ready; the best tiles of each count of rows,
 // and what finds them out, come later, piece by piece, while nobody waits. Ready is a pipeline that
 // has run once, on no rows, because a driver that compiles at the first dispatch (Mesa's CPU
@@ -20,11 +20,11 @@ struct warming {
 static const struct nb_vulkan_dispatch *user_of(const struct nb_device_model *m, uint32_t pipeline,
                                                 uint32_t *ret_tile)
 {
-    for (uint32_t i = 0; i < m->n_dispatches; i++)
+    for (uint32_t i = 0; i < m->program.n; i++)
         for (uint32_t t = 0; t < NB_TIER_TILES; t++)
-            if (m->dispatches[i].pipeline[t] == pipeline) {
+            if (m->program.dispatches[i].pipeline[t] == pipeline) {
                 *ret_tile = t;
-                return &m->dispatches[i];
+                return &m->program.dispatches[i];
             }
     return NULL;
 }
@@ -42,8 +42,8 @@ static int warm_up(void *user, uint32_t pipeline)
     if (rc < 0)
         return rc;
     w->commands[w->n++] = c;
-    nb_vulkan_dispatch(m, c, 1, p, tile);
-    nb_vulkan_after_dispatch(m, c);
+    nb_vulkan_dispatch(&m->pipelines, c, 1, p, tile);
+    nb_vulkan_after_dispatch(m->device, c);
     rc = nb_vk_errno(m->device->vk.EndCommandBuffer(c));
     return rc < 0 ? rc : nb_vulkan_submit(m->device, &m->device->compute, c, &number);
 }
@@ -51,13 +51,13 @@ static int warm_up(void *user, uint32_t pipeline)
 static int make_and_warm(struct nb_device_model *m, const uint16_t *list, uint32_t n)
 {
     struct nb_vulkan_device *d = m->device;
-    uint32_t *word = m->step.map;
+    uint32_t *word = m->buffers.step.map;
     uint64_t before = d->compute.submitted;
     struct warming w = {.m = m, .commands = calloc(n, sizeof(VkCommandBuffer))};
     if (!w.commands)
         return -ENOMEM;
-    word[0] = word[1] = 0; // rows, and rows of the head
-    int rc = nb_vulkan_pipelines_make(m, list, n, warm_up, &w);
+    word[STEP_ROWS] = word[STEP_WANTED] = 0;
+    int rc = nb_vulkan_pipelines_make(&m->pipelines, list, n, warm_up, &w);
     // One after the other, so that the time allowed is a submission's.
     for (uint64_t i = before + 1; i <= d->compute.submitted && !d->gone; i++) {
         int waited = nb_vulkan_wait(d, &d->compute, i);
@@ -72,9 +72,9 @@ static int make_and_warm(struct nb_device_model *m, const uint16_t *list, uint32
 static int make_ready(struct nb_device_model *m, const uint16_t *list, uint32_t n)
 {
     int rc = m->device->warm ? make_and_warm(m, list, n)
-                             : nb_vulkan_pipelines_make(m, list, n, NULL, NULL);
+                             : nb_vulkan_pipelines_make(&m->pipelines, list, n, NULL, NULL);
     for (uint32_t i = 0; i < n && rc == 0; i++)
-        m->pipelines[list[i]].ready = true;
+        m->pipelines.list[list[i]].ready = true;
     return rc;
 }
 
@@ -83,20 +83,21 @@ static int make_ready(struct nb_device_model *m, const uint16_t *list, uint32_t 
 // By steps with the tiles of now, or with the best ones.
 static void want_taken(const struct nb_device_model *m, bool best, bool wanted[])
 {
-    const uint32_t last = nb_vulkan_bucket(m->padded_rows);
-    for (uint32_t i = 0; i < m->n_dispatches; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+    const uint32_t last = nb_vulkan_bucket(m->extent.padded_rows);
+    for (uint32_t i = 0; i < m->program.n; i++) {
+        const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
         for (uint32_t b = 0; b <= last; b++)
-            if (!nb_vulkan_skips(m, p, b, best))
+            if (!nb_vulkan_skips(m->device, &m->program, p, b, best))
                 wanted[p->pipeline[nb_vulkan_tile(p, b, best)]] = true;
     }
 }
 
 static void want_compared(const struct nb_device_model *m, bool wanted[])
 {
-    for (uint32_t i = 0; i < m->n_dispatches; i++)
-        for (uint32_t t = 0; nb_vulkan_tune_wants(m, &m->dispatches[i]) && t < NB_TIER_TILES; t++)
-            wanted[m->dispatches[i].pipeline[t]] = true;
+    for (uint32_t i = 0; i < m->program.n; i++)
+        for (uint32_t t = 0;
+             nb_vulkan_tune_wants(m, &m->program.dispatches[i]) && t < NB_TIER_TILES; t++)
+            wanted[m->program.dispatches[i].pipeline[t]] = true;
 }
 
 // Those that are wanted and not ready, at most `max`.
@@ -104,35 +105,33 @@ static uint32_t list_missing(const struct nb_device_model *m, const bool wanted[
                              uint32_t max)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < m->n_pipelines && n < max; i++)
-        if (wanted[i] && !m->pipelines[i].ready)
+    for (uint32_t i = 0; i < m->pipelines.n && n < max; i++)
+        if (wanted[i] && !m->pipelines.list[i].ready)
             ret[n++] = (uint16_t)i;
     return n;
 }
 
 // --- From the tiles of now to the best
 
-// Nor is a tile ready while what it leaves to the dispatches after it is not.
-static bool is_ready(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                     uint32_t bucket)
+// Nor is a tile ready while what it leaves to the dispatch after it is not.
+static bool is_ready(const struct nb_device_model *m, uint32_t i, uint32_t bucket)
 {
-    const struct nb_vulkan_dispatch *end = m->dispatches + m->n_dispatches;
-    const uint32_t itself = (uint32_t)(p - m->dispatches) + 1;
-    bool ready = m->pipelines[p->pipeline[p->best[bucket]]].ready;
-    for (const struct nb_vulkan_dispatch *q = p + 1; q < end && q->op <= p->op + 1; q++)
-        if (q->unless == itself && !nb_vulkan_skips(m, q, bucket, true))
-            ready = ready && m->pipelines[q->pipeline[q->best[bucket]]].ready;
-    return ready;
+    const struct nb_vulkan_dispatch *p = &m->program.dispatches[i], *next = p + 1;
+    const bool ready = m->pipelines.list[p->pipeline[p->best[bucket]]].ready;
+    if (i + 1 == m->program.n || next->unless != i + 1 ||
+        nb_vulkan_skips(m->device, &m->program, next, bucket, true))
+        return ready;
+    return ready && m->pipelines.list[next->pipeline[next->best[bucket]]].ready;
 }
 
 // Steps take the best tiles that are ready; what was recorded with others is recorded again.
 static void settle(struct nb_device_model *m)
 {
-    for (uint32_t b = 0; b <= nb_vulkan_bucket(m->padded_rows); b++) {
+    for (uint32_t b = 0; b <= nb_vulkan_bucket(m->extent.padded_rows); b++) {
         bool changed = false;
-        for (uint32_t i = 0; i < m->n_dispatches; i++) {
-            struct nb_vulkan_dispatch *p = &m->dispatches[i];
-            if (p->tile[b] == p->best[b] || !is_ready(m, p, b))
+        for (uint32_t i = 0; i < m->program.n; i++) {
+            struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
+            if (p->tile[b] == p->best[b] || !is_ready(m, i, b))
                 continue;
             p->tile[b] = p->best[b];
             changed = true;
@@ -146,9 +145,9 @@ static void drop_unused(struct nb_device_model *m)
 {
     bool wanted[NB_VULKAN_NAMED] = {false};
     want_taken(m, false, wanted);
-    for (uint32_t i = 0; i < m->n_pipelines; i++)
+    for (uint32_t i = 0; i < m->pipelines.n; i++)
         if (!wanted[i])
-            nb_vulkan_pipeline_drop(m, i);
+            nb_vulkan_pipeline_drop(&m->pipelines, i);
 }
 
 int nb_vulkan_prepare_first(struct nb_device_model *m)
@@ -158,11 +157,11 @@ int nb_vulkan_prepare_first(struct nb_device_model *m)
     int rc = nb_vulkan_tune_begin(m);
     if (rc < 0)
         return rc;
-    for (uint32_t i = 0; i < m->n_dispatches; i++)
+    for (uint32_t i = 0; i < m->program.n; i++)
         for (uint32_t b = 0; b < NB_VULKAN_BUCKETS; b++)
-            m->dispatches[i].tile[b] = m->device->warm && !m->device->tile
-                                           ? (uint8_t)m->device->tier->first
-                                           : m->dispatches[i].best[b];
+            m->program.dispatches[i].tile[b] = m->device->warm && !m->device->tile
+                                                   ? (uint8_t)m->device->tier->first
+                                                   : m->program.dispatches[i].best[b];
     want_taken(m, false, wanted);
     return make_ready(m, list, list_missing(m, wanted, list, NB_VULKAN_NAMED));
 }

@@ -1,82 +1,86 @@
-// How a plan becomes dispatches, from the inside: program.c knows the ops, products.c what a
-// dispatch is made of, and matrix.c makes its own of the same. For these three alone.
+// A plan as dispatches, in the order of its ops: which pipeline each takes, what it is told, what
+// it reads and writes.
 #pragma once
 
-#include "engine/vulkan/model.h"
+#include "engine/vulkan/pipelines.h"
+#include "engine/vulkan/sets.h"
+#include "engine/vulkan/tune.h"
+#include "tensor/fail.h"
 
-#define NONE 0xffffffffu
-
-// A window of the packed weights.
-struct window {
-    const struct nb_vulkan_piece *piece;
-    VkDescriptorBufferInfo what;
+enum {
+    NB_VULKAN_PIPELINES = 40, // of a model, wherever one for each kind of GEMM suffices
+    NB_VULKAN_DISPATCHES = 4096,
 };
 
-// Row groups of one matrix, and the column of the result where they begin.
-struct part {
-    const struct nb_packed *w;
-    const float *bias;
-    uint32_t group0, groups, column;
+// What a dispatch's count of invocations follows from.
+enum nb_vulkan_shape {
+    NB_VULKAN_ROWS,  // `units` for each row
+    NB_VULKAN_TOKENS // `units` for each tile of tokens
 };
 
-struct builder {
-    struct nb_device_model *m;
-    uint32_t op;                      // under way
-    uint32_t count;                   // which of the step's counts limits the rows
-    const struct nb_vulkan_buffer *x; // their residual stream
-    uint32_t finisher; // the dispatch that may leave its result as this op's input, + 1
-    uint32_t norm1;    // this op's norm then, in the buffer of vectors
-    int rc;
+struct nb_vulkan_dispatch {
+    uint32_t op;     // of the plan; of several that it computes the first
+    bool beside;     // needs no barrier after the one before
+    uint32_t unless; // not needed where the dispatch of this index + 1 finishes; 0: always needed
+    uint32_t
+        orders; // needed where one of those before this index takes several experts' rows; or 0
+    enum nb_vulkan_shape shape;
+    uint32_t each;             // rows of a token
+    uint32_t units, few_units; // few_units: with few rows, and then the first push constant
+    uint32_t teams;            // of a row, and the first push constant where teams are workgroups
+    uint32_t cols;             // of a GEMM's matrix; else 1
+    size_t group_bytes;        // of a row group of it; else 0
+    enum nb_shader shader;
+    uint16_t pipeline[NB_TIER_TILES]; // of the model's
+    uint8_t tile[NB_VULKAN_BUCKETS];  // that steps of so many rows take now,
+    uint8_t best[NB_VULKAN_BUCKETS];  // and once its pipeline is ready
+    uint8_t stand_in[NB_TIER_TILES];  // for each tile the one it is computed as: limit.c
+    VkDescriptorSet set;
+    uint32_t push[PUSH_BYTES / 4];
 };
 
-// What a product reads: floats, the same quantized, or both.
-struct source {
-    const struct nb_vulkan_buffer *floats, *records;
-    uint32_t width;
+struct nb_vulkan_program {
+    struct nb_vulkan_dispatch *dispatches;
+    uint32_t n;
+    // From `tail` on they are for the rows whose result is wanted; those up to `shown` make their
+    // vectors, those up to `top` their logits, the rest the best of these.
+    uint32_t tail, shown, top;
 };
 
-// Where a product's rows go, and what its mode needs beside.
-struct target {
-    const struct nb_vulkan_buffer *rows;
-    const struct nb_vulkan_buffer *second, *floats; // NULL where none is written
-    uint32_t width, mode;
-    uint32_t more[6]; // as gemm.comp reads them
-};
-
-static inline uint32_t record_words4(uint32_t terms)
+static inline const struct nb_tier_variant *nb_vulkan_variant(const struct nb_vulkan_device *d,
+                                                              const struct nb_vulkan_dispatch *p,
+                                                              uint32_t tile)
 {
-    return 1 + 2 * terms;
+    return &d->tier->variant[p->shader][p->stand_in[tile]];
 }
 
-static inline uint32_t blocks_of(uint32_t cols)
+// The tile that a bucket's steps take now, or once the best one is ready; and whether they then do
+// without the dispatch, because the one before it finishes.
+static inline uint32_t nb_vulkan_tile(const struct nb_vulkan_dispatch *p, uint32_t bucket,
+                                      bool best)
 {
-    return (cols + 31) / 32;
+    return (best ? p->best : p->tile)[bucket];
 }
 
-// Which pipelines the device's tier has for a shader with these constants.
-void nb_build_specialise(struct builder *b, struct nb_vulkan_dispatch *p, enum nb_shader shader,
-                         uint32_t c[NB_VULKAN_CONSTANTS]);
-// A set with these buffers, the step's, and a window of the weights where there is one.
-void nb_build_bind(struct builder *b, struct nb_vulkan_dispatch *p, const struct window *weights,
-                   const struct nb_vulkan_buffer *const buffers[NB_VULKAN_BINDINGS]);
-struct nb_vulkan_dispatch *nb_build_add(struct builder *b, enum nb_vulkan_shape shape,
-                                        uint32_t units);
-void nb_build_push(struct nb_vulkan_dispatch *p, const void *data, size_t bytes);
-// Where a vector lies in the model's buffer of them, from now on.
-uint32_t nb_build_vector(struct nb_device_model *m, const float *v, uint32_t n);
+bool nb_vulkan_skips(const struct nb_vulkan_device *d, const struct nb_vulkan_program *program,
+                     const struct nb_vulkan_dispatch *p, uint32_t bucket, bool best);
 
-// How many row groups from `group` on one window can hold.
-uint32_t nb_build_fitting(const struct nb_device_model *m, const struct nb_packed *w,
-                          uint32_t group);
-// The window that holds all parts. False when no one does.
-bool nb_build_window_of(const struct nb_device_model *m, const struct part *p, uint32_t n,
-                        struct window *ret);
-void nb_build_describe(struct nb_device_model *m, const struct part *parts, uint32_t n,
-                       uint32_t mode, const struct window *win, struct nb_vulkan_gemm_push *ret);
-// One dispatch of parts that share a type and a window.
-void nb_build_product(struct builder *b, const struct part *parts, uint32_t n,
-                      const struct source *from, const struct target *to, bool beside);
-// All row groups of the matrices, side by side in the result: as few dispatches as types and
-// windows allow.
-void nb_build_products(struct builder *b, const struct part *parts, uint32_t n,
-                       const struct source *from, const struct target *to);
+// A dispatch for so many tokens, its workgroups counted here.
+void nb_vulkan_dispatch(const struct nb_vulkan_pipelines *all, VkCommandBuffer c, uint32_t tokens,
+                        const struct nb_vulkan_dispatch *p, uint32_t tile);
+// The same, its workgroups read from a buffer when it runs: for as many tokens as nb_vulkan_launch
+// was asked for then, and for which `most` is the same.
+void nb_vulkan_dispatch_indirect(const struct nb_vulkan_pipelines *all, VkCommandBuffer c,
+                                 uint32_t most, const struct nb_vulkan_dispatch *p, uint32_t tile,
+                                 VkBuffer groups, VkDeviceSize at);
+VkDispatchIndirectCommand nb_vulkan_launch(const struct nb_vulkan_device *d, uint32_t tokens,
+                                           const struct nb_vulkan_dispatch *p, uint32_t tile);
+// A barrier between what was computed and what reads it.
+void nb_vulkan_after_dispatch(const struct nb_vulkan_device *d, VkCommandBuffer c);
+
+struct nb_device_model;
+// Makes the model's program, its sets, and the pipelines that its first steps need.
+int nb_vulkan_program_make(struct nb_device_model *m, struct nb_error *ret_error);
+// limit.c: NB_VULKAN_PIPELINES of those that dispatches take, by fewer tiles for what computes
+// least.
+int nb_vulkan_pipelines_limit(struct nb_device_model *m);

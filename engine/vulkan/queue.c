@@ -69,8 +69,9 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
                      uint64_t *ret_number)
 {
     const uint64_t number = q->submitted + 1;
-    // Another queue's copies are made visible to what is computed from them.
-    const bool joins = q != d->copies;
+    // Another queue's copies are made visible to what is computed from them: once, because what
+    // comes later on this queue is in the same wait's scope.
+    const bool joins = q != d->copies && q->joined < d->copies->submitted;
     const VkPipelineStageFlags stages = STAGES;
     const VkTimelineSemaphoreSubmitInfo timeline = {
         .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
@@ -91,6 +92,7 @@ int nb_vulkan_submit(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, VkCo
     if (r != VK_SUCCESS)
         return nb_vulkan_failed(d, r, "vkQueueSubmit");
     *ret_number = q->submitted = number;
+    q->joined = joins ? d->copies->submitted : q->joined;
     return 0;
 }
 
@@ -105,6 +107,11 @@ int nb_vulkan_wait(struct nb_vulkan_device *d, struct nb_vulkan_queue *q, uint64
     if (rc == 0)
         nb_device_beat(&d->base);
     return rc;
+}
+
+double nb_vulkan_elapsed(const struct nb_vulkan_device *d, uint64_t from, uint64_t to)
+{
+    return (double)((to - from) & d->tick_mask) * d->tick_ns;
 }
 
 int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands)

@@ -1,26 +1,17 @@
-// Command buffers: recorded once for each bucket of rows; what differs from step to step lies in
-// the step buffer, how many workgroups the rows need as well. A recording is cut into submissions
-// short enough that others get their turn on the device: first at every layer, then by the time
-// that its ops took. Most runs are not timed, because a driver may let a timestamp cost as much as
-// a dispatch (Mesa's CPU driver does).
-#include "engine/vulkan/model.h"
-
+// Command buffers (record.h). What differs from step to step lies in the step buffer, how many
+// workgroups the rows need as well. A recording is cut into submissions short enough that others
+// get at the device between them: first at every layer, then by the time that the model's parts
+// took. Most runs are not timed, because a driver may let a timestamp cost as much as a dispatch
+// (Mesa's CPU driver does).
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define FEW_ROWS   4 // up to here a row is spread over as many invocations as it has blocks
+#include "engine/vulkan/model.h"
+
 #define SEGMENT_NS 5000000
 #define WARM_STEPS 2  // of a recording; the first of them compiles shaders on some drivers
 #define TIMED_EACH 16 // of the steps after them
-
-uint32_t nb_vulkan_bucket(uint32_t rows)
-{
-    uint32_t bucket = 0;
-    while (1u << bucket < rows)
-        bucket++;
-    return bucket;
-}
 
 struct point {
     VkPipelineStageFlags stages;
@@ -42,108 +33,74 @@ static void barrier(const struct nb_vk *vk, VkCommandBuffer c, const struct poin
     vk->CmdPipelineBarrier(c, from->stages, to->stages, 0, 1, &b, 0, NULL, 0, NULL);
 }
 
-void nb_vulkan_after_dispatch(const struct nb_device_model *m, VkCommandBuffer c)
-{
-    barrier(&m->device->vk, c, &computing, &computing);
-}
-
-bool nb_vulkan_skips(const struct nb_device_model *m, const struct nb_vulkan_dispatch *p,
-                     uint32_t bucket, bool best)
-{
-    const struct nb_vulkan_dispatch *before = p->unless ? &m->dispatches[p->unless - 1] : NULL;
-    return before && nb_vulkan_variant(m, before, nb_vulkan_tile(before, bucket, best))->finishes;
-}
-
-// What a dispatch is for so many rows: its first push constant, the same for all of a bucket, and
-// its workgroups.
-struct launch {
-    uint32_t push;
-    VkDispatchIndirectCommand groups;
-};
-
-static uint32_t divide_up(uint32_t n, uint32_t by)
-{
-    return (n + by - 1) / by;
-}
-
-static struct launch launch_of(const struct nb_device_model *m, uint32_t rows,
-                               const struct nb_vulkan_dispatch *p, uint32_t tile)
-{
-    const struct nb_tier_variant *v = nb_vulkan_variant(m, p, tile);
-    const uint32_t units = rows <= FEW_ROWS ? p->few_units : p->units;
-    const uint32_t covered =
-        v->units ? v->units : nb_vulkan_local(m->device, v) * (v->each ? v->each : 1);
-    if (p->shape == NB_VULKAN_TOKENS)
-        return (struct launch){p->push[0],
-                               {divide_up(p->units, covered), divide_up(rows, v->tokens), 1}};
-    if (v->team)
-        return (struct launch){p->teams, {p->teams, rows, 1}};
-    return (struct launch){units, {divide_up(units * rows, covered), 1, 1}};
-}
-
-static void bind(const struct nb_device_model *m, VkCommandBuffer c,
-                 const struct nb_vulkan_dispatch *p, uint32_t tile, uint32_t push0)
-{
-    const struct nb_vk *vk = &m->device->vk;
-    VkPipelineLayout layout = m->device->layout;
-    uint32_t push[NB_VULKAN_PUSH_BYTES / 4];
-    memcpy(push, p->push, sizeof(push));
-    push[0] = push0;
-    vk->CmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE,
-                        m->pipelines[p->pipeline[tile]].pipeline);
-    vk->CmdBindDescriptorSets(c, VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, &p->set, 0, NULL);
-    vk->CmdPushConstants(c, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof(push), push);
-}
-
-void nb_vulkan_dispatch(const struct nb_device_model *m, VkCommandBuffer c, uint32_t rows,
-                        const struct nb_vulkan_dispatch *p, uint32_t tile)
-{
-    const struct launch l = launch_of(m, rows, p, tile);
-    bind(m, c, p, tile, l.push);
-    m->device->vk.CmdDispatch(c, l.groups.x, l.groups.y, l.groups.z);
-}
-
-// For as many rows of the bucket as a step says.
-static void dispatch_indirect(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket,
-                              uint32_t i)
-{
-    const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-    const uint32_t tile = nb_vulkan_tile(p, bucket, false);
-    bind(m, c, p, tile, launch_of(m, 1u << bucket, p, tile).push);
-    m->device->vk.CmdDispatchIndirect(c, m->step.buffer,
-                                      m->tables.groups * 4 + i * sizeof(VkDispatchIndirectCommand));
-}
-
 void nb_vulkan_recording_size(struct nb_device_model *m, const struct nb_vulkan_recording *r,
                               uint32_t rows)
 {
-    void *words = (uint32_t *)m->step.map + m->tables.groups;
+    void *words = (uint32_t *)m->buffers.step.map + m->tables.groups;
     VkDispatchIndirectCommand *groups = words;
     const uint32_t bucket = nb_vulkan_bucket(rows);
     for (uint32_t i = r->segments[0].first; i < r->segments[r->n - 1].end; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        groups[i] = launch_of(m, rows, p, nb_vulkan_tile(p, bucket, false)).groups;
+        const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
+        groups[i] = nb_vulkan_launch(m->device, rows, p, nb_vulkan_tile(p, bucket, false));
     }
 }
 
-// Nothing of a model is under way when a step begins, so what comes first waits for nothing.
-// A plan without embedding begins with what the host has carried over, one without head ends there.
-static void carry(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket, bool in)
+// --- What goes in and out
+
+static void copy_rows(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket,
+                      uint32_t most, const struct nb_vulkan_buffer *from,
+                      const struct nb_vulkan_buffer *to)
 {
-    const struct nb_vk *vk = &m->device->vk;
-    const uint32_t rows = 1u << bucket < m->padded_rows ? 1u << bucket : m->padded_rows;
-    VkDeviceSize row = nb_vulkan_pad(m->plan->hp.embedding, 32) * sizeof(float);
-    if (!in)
-        barrier(vk, c, &computing, &copying);
-    vk->CmdCopyBuffer(c, (in ? &m->carry : &m->x)->buffer, (in ? &m->x : &m->carry)->buffer, 1,
-                      &(VkBufferCopy){0, 0, rows * row});
-    barrier(vk, c, &copying, in ? &computing : &reading);
+    const uint32_t rows = 1u << bucket < most ? 1u << bucket : most;
+    const VkDeviceSize row = nb_vulkan_stride(m->plan, NB_VALUE_X) * sizeof(float);
+    m->device->vk.CmdCopyBuffer(c, from->buffer, to->buffer, 1, &(VkBufferCopy){0, 0, rows * row});
 }
 
-static bool begins_op(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
-                      uint32_t dispatch)
+// A plan that does not begin the model begins with what the host has carried over. Nothing of a
+// model is under way when a step begins, so this waits for nothing.
+static void bring_in(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket)
 {
-    return dispatch == s->first || m->dispatches[dispatch].op != m->dispatches[dispatch - 1].op;
+    copy_rows(m, c, bucket, m->extent.padded_rows, &m->buffers.carry,
+              &m->buffers.value[NB_VALUE_X]);
+    barrier(&m->device->vk, c, &copying, &computing);
+}
+
+// What a scope ends with: hidden states that go to another device, vectors, or logits.
+static void bring_out(const struct nb_device_model *m, VkCommandBuffer c, uint32_t bucket,
+                      enum nb_vulkan_scope scope)
+{
+    const struct nb_vulkan_buffers *b = &m->buffers;
+    const struct nb_vk *vk = &m->device->vk;
+    const bool carries = scope == NB_VULKAN_BODY && !m->plan->ends,
+               shows = scope == NB_VULKAN_SHOWN;
+    if (scope == NB_VULKAN_BODY && !carries)
+        return;
+    if (carries || shows)
+        barrier(vk, c, &computing, &copying);
+    if (carries)
+        copy_rows(m, c, bucket, m->extent.padded_rows, &b->value[NB_VALUE_X], &b->carry);
+    if (shows) {
+        const enum nb_value v = m->plan->ops[m->plan->result].out.value;
+        copy_rows(m, c, bucket, m->extent.wanted_rows,
+                  b->tail[v].buffer ? &b->tail[v] : &b->value[v], &b->shown);
+    }
+    barrier(vk, c, carries || shows ? &copying : &computing, &reading);
+}
+
+// --- Recording
+
+// Whether dispatch i is the first of its section of its layer.
+static bool begins_section(const struct nb_device_model *m, uint32_t i)
+{
+    const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
+    const struct nb_op *op = &m->plan->ops[p->op], *before = i ? &m->plan->ops[p[-1].op] : NULL;
+    return !before || op->section != before->section || op->layer != before->layer;
+}
+
+static bool begins_layer(const struct nb_device_model *m, uint32_t i)
+{
+    return m->plan->ops[m->program.dispatches[i].op].section == NB_SECTION_QKV &&
+           begins_section(m, i);
 }
 
 static void record(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
@@ -152,49 +109,44 @@ static void record(const struct nb_device_model *m, const struct nb_vulkan_segme
     const struct nb_vk *vk = &m->device->vk;
     uint32_t query = s->query;
     if (timed)
-        vk->CmdResetQueryPool(c, m->queries, query, s->n_queries);
-    if (s->first == 0 && m->carry.buffer && !nb_plan_has(m->plan, NB_OP_EMBED))
-        carry(m, c, bucket, true);
+        vk->CmdResetQueryPool(c, m->recordings.queries, query, s->n_queries);
+    if (s->first == 0 && !m->plan->begins)
+        bring_in(m, c, bucket);
     for (uint32_t i = s->first; i < s->end; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        if (timed && begins_op(m, s, i))
-            vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
-        if (nb_vulkan_skips(m, p, bucket, false))
+        const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
+        if (timed && (i == s->first || begins_section(m, i)))
+            vk->CmdWriteTimestamp(c, computing.stages, m->recordings.queries, query++);
+        if (nb_vulkan_skips(m->device, &m->program, p, bucket, false))
             continue;
         if (i > 0 && !p->beside)
             barrier(vk, c, &computing, &computing);
-        dispatch_indirect(m, c, bucket, i);
+        nb_vulkan_dispatch_indirect(&m->pipelines, c, 1u << bucket, p,
+                                    nb_vulkan_tile(p, bucket, false), m->buffers.step.buffer,
+                                    m->tables.groups * 4 + i * sizeof(VkDispatchIndirectCommand));
     }
     if (timed)
-        vk->CmdWriteTimestamp(c, computing.stages, m->queries, query++);
-    if (s->end < m->top)
-        return;
-    if (nb_plan_has(m->plan, NB_OP_HEAD))
-        barrier(vk, c, &computing, &reading);
-    else
-        carry(m, c, bucket, false);
+        vk->CmdWriteTimestamp(c, computing.stages, m->recordings.queries, query++);
 }
 
 // Where a recording's submissions begin and end; returns how many they are.
 static uint32_t cut(const struct nb_device_model *m, uint32_t first, uint32_t end, bool measured,
                     struct nb_vulkan_segment *ret)
 {
-    uint32_t n = 0, query = first == end ? 0 : 2 * m->dispatches[first].op;
+    uint32_t n = 0, query = first == end ? 0 : 2 * m->program.dispatches[first].op;
     uint64_t filled = 0;
     for (uint32_t i = first; i < end; i++) {
-        uint32_t op = m->dispatches[i].op;
-        if (i > first && op == m->dispatches[i - 1].op) {
+        if (i > first && !begins_section(m, i)) {
             ret[n - 1].end = i + 1;
             continue;
         }
-        bool full =
-            measured ? filled + m->op_ns[op] > SEGMENT_NS : m->plan->ops[op].kind == NB_OP_QKV;
+        const uint64_t ns = m->recordings.part_ns[m->program.dispatches[i].op];
+        bool full = measured ? filled + ns > SEGMENT_NS : begins_layer(m, i);
         if (n == 0 || full) {
             ret[n++] = (struct nb_vulkan_segment){.first = i, .query = query, .n_queries = 1};
             query++;
             filled = 0;
         }
-        filled += m->op_ns[op];
+        filled += ns;
         ret[n - 1].end = i + 1;
         ret[n - 1].n_queries++;
         query++;
@@ -212,33 +164,38 @@ static void finish(struct nb_device_model *m, struct nb_vulkan_recording *r)
     *r = (struct nb_vulkan_recording){0};
 }
 
-static int record_segment(const struct nb_device_model *m, const struct nb_vulkan_segment *s,
-                          uint32_t bucket, bool timed, VkCommandBuffer *ret)
+static int record_segment(const struct nb_device_model *m, const struct nb_vulkan_recording *r,
+                          const struct nb_vulkan_segment *s, uint32_t bucket,
+                          enum nb_vulkan_scope scope, bool timed, VkCommandBuffer *ret)
 {
     int rc = nb_vulkan_begin(m->device, false, ret);
     if (rc < 0)
         return rc;
     record(m, s, bucket, *ret, timed);
+    if (s == &r->segments[r->n - 1])
+        bring_out(m, *ret, bucket, scope);
     return nb_vk_errno(m->device->vk.EndCommandBuffer(*ret));
 }
 
-static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part, bool measured,
-                struct nb_vulkan_recording *ret)
+static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_scope scope,
+                bool measured, struct nb_vulkan_recording *ret)
 {
-    const uint32_t range[NB_VULKAN_PARTS][2] = {[NB_VULKAN_BODY] = {0, m->tail_from},
-                                                [NB_VULKAN_LOGITS] = {m->tail_from, m->top},
-                                                [NB_VULKAN_BEST] = {m->tail_from, m->n_dispatches}};
+    const struct nb_vulkan_program *p = &m->program;
+    const uint32_t range[NB_VULKAN_SCOPES][2] = {[NB_VULKAN_BODY] = {0, p->tail},
+                                                 [NB_VULKAN_SHOWN] = {p->tail, p->shown},
+                                                 [NB_VULKAN_LOGITS] = {p->tail, p->top},
+                                                 [NB_VULKAN_BEST] = {p->tail, p->n}};
     struct nb_vulkan_recording r = {.measured = measured};
     r.segments = calloc(m->plan->n_ops, sizeof(*r.segments));
     if (!r.segments)
         return -ENOMEM;
-    r.n = cut(m, range[part][0], range[part][1], measured, r.segments);
+    r.n = cut(m, range[scope][0], range[scope][1], measured, r.segments);
     int rc = 0;
     for (uint32_t i = 0; i < r.n && rc == 0; i++) {
         struct nb_vulkan_segment *s = &r.segments[i];
-        rc = record_segment(m, s, bucket, true, &s->commands);
+        rc = record_segment(m, &r, s, bucket, scope, true, &s->commands);
         if (rc == 0 && measured)
-            rc = record_segment(m, s, bucket, false, &s->untimed);
+            rc = record_segment(m, &r, s, bucket, scope, false, &s->untimed);
     }
     if (rc < 0)
         finish(m, &r);
@@ -249,42 +206,78 @@ static int make(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part 
 
 void nb_vulkan_recordings_forget(struct nb_device_model *m, uint32_t bucket)
 {
-    for (int part = 0; part < NB_VULKAN_PARTS; part++)
-        finish(m, &m->recording[part][bucket]);
+    for (int scope = 0; scope < NB_VULKAN_SCOPES; scope++)
+        finish(m, &m->recordings.of[scope][bucket]);
 }
 
-int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
+int nb_vulkan_recording_get(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_scope scope,
                             struct nb_vulkan_recording **ret)
 {
-    *ret = &m->recording[part][bucket];
-    return (*ret)->n ? 0 : make(m, bucket, part, false, *ret);
+    *ret = &m->recordings.of[scope][bucket];
+    return (*ret)->n ? 0 : make(m, bucket, scope, false, *ret);
 }
 
-// Far longer than it was cut for. A single op is as long as it is.
-static bool is_too_long(const struct nb_device_model *m, const struct nb_vulkan_segment *s)
-{
-    uint64_t ns = 0;
-    for (uint32_t i = s->first; i < s->end; i++)
-        ns += begins_op(m, s, i) ? m->op_ns[m->dispatches[i].op] : 0;
-    return s->n_queries > 2 && ns > 2 * SEGMENT_NS;
-}
+// --- Times
 
 bool nb_vulkan_recording_is_timed(const struct nb_vulkan_recording *r)
 {
     return !r->measured || r->steps % TIMED_EACH == 0;
 }
 
-int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum nb_vulkan_part part,
-                              struct nb_vulkan_recording *r)
+// What a recording took, when it was timed.
+static void read_times(struct nb_device_model *m, struct nb_vulkan_recording *r, uint32_t bucket)
+{
+    const struct nb_vk *vk = &m->device->vk;
+    struct nb_vulkan_recordings *all = &m->recordings;
+    const struct nb_vulkan_segment *last = &r->segments[r->n - 1];
+    uint32_t first = r->segments[0].query, n = last->query + last->n_queries - first;
+    if (vk->GetQueryPoolResults(m->device->device, all->queries, first, n, n * sizeof(*all->ticks),
+                                all->ticks, sizeof(*all->ticks),
+                                VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
+        return;
+    memset(r->times, 0, sizeof(r->times));
+    for (const struct nb_vulkan_segment *s = r->segments; s <= last; s++) {
+        const uint64_t *tick = all->ticks + (s->query - first);
+        for (uint32_t i = s->first; i < s->end; i++) {
+            const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
+            struct nb_op_time *time = &r->times[m->plan->ops[p->op].section];
+            time->dispatches += !nb_vulkan_skips(m->device, &m->program, p, bucket, false);
+            if (i > s->first && !begins_section(m, i))
+                continue;
+            all->part_ns[p->op] = (uint64_t)nb_vulkan_elapsed(m->device, tick[0], tick[1]);
+            time->ns += all->part_ns[p->op];
+            tick++;
+        }
+    }
+}
+
+// Far longer than it was cut for. A single part is as long as it is.
+static bool is_too_long(const struct nb_device_model *m, const struct nb_vulkan_segment *s)
+{
+    uint64_t ns = 0;
+    for (uint32_t i = s->first; i < s->end; i++)
+        if (i == s->first || begins_section(m, i))
+            ns += m->recordings.part_ns[m->program.dispatches[i].op];
+    return s->n_queries > 2 && ns > 2 * SEGMENT_NS;
+}
+
+int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket,
+                              enum nb_vulkan_scope scope, struct nb_vulkan_recording *r)
 {
     const bool timed = nb_vulkan_recording_is_timed(r);
+    if (timed)
+        read_times(m, r, bucket);
+    for (int i = 0; i < NB_SECTIONS; i++) {
+        m->recordings.times[i].ns += r->times[i].ns;
+        m->recordings.times[i].dispatches += r->times[i].dispatches;
+    }
     bool again = ++r->steps == WARM_STEPS;
     for (uint32_t i = 0; i < r->n && r->measured && timed; i++)
         again = again || is_too_long(m, &r->segments[i]);
     if (!again)
         return 0;
     struct nb_vulkan_recording better;
-    int rc = make(m, bucket, part, true, &better);
+    int rc = make(m, bucket, scope, true, &better);
     if (rc < 0)
         return rc;
     better.steps = r->steps;
@@ -292,4 +285,28 @@ int nb_vulkan_recording_learn(struct nb_device_model *m, uint32_t bucket, enum n
     finish(m, r);
     *r = better;
     return 0;
+}
+
+// Of the body at most two for each op, where every op is a submission of its own; then the tail's.
+int nb_vulkan_recordings_init(struct nb_device_model *m)
+{
+    struct nb_vulkan_recordings *r = &m->recordings;
+    const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+                                        .queryType = VK_QUERY_TYPE_TIMESTAMP,
+                                        .queryCount = 2 * m->plan->n_ops};
+    r->ticks = calloc(info.queryCount, sizeof(*r->ticks));
+    r->part_ns = calloc(m->plan->n_ops, sizeof(*r->part_ns));
+    if (!r->ticks || !r->part_ns)
+        return -ENOMEM;
+    return nb_vk_errno(m->device->vk.CreateQueryPool(m->device->device, &info, NULL, &r->queries));
+}
+
+void nb_vulkan_recordings_finish(struct nb_device_model *m)
+{
+    struct nb_vulkan_recordings *r = &m->recordings;
+    for (uint32_t i = 0; i < NB_VULKAN_BUCKETS; i++)
+        nb_vulkan_recordings_forget(m, i);
+    m->device->vk.DestroyQueryPool(m->device->device, r->queries, NULL);
+    free(r->ticks);
+    free(r->part_ns);
 }

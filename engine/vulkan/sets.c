@@ -12,10 +12,10 @@ static bool is_texels(uint32_t binding)
 int nb_vulkan_sets_init(struct nb_vulkan_device *d, uint32_t n, struct nb_vulkan_sets *ret)
 {
     uint32_t texels = 0;
-    for (uint32_t i = 0; i < NB_VULKAN_BINDINGS; i++)
+    for (uint32_t i = 0; i < BINDINGS; i++)
         texels += is_texels(i);
     const VkDescriptorPoolSize size[] = {
-        {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, n * (NB_VULKAN_BINDINGS - texels)},
+        {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, n * (BINDINGS - texels)},
         {VK_DESCRIPTOR_TYPE_UNIFORM_TEXEL_BUFFER, n * texels}};
     const VkDescriptorPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO,
                                              .maxSets = n,
@@ -60,7 +60,7 @@ static int add_view(struct nb_vulkan_device *d, struct nb_vulkan_sets *s,
 
 int nb_vulkan_sets_bind(struct nb_vulkan_device *d, struct nb_vulkan_sets *s,
                         const VkDescriptorBufferInfo *first,
-                        const struct nb_vulkan_buffer *const buffers[NB_VULKAN_BINDINGS],
+                        const struct nb_vulkan_buffer *const buffers[BINDINGS],
                         VkDescriptorSet *ret)
 {
     const VkDescriptorSetAllocateInfo info = {.sType =
@@ -68,13 +68,13 @@ int nb_vulkan_sets_bind(struct nb_vulkan_device *d, struct nb_vulkan_sets *s,
                                               .descriptorPool = s->pool,
                                               .descriptorSetCount = 1,
                                               .pSetLayouts = &d->set_layout};
-    VkDescriptorBufferInfo what[NB_VULKAN_BINDINGS];
-    VkBufferView views[NB_VULKAN_BINDINGS];
-    VkWriteDescriptorSet write[NB_VULKAN_BINDINGS];
+    VkDescriptorBufferInfo what[BINDINGS];
+    VkBufferView views[BINDINGS];
+    VkWriteDescriptorSet write[BINDINGS];
     VkDescriptorSet set;
     uint32_t n = 0;
     int rc = nb_vk_errno(d->vk.AllocateDescriptorSets(d->device, &info, &set));
-    for (uint32_t i = 0; i < NB_VULKAN_BINDINGS && rc == 0; i++) {
+    for (uint32_t i = 0; i < BINDINGS && rc == 0; i++) {
         if (i == 0 && first)
             what[i] = *first;
         else if (buffers[i])

@@ -16,5 +16,5 @@ void nb_vulkan_sets_finish(struct nb_vulkan_device *d, struct nb_vulkan_sets *s)
 // without a buffer is one that the shader does not declare.
 int nb_vulkan_sets_bind(struct nb_vulkan_device *d, struct nb_vulkan_sets *s,
                         const VkDescriptorBufferInfo *first,
-                        const struct nb_vulkan_buffer *const buffers[NB_VULKAN_BINDINGS],
+                        const struct nb_vulkan_buffer *const buffers[BINDINGS],
                         VkDescriptorSet *ret);

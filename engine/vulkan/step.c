@@ -1,83 +1,70 @@
 // Steps: the rows go into the step buffer, the recording's submissions to the queue one after the
 // other, and the results come back.
+#include <string.h>
+
 #include "engine/vulkan/model.h"
 
-#include <string.h>
+void nb_vulkan_tables_lay(const struct nb_plan *plan, uint32_t max_rows, struct nb_vulkan_tables *t)
+{
+    const struct nb_hparams *hp = &plan->hp;
+    const uint32_t padded = nb_vulkan_pad(max_rows, 4);
+    uint32_t *const rows[] = {&t->token, &t->position, &t->sequence,
+                              &t->end,   &t->wanted,   &t->candidates};
+    uint32_t at = STEP_WANTED + 1;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++, at += padded)
+        *rows[i] = at;
+    t->rope = nb_vulkan_pad(at, 4); // read as texels
+    t->ropes = hp->n_ropes * hp->rope_dims;
+    t->blocks = t->rope + max_rows * t->ropes;
+    t->block_stride = (hp->context + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
+    t->groups = t->blocks + max_rows * t->block_stride;
+    t->words = nb_vulkan_pad(
+        t->groups + NB_VULKAN_DISPATCHES * sizeof(VkDispatchIndirectCommand) / sizeof(uint32_t), 4);
+}
 
 static void write_step(struct nb_device_model *m, const struct nb_rows *rows)
 {
     const struct nb_vulkan_tables *t = &m->tables;
     const struct nb_hparams *hp = &m->plan->hp;
-    uint32_t *word = m->step.map;
-    word[0] = rows->n;
+    uint32_t *word = m->buffers.step.map, end = 0;
+    word[STEP_ROWS] = rows->n;
     memcpy(word + t->token, rows->token, rows->n * sizeof(*word));
     memcpy(word + t->position, rows->position, rows->n * sizeof(*word));
     memcpy(word + t->sequence, rows->sequence, rows->n * sizeof(*word));
-    for (uint32_t i = 0; i < rows->n; i++) {
-        nb_rope_row(hp, rows->position[i], (float *)(word + t->rope + i * hp->rope_dims));
-        uint32_t s = rows->sequence[i];
-        if (i + 1 == rows->n || rows->sequence[i + 1] != s)
+    for (uint32_t i = rows->n; i-- > 0;) {
+        const uint32_t s = rows->sequence[i], position = rows->position[i];
+        nb_rope_row(hp, position, (float *)(word + t->rope + i * t->ropes));
+        if (i + 1 == rows->n || rows->sequence[i + 1] != s) {
             memcpy(word + t->blocks + s * t->block_stride, rows->blocks[s],
-                   (rows->position[i] / NB_VULKAN_KV_TILE + 1) * sizeof(*word));
-    }
-}
-
-// What a recording took, when it was timed.
-static void read_times(struct nb_device_model *m, struct nb_vulkan_recording *r, uint32_t bucket)
-{
-    const struct nb_vk *vk = &m->device->vk;
-    const struct nb_vulkan_segment *last = &r->segments[r->n - 1];
-    uint32_t first = r->segments[0].query, n = last->query + last->n_queries - first;
-    if (vk->GetQueryPoolResults(m->device->device, m->queries, first, n, n * sizeof(*m->ticks),
-                                m->ticks, sizeof(*m->ticks), VK_QUERY_RESULT_64_BIT) != VK_SUCCESS)
-        return;
-    memset(r->times, 0, sizeof(r->times));
-    for (const struct nb_vulkan_segment *s = r->segments; s <= last; s++) {
-        const uint64_t *tick = m->ticks + (s->query - first);
-        for (uint32_t i = s->first; i < s->end; i++) {
-            uint32_t op = m->dispatches[i].op;
-            struct nb_op_time *time = &r->times[m->plan->ops[op].kind];
-            time->dispatches += !nb_vulkan_skips(m, &m->dispatches[i], bucket, false);
-            if (i > s->first && op == m->dispatches[i - 1].op)
-                continue;
-            m->op_ns[op] = (uint64_t)((double)(tick[1] - tick[0]) * m->device->tick_ns);
-            time->ns += m->op_ns[op];
-            tick++;
+                   (position / NB_KV_POSITIONS + 1) * sizeof(*word));
+            end = position + 1;
         }
-    }
-}
-
-static void count(struct nb_device_model *m, const struct nb_vulkan_recording *r)
-{
-    for (int i = 0; i < NB_OP_KINDS; i++) {
-        m->times[i].ns += r->times[i].ns;
-        m->times[i].dispatches += r->times[i].dispatches;
+        word[t->end + i] = hp->causal ? position + 1 : end;
     }
 }
 
 static const struct nb_op *first_op(const struct nb_device_model *m,
                                     const struct nb_vulkan_segment *s)
 {
-    return &m->plan->ops[m->dispatches[s->first].op];
+    return &m->plan->ops[m->program.dispatches[s->first].op];
 }
 
 // A part of a step that the queue has.
 struct going {
-    enum nb_vulkan_part part;
+    enum nb_vulkan_scope scope;
     uint32_t rows, bucket;
     struct nb_vulkan_recording *recording;
-    bool timed;
     uint64_t before; // submissions
 };
 
-static int start(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part part,
+static int start(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_scope scope,
                  struct going *ret)
 {
     struct nb_vulkan_device *d = m->device;
     struct nb_vulkan_recording *r;
     uint64_t before = d->compute.submitted, last;
     uint32_t bucket = nb_vulkan_bucket(rows);
-    int rc = nb_vulkan_recording_get(m, bucket, part, &r);
+    int rc = nb_vulkan_recording_get(m, bucket, scope, &r);
     if (rc < 0)
         return rc;
     const bool timed = nb_vulkan_recording_is_timed(r);
@@ -88,7 +75,7 @@ static int start(struct nb_device_model *m, uint32_t rows, enum nb_vulkan_part p
             nb_vulkan_fault_at(d, first_op(m, s));
     }
     if (rc == 0)
-        *ret = (struct going){part, rows, bucket, r, timed, before};
+        *ret = (struct going){scope, rows, bucket, r, before};
     return rc;
 }
 
@@ -103,10 +90,7 @@ static int end(struct nb_device_model *m, const struct going *g)
             nb_vulkan_fault_at(d, first_op(m, &r->segments[i]));
     if (rc < 0)
         return rc;
-    if (g->timed)
-        read_times(m, r, g->bucket);
-    count(m, r);
-    return nb_vulkan_recording_learn(m, g->bucket, g->part, r);
+    return nb_vulkan_recording_learn(m, g->bucket, g->scope, r);
 }
 
 static void copy_rows(float *to, size_t to_width, const float *from, size_t from_width,
@@ -120,8 +104,9 @@ static int start_body(struct nb_device_model *m, const struct nb_rows *rows, str
 {
     const uint32_t n = m->plan->hp.embedding;
     write_step(m, rows);
-    if (!nb_plan_has(m->plan, NB_OP_EMBED))
-        copy_rows(m->carry.map, nb_vulkan_pad(n, 32), rows->hidden, n, rows->n, n);
+    if (!m->plan->begins)
+        copy_rows(m->buffers.carry.map, nb_vulkan_stride(m->plan, NB_VALUE_X), rows->hidden, n,
+                  rows->n, n);
     return start(m, rows->n, NB_VULKAN_BODY, ret);
 }
 
@@ -129,10 +114,13 @@ static int end_body(struct nb_device_model *m, const struct nb_rows *rows, const
 {
     const uint32_t n = m->plan->hp.embedding;
     int rc = end(m, g);
-    if (rc == 0 && !nb_plan_has(m->plan, NB_OP_HEAD))
-        copy_rows(rows->hidden, n, m->carry.map, nb_vulkan_pad(n, 32), rows->n, n);
+    if (rc == 0 && !m->plan->ends)
+        copy_rows(rows->hidden, n, m->buffers.carry.map, nb_vulkan_stride(m->plan, NB_VALUE_X),
+                  rows->n, n);
     return rc;
 }
+
+// --- Of the rows whose result is wanted
 
 // How many candidates a row of logits gives: they must fit in its place.
 static uint32_t candidates_of(const struct nb_device_model *m, const struct nb_rows *rows,
@@ -146,58 +134,94 @@ static uint32_t candidates_of(const struct nb_device_model *m, const struct nb_r
 // The results of the row that was the n-th of a submission and is the i-th of those wanted.
 static void bring(struct nb_device_model *m, const struct nb_rows *rows, uint32_t i, uint32_t n)
 {
-    const uint32_t vocab = m->plan->hp.vocab, *word = m->step.map;
-    const float *from = m->brings ? m->best.map : m->logits.map;
-    const float *row = from + (size_t)n * nb_vulkan_pad(vocab, 16);
+    const struct nb_vulkan_buffers *b = &m->buffers;
+    const uint32_t vocab = m->plan->hp.vocab, k = candidates_of(m, rows, i);
+    const bool brings = m->extent.brings;
+    const float *from = brings ? b->best.map : b->value[NB_VALUE_LOGITS].map;
+    const float *row = from + (size_t)n * nb_vulkan_stride(m->plan, NB_VALUE_LOGITS);
     float *to = m->host_logits + (size_t)i * vocab;
-    uint32_t k = word[m->tables.candidates + n];
     if (rows->candidates)
         rows->candidates[i] = k;
-    if (k && !m->brings)
-        nb_vulkan_top(row, vocab, (const uint32_t *)m->best.map + (size_t)n * NB_VULKAN_STRIPES,
+    if (k && !brings)
+        nb_vulkan_top(row, vocab, (const uint32_t *)b->best.map + (size_t)n * STRIPES,
                       (struct nb_candidate *)to, k);
     else
         memcpy(to, row, k ? k * sizeof(struct nb_candidate) : vocab * sizeof(*to));
 }
 
-// Logits or candidates of those wanted from `first` on, as many as go out together.
-static int start_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
-                      struct going *ret)
+// The rows from `first` on that go out together: first their vectors, where these are wanted, then
+// their logits or candidates.
+struct wanted {
+    const struct nb_rows *rows;
+    uint32_t first;
+    bool vectors;
+};
+
+static bool has_logits(const struct nb_device_model *m, const struct nb_rows *rows)
 {
-    uint32_t *word = m->step.map, any = 0, n = rows->n_logits - first;
-    n = n < m->head_rows ? n : m->head_rows;
-    word[1] = n;
-    memcpy(word + m->tables.logits_row, rows->logits_row + first, n * sizeof(*word));
-    for (uint32_t i = 0; i < n; i++)
-        any |= word[m->tables.candidates + i] = candidates_of(m, rows, first + i);
-    return start(m, n, any || m->brings ? NB_VULKAN_BEST : NB_VULKAN_LOGITS, ret);
+    return !rows->no_logits && m->buffers.value[NB_VALUE_LOGITS].buffer;
 }
 
-static int end_head(struct nb_device_model *m, const struct nb_rows *rows, uint32_t first,
-                    const struct going *g)
+// False: that was all.
+static bool next_wanted(const struct nb_device_model *m, struct wanted *w)
 {
+    const struct nb_rows *rows = w->rows;
+    if (w->vectors && has_logits(m, rows)) {
+        w->vectors = false;
+        return true;
+    }
+    w->vectors = rows->vectors;
+    w->first += m->extent.wanted_rows;
+    return w->first < rows->n_logits;
+}
+
+static int start_wanted(struct nb_device_model *m, const struct wanted *w, struct going *ret)
+{
+    const struct nb_rows *rows = w->rows;
+    uint32_t *word = m->buffers.step.map, any = 0, n = rows->n_logits - w->first;
+    n = n < m->extent.wanted_rows ? n : m->extent.wanted_rows;
+    word[STEP_WANTED] = n;
+    memcpy(word + m->tables.wanted, rows->logits_row + w->first, n * sizeof(*word));
+    for (uint32_t i = 0; i < n; i++)
+        any |= word[m->tables.candidates + i] = candidates_of(m, rows, w->first + i);
+    return start(m, n,
+                 w->vectors                ? NB_VULKAN_SHOWN
+                 : any || m->extent.brings ? NB_VULKAN_BEST
+                                           : NB_VULKAN_LOGITS,
+                 ret);
+}
+
+static int end_wanted(struct nb_device_model *m, const struct wanted *w, const struct going *g)
+{
+    const uint32_t n = m->plan->hp.embedding;
     int rc = end(m, g);
-    for (uint32_t i = 0; i < g->rows && rc == 0; i++)
-        bring(m, rows, first + i, i);
+    if (rc == 0 && w->vectors)
+        copy_rows(w->rows->vectors + (size_t)w->first * n, n, m->buffers.shown.map,
+                  nb_vulkan_stride(m->plan, NB_VALUE_X), g->rows, n);
+    for (uint32_t i = 0; i < g->rows && rc == 0 && !w->vectors; i++)
+        bring(m, w->rows, w->first + i, i);
     return rc;
 }
 
 int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
 {
     struct nb_vulkan_device *d = m->device;
-    struct going body, head;
+    struct wanted w = {.rows = rows, .vectors = rows->vectors};
+    struct going body, going;
+    bool wants = rows->n_logits > 0 && (w.vectors || has_logits(m, rows));
     nb_vulkan_doing(d, "a step of %u rows", rows->n);
     int rc = start_body(m, rows, &body);
-    // The queue has the head's first rows before the body ends, so that it waits for no host.
-    if (rc == 0 && rows->n_logits > 0)
-        rc = start_head(m, rows, 0, &head);
+    // The queue has the first of the wanted rows before the body ends, so that it waits for no
+    // host.
+    if (rc == 0 && wants)
+        rc = start_wanted(m, &w, &going);
     if (rc == 0)
         rc = end_body(m, rows, &body);
-    for (uint32_t first = 0; rc == 0 && first < rows->n_logits; first += head.rows) {
-        if (first > 0)
-            rc = start_head(m, rows, first, &head);
-        if (rc == 0)
-            rc = end_head(m, rows, first, &head);
+    while (rc == 0 && wants) {
+        rc = end_wanted(m, &w, &going);
+        wants = next_wanted(m, &w);
+        if (rc == 0 && wants)
+            rc = start_wanted(m, &w, &going);
     }
     // Out of memory leaves the device as it is, so what it was given must end before others write.
     if (rc < 0 && !d->gone)
@@ -215,11 +239,11 @@ void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
     if (nb_vulkan_begin(m->device, true, &c) < 0)
         return;
     for (uint32_t i = 0; i < m->plan->n_layers; i++)
-        m->device->vk.CmdFillBuffer(c, m->kv[i].buffer, block * bytes, bytes, 0);
+        m->device->vk.CmdFillBuffer(c, m->buffers.kv[i].buffer, block * bytes, bytes, 0);
     (void)nb_vulkan_run_once(m->device, c);
 }
 
 void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret)
 {
-    memcpy(ret, m->times, sizeof(m->times));
+    memcpy(ret, m->recordings.times, sizeof(m->recordings.times));
 }

@@ -2,9 +2,8 @@
 // the few stripes that can hold others: for tiers whose logits lie where the host reads them well.
 #include "engine/vulkan/model.h"
 
-#define NONE   0xffffffffu
 #define TEXEL  4 // logits; stripes are made of such
-#define STRIPE (TEXEL * NB_VULKAN_STRIPES)
+#define STRIPE (TEXEL * STRIPES)
 
 struct best {
     struct nb_candidate *c; // in their order
@@ -34,7 +33,7 @@ void nb_vulkan_top(const float *logits, uint32_t vocab, const uint32_t *stripes,
 {
     struct best best = {.c = ret, .most = n};
     int32_t first[NB_CANDIDATES_MAX];
-    for (uint32_t i = 0; i < NB_VULKAN_STRIPES; i++)
+    for (uint32_t i = 0; i < STRIPES; i++)
         if (stripes[i] != NONE)
             offer(&best, nb_candidate_of(logits, stripes[i]));
     // A stripe whose best is not among these has no other that is: n precede it.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/device.h"
+#include "tensor/fail.h"
 
 enum { NB_VULKAN_DEVICES = 16 }; // as many are looked at
 
@@ -22,12 +23,12 @@ struct nb_vulkan_device_info {
 };
 
 // Up to `max` devices; returns how many there are. -ENODEV without a loader, -EIO when it fails.
-int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max, char *ret_error,
-                        size_t error_size);
+int nb_vulkan_enumerate(struct nb_vulkan_device_info *ret, uint32_t max,
+                        struct nb_error *ret_error);
 // The same in the words of every device, as nb_device_list has them.
 int nb_vulkan_device_list(void (*found)(void *user, const struct nb_device_info *info), void *user,
-                          char *ret_error, size_t error_size);
+                          struct nb_error *ret_error);
 // -ENODEV no loader or no such device, -ENOTSUP a device that lacks what the shaders need, -ENOMEM,
 // -EIO; the line in `ret_error` says which.
 int nb_vulkan_device_create(uint32_t index, const struct nb_device_options *options,
-                            struct nb_device **ret, char *ret_error, size_t error_size);
+                            struct nb_device **ret, struct nb_error *ret_error);

@@ -1,7 +1,6 @@
-// A plan's matrices on the device: pieces of the image, each imported where it lies or copied to a
-// buffer of the device's own. A piece is as long as the device allows a buffer to be, and ends
-// between row groups.
-#include "engine/vulkan/model.h"
+// Matrices on the device (weights.h). A piece is as long as the device allows a buffer to be, and
+// ends between row groups.
+#include "engine/vulkan/weights.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -20,150 +19,148 @@
 
 static int by_address(const void *a, const void *b)
 {
-    const struct nb_packed *x = *(const struct nb_packed *const *)a;
-    const struct nb_packed *y = *(const struct nb_packed *const *)b;
-    return (x->data > y->data) - (x->data < y->data);
+    const struct nb_matrix *x = *(const struct nb_matrix *const *)a;
+    const struct nb_matrix *y = *(const struct nb_matrix *const *)b;
+    return (x->packed.data > y->packed.data) - (x->packed.data < y->packed.data);
 }
 
-// The plan's matrices in the order of the image; one that serves twice is there twice.
-static uint32_t list_matrices(const struct nb_plan *plan, const struct nb_packed **ret)
+static int begin_piece(struct nb_vulkan_weights *w, const uint8_t *at, size_t page)
 {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < plan->n_ops; i++)
-        for (int j = 0; j < 3; j++)
-            if (plan->ops[i].m[j].w)
-                ret[n++] = plan->ops[i].m[j].w;
-    qsort(ret, n, sizeof(*ret), by_address);
-    return n;
-}
-
-static int begin_piece(struct nb_device_model *m, const uint8_t *at, size_t page)
-{
-    struct nb_vulkan_piece *more = realloc(m->pieces, (m->n_pieces + 1) * sizeof(*more));
+    struct nb_vulkan_piece *more = realloc(w->pieces, (w->n_pieces + 1) * sizeof(*more));
     if (!more)
         return -ENOMEM;
-    m->pieces = more;
+    w->pieces = more;
     size_t lead = (uintptr_t)at % page;
-    m->pieces[m->n_pieces++] = (struct nb_vulkan_piece){.from = at - lead, .bytes = lead};
+    w->pieces[w->n_pieces++] = (struct nb_vulkan_piece){.from = at - lead, .bytes = lead};
     return 0;
 }
 
-// Lays a matrix into the last piece as far as it has room, the rest into new ones.
-static int cut_matrix(struct nb_device_model *m, const struct nb_packed *w, size_t limit,
+// Lays a matrix, or those of all experts, into the last piece as far as it has room, the rest into
+// new ones.
+static int cut_matrix(struct nb_vulkan_weights *w, const struct nb_matrix *m, size_t limit,
                       size_t page)
 {
-    const uint8_t *at = w->data, *end = at + nb_packed_bytes(w);
+    const size_t stride = m->packed.stride;
+    const uint8_t *at = m->packed.data, *end = at + nb_matrix_bytes(m);
     while (at < end) {
-        struct nb_vulkan_piece *p = m->n_pieces ? &m->pieces[m->n_pieces - 1] : NULL;
+        struct nb_vulkan_piece *p = w->n_pieces ? &w->pieces[w->n_pieces - 1] : NULL;
         size_t used = p ? (size_t)(at - p->from) : limit;
         size_t room = p && used < limit && used - p->bytes <= GAP ? limit - used : 0;
-        size_t groups = room / w->stride, left = (size_t)(end - at) / w->stride;
+        size_t groups = room / stride, left = (size_t)(end - at) / stride;
         if (groups == 0) {
-            int rc = begin_piece(m, at, page);
+            int rc = begin_piece(w, at, page);
             if (rc < 0)
                 return rc;
             continue;
         }
-        at += (groups < left ? groups : left) * w->stride;
+        at += (groups < left ? groups : left) * stride;
         p->bytes = (size_t)(at - p->from);
     }
     return 0;
 }
 
-int nb_vulkan_weights_cut(struct nb_device_model *m, char *error, size_t error_size)
+int nb_vulkan_weights_cut(const struct nb_vulkan_device *d, const struct nb_matrix *const *list,
+                          uint32_t n, struct nb_vulkan_weights *ret, struct nb_error *ret_error)
 {
-    const struct nb_vulkan_device *d = m->device;
     size_t page = (size_t)sysconf(_SC_PAGESIZE), limit = d->max_buffer - d->max_buffer % page;
     size_t most = d->max_window - d->buffer_alignment;
     if (limit < page + most)
         most = limit > page ? limit - page : 0;
-    const struct nb_packed **list = malloc(m->plan->n_ops * 3 * sizeof(*list));
-    if (!list)
-        return nb_fail(error, error_size, -ENOMEM, "out of memory");
-    uint32_t n = list_matrices(m->plan, list);
+    const struct nb_matrix **sorted = malloc((n + 1) * sizeof(*sorted));
+    if (!sorted)
+        return nb_fail(ret_error, -ENOMEM, "out of memory");
+    memcpy(sorted, list, n * sizeof(*sorted));
+    qsort(sorted, n, sizeof(*sorted), by_address);
+    struct nb_vulkan_weights w = {0};
     int rc = 0;
     for (uint32_t i = 0; i < n && rc == 0; i++) {
-        if (list[i]->stride >= most)
-            rc = nb_fail(error, error_size, -E2BIG,
+        const size_t stride = sorted[i]->packed.stride;
+        if (stride >= most)
+            rc = nb_fail(ret_error, -E2BIG,
                          "16 rows of a matrix take %zu KB and %s binds %zu KB at once: use the CPU",
-                         list[i]->stride >> 10, d->info.name, most >> 10);
-        else if (i == 0 || list[i]->data != list[i - 1]->data)
-            rc = cut_matrix(m, list[i], limit, page);
+                         stride >> 10, d->info.name, most >> 10);
+        else if ((rc = cut_matrix(&w, sorted[i], limit, page)) < 0)
+            nb_fail(ret_error, rc, "out of memory");
     }
-    free(list);
-    for (uint32_t i = 0; i < m->n_pieces; i++)
-        m->pieces[i].bytes = (m->pieces[i].bytes + page - 1) / page * page;
+    free(sorted);
+    for (uint32_t i = 0; i < w.n_pieces; i++)
+        w.pieces[i].bytes = (w.pieces[i].bytes + page - 1) / page * page;
+    if (rc < 0)
+        free(w.pieces);
+    else
+        *ret = w;
     return rc;
 }
 
-const struct nb_vulkan_piece *nb_vulkan_piece_of(const struct nb_device_model *m, const uint8_t *at)
+const struct nb_vulkan_piece *nb_vulkan_piece_of(const struct nb_vulkan_weights *w,
+                                                 const uint8_t *at)
 {
-    uint32_t low = 0, high = m->n_pieces;
+    uint32_t low = 0, high = w->n_pieces;
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
-        *(m->pieces[middle].from <= at ? &low : &high) = middle;
+        *(w->pieces[middle].from <= at ? &low : &high) = middle;
     }
-    return &m->pieces[low];
+    return &w->pieces[low];
 }
 
-size_t nb_vulkan_weights_bytes(const struct nb_device_model *m)
+size_t nb_vulkan_weights_bytes(const struct nb_vulkan_weights *w)
 {
     size_t bytes = 0;
-    for (uint32_t i = 0; i < m->n_pieces; i++)
-        bytes += m->pieces[i].bytes;
+    for (uint32_t i = 0; i < w->n_pieces; i++)
+        bytes += w->pieces[i].bytes;
     return bytes;
 }
 
 // --- Onto the device
 
-static void release(struct nb_device_model *m)
+static void release(struct nb_vulkan_device *d, struct nb_vulkan_weights *w)
 {
-    for (uint32_t i = 0; i < m->n_pieces; i++)
-        nb_vulkan_buffer_finish(m->device, &m->pieces[i].buffer);
+    for (uint32_t i = 0; i < w->n_pieces; i++)
+        nb_vulkan_buffer_finish(d, &w->pieces[i].buffer);
 }
 
-static int import(struct nb_device_model *m)
+static int import(struct nb_vulkan_device *d, struct nb_vulkan_weights *w)
 {
     int rc = 0;
-    for (uint32_t i = 0; i < m->n_pieces && rc == 0; i++) {
-        struct nb_vulkan_piece *p = &m->pieces[i];
+    for (uint32_t i = 0; i < w->n_pieces && rc == 0; i++) {
+        struct nb_vulkan_piece *p = &w->pieces[i];
         // Read only, whatever the pointer's type says: shaders declare the binding so.
-        rc = nb_vulkan_buffer_import(m->device, (void *)(uintptr_t)p->from, p->bytes, &p->buffer);
+        rc = nb_vulkan_buffer_import(d, (void *)(uintptr_t)p->from, p->bytes, &p->buffer);
     }
     if (rc < 0)
-        release(m);
+        release(d, w);
     return rc;
 }
 
 // Two staging buffers in turn: one is filled while the device copies from the other.
 struct upload {
-    struct nb_device_model *m;
+    struct nb_vulkan_device *device;
     const struct nb_device_model_options *options;
     struct nb_vulkan_buffer staging[2];
     VkCommandBuffer commands[2];
     uint64_t busy_until[2]; // of the queue's timeline
-    uint32_t turn;
+    uint32_t next;
     uint64_t done, total;
 };
 
 static int send(struct upload *u, const struct nb_vulkan_piece *p, VkDeviceSize at, VkDeviceSize n)
 {
-    struct nb_vulkan_device *d = u->m->device;
+    struct nb_vulkan_device *d = u->device;
     struct nb_vulkan_queue *q = d->copies;
-    uint32_t turn = u->turn;
-    u->turn = !turn;
-    int rc = nb_vulkan_wait(d, q, u->busy_until[turn]);
+    uint32_t next = u->next;
+    u->next = !next;
+    int rc = nb_vulkan_wait(d, q, u->busy_until[next]);
     if (rc < 0)
         return rc;
-    nb_vulkan_release(d, q, &u->commands[turn]);
-    memcpy(u->staging[turn].map, p->from + at, n);
-    if ((rc = nb_vulkan_begin_on(d, q, true, &u->commands[turn])) < 0)
+    nb_vulkan_release(d, q, &u->commands[next]);
+    memcpy(u->staging[next].map, p->from + at, n);
+    if ((rc = nb_vulkan_begin_on(d, q, true, &u->commands[next])) < 0)
         return rc;
-    d->vk.CmdCopyBuffer(u->commands[turn], u->staging[turn].buffer, p->buffer.buffer, 1,
+    d->vk.CmdCopyBuffer(u->commands[next], u->staging[next].buffer, p->buffer.buffer, 1,
                         &(VkBufferCopy){0, at, n});
-    rc = nb_vk_errno(d->vk.EndCommandBuffer(u->commands[turn]));
+    rc = nb_vk_errno(d->vk.EndCommandBuffer(u->commands[next]));
     if (rc == 0)
-        rc = nb_vulkan_submit(d, q, u->commands[turn], &u->busy_until[turn]);
+        rc = nb_vulkan_submit(d, q, u->commands[next], &u->busy_until[next]);
     u->done += n;
     if (rc == 0 && u->options->on_progress)
         u->options->on_progress(u->options->user, u->done, u->total);
@@ -172,21 +169,21 @@ static int send(struct upload *u, const struct nb_vulkan_piece *p, VkDeviceSize 
 
 static int copy_piece(struct upload *u, struct nb_vulkan_piece *p)
 {
-    int rc = nb_vulkan_buffer_init(u->m->device, p->bytes, NB_VULKAN_DEVICE, &p->buffer);
+    int rc = nb_vulkan_buffer_init(u->device, p->bytes, NB_VULKAN_DEVICE, &p->buffer);
     for (VkDeviceSize at = 0; at < p->bytes && rc == 0; at += STAGING_BYTES)
         rc = send(u, p, at, p->bytes - at < STAGING_BYTES ? p->bytes - at : STAGING_BYTES);
     return rc;
 }
 
-static int copy(struct nb_device_model *m, const struct nb_device_model_options *options)
+static int copy(struct nb_vulkan_device *d, struct nb_vulkan_weights *w,
+                const struct nb_device_model_options *options)
 {
-    struct nb_vulkan_device *d = m->device;
-    struct upload u = {.m = m, .options = options, .total = nb_vulkan_weights_bytes(m)};
+    struct upload u = {.device = d, .options = options, .total = nb_vulkan_weights_bytes(w)};
     int rc = 0;
     for (int i = 0; i < 2 && rc == 0; i++)
         rc = nb_vulkan_buffer_init(d, STAGING_BYTES, NB_VULKAN_HOST, &u.staging[i]);
-    for (uint32_t i = 0; i < m->n_pieces && rc == 0; i++)
-        rc = copy_piece(&u, &m->pieces[i]);
+    for (uint32_t i = 0; i < w->n_pieces && rc == 0; i++)
+        rc = copy_piece(&u, &w->pieces[i]);
     // What was submitted reads the staging buffers, whether the rest went well or not.
     int waited = nb_vulkan_wait(d, d->copies, d->copies->submitted);
     if (waited == 0)
@@ -221,7 +218,7 @@ static int time_read(struct nb_vulkan_device *d, VkQueryPool queries,
             break;
         rc = nb_vk_errno(d->vk.GetQueryPoolResults(d->device, queries, 0, 2, sizeof(tick), tick,
                                                    sizeof(*tick), VK_QUERY_RESULT_64_BIT));
-        double ns = (double)(tick[1] - tick[0]) * d->tick_ns;
+        double ns = nb_vulkan_elapsed(d, tick[0], tick[1]);
         best = pass == 0 || ns < best ? ns : best;
     }
     if (rc == 0)
@@ -259,10 +256,9 @@ static int time_both(struct nb_vulkan_device *d, const struct nb_vulkan_piece *p
     return rc;
 }
 
-void nb_vulkan_weights_choose(struct nb_device_model *m)
+void nb_vulkan_weights_choose(struct nb_vulkan_device *d, const struct nb_vulkan_weights *w)
 {
-    struct nb_vulkan_device *d = m->device;
-    const struct nb_vulkan_piece *sample = &m->pieces[0];
+    const struct nb_vulkan_piece *sample = &w->pieces[0];
     if (d->weights == NB_WEIGHTS_IMPORTED || d->weights == NB_WEIGHTS_COPIED)
         return;
     const bool measure = d->weights == NB_WEIGHTS_MEASURED || !d->info.is_cpu;
@@ -282,13 +278,15 @@ void nb_vulkan_weights_choose(struct nb_device_model *m)
     snprintf(d->weights_why, sizeof(d->weights_why), "%s", why);
 }
 
-int nb_vulkan_weights_load(struct nb_device_model *m, const struct nb_device_model_options *options)
+int nb_vulkan_weights_load(struct nb_vulkan_device *d, struct nb_vulkan_weights *w,
+                           const struct nb_device_model_options *options)
 {
-    return m->device->weights == NB_WEIGHTS_IMPORTED ? import(m) : copy(m, options);
+    return d->weights == NB_WEIGHTS_IMPORTED ? import(d, w) : copy(d, w, options);
 }
 
-void nb_vulkan_weights_finish(struct nb_device_model *m)
+void nb_vulkan_weights_finish(struct nb_vulkan_device *d, struct nb_vulkan_weights *w)
 {
-    release(m);
-    free(m->pieces);
+    release(d, w);
+    free(w->pieces);
+    *w = (struct nb_vulkan_weights){0};
 }

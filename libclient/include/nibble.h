@@ -5,6 +5,13 @@
  * no signal handlers, and blocks only in calls that say so. Functions return 0 or more on success,
  * a negative errno or a negative NIBBLE_E code on failure; nibble_error() has the sentence that
  * goes with the last failure. Outputs named ret_ are untouched on failure. Strings are UTF-8.
+ *
+ * A struct that a caller fills and that begins with `size` grows in later releases, at its end. Set
+ * size to the struct's sizeof and every member that is not used to 0, which means its default:
+ *     struct nibble_prompt prompt = {.size = sizeof prompt, .text = "Hello", .text_len = 5};
+ * A program runs with an older or newer library than it was built for: that reads the members that
+ * both know. A struct without its size is -EINVAL. One that sets a member which the library does
+ * not know is -E2BIG. All other structs that callers fill stay as they are.
  */
 #ifndef NIBBLE_H
 #define NIBBLE_H
@@ -29,7 +36,7 @@ enum {
     NIBBLE_E_DENIED = -5003,      /* not allowed on this socket, or for this user */
     NIBBLE_E_NO_MODEL = -5004,    /* no model of that name is loaded */
     NIBBLE_E_EXISTS = -5005,      /* a model of that name is loaded already */
-    NIBBLE_E_FORMAT = -5006,      /* the file is no valid model */
+    NIBBLE_E_FORMAT = -5006,      /* the file is no valid model, or its logits are not finite */
     NIBBLE_E_UNSUPPORTED = -5007, /* an architecture, type or template that is not served */
     NIBBLE_E_TOO_LARGE = -5008,   /* larger than the machine's or the device's memory */
     NIBBLE_E_CONTEXT = -5009,     /* the tokens do not fit into the model's context */
@@ -89,7 +96,11 @@ struct nibble_model {
     uint32_t vocab, context, layers, embedding;
     uint32_t sessions;
     uint32_t worker_restarts;
-    char kv_type[16]; /* what keys and values are kept as: "f16", "q8_0" */
+    char kv_type[16];          /* what keys and values are kept as: "f16", "q8_0", "f32" */
+    int32_t has_template;      /* 0: it has no chat template: send text or tokens, or bring one */
+    char template_reason[188]; /* why it has none; "": it has one, or is not ready yet */
+    int32_t embeds_only;       /* 1: it gives vectors of texts (nibble_embed) and generates none */
+    uint32_t longest_embedded; /* tokens of a text that it embeds */
 };
 
 struct nibble_device {
@@ -100,7 +111,9 @@ struct nibble_device {
     uint64_t memory_bytes, used_bytes;
     uint32_t threads;
     uint32_t models;
-    char kind[16]; /* "cpu", "gpu", "emulated" (a Vulkan device that a CPU plays), "npu" */
+    /* "cpu", "gpu", "emulated" (a Vulkan device that a CPU plays), "npu"; "driver": a Vulkan driver
+     * that brings no device, for the reason that is given */
+    char kind[16];
     char driver[96];
     char uuid[40];    /* 32 hex digits; "": it has none */
     char node[64];    /* "/dev/dri/renderD128"; "": it has none */
@@ -119,6 +132,14 @@ struct nibble_holder {
     uint64_t tokens;        /* generated and computed for it so far */
 };
 
+/* What the daemon found when it last looked at the machine: its own environment, user and limits,
+ * the drivers and the devices' nodes. */
+struct nibble_finding {
+    char check[24];   /* "drivers", "node", "limits" */
+    char verdict[16]; /* "ok", "note", "problem" */
+    char text[400];
+};
+
 struct nibble_status {
     char version[32];
     char numerics[16];
@@ -134,35 +155,46 @@ struct nibble_status {
 NIBBLE_API int nibble_models(nibble *connection, struct nibble_model *ret_rows, size_t max);
 NIBBLE_API int nibble_devices(nibble *connection, struct nibble_device *ret_rows, size_t max);
 NIBBLE_API int nibble_holders(nibble *connection, struct nibble_holder *ret_rows, size_t max);
+NIBBLE_API int nibble_findings(nibble *connection, struct nibble_finding *ret_rows, size_t max);
 NIBBLE_API int nibble_get_status(nibble *connection, struct nibble_status *ret_status);
 
 /* ---- Administration (admin connection; blocking) ---- */
 
 struct nibble_load_options {
-    const char *name; /* required: 1 to 63 of [A-Za-z0-9._-] */
+    uint32_t size;
+    uint32_t context; /* 0: the model's own */
+    /* Required: 1 to 63 bytes of letters and digits of any script, '.', '_' and '-', not beginning
+     * with '-'. Names are compared byte by byte; the command line writes them in NFC. */
+    const char *name;
     /* NULL: the CPU; "auto": the first GPU, else the CPU; several with counts of layers, one at
      * most without: "vulkan0:20+vulkan1" runs the first 20 layers on vulkan0, the others on
      * vulkan1. */
     const char *device;
     const char *precision; /* NULL: "balanced" */
-    uint32_t context;      /* 0: the model's own */
+    const char *kv_type;   /* NULL: "f16", and "f32" at exact; "q8_0" takes 0.53 of f16's memory */
     uint64_t kv_bytes;     /* 0: the daemon's default */
-    const char *kv_type;   /* NULL: "f16"; "q8_0" takes 0.53 of its memory */
-    uint32_t gpu_layers;   /* the device runs so many of the last layers and the head, the CPU the
-                              others; 0: the device runs all */
     /* The device that takes the model over, with its sessions, when `device` is lost; they are told
      * by NIBBLE_EVENT_MOVED. NULL: none, and their jobs end with NIBBLE_E_LOST. */
     const char *fallback;
+    /* The device runs so many of the last layers and the head, the CPU the others; 0: the device
+     * runs all */
+    uint32_t gpu_layers;
     int temporary; /* unloaded when this connection ends, however it ends */
-    /* Called as the file is read; a return other than 0 cancels the load. It cannot use the
+    /* A file that is zero from some tensor to its end, as after an interrupted download, is loaded
+     * with these zeros; else it is NIBBLE_E_FORMAT. */
+    int force;
+    /* Called as the files are read; a return other than 0 cancels the load. It cannot use the
      * connection. May be NULL. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
 };
 
-/* Loads the model file behind `fd` (borrowed; opened for reading). Returns when the model is ready.
- */
-NIBBLE_API int nibble_load(nibble *admin, int fd, const struct nibble_load_options *options);
+/* Loads the model at `path`: a GGUF file, the first part of a GGUF that was split
+ * (NAME-00001-of-00003.gguf), or a Hugging Face folder. Its files are opened here, with the
+ * caller's own rights, and links are followed; the daemon gets them open. Returns when the model is
+ * ready. */
+NIBBLE_API int nibble_load(nibble *admin, const char *path,
+                           const struct nibble_load_options *options);
 /* Unloads. Without `force`, fails with NIBBLE_E_BUSY while sessions use the model; with it, their
  * jobs end with NIBBLE_E_NO_MODEL. */
 NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
@@ -170,6 +202,7 @@ NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
 /* ---- Sessions ---- */
 
 struct nibble_session_options {
+    uint32_t size;
     /* Shared memory for this connection's texts and results with the model; 0: 4 MiB. The first
      * session of a connection on a model decides. */
     uint64_t arena_bytes;
@@ -205,47 +238,82 @@ NIBBLE_API int nibble_detokenize(nibble_session *session, const int32_t *tokens,
 
 /* ---- Generation ---- */
 
+/* What more a message can have, chat.messages_json says. */
 struct nibble_message {
-    const char *role; /* "system", "user", "assistant" */
+    const char *role; /* "system", "user", "assistant", "tool", or what else the template knows */
     const char *content;
 };
 
-/* What to go on from: exactly one of text, messages, tokens is set. Copied during the call.
+/* A conversation for the model's chat template. All texts are copied during the call. They are
+ * UTF-8 (-EILSEQ where they are not, never replaced); together they have 4 MiB at most, as JSON.
+ * What is JSON already is checked here: a syntax error's sentence names the member and the place in
+ * it. What the messages mean is the template's matter, and its sentence comes back as the job's. A
+ * template that writes special tokens writes tokens; the texts of messages, tools and variables
+ * never become any. */
+struct nibble_chat {
+    uint32_t size;
+    /* End after the last message, not with the words that begin the assistant's turn */
+    int no_generation_prompt;
+    const struct nibble_message *messages; /* or messages_json; not both */
+    size_t n_messages;
+    /* A JSON array as OpenAI's clients send it: content parts, tool calls and results */
+    const char *messages_json;
+    const char *tools_json;     /* a JSON array; NULL: none */
+    const char *documents_json; /* a JSON array; NULL: none */
+    /* A JSON object with variables of the template ("enable_thinking"); NULL: none */
+    const char *variables_json;
+    const char *template_text; /* takes the place of the model's own template; NULL: the model's */
+};
+
+/* What the conversation becomes. Writes up to max bytes to ret_text (no NUL) and up to max_tokens
+ * ids to ret_tokens (either may be NULL with 0); returns the number of bytes, *ret_n_tokens the
+ * number of ids (may be NULL). Blocks. */
+NIBBLE_API int nibble_render(nibble_session *session, const struct nibble_chat *chat,
+                             char *ret_text, size_t max, int32_t *ret_tokens, size_t max_tokens,
+                             size_t *ret_n_tokens);
+
+/* What to go on from: exactly one of text, messages, chat, tokens is set. Copied during the call.
  *
  * Messages are the whole conversation, rendered by the model's chat template, ready for the
- * assistant's turn. Text and tokens take the log's place, or with `append` join its end. Tokens
- * that the session's log begins with already are not computed again. */
+ * assistant's turn; `chat` says the same and all else that a template may be given. Text and tokens
+ * take the log's place, or with `append` join its end. Tokens that the session's log begins with
+ * already are not computed again. */
 struct nibble_prompt {
+    uint32_t size;
+    int append;
     const char *text;
     size_t text_len;
     const struct nibble_message *messages;
     size_t n_messages;
     const int32_t *tokens;
     size_t n_tokens;
-    int append;
+    const struct nibble_chat *chat;
 };
 
 struct nibble_sampling {
-    float temperature;    /* 0: greedy */
-    uint32_t top_k;       /* 0: off */
-    float top_p;          /* 1: off */
-    float min_p;          /* 0: off */
-    float repeat_penalty; /* 1: off */
-    uint32_t repeat_window;
+    float temperature;      /* 0 to 100; 0: greedy */
+    uint32_t top_k;         /* 0: off */
+    float top_p;            /* above 0, to 1; 1: off */
+    float min_p;            /* 0 to 1; 0: off */
+    float repeat_penalty;   /* above 0, to 100; 1: off */
+    uint32_t repeat_window; /* of last tokens that the penalty looks at, at most 4096 */
     uint64_t seed;
 };
 
 struct nibble_generate_options {
-    struct nibble_sampling sampling;
+    uint32_t size;
     uint32_t max_tokens; /* 0: to the end of the context */
+    struct nibble_sampling sampling;
     /* Strings that end the text and are no part of it; 16 at most, of 128 bytes at most */
     const char *const *stop;
     size_t n_stop;
     int ignore_eos;
     int logprobs; /* tell each token's log-probability */
 };
-/* Temperature 0, no filters, to the end of the context. */
-NIBBLE_API void nibble_generate_options_init(struct nibble_generate_options *ret_options);
+/* Sets all members, the size too: temperature 0, no filters, to the end of the context. `size` is
+ * sizeof *ret_options. */
+NIBBLE_API void nibble_generate_options_init(struct nibble_generate_options *ret_options,
+                                             size_t size);
 
 enum nibble_event_type {
     NIBBLE_EVENT_TOKEN,   /* a token; `text` is what became whole UTF-8 with it, perhaps nothing */
@@ -270,10 +338,12 @@ struct nibble_timings {
 
 struct nibble_event {
     enum nibble_event_type type;
-    /* -1: text alone, which had been held back as the possible beginning of a stop string */
+    /* -1: text alone, which had been held back as the possible beginning of a stop string or a
+     * mark, or is what of a token's text is of the other kind (`reasoning`) */
     int32_t token;
     float logprob; /* NaN when not asked for */
-    /* Whole UTF-8, not NUL-terminated; valid during the callback, or to the next nibble_job_next */
+    /* Whole UTF-8, not NUL-terminated; valid during the callback, or until nibble_job_next gives
+     * the next event */
     const char *text;
     size_t text_len;
     uint32_t done, total;
@@ -284,6 +354,13 @@ struct nibble_event {
     enum nibble_finish finish;
     int error;
     struct nibble_timings timings; /* with DONE */
+    /* The text lies between the model's think marks, the marks included. An event has text of one
+     * kind alone. Marks are known by the model's own template: without one, nothing is reasoning.
+     */
+    int reasoning;
+    /* With DONE and an error: the sentence that nibble_error gives too. Valid as `text`; else NULL
+     */
+    const char *reason;
 };
 
 /* Runs inside nibble_dispatch and the blocking calls. */
@@ -319,14 +396,52 @@ NIBBLE_API int nibble_logits(nibble_session *session, const int32_t *tokens, siz
                                         size_t vocab),
                              void *user);
 
-/* ---- Operators: products and dequantization on the session's device ----
+/* ---- Embeddings ---- */
+
+/* A text to embed: exactly one of text, tokens is set. A text of any bytes gets the special tokens
+ * that the model wants around it (BERT's [CLS] and [SEP]); tokens are embedded as they are. */
+struct nibble_text {
+    const char *text;
+    size_t text_len; /* at most 4 MiB */
+    const int32_t *tokens;
+    size_t n_tokens;
+};
+
+struct nibble_embed_options {
+    uint32_t size;
+    /* Vectors as the model gives them; else each has length 1, unless the model's folder says that
+     * its vectors are not normalised (sentence-transformers without a Normalize module) */
+    int no_normalise;
+    /* Texts of more tokens than the model embeds (nibble_model's longest_embedded) are cut; else
+     * they are NIBBLE_E_CONTEXT */
+    int truncate;
+    /* Called now and then, last with done == n; a return other than 0 cancels. May be NULL. */
+    int (*progress)(void *user, size_t done, size_t n);
+    void *user;
+};
+
+struct nibble_place;
+/* The vectors of n texts (1 at least): fp32 [n][embedding], where embedding is nibble_model's. They
+ * go to `vectors`: registered memory, or the caller's own, of which any part may be written before
+ * a failure. ret_tokens, if not NULL, gets how many tokens each of the n texts has, before it is
+ * cut. options NULL: the defaults.
+ *
+ * A vector depends neither on the other texts nor on what else the worker computes, and a worker's
+ * death changes none. The session's log stays as it is, but a session runs one job at a time. Any
+ * model embeds: one that generates pools the last token's row, unless its file says otherwise.
+ * Blocks. A failure's sentence says which text it is about, counted from 1. */
+NIBBLE_API int nibble_embed(nibble_session *session, const struct nibble_text *texts, size_t n,
+                            const struct nibble_embed_options *options,
+                            const struct nibble_place *vectors, uint32_t *ret_tokens);
+
+/* ---- Matrix jobs: GEMM and dequantization on the session's device ----
  *
  * Matrices and rows lie in memory that is shared with the worker, so that nothing is copied through
- * a socket. Work is done in turns between the steps of the model's sequences, in the order in which
- * a connection asks for it. Operators are jobs: they take callbacks, nibble_job_wait, cancel and
- * free as a generation does, have one event, DONE (and MOVED, when the worker died and another one
- * begins anew), with finish NIBBLE_FINISH_NONE; a session runs one job at a time, so work beside
- * each other wants sessions beside each other. */
+ * a socket. The worker runs the jobs of a connection in the order of their submission, in slices
+ * between the steps of the model's sequences. A matrix job takes callbacks, nibble_job_wait, cancel
+ * and free as a generation does. It has one event, DONE with NIBBLE_FINISH_NONE, and MOVED before
+ * it when the worker died and another one begins anew. A session runs one job at a time: jobs that
+ * shall run beside each other need sessions of their own. */
 
 /* Shared memory, registered for all sessions of a connection on one model. Ends with the last of
  * these sessions; freed by nibble_memory_unregister or nibble_close. */
@@ -361,9 +476,9 @@ struct nibble_place {
     void *data;
 };
 
-/* What the model's operators have taken since the worker opened it, in steps of one or many
- * sequences of any clients. Every operator but sampling runs on `device`; where that is several
- * (layers over devices), its name says which layers run where. */
+/* What the model's ops have taken since the worker opened it, in steps of one or many sequences of
+ * any clients. Every op but sampling runs on `device`; where that is several (layers over devices),
+ * its name says which layers run where. */
 struct nibble_op_counter {
     char name[16];       /* "embed", "qkv", "attention", "out", "gate_up", "down", "head" */
     uint64_t ns;         /* of the device's time */
@@ -395,14 +510,20 @@ NIBBLE_API int nibble_tensor_find(nibble_session *session, const char *name,
 
 /* A matrix W of `rows` by `cols`: the model's `tensor`, or, with tensor NULL, a groupwise one,
  * W[r][k] = scale[r][k / group] * (code[r][k] - zero[r][k / group]), in registered memory:
- *   codes   row by row; bits 8: int8; bits 4: 0 to 15, two in a byte, the lower half first, each
- * row of (cols + 1) / 2 bytes scales  [rows][groups] fp32, or fp16 with half_scales; groups = (cols
- * + group - 1) / group zeros   with has_zeros: [rows][groups] int8, or 4 bits packed as the codes,
- * each row of (groups + 1) / 2 bytes; without: 0 for 8 bits, 8 for 4 bits group is 32, 64 or 128,
- * or 0: a row has one scale. cols is at most 2^20. */
+ *
+ * codes: row by row. With 8 bits int8; with 4 bits 0 to 15, two in a byte, the lower half first,
+ * each row of (cols + 1) / 2 bytes.
+ *
+ * scales: [rows][groups] fp32, or fp16 with half_scales; groups = (cols + group - 1) / group.
+ *
+ * zeros, with has_zeros: [rows][groups] int8, or 4 bits packed as the codes, each row of
+ * (groups + 1) / 2 bytes. Without: 0 for 8 bits, 8 for 4 bits.
+ *
+ * group is 32, 64 or 128, or 0: a row has one scale. cols is at most 2^20. */
 struct nibble_matrix {
-    const struct nibble_tensor *tensor;
+    uint32_t size;
     unsigned bits;
+    const struct nibble_tensor *tensor;
     unsigned group;
     int half_scales, has_zeros;
     uint64_t rows, cols;
@@ -438,4 +559,8 @@ NIBBLE_API int nibble_dequantize(nibble_session *session, const struct nibble_ma
 #ifdef __cplusplus
 }
 #endif
+
+/* Jobs of the service: compressions */
+#include "nibble_jobs.h"
+
 #endif

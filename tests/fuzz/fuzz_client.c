@@ -63,7 +63,7 @@ static int make_memory(uint32_t tail, const uint8_t *completions, size_t size)
     int fd = memfd_create("channel", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     must(fd >= 0 && ftruncate(fd, (off_t)NB_CHANNEL_BYTES(NB_ARENA_MIN)) == 0);
     off_t at_tail = offsetof(struct nb_ring_indices, cq_tail);
-    must(pwrite(fd, &tail, sizeof tail, at_tail) == (ssize_t)sizeof tail);
+    must(pwrite(fd, &tail, sizeof(tail), at_tail) == (ssize_t)sizeof(tail));
     must(size == 0 || pwrite(fd, completions, size, NB_CHANNEL_CQ_OFFSET) == (ssize_t)size);
     must(fcntl(fd, F_ADD_SEALS, SEALS) == 0);
     return fd;
@@ -93,7 +93,7 @@ static bool play(struct input *in)
     struct client_record record;
     if (!head)
         return false;
-    memcpy(&record, head, sizeof record);
+    memcpy(&record, head, sizeof(record));
     const uint8_t *packet = take(in, record.packet_size);
     const uint8_t *completions = take(in, record.memory_size);
     if (!packet || !completions)
@@ -113,7 +113,7 @@ static int on_row(void *user, size_t position, const float *logits, size_t vocab
     return 0;
 }
 
-// Operators in registered memory and through the arena.
+// Matrix jobs in registered memory and through the arena.
 static void operate(nibble_session *session)
 {
     struct nibble_tensor tensor = {.rows = 4, .cols = 32};
@@ -122,15 +122,19 @@ static void operate(nibble_session *session)
     void *data;
     int fd;
     float x[32] = {0}, y[4];
-    struct nibble_matrix w = {.tensor = &tensor};
+    struct nibble_matrix w = {.size = sizeof(w), .tensor = &tensor};
     struct nibble_place from = {.data = x}, to = {.data = y};
     must(nibble_memory_create(4096, &fd, &data) == 0);
     nibble_tensor_find(session, "output.weight", &tensor);
     tensor.rows = 4;
     tensor.cols = 32;
     if (nibble_memory_register(session, fd, 0, 4096, 0, &memory) == 0)
-        w = (struct nibble_matrix){
-            .bits = 4, .rows = 4, .cols = 32, .codes.memory = memory, .scales.memory = memory};
+        w = (struct nibble_matrix){.size = sizeof(w),
+                                   .bits = 4,
+                                   .rows = 4,
+                                   .cols = 32,
+                                   .codes.memory = memory,
+                                   .scales.memory = memory};
     if (nibble_gemm(session, &w, &from, 1, &to, NIBBLE_PRECISION_FAST, NULL, NULL, &job) == 0)
         nibble_job_wait(job);
     nibble_job_free(job);
@@ -150,24 +154,56 @@ static void use_session(nibble *c, nibble_session *session)
     nibble_job *job = NULL, *other = NULL;
     struct nibble_event event;
     struct nibble_message message = {"user", "hello"};
-    struct nibble_prompt prompt = {.tokens = tokens, .n_tokens = 3};
+    const struct nibble_chat chat = {
+        .size = sizeof(chat), .messages_json = "[{}]", .tools_json = "[]"};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .tokens = tokens, .n_tokens = 3};
     nibble_session *second;
     nibble_generate(session, &prompt, NULL, NULL, NULL, &job);
     if (nibble_session_open(c, "m", NULL, &second) == 0) {
-        prompt = (struct nibble_prompt){.messages = &message, .n_messages = 1};
+        prompt =
+            (struct nibble_prompt){.size = sizeof(prompt), .messages = &message, .n_messages = 1};
         nibble_generate(second, &prompt, NULL, NULL, NULL, &other);
     }
-    for (int i = 0; job && i < 100 && nibble_job_next(job, &event, 0) == 1; i++)
+    for (int i = 0; job && i < 100 && nibble_job_next(job, &event, 0) == 1; i++) {
         for (size_t b = 0; b < event.text_len; b++)
             read_bytes += (unsigned char)event.text[b];
+        must(!event.reason == !event.error && event.reasoning >= 0 && event.reasoning <= 1);
+        read_bytes += event.reason ? (unsigned)strlen(event.reason) : 0;
+    }
     nibble_tokenize(session, "text", 4, 0, tokens, 8);
-    nibble_detokenize(session, tokens, 2, text, sizeof text);
+    nibble_detokenize(session, tokens, 2, text, sizeof(text));
+    nibble_render(session, &chat, text, sizeof(text), tokens, 8, NULL);
     nibble_score(session, tokens, 3, 0, scores);
     nibble_logits(session, tokens, 3, 0, on_row, NULL);
     nibble_job_free(job);
     operate(session);
     if (other)
         nibble_job_wait(other);
+}
+
+static int on_job(void *user, const struct nibble_jobs_row *row)
+{
+    read_bytes += (unsigned)(strlen(row->state) + strlen(row->text));
+    return row->done == 3;
+}
+
+static void use_jobs(nibble *c)
+{
+    const struct nibble_compress_options recipe = {.size = sizeof(recipe), .recipe = "{}"};
+    uint64_t job;
+    const struct nibble_jobs_wait_options options = {.size = sizeof(options), .progress = on_job};
+    struct nibble_jobs_row row;
+    struct nibble_jobs_result info;
+    int fd;
+    if (nibble_jobs(c, &row, 1) >= 1)
+        read_bytes += (unsigned)(strlen(row.name) + strlen(row.text));
+    nibble_compress(c, "/proc/self/exe", &recipe, &job);
+    nibble_jobs_wait(c, 1, &options);
+    nibble_jobs_control(c, 1, NIBBLE_JOBS_PAUSE);
+    if (nibble_jobs_result(c, 1, 0, &fd, &info) == 0) {
+        read_bytes += (unsigned)strlen(info.name);
+        close(fd);
+    }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -185,6 +221,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (nibble_connect("/fuzz", &c) == 0) {
         if (nibble_session_open(c, "m", NULL, &session) == 0)
             use_session(c, session);
+        use_jobs(c);
         nibble_models(c, &model, 1);
         nibble_get_status(c, &status);
         nibble_dispatch(c, 0);

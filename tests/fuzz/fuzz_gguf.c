@@ -5,20 +5,23 @@
 #include <unistd.h>
 
 #include "tests/fuzz/walk.h"
+#include "tensor/fail.h"
+#include "tests/support/pack.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static void pack(int fd)
+static void pack(int fd, bool zeros)
 {
-    char error[256];
+    struct nb_error error;
     uint64_t bytes, expected;
     struct nb_image *img;
+    const struct nb_pack_options options = {.zeros = zeros};
     int image = memfd_create("image", MFD_CLOEXEC);
-    if (nb_image_pack(fd, image, NULL, NULL, &bytes, error, sizeof(error)) == 0) {
+    if (test_pack(fd, image, &options, &bytes, &error) >= 0) {
         // What we packed ourselves must be what we promised, and must map.
-        if (nb_image_size(fd, &expected, error, sizeof(error)) < 0 || expected != bytes ||
-            nb_image_map(image, 0, &img, error, sizeof(error)) < 0) {
-            fprintf(stderr, "a packed model does not map: %s\n", error);
+        if (test_pack_size(fd, &expected, &error) < 0 || expected != bytes ||
+            nb_image_map(image, 0, &img, &error) < 0) {
+            fprintf(stderr, "a packed model does not map: %s\n", error.text);
             abort();
         }
         walk_image(img);
@@ -29,17 +32,17 @@ static void pack(int fd)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    char error[256];
+    struct nb_error error;
     struct nb_gguf *g;
     int fd = memfd_create("model", MFD_CLOEXEC);
     if (fd < 0 || write(fd, data, size) != (ssize_t)size)
         abort();
-    if (nb_gguf_open(fd, &g, error, sizeof(error)) == 0) {
+    if (nb_gguf_open(fd, &g, &error) == 0) {
         walk_gguf(g);
         nb_gguf_close(g);
-        pack(fd);
+        pack(fd, size % 2);
     }
-    if (nb_gguf_parse_metadata(data, size, &g, error, sizeof(error)) == 0) {
+    if (nb_gguf_parse_metadata(data, size, &g, &error) == 0) {
         walk_gguf(g);
         nb_gguf_close(g);
     }

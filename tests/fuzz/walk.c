@@ -66,8 +66,8 @@ static void walk_matrix(const struct nb_packed *p)
 {
     float *row = malloc(p->cols * sizeof(float));
     void *file = malloc(p->cols * sizeof(float));
-    nb_layout_decode_row(p, 0, row);
-    nb_layout_decode_row(p, p->rows - 1, row);
+    nb_layout_dequantize_row(p, 0, row);
+    nb_layout_dequantize_row(p, p->rows - 1, row);
     nb_layout_unpack_row(p, p->rows - 1, file);
     sum += row[0] != 0;
     free(row);
@@ -79,8 +79,11 @@ void walk_image(const struct nb_image *img)
     for (uint32_t i = 0; i < nb_image_n_tensors(img); i++) {
         const struct nb_image_tensor *t = nb_image_tensor(img, i);
         read_bytes(t->name);
-        if (t->n_dims == 2)
-            walk_matrix(&t->packed);
+        for (uint32_t e = 0; e < t->n_slices; e++) {
+            struct nb_packed slice = t->packed;
+            slice.data += e * t->slice_bytes;
+            walk_matrix(&slice);
+        }
         for (uint64_t k = 0; k < t->dims[0] && t->n_dims == 1; k++)
             sum += t->f32[k] != 0;
     }

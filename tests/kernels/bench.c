@@ -128,6 +128,7 @@ static void bench_gemm(const struct nb_kernels *k, const char *filter, uint8_t *
 struct row_case {
     const struct nb_kernels *k;
     struct act a;
+    enum nb_activation kind;
     float *out;
 };
 
@@ -144,10 +145,31 @@ static void call_rmsnorm(void *data)
         c->k->rmsnorm(c->a.a.x + t * c->a.a.k, c->a.a.x, 1e-5f, c->a.a.k, c->out + t * c->a.a.k);
 }
 
-static void call_swiglu(void *data)
+static void call_layernorm(void *data)
 {
     struct row_case *c = data;
-    c->k->swiglu(c->a.a.x, c->a.a.x, c->a.a.n * c->a.a.k, c->out);
+    for (size_t t = 0; t < c->a.a.n; t++)
+        c->k->layernorm(c->a.a.x + t * c->a.a.k, c->a.a.x, c->a.a.x, 1e-5f, c->a.a.k,
+                        c->out + t * c->a.a.k);
+}
+
+static void call_activate(void *data)
+{
+    struct row_case *c = data;
+    c->k->activate(c->kind, c->a.a.x, c->a.a.x, c->a.a.n * c->a.a.k, c->out);
+}
+
+// The scale keeps what is added to, over and over, from growing.
+static void call_add(void *data)
+{
+    struct row_case *c = data;
+    c->k->add(c->out, c->a.a.x, 1e-9f, c->a.a.n * c->a.a.k);
+}
+
+static void call_cap(void *data)
+{
+    struct row_case *c = data;
+    c->k->cap(c->out, 1.0f, 30.0f, c->a.a.n * c->a.a.k);
 }
 
 static void call_rope(void *data)
@@ -162,17 +184,26 @@ static void bench_rows(const struct nb_kernels *k, const char *filter)
         const char *name;
         void (*call)(void *);
         uint32_t terms;
-    } ops[] = {{"quantize terms 1", call_quantize, 1},
-               {"quantize terms 2", call_quantize, 2},
-               {"rmsnorm", call_rmsnorm, 1},
-               {"swiglu", call_swiglu, 1},
-               {"rope", call_rope, 1}};
+        enum nb_activation kind;
+    } ops[] = {{"quantize terms 1", call_quantize, .terms = 1},
+               {"quantize terms 2", call_quantize, .terms = 2},
+               {"rmsnorm", call_rmsnorm, .terms = 1},
+               {"layernorm", call_layernorm, .terms = 1},
+               {"silu", call_activate, .terms = 1, .kind = NB_ACT_SILU},
+               {"gelu", call_activate, .terms = 1, .kind = NB_ACT_GELU},
+               {"gelu_erf", call_activate, .terms = 1, .kind = NB_ACT_GELU_ERF},
+               {"relu2", call_activate, .terms = 1, .kind = NB_ACT_RELU2},
+               {"relu", call_activate, .terms = 1, .kind = NB_ACT_RELU},
+               {"add", call_add, .terms = 1},
+               {"cap", call_cap, .terms = 1},
+               {"rope", call_rope, .terms = 1}};
     for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
         char name[80];
         snprintf(name, sizeof(name), "%s %s", ops[i].name, k->name);
         if (!strstr(name, filter))
             continue;
-        struct row_case c = {k, random_act(16, 576, ops[i].terms, SANE), buffer(16 * 576 * 4)};
+        struct row_case c = {k, random_act(16, 576, ops[i].terms, SANE), ops[i].kind,
+                             buffer(16 * 576 * 4)};
         memcpy(c.out, c.a.a.x, 16 * 576 * 4);
         printf("%-42s 16 x 576 %6.2f ns a value\n", name,
                seconds(ops[i].call, &c) * 1e9 / (16 * 576));
@@ -194,6 +225,7 @@ int bench(const struct nb_kernels *const *levels, size_t n, const char *filter)
         bench_rows(levels[l], filter);
         bench_attention(levels[l], filter);
     }
+    bench_sgemm(filter);
     free(memory);
     return 0;
 }

@@ -13,7 +13,10 @@ void check_decode(const struct nb_kernels *k);
 void check_groupwise(const struct nb_kernels *k);
 void check_quantize(const struct nb_kernels *k);
 void check_rmsnorm(const struct nb_kernels *k);
-void check_swiglu(const struct nb_kernels *k);
+void check_layernorm(const struct nb_kernels *k);
+void check_activate(const struct nb_kernels *k);
+void check_add(const struct nb_kernels *k);
+void check_cap(const struct nb_kernels *k);
 void check_rope(const struct nb_kernels *k);
 void check_kv_write(const struct nb_kernels *k);
 void check_attention(const struct nb_kernels *k);
@@ -26,6 +29,10 @@ void check_halves(const uint16_t *want, const uint16_t *got, size_t n, const cha
     __attribute__((format(printf, 4, 5)));
 void check_bytes(const void *want, const void *got, size_t n, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+
+// What a check on bits should see of a value that need only be near: itself where it is, else the
+// exact one.
+float within(double tolerance, double exact, float got);
 
 uint32_t random_u32(void);
 uint32_t random_below(uint32_t n);
@@ -69,9 +76,16 @@ void check_gemm_alone(const struct nb_kernels *k, const struct matrix *m, struct
 
 // A level that no processor here has, emulated; NULL where there is none.
 const struct nb_kernels *emulated_level(void);
+struct nb_gemm_kernels;
+const struct nb_gemm_kernels *emulated_sgemm(void);
+const struct nb_gemm_kernels *emulated_bgemm(void);
+
+// The products of float matrices, of all levels.
+void check_sgemm(void);
 
 // `kernels-check --bench [filter]`
 // Median seconds of a call.
 double seconds(void (*call)(void *), void *data);
 void bench_attention(const struct nb_kernels *k, const char *filter);
+void bench_sgemm(const char *filter);
 int bench(const struct nb_kernels *const *levels, size_t n, const char *filter);

@@ -84,7 +84,7 @@ static void fail(const char *format, va_list args)
 static uint32_t bits_of(float f)
 {
     uint32_t u;
-    memcpy(&u, &f, sizeof u);
+    memcpy(&u, &f, sizeof(u));
     return u;
 }
 
@@ -102,6 +102,11 @@ void check_floats(const float *want, const float *got, size_t n, const char *for
             fprintf(stderr, ": [%zu] is %a, should be %a\n", i, got[i], want[i]);
         return;
     }
+}
+
+float within(double tolerance, double exact, float got)
+{
+    return fabs(got - exact) <= tolerance ? got : (float)exact;
 }
 
 static bool half_nan(uint16_t h)

@@ -110,7 +110,7 @@ void check_decode(const struct nb_kernels *k)
             nb_kernels_of(NB_ISA_SCALAR)->decode_row(&m.w, row, want);
             k->decode_row(&m.w, row, got);
             check_floats(want, got, cols, "%s row %u", nb_type_name(check_types[i]), row);
-            nb_layout_decode_row(&m.w, row, want);
+            nb_layout_dequantize_row(&m.w, row, want);
             check_floats(want, got, cols, "%s row %u as tensor/ decodes it",
                          nb_type_name(check_types[i]), row);
         }

@@ -10,9 +10,18 @@ static const struct {
     const char *name;
     void (*run)(const struct nb_kernels *k);
 } ops[] = {
-    {"quantize", check_quantize}, {"gemm", check_gemm},           {"decode_row", check_decode},
-    {"rmsnorm", check_rmsnorm},   {"swiglu", check_swiglu},       {"rope", check_rope},
-    {"kv_write", check_kv_write}, {"attention", check_attention}, {"groupwise", check_groupwise},
+    {"quantize", check_quantize},
+    {"gemm", check_gemm},
+    {"decode_row", check_decode},
+    {"rmsnorm", check_rmsnorm},
+    {"layernorm", check_layernorm},
+    {"activate", check_activate},
+    {"add", check_add},
+    {"cap", check_cap},
+    {"rope", check_rope},
+    {"kv_write", check_kv_write},
+    {"attention", check_attention},
+    {"groupwise", check_groupwise},
 };
 
 int main(int argc, char **argv)
@@ -36,5 +45,6 @@ int main(int argc, char **argv)
             printf("%-14s %-10s %10zu values  %s\n", levels[l]->name, ops[i].name,
                    check_report.compared, check_report.failed == failed ? "ok" : "FAILED");
         }
+    check_sgemm();
     return check_report.failed > 0;
 }

@@ -7,5 +7,11 @@
 // chain, on registers alone.
 double peak_avx2(void);
 
+// Floating-point operations a second of one thread: of fma, and of vdpbf16ps. The processor must
+// have the instructions.
+double peak_fma_avx2(void);
+double peak_fma_avx512(void);
+double peak_bf16(void);
+
 // Bytes a second that one thread reads from memory of `n` bytes.
 double peak_read(const void *memory, size_t n);

@@ -79,6 +79,14 @@ static inline __m512i simde_srli_epi16(__m512i x, unsigned n)
                       _mm256_srli_epi16(simde_high(x), (int)n));
 }
 
+static inline __m512 simde_cvtph_ps(__m256i x)
+{
+    __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(x));
+    __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1));
+    return _mm512_castsi512_ps(simde_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
+
+#define _mm512_cvtph_ps       simde_cvtph_ps
 #define _mm512_cvtepi32_ps    simde_cvtepi32_ps
 #define _mm512_cvtps_epi32    simde_cvtps_epi32
 #define _mm512_cvtepu8_epi32  simde_cvtepu8_epi32

@@ -42,8 +42,8 @@ __attribute__((constructor)) static void start(void)
     const char *path = getenv("NIBBLE_TEST_FAULTS"), *loader = getenv("NIBBLE_TEST_VULKAN");
     void *library = loader ? dlopen(loader, RTLD_NOW | RTLD_LOCAL) : NULL;
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
-    void *map =
-        fd < 0 ? MAP_FAILED : mmap(NULL, sizeof *orders, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *map = fd < 0 ? MAP_FAILED
+                       : mmap(NULL, sizeof(*orders), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (!library || map == MAP_FAILED) {
         fprintf(stderr, "faults: no real loader or no orders\n");
         abort();
@@ -143,7 +143,7 @@ static const struct {
 
 static PFN_vkVoidFunction wrap(const char *name, PFN_vkVoidFunction real)
 {
-    for (size_t i = 0; i < sizeof wrapped / sizeof *wrapped && real; i++)
+    for (size_t i = 0; i < sizeof(wrapped) / sizeof(*wrapped) && real; i++)
         if (!strcmp(name, wrapped[i].name)) {
             *wrapped[i].real = real;
             return wrapped[i].ours;

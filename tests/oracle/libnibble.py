@@ -1,4 +1,4 @@
-"""libnibble's operators from Python, as a client would call them: ctypes on the shared library and numpy arrays in
+"""libnibble's matrix jobs from Python, as a client would call them: ctypes on the shared library and numpy arrays in
 registered memory."""
 import ctypes as c
 import fcntl
@@ -22,9 +22,27 @@ class Tensor(c.Structure):
 
 
 class Matrix(c.Structure):
-    _fields_ = [("tensor", c.POINTER(Tensor)), ("bits", c.c_uint), ("group", c.c_uint), ("half_scales", c.c_int),
-                ("has_zeros", c.c_int), ("rows", c.c_uint64), ("cols", c.c_uint64), ("codes", Place),
-                ("scales", Place), ("zeros", Place)]
+    _fields_ = [("size", c.c_uint32), ("bits", c.c_uint), ("tensor", c.POINTER(Tensor)), ("group", c.c_uint),
+                ("half_scales", c.c_int), ("has_zeros", c.c_int), ("rows", c.c_uint64), ("cols", c.c_uint64),
+                ("codes", Place), ("scales", Place), ("zeros", Place)]
+
+    def __init__(self, **members):
+        super().__init__(size=c.sizeof(Matrix), **members)
+
+
+class Text(c.Structure):
+    _fields_ = [("text", c.c_char_p), ("text_len", c.c_size_t), ("tokens", c.POINTER(c.c_int32)), ("n_tokens", c.c_size_t)]
+
+
+class EmbedOptions(c.Structure):
+    _fields_ = [("size", c.c_uint32), ("no_normalise", c.c_int), ("truncate", c.c_int), ("progress", c.c_void_p),
+                ("user", c.c_void_p)]
+
+
+class Model(c.Structure):
+    """As far as it is looked at."""
+    _fields_ = [("names", c.c_char * 176), ("sizes", c.c_uint64 * 3), ("vocab", c.c_uint32), ("context", c.c_uint32),
+                ("layers", c.c_uint32), ("embedding", c.c_uint32)]
 
 
 class Failure(Exception):
@@ -132,6 +150,81 @@ class Session:
         self.wait(code, job)
         return (out, scales) if number == INT8 else out
 
+    def embed_to(self, texts, place, **options):
+        """Of texts, or of lists of ids; how many tokens each has."""
+        kept = [text.encode() if isinstance(text, str) else (c.c_int32 * len(text))(*text) for text in texts]
+        rows = [Text(text=k, text_len=len(k)) if isinstance(k, bytes) else Text(tokens=k, n_tokens=len(k)) for k in kept]
+        counts = (c.c_uint32 * len(texts))()
+        given = EmbedOptions(size=c.sizeof(EmbedOptions), **options)
+        self.check(self.lib.nibble_embed(self.session, (Text * len(texts))(*rows), c.c_size_t(len(texts)), c.byref(given),
+                                         c.byref(place), counts))
+        return list(counts)
+
+    def embed(self, texts, **options):
+        """The vectors and how many tokens each text has."""
+        self.lib.nibble_session_model.restype = c.POINTER(Model)
+        width = self.lib.nibble_session_model(self.session).contents.embedding
+        vectors = np.full((len(texts), width), np.nan, np.float32)
+        counts = self.embed_to(texts, Place(None, 0, vectors.ctypes.data), **options)
+        return vectors, counts
+
 
 def of_tensor(tensor):
     return Matrix(tensor=c.pointer(tensor))
+
+
+# ---- Generation
+
+TOKEN, PREFILL, MOVED, DONE = range(4)
+
+
+class Prompt(c.Structure):
+    _fields_ = [("size", c.c_uint32), ("append", c.c_int), ("text", c.c_char_p), ("text_len", c.c_size_t),
+                ("messages", c.c_void_p), ("n_messages", c.c_size_t), ("tokens", c.POINTER(c.c_int32)),
+                ("n_tokens", c.c_size_t), ("chat", c.c_void_p)]
+
+
+class GenerateOptions(c.Structure):
+    _fields_ = [("size", c.c_uint32), ("max_tokens", c.c_uint32), ("temperature", c.c_float), ("top_k", c.c_uint32),
+                ("top_p", c.c_float), ("min_p", c.c_float), ("repeat_penalty", c.c_float), ("repeat_window", c.c_uint32),
+                ("seed", c.c_uint64), ("stop", c.c_void_p), ("n_stop", c.c_size_t), ("ignore_eos", c.c_int),
+                ("logprobs", c.c_int)]
+
+
+class Event(c.Structure):
+    _fields_ = [("type", c.c_int), ("token", c.c_int32), ("logprob", c.c_float), ("text", c.c_void_p),
+                ("text_len", c.c_size_t), ("done", c.c_uint32), ("total", c.c_uint32), ("device", c.c_char_p),
+                ("finish", c.c_int), ("error", c.c_int), ("timings", c.c_uint64 * 5), ("reasoning", c.c_int),
+                ("reason", c.c_char_p)]
+
+
+class Stream:
+    """A session's generation from token ids: what has come of it, as far as it was asked for."""
+
+    def __init__(self, session, ids, n, **options):
+        lib, self.session = session.lib, session
+        given = GenerateOptions()
+        lib.nibble_generate_options_init(c.byref(given), c.c_size_t(c.sizeof(given)))
+        given.max_tokens, given.ignore_eos, given.logprobs = n, 1, 1
+        for name, value in options.items():
+            setattr(given, name, value)
+        self.job, self.answer, self.moves = c.c_void_p(), [], 0
+        prompt = Prompt(size=c.sizeof(Prompt), tokens=(c.c_int32 * len(ids))(*ids), n_tokens=len(ids))
+        session.check(lib.nibble_generate(session.session, c.byref(prompt), c.byref(given), None, None, c.byref(self.job)))
+
+    def read(self, n=None):
+        """To `n` tokens with their log-probabilities in all, or to the end."""
+        event = Event()
+        while n is None or len(self.answer) < n:
+            self.session.check(self.session.lib.nibble_job_next(self.job, c.byref(event), -1))
+            if event.type == TOKEN and event.token >= 0:
+                self.answer.append((event.token, event.logprob))
+            self.moves += event.type == MOVED
+            if event.type == DONE:
+                if event.error:
+                    raise Failure(event.error, (event.reason or b"").decode())
+                break
+        return self
+
+    def free(self):
+        self.session.lib.nibble_job_free(self.job)

@@ -16,7 +16,7 @@ PACKAGED = pathlib.Path(os.environ.get("NIBBLE_MODEL")
 
 @ll.llama_log_callback
 def _only_errors(level, text, _user):
-    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+    if level == 4:  # GGML_LOG_LEVEL_ERROR; 5 goes on with a line, of progress too
         os.write(2, text)
 
 
@@ -47,7 +47,7 @@ class Model:
 
 
 class Context:
-    def __init__(self, model, n_ctx, sequences=1, threads=2, float_kv=False):
+    def __init__(self, model, n_ctx, sequences=1, threads=2, float_kv=False, **others):
         params = ll.llama_context_default_params()
         params.n_ctx = n_ctx * sequences
         params.n_batch = params.n_ubatch = 512
@@ -57,6 +57,8 @@ class Context:
         if float_kv:
             params.type_k = params.type_v = 0  # GGML_TYPE_F32
             params.flash_attn_type = 0  # its accumulators are half precision in places
+        for name, value in others.items():
+            setattr(params, name, value)
         self.model = model
         self.handle = ll.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -84,6 +86,10 @@ class Context:
         shape = (rows, self.model.vocab_size)
         return np.ctypeslib.as_array(flat, shape=(shape[0] * shape[1],)).reshape(shape).copy()
 
+    def vector(self, n):
+        """What the last decode's rows of sequence 0 are pooled to, [1][n], copied."""
+        return np.ctypeslib.as_array(ll.llama_get_embeddings_seq(self.handle, 0), shape=(1, n)).copy()
+
     def close(self):
         ll.llama_batch_free(self.batch)
         ll.llama_free(self.handle)
@@ -104,6 +110,19 @@ def derived(name, ftype, source=None):
             raise RuntimeError(f"llama.cpp cannot write {path}")
         part.rename(path)
     return path
+
+
+def quantize(source, to, ftype, importance):
+    """A file that llama.cpp quantizes with the importance of each matrix's columns, by name."""
+    kept = [np.ascontiguousarray(x, dtype=np.float32) for x in importance.values()]
+    data = (ll.llama_model_imatrix_data * (len(kept) + 1))()  # the last one is empty, which ends the list
+    for i, (name, x) in enumerate(zip(importance, kept)):
+        data[i].name, data[i].size = name.encode(), x.size
+        data[i].data = x.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    params = ll.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.imatrix = ftype, 2, data
+    if ll.llama_model_quantize(str(source).encode(), str(to).encode(), ctypes.byref(params)):
+        raise RuntimeError(f"llama.cpp cannot write {to}")
 
 
 def f32_model():

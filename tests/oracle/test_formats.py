@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Our scalar formats against gguf's quants.py: every decoder gives the same floats, every encoder the same bytes.
+"""Our scalar formats against gguf's quants.py: every decoder gives the same floats, every encoder the same bytes, and a file is
+packed where every weight is a finite number.
 
 Usage: test_formats.py FORMATS, the filter built from formats.c. NaNs are compared as NaNs, not by their payload.
 """
+import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
+from gguf import GGUFWriter
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES
@@ -83,15 +88,52 @@ def check_encode(filter_path, name, rng):
     return failures
 
 
+FILES, ROWS, BLOCKS = 100, 17, 2  # of a type; two row groups
+
+
+def write_file(path, name, rows):
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("w", rows, raw_dtype=Type[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def check_pack(filter_path, name, rng):
+    """Files of any bits: each is packed, or refused with the place of a block that has no finite weights."""
+    block, size = GGML_QUANT_SIZES[Type[name]]
+    files = rng.integers(0, 256, (FILES, ROWS, BLOCKS * size), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(quants.dequantize(files, Type[name])).reshape(FILES, ROWS, BLOCKS, block).all(axis=3)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder) / str(i) for i in range(FILES)]
+        for path, rows in zip(paths, files):
+            kind = {"F32": np.float32, "F16": np.float16}.get(name, np.uint8)
+            write_file(path, name, rows.view(kind))
+        done = subprocess.run([filter_path, "pack", *paths], stdout=subprocess.PIPE, check=True, text=True)
+    failures, refused = [], 0
+    for i, line in enumerate(done.stdout.splitlines()):
+        place = re.fullmatch(r"tensor w .* \(row (\d+), \w+ (\d+)\): the file is damaged.*", line)
+        refused += bool(line)
+        if bool(line) == finite[i].all() or (line and (not place or finite[i][int(place[1]), int(place[2])])):
+            failures.append(f"pack {name}: file {i}: \"{line}\"")
+    if not 0 < refused < FILES:
+        failures.append(f"pack {name}: {refused} of {FILES} files refused: no test")
+    return failures
+
+
 def main():
     filter_path, rng, failures = sys.argv[1], np.random.default_rng(20260822), []
     for name in DECODED:
         failures += check_decode(filter_path, name, rng)
+        failures += check_pack(filter_path, name, rng)
     for name in ENCODED:
         failures += check_encode(filter_path, name, rng)
     for line in failures:
         print(line)
-    print(f"{len(DECODED)} decoders and {len(ENCODED)} encoders over {VALUES} values and more each: "
+    print(f"{len(DECODED)} decoders and {len(ENCODED)} encoders over {VALUES} values and more each, "
+          f"{FILES * len(DECODED)} files: "
           f"{len(failures)} differ")
     return 1 if failures else 0
 

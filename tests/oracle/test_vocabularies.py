@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Every pre-tokenizer, SentencePiece and every family of chat templates against llama-cpp-python, on small vocabularies.
+"""Every pre-tokenizer, SentencePiece and WordPiece against llama-cpp-python; WordPiece against `tokenizers` as well.
 
-The vocabularies are trained here, across all boundaries between words, so that a piece cut in another place changes
-ids. Usage: test_vocabularies.py FILTER [NAME], the program built from tokens.c, and one pre-tokenizer alone.
+The vocabularies are small and trained here, across all boundaries between words, so that a piece cut in another place
+changes ids; WordPiece's is MiniLM's, and one of all characters. Usage: test_vocabularies.py FILTER [NAME], the program built from tokens.c, and one pre-tokenizer alone.
 """
-import ctypes
 import pathlib
 import sys
 import tempfile
+import unicodedata
 
 import gguf
-import llama_cpp
 import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers as pre_steps
 
-from tokens_filter import TEXT, Filter
-from tokens_text import broken, mixture
+from tokens_filter import MINILM, TEXT, Filter
+from tokens_text import broken, canonical, characters, mixture
+from tokens_theirs import Theirs
 
 FAMILIES = """default gpt-2 smollm llama-bpe dbrx chatglm-bpe glm4 qwen2 qwen35 ufakzeka laguna minicpm5 deepseek-llm
 deepseek-coder deepseek-v3 spark2_5 falcon poro-chat viking tekken gpt-4o granite-embed-multi-97m bailingmoe seed-coder
@@ -24,18 +25,6 @@ granite-docling exaone4 starcoder refact command-r codeshell exaone minerva-7b m
 pixtral midm-2.0 lfm2 smaug-bpe glm5 stablelm2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open grok-2
 hunyuan-dense joyai-llm hy_v4 bloom gpt3-finnish llama4 kanana2 talkie minimax-m2 bailingmoe2 llada-moe""".split()
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
-TEMPLATES = {
-    "chatml": "<|im_start|>", "phi-4": "<|im_start|><|im_sep|>", "llama-2": "[INST] <<SYS>>", "mistral": "[INST]",
-    "mistral-v1": "' [INST] ' + system_message", "mistral-v3": "'[INST]' [AVAILABLE_TOOLS]",
-    "mistral-v3-tekken": "\"[INST]\" [AVAILABLE_TOOLS]", "mistral-v7": "[INST] [SYSTEM_PROMPT]",
-    "phi-3": "<|assistant|> <|end|>", "glm-4": "[gMASK]<sop>", "zephyr": "<|user|> <|endoftext|>",
-    "gemma": "<start_of_turn>", "openchat": "GPT4 Correct ", "command-r": "<|START_OF_TURN_TOKEN|> <|USER_TOKEN|>",
-    "llama-3": "<|start_header_id|> <|end_header_id|>", "llama-4": "<|header_start|> <|header_end|>",
-    "deepseek-v3": "<｜Assistant｜> <｜User｜> <｜end▁of▁sentence｜>",
-    "deepseek-v2": "'Assistant: ' + message['content'] + eos_token", "granite": "<|start_of_role|> <|end_of_role|>",
-    "falcon-3": "<|assistant|> <|user|> </s>",
-}
-CHAT = [("system", "Be brief. "), ("user", " Hello\n"), ("assistant", "Hi, you!"), ("user", "What?")]
 failures = 0
 
 
@@ -87,7 +76,7 @@ def samples():
             "digits": b" ".join(b"%d" % (7 ** i) for i in range(1, 60)), "quotes": b"I'LL don'T we'Ve 'S''s x'd\r\n'RE " * 20}
 
 
-def write(path, model, tokens, types, scores=None, merges=None, pre=None, template=None, **bools):
+def write(path, model, tokens, types, scores=None, merges=None, pre=None, **bools):
     w = gguf.GGUFWriter(path, "llama")
     w.add_tokenizer_model(model)
     if pre:
@@ -98,8 +87,6 @@ def write(path, model, tokens, types, scores=None, merges=None, pre=None, templa
         w.add_token_scores(scores)
     if merges is not None:
         w.add_token_merges(merges)
-    if template:
-        w.add_chat_template(template)
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     for key, value in bools.items():
@@ -109,35 +96,12 @@ def write(path, model, tokens, types, scores=None, merges=None, pre=None, templa
     w.close()
 
 
-class Theirs:
-    def __init__(self, path):
-        params = llama_cpp.llama_model_default_params()
-        params.vocab_only = True
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        if not self.model:
-            raise SystemExit(f"llama.cpp does not load {path}")
-        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
-
-    def encode(self, text, special=False):
-        ids = (llama_cpp.llama_token * (3 * len(text) + 16))() # a replacement is three bytes
-        n = llama_cpp.llama_tokenize(self.vocab, text, len(text), ids, len(ids), False, special)
-        return ids[:n]
-
-    def add_bos(self):
-        return llama_cpp.llama_vocab_get_add_bos(self.vocab)
-
-    def close(self):
-        llama_cpp.llama_model_free(self.model)
-
-
 def compare(program, path, name, texts):
-    theirs = Theirs(path)
-    with Filter(program, path) as ours:
+    with Filter(program, path) as ours, Theirs(path) as theirs:
         for what, text in texts.items():
             for special in (False, True):
                 check(f"{name}: {what}, special {special}", ours.encode(text, special) == theirs.encode(text, special))
         check(f"{name}: add_bos", ours.info()["add_bos"] == theirs.add_bos())
-    theirs.close()
 
 
 def pre_tokenizers(program, folder, only):
@@ -172,38 +136,124 @@ def sentencepiece(program, folder):
             compare(program, path, f"sentencepiece, {kind}, prefix {prefix}", texts)
 
 
-def their_text(template):
-    chat = (llama_cpp.llama_chat_message * len(CHAT))()
-    for i, (role, content) in enumerate(CHAT):
-        chat[i] = llama_cpp.llama_chat_message(role=role.encode(), content=content.encode())
-    buffer = ctypes.create_string_buffer(4096)
-    n = llama_cpp.llama_chat_apply_template(template.encode(), chat, len(CHAT), True, buffer, len(buffer))
-    return buffer.raw[:n]
+# ---- WordPiece. Where llama.cpp and the original, `tokenizers`, disagree, we go with the original.
+
+MARKS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+# Categories that changed since Unicode 8, which the original knows, and the space of vocabularies.
+SINGLE = {0x166D, 0x1734, 0x1885, 0x1886, 0xA9BD, 0x111C9, 0x2581}
 
 
-def templates(program, folder):
-    letters = alphabet().values()
-    tokens = ["<unk>", "<s>", "</s>", *letters]
-    types = [UNKNOWN, CONTROL, CONTROL] + [NORMAL] * len(letters)
-    for name, template in TEMPLATES.items():
-        path = folder / "chat.gguf"
-        write(path, "gpt2", tokens, types, merges=["a b"], pre="gpt-2", template=template)
-        expected = their_text(template)
-        if name == "deepseek-v2":  # llama.cpp writes one model's EOS token; we write the model's own
-            expected = expected.replace("<｜end▁of▁sentence｜>".encode(), b"</s>")
-        with Filter(program, path) as ours:
-            check(f"chat template {name}: {ours.render(CHAT)} != {expected}", ours.render(CHAT) == expected)
+def dispute(c):
+    """What llama.cpp and the original disagree about in a character, or None."""
+    category, decomposed = unicodedata.category(chr(c)), unicodedata.decomposition(chr(c))
+    if 0xAC00 <= c < 0xD7A4:
+        return "Hangul: llama.cpp keeps the first consonant of a syllable"
+    if c in (0xB, 0xC, 0x85):
+        return "controls that are white space: they vanish; in llama.cpp they end a word"
+    if c in SINGLE:
+        return "single characters"
+    if category in ("Mc", "Me"):
+        return "marks that are no accents: llama.cpp drops them"
+    if unicodedata.ucd_3_2_0.category(chr(c)) == "Cn" and category in ("Mn", "Cf", "Cn") or category[0] == "P" and c > 0x60C:
+        return "what came after Unicode 8, by category or lower case"
+    if decomposed and not decomposed.startswith("<"):
+        return "decompositions: llama.cpp keeps the first character; and the dot of U+0130"
+    return None
+
+
+class Original:
+    def __init__(self, vocab, lower, strip):
+        self.tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+        self.tokenizer.normalizer = normalizers.BertNormalizer(True, True, strip, lower)
+        self.tokenizer.pre_tokenizer = pre_steps.BertPreTokenizer()
+
+    def encode(self, text):
+        return self.tokenizer.encode(text.decode(), add_special_tokens=False).ids
+
+
+def write_wordpiece(path, vocab, lower, strip):
+    """The file and the original's tokenizer of a list of tokens. lower, strip: as the file says, or None."""
+    tokens = [t if t in MARKS else t[2:] if t.startswith("##") else "▁" + t for t in vocab]
+    bools = {"normalizer.lowercase": lower, "normalizer.strip_accents": strip}
+    w = gguf.GGUFWriter(path, "bert")
+    w.add_tokenizer_model("bert")
+    w.add_token_list(tokens)
+    w.add_token_types([CONTROL if t in MARKS else NORMAL for t in vocab])
+    for key, mark in zip(("unknown", "bos", "seperator", "padding", "mask"), MARKS):
+        w.add_uint32(f"tokenizer.ggml.{key}_token_id", vocab.index(mark))
+    for key, value in bools.items():
+        if value is not None:
+            w.add_bool(f"tokenizer.ggml.{key}", value)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.close()
+    return Original({t: i for i, t in enumerate(vocab)}, lower is not False, strip)
+
+
+def between(ids, end):
+    """The stretches of ids before each `end`."""
+    stretches, start = [], 0
+    for i, token in enumerate(ids):
+        if token == end:
+            stretches.append(ids[start:i])
+            start = i + 1
+    return stretches
+
+
+def every_character(program, path):
+    """Each character inside of a word, with a vocabulary in which every character is two tokens."""
+    codes = [c for c in [*range(1, 0xD800), *range(0xE000, 0x33480), *range(0xE0000, 0xE0200)] if c not in (0x7E, 0x2581)]
+    vocab = [*MARKS, "▁", *(p + chr(c) for c in [*codes, 0x7E] for p in ("", "##"))]
+    text = "".join(f"a{chr(c)}b~" for c in codes + [0x2581]).encode()
+    for lower, strip in ((None, None), (False, None), (True, False), (False, True)):
+        original = write_wordpiece(path, vocab, lower, strip)
+        with Filter(program, path) as ours, Theirs(path) as theirs:
+            mine, end = ours.encode(text), vocab.index("~")
+            check(f"every character, lower {lower}, strip {strip}", mine == original.encode(text))
+            pairs = zip(codes + [0x2581], between(mine, end), between(theirs.encode(text), end))
+            disputed = {c: dispute(c) for c, a, b in pairs if a != b}
+        unnamed = [hex(c) for c, why in disputed.items() if not why]
+        check(f"llama.cpp differs in {unnamed}, lower {lower}, strip {strip}", not unnamed)
+        if lower is None:
+            print(*sorted(set(disputed.values())), sep="\n")
+            check("six reasons", len(set(disputed.values())) == 6)
+
+
+def wordpiece(program, folder):
+    path = folder / "wordpiece.gguf"
+    vocab = (MINILM / "vocab.txt").read_text().splitlines()
+    files = {p.name: p.read_bytes()[:60000].decode(errors="ignore") for p in sorted(TEXT.glob("languages/*.txt"))}
+    texts = files | {"mixture": mixture(15, 6000).decode(), "characters": characters().decode(),
+                     "long": " ".join("x" * n for n in range(95, 106)), "empty": "", "blank": " \n"}
+    for lower, strip in ((None, None), (False, None), (True, False)):
+        original = write_wordpiece(path, vocab, lower, strip)
+        with Filter(program, path) as ours, Theirs(path) as theirs:
+            for what, text in texts.items():
+                name, data = f"wordpiece, lower {lower}, strip {strip}: {what}", text.encode()
+                check(name, ours.encode(data) == original.encode(data))
+                plain = "".join(c for c in text if not dispute(ord(c))).encode()
+                check(name + ", llama.cpp", what == "long" or ours.encode(plain) == theirs.encode(plain))
+            data = broken(16, 4000)
+            text = "".join(c for c in canonical(data).decode("utf-8", "surrogatepass") if not "\ud800" <= c <= "\udfff")
+            check("wordpiece: broken", ours.encode(data) == original.encode(text.encode()))
+            data = b"x [CLS]y [MASK]. [SEP"
+            check("wordpiece: special", ours.encode(data, True) == theirs.encode(data, True))
+            check("wordpiece: whole", ours.encode_whole(b"hello") == theirs.encode(b"hello", ends=True) == [101, 7592, 102])
+            ids = range(len(vocab))
+            for special in (False, True):
+                check("wordpiece: pieces", all(ours.decode([i], special) == theirs.piece(i, special) for i in ids))
+            ids = [i for i in ours.encode(files["en-US.txt"].encode()) if vocab[i] != "[UNK]"]
+            check("wordpiece: text again", ours.decode(ids)[1:] == original.tokenizer.decode(ids).replace(" ##", "").encode())
+    every_character(program, path)
 
 
 def main():
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silent, None)
     program, only = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory() as folder:
         pre_tokenizers(program, pathlib.Path(folder), only)
         if not only:
             sentencepiece(program, pathlib.Path(folder))
-            templates(program, pathlib.Path(folder))
+            wordpiece(program, pathlib.Path(folder))
     sys.exit(failures > 0)
 
 

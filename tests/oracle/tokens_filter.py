@@ -1,34 +1,22 @@
 """Talks to the filter built from tokens.c, and knows where the real model and the texts lie."""
+import json
 import os
 import pathlib
 import struct
-import subprocess
+
+from program import Program
 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nibble"
 MODEL = pathlib.Path(os.environ.get("NIBBLE_MODEL") or CACHE / "models/SmolLM2-135M-Instruct.Q4_1.gguf")
+MINILM = pathlib.Path(os.environ.get("NIBBLE_MINILM") or CACHE / "models/all-MiniLM-L6-v2")
 TEXT = pathlib.Path(os.environ.get("NIBBLE_TEXT") or CACHE / "text")
 
 
-class Filter:
+class Filter(Program):
     """One tokenizer in a process of its own."""
 
-    def __init__(self, program, model):
-        self.process = subprocess.Popen([program, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        if self.process.wait() != 0:
-            raise SystemExit("the filter failed")
-
-    def ask(self, verb, data=b""):
-        self.process.stdin.write(verb + struct.pack("<I", len(data)) + data)
-        self.process.stdin.flush()
-
-    def read(self, form):
-        return struct.unpack(form, self.process.stdout.read(struct.calcsize(form)))
+    def verb(self, verb, data=b""):
+        self.ask(verb, struct.pack("<I", len(data)), data)
 
     def ids(self):
         status, n = self.read("<iI")
@@ -38,38 +26,40 @@ class Filter:
         return ids
 
     def encode(self, text, special=False):
-        self.ask(b"E" if special else b"e", text)
+        self.verb(b"E" if special else b"e", text)
+        return self.ids()
+
+    def encode_whole(self, text):
+        """With what goes before and after a text."""
+        self.verb(b"w", text)
         return self.ids()
 
     def decode(self, ids, special=False):
-        self.ask(b"P" if special else b"p", struct.pack(f"<{len(ids)}i", *ids))
+        self.verb(b"P" if special else b"p", struct.pack(f"<{len(ids)}i", *ids))
         (n,) = self.read("<I")
-        return self.process.stdout.read(n)
+        return self.bytes(n)
 
     def chat(self, messages, prompt=True):
-        self.ask(b"C" if prompt else b"c", pack(messages))
+        self.verb(b"c", conversation(messages, prompt))
         return self.ids()
 
     def render(self, messages, prompt=True):
-        self.ask(b"R" if prompt else b"r", pack(messages))
+        self.verb(b"r", conversation(messages, prompt))
         status, n = self.read("<iI")
-        text = self.process.stdout.read(n)
+        text = self.bytes(n)
         if status < 0:
             raise ValueError(os.strerror(-status))
         return text
 
     def info(self):
-        self.ask(b"i")
+        self.verb(b"i")
         names = ("vocab", "bos", "eos", "add_bos", "add_eos")
         known = dict(zip(names, self.read("<5i")))
-        ends = self.process.stdout.read(known["vocab"])
+        ends = self.bytes(known["vocab"])
         known["eog"] = [i for i, end in enumerate(ends) if end]
         return known
 
 
-def pack(messages):
-    out = b""
-    for role, content in messages:
-        role, content = role.encode(), content.encode()
-        out += struct.pack("<II", len(role), len(content)) + role + content
-    return out
+def conversation(messages, prompt):
+    messages = [{"role": role, "content": content} for role, content in messages]
+    return json.dumps({"messages": messages, "add_generation_prompt": prompt}).encode()

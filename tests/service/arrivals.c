@@ -84,17 +84,18 @@ static void on_event(nibble_job *job, const struct nibble_event *event, void *us
 static void start(struct arrival *a, const char *socket, const char *model)
 {
     struct nibble_generate_options options;
-    nibble_generate_options_init(&options);
+    nibble_generate_options_init(&options, sizeof(options));
     options.sampling = a->sampling;
     options.max_tokens = a->gen;
     options.ignore_eos = 1;
-    struct nibble_prompt prompt = {.tokens = a->prompt, .n_tokens = a->prompt_len};
+    struct nibble_prompt prompt = {
+        .size = sizeof(prompt), .tokens = a->prompt, .n_tokens = a->prompt_len};
     a->len = 0;
     a->done = a->error = 0;
     a->started = 1;
-    int r = nibble_connect(socket, &a->connection);
-    if (r < 0)
-        fail("connect: %s", nibble_strerror(r));
+    int rc = nibble_connect(socket, &a->connection);
+    if (rc < 0)
+        fail("connect: %s", nibble_strerror(rc));
     if (nibble_session_open(a->connection, model, NULL, &a->session) < 0 ||
         nibble_generate(a->session, &prompt, &options, on_event, a, &a->job) < 0)
         fail("start: %s", nibble_error(a->connection));
@@ -115,11 +116,11 @@ static void run_alone(struct arrival *a, const char *socket, const char *model)
     uint32_t cancel_after = a->cancel_after;
     a->cancel_after = 0;
     start(a, socket, model);
-    int r = nibble_job_wait(a->job);
-    if (r < 0)
-        fail("alone: %s", nibble_strerror(r));
+    int rc = nibble_job_wait(a->job);
+    if (rc < 0)
+        fail("alone: %s", nibble_strerror(rc));
     finish(a);
-    memcpy(a->alone, a->tokens, sizeof a->alone);
+    memcpy(a->alone, a->tokens, sizeof(a->alone));
     a->alone_len = a->len;
     a->cancel_after = cancel_after;
     a->started = 0;
@@ -131,8 +132,8 @@ static void dispatch_ready(struct pollfd *fds, uint32_t n, uint32_t *running)
         struct arrival *a = &arrivals[i];
         if (fds[i].fd < 0 || !fds[i].revents)
             continue;
-        int r = nibble_dispatch(a->connection, 0);
-        if (r < 0)
+        int rc = nibble_dispatch(a->connection, 0);
+        if (rc < 0)
             fail("dispatch: %s", nibble_error(a->connection));
         if (a->done) {
             finish(a);
@@ -175,9 +176,9 @@ static struct nibble_status read_status(const char *socket, const char *model, u
     nibble *connection;
     nibble_session *session = NULL;
     struct nibble_status status;
-    int r = nibble_connect(socket, &connection);
-    if (r < 0)
-        fail("%s: %s", socket, nibble_strerror(r));
+    int rc = nibble_connect(socket, &connection);
+    if (rc < 0)
+        fail("%s: %s", socket, nibble_strerror(rc));
     if (nibble_get_status(connection, &status) < 0 ||
         nibble_session_open(connection, model, NULL, &session) < 0)
         fail("%s", nibble_error(connection));

@@ -20,12 +20,15 @@ HERE = pathlib.Path(__file__).resolve().parent
 PATIENCE = 60.0  # seconds until a thing that must come counts as missing
 
 HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL = range(1, 9)
-REPLY, PROGRESS, REBIND, LOST = 0x100, 0x200, 0x201, 0x202
+FILE, JOB_START, JOB_WAIT, JOB_CONTROL, JOB_RESULT = range(11, 16)
+REPLY, PROGRESS, REBIND, LOST, JOB_PROGRESS, JOB_FILES = 0x100, 0x200, 0x201, 0x202, 0x203, 0x204
+JOB_CANCEL, JOB_PAUSE, JOB_RESUME = range(3)
+JOB_DETACHED = 1
 MAGIC = 0x3142424E
-MODELS, DEVICES, HOLDERS = range(3)
+MODELS, DEVICES, HOLDERS, FINDINGS, JOBS = range(5)
 E_VERSION, E_DENIED, E_NO_MODEL, E_EXISTS, E_FORMAT = -5002, -5003, -5004, -5005, -5006
 E_UNSUPPORTED, E_TOO_LARGE, E_QUOTA, E_BUSY = -5007, -5008, -5010, -5011
-E_LOST, E_PROTOCOL, E_CLOSED = -5013, -5015, -5016
+E_LOST, E_POISON, E_PROTOCOL, E_CLOSED = -5013, -5014, -5015, -5016
 ECANCELED, ENOENT, EINVAL, EBADF = -125, -2, -22, -9
 
 HEADER = struct.Struct("<IIIi")
@@ -45,13 +48,19 @@ U32, U64 = c.c_uint32, c.c_uint64
 Model = row(texts(name=64, architecture=32, type=16, device=32, precision=16, state=16)
             + [(n, U64) for n in ("packed_bytes", "kv_bytes", "parameters")]
             + [(n, U32) for n in ("vocab", "context", "layers", "embedding", "sessions",
-                                  "worker_restarts")] + texts(kv_type=16))
+                                  "worker_restarts")] + texts(kv_type=16)
+            + [("has_template", c.c_int32)] + texts(template_reason=188)
+            + [("embeds_only", c.c_int32), ("longest_embedded", U32)])
 Device = row(texts(name=32, description=128, isa=32, state=16)
              + [("memory_bytes", U64), ("used_bytes", U64), ("threads", U32), ("models", U32)]
              + texts(kind=16, driver=96, uuid=40, node=64, reason=192))
 Holder = row(texts(role=16, model=64) + [(n, U32) for n in ("pid", "uid", "sessions", "jobs")]
              + [(n, U64) for n in ("shared_bytes", "private_bytes", "tokens")])
-ROWS = {MODELS: Model, DEVICES: Device, HOLDERS: Holder}
+Finding = row(texts(check=24, verdict=16, text=400))
+Job = row([(n, U64) for n in ("id", "done", "total", "eta_ms", "disk_bytes", "started_s")]
+          + [("uid", U32), ("status", c.c_int32), ("n_results", U32), ("restarts", U32)]
+          + texts(kind=16, state=16, name=64, text=240))
+ROWS = {MODELS: Model, DEVICES: Device, HOLDERS: Holder, FINDINGS: Finding, JOBS: Job}
 StatusReply = row([("header", c.c_char * 16)] + texts(version=32, numerics=16)
                   + [(n, U64) for n in ("uptime_ms", "weights_bytes", "kv_bytes", "kv_used_bytes",
                                         "channel_bytes", "steps", "mixed_steps", "prefill_tokens",
@@ -91,6 +100,13 @@ def until(condition, what, patience=PATIENCE):
         time.sleep(0.01)
 
 
+def sealed_memfd(data, seals=fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW):
+    fd = os.memfd_create("recipe", os.MFD_ALLOW_SEALING)
+    os.write(fd, data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
 class Client:
     def __init__(self, path, hello=True):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -127,14 +143,17 @@ class Client:
 
     def post(self, kind, body=b"", fds=()):
         self.serial += 1
-        self.send(HEADER.pack(kind, 16 + len(body), self.serial, 0) + body, fds)
+        try:
+            self.send(HEADER.pack(kind, 16 + len(body), self.serial, 0) + body, fds)
+        except Gone:
+            pass  # why, there may be to read
         return self.serial
 
     def receive(self):
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, 4096, 4)
-        except ConnectionResetError:
-            raise Gone() from None
+        except ConnectionResetError:  # it closed with words of ours unread; what it said is behind that
+            data, fds, _, _ = socket.recv_fds(self.sock, 4096, 4)
         if not data:
             raise Gone()
         return Packet(data, fds)
@@ -197,17 +216,75 @@ class Client:
     def close_channel(self, channel):
         self.call(CLOSE, struct.pack("<II240s", channel, 0, b""))
 
-    def load_body(self, name, device="", precision="", context=0, kv=0, fallback="", gpu_layers=0, kv_type=""):
-        return struct.pack("<64s32s16sIIQ32sII16s", name.encode(), device.encode(), precision.encode(),
-                           context, 0, kv, fallback.encode(), gpu_layers, 0, kv_type.encode())
+    def load_body(self, name, device="", precision="", context=0, kv=0, fallback="", gpu_layers=0, kv_type="",
+                  force=0):
+        return struct.pack("<64s32s32sIIIIIIQ16s16s", name.encode(), device.encode(), fallback.encode(), gpu_layers,
+                           force, 0, 0, context, 0, kv, precision.encode(), kv_type.encode())
 
-    def load(self, name, file, **options):
-        with open(file, "rb") as f:
-            return self.call(LOAD, self.load_body(name, **options), [f.fileno()])
+    def file_body(self, name="model.gguf"):
+        return struct.pack("<256s", name.encode())
 
-    def post_load(self, name, file, **options):
-        with open(file, "rb") as f:
-            return self.post(LOAD, self.load_body(name, **options), [f.fileno()])
+    def give(self, *files):
+        """Hands over the files of the next LOAD."""
+        for file in map(pathlib.Path, files):
+            with open(file, "rb") as f:
+                self.call(FILE, self.file_body(file.name), [f.fileno()])
+
+    def load(self, name, *files, **options):
+        self.give(*files)
+        return self.call(LOAD, self.load_body(name, **options))
+
+    def post_load(self, name, *files, **options):
+        self.give(*files)
+        return self.post(LOAD, self.load_body(name, **options))
+
+    def start_job(self, recipe, *files, kind="round", name="m", detached=True, names=None):
+        """The number of a job of these files, which are paths or fds."""
+        fds = [f if isinstance(f, int) else os.open(f, os.O_RDONLY) for f in files]
+        names = names or [f"file-{f}.gguf" if isinstance(f, int) else pathlib.Path(f).name for f in files]
+        memfd = sealed_memfd(recipe if isinstance(recipe, bytes) else json.dumps(recipe).encode())
+        try:
+            serial = self.post(JOB_START, struct.pack("<16s64sII", kind.encode(), name.encode(),
+                                                      JOB_DETACHED if detached else 0, len(fds)), [memfd])
+            self.send_files(serial, names, fds)
+            return struct.unpack_from("<Q", self.reply(serial).data, 16)[0]
+        finally:
+            os.close(memfd)
+            for f, fd in zip(files, fds):
+                if not isinstance(f, int):
+                    os.close(fd)
+
+    def send_files(self, serial, names, fds):
+        """To the socket that JOB_FILES brings."""
+        p = self.receive()
+        while p.type != JOB_FILES and not (p.type & REPLY and p.serial == serial):
+            self.events.append(p)
+            p = self.receive()
+        if p.type != JOB_FILES:
+            raise Refused(p.status, p.text())
+        with socket.socket(fileno=p.fds[0]) as sock:
+            sock.setblocking(True)
+            try:
+                for name, fd in zip(names, fds):
+                    socket.send_fds(sock, [HEADER.pack(FILE, 272, 0, 0) + self.file_body(name)], [fd])
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the reply says why
+
+    def wait_job(self, job):
+        return self.call(JOB_WAIT, struct.pack("<Q", job))
+
+    def control_job(self, job, what):
+        return self.call(JOB_CONTROL, struct.pack("<QII", job, what, 0))
+
+    def job(self, job):
+        return next((row for row in self.list(JOBS) if row.id == job), None)
+
+    def job_result(self, job, index=0):
+        """(name, bytes) of one of its files."""
+        p = self.call(JOB_RESULT, struct.pack("<QQII64s", job, 0, index, 0, b""))
+        name = struct.unpack_from("<64s", p.data, 40)[0].split(b"\0")[0].decode()
+        with os.fdopen(p.fds[0], "rb") as f:
+            return name, f.read()
 
     def unload(self, name, force=False):
         return self.call(UNLOAD, struct.pack("<64sII", name.encode(), force, 0))
@@ -235,13 +312,14 @@ class Channel:
 
 
 class Daemon:
-    def __init__(self, config="", worker=None, env=None, start=True):
+    def __init__(self, config="", worker=None, env=None, start=True, before_exec=None, stderr=None):
         self.dir = tempfile.TemporaryDirectory(prefix="nibble-test-")
         root = pathlib.Path(self.dir.name)
         self.runtime, self.state = root / "run", root / "state"
         self.config, self.log_path = root / "nibbled.conf", root / "log"
         self.config.write_text(config)
         self.log = open(self.log_path, "w+")
+        self.before_exec, self.stderr = before_exec, stderr or self.log
         self.env = dict(os.environ, **(env or {}))
         if "MESA_SHADER_CACHE_DIR" in self.env:
             pathlib.Path(self.env["MESA_SHADER_CACHE_DIR"]).mkdir(exist_ok=True)
@@ -255,7 +333,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [os.environ["NIBBLE_TEST_NIBBLED"], "--config", self.config, "--runtime-dir",
              self.runtime, "--state-dir", self.state], env=self.env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=self.log)
+            stdout=subprocess.DEVNULL, stderr=self.stderr, preexec_fn=self.before_exec)
         self.pid = self.process.pid
         with self.client():  # waits until the door is open
             pass
@@ -295,7 +373,7 @@ class Daemon:
                 words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            modes = [w.decode() for w in words if w in (b"probe", b"load", b"serve")]
+            modes = [w.decode() for w in words if w in (b"probe", b"load", b"serve", b"job")]
             if modes:
                 found.append((int(pid), modes[0]))
         return found
@@ -315,7 +393,7 @@ class Daemon:
         return sorted(kinds)
 
     def resting_fds(self):
-        """The broker's fds, once a load's worker is gone for good: they stay the same for a while."""
+        """The broker's fds, once a load's worker and its file are gone for good: they stay the same for a while."""
         fds, same = self.fds(), 0
         while same < 10:
             time.sleep(0.05)
@@ -352,9 +430,10 @@ class ServiceTest(unittest.TestCase):
     config = ""
     worker = None
     env = None
+    before_exec = None  # a static method that runs in the daemon's process first
 
     def setUp(self):
-        self.daemon = Daemon(self.config, self.worker, self.env)
+        self.daemon = Daemon(self.config, self.worker, self.env, before_exec=self.before_exec)
         self.addCleanup(self.judge_end)
 
     def judge_end(self):

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import time
+import unicodedata
 
 from harness import *
 
@@ -18,10 +19,10 @@ JOBS = os.environ["NIBBLE_TEST_JOBS"]  # of the clients that arrive at random
 
 
 class CliTest(ServiceTest):
-    def start(self, *words, **options):
+    def start(self, *words, stdin=subprocess.DEVNULL, **options):
         return subprocess.Popen([NIBBLE, *words, "--socket", self.daemon.runtime / "nibble.sock"],
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, **options)
+                                stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                errors="replace", **options)
 
     def finish(self, process, text=None, status=0):
         try:
@@ -32,15 +33,17 @@ class CliTest(ServiceTest):
         self.assertEqual(process.returncode, status, out + err)
         return out, err
 
-    def nibble(self, *words, text=None, status=0):
-        return self.finish(self.start(*words), text, status)
+    def nibble(self, *words, text=None, status=0, **options):
+        if text is not None:
+            options["stdin"] = subprocess.PIPE
+        return self.finish(self.start(*words, **options), text, status)
 
     def json(self, *words):
         return json.loads(self.nibble(*words, "--json")[0])
 
-    def fails(self, *words, status=1):
+    def fails(self, *words, status=1, **options):
         """One clear line on stderr, nothing on stdout; the line is returned."""
-        out, err = self.nibble(*words, status=status)
+        out, err = self.nibble(*words, status=status, **options)
         self.assertEqual(out, "")
         self.assertEqual(err.count("\n"), 1, err)
         self.assertTrue(err.startswith("error: "), err)
@@ -78,12 +81,128 @@ class Real(CliTest):
         self.assertEqual(sampled[0], sampled[1])
         self.assertNotEqual(sampled[0], sampled[2])
 
-    def test_chat(self):
-        """A second turn goes on from the first, whose tokens are not computed again."""
-        out, _ = self.nibble("run", "smol", "-n", "10", "--json", text="Hello.\nWhat did I say?\n")
-        first, second = map(json.loads, out.splitlines())
-        self.assertEqual(first["timings"]["cached_tokens"], 0)
-        self.assertGreater(second["timings"]["cached_tokens"], first["timings"]["prompt_tokens"])
+    def test_standard_input(self):
+        """It is one prompt, joined to PROMPT; the newline at its end is the editor's."""
+        def answer(*words, text=None, **options):
+            out, _ = self.nibble("run", "smol", *words, "-n", "6", "--json", text=text, **options)
+            got = json.loads(out)
+            return got["timings"]["prompt_tokens"], got["tokens"]
+        both = answer("Count these:\n\none\ntwo\n")
+        self.assertEqual(answer(text="Count these:\n\none\ntwo\n\n"), both)
+        self.assertEqual(answer("Count these:", text="one\ntwo\n\n"), both)
+        self.assertEqual(answer("-", text="Count these:\n\none\ntwo\n\n"), both)
+        messages = [{"role": "user", "content": "Count these:\n\none\ntwo\n"}]
+        file = self.daemon.file("messages.json", json.dumps(messages).encode())
+        self.assertEqual(answer("--messages", file, text="not read"), both)
+        self.assertEqual(answer("--messages", "-", text=json.dumps(messages)), both)
+        alone = answer("Hello")
+        for nothing in (dict(text=""), {}, dict(preexec_fn=lambda: os.close(0))):
+            self.assertEqual(answer("Hello", **nothing), alone)
+        self.assertIn("standard input is empty", self.fails("run", "smol"))
+        self.assertIn("64 MiB", self.fails("run", "smol", stdin=open("/dev/zero")))
+        self.assertIn("offset 3", self.fails("run", "smol", text="one\0two"))
+        self.assertIn("offset 3", self.fails("run", "smol", "Hello", text="one\0two"))
+        self.assertIn("UTF-8", self.fails("run", "smol", os.fsdecode(b"\xff")))
+        folder = os.open("/", os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        self.assertIn("standard input: Is a directory", self.fails("run", "smol", stdin=folder))
+
+    def test_waits_for_input(self):
+        """A standard input that never ends is waited for, and that is said."""
+        process = self.start("run", "smol", "Hello", "-n", "1", stdin=subprocess.PIPE)
+        self.assertIn("waiting for the end of standard input", process.stderr.readline())
+        self.finish(process)
+
+    def test_output_fails(self):
+        """Whatever cannot be written is an error of every verb, and none writes anywhere else."""
+        text = self.daemon.file("text", b"The quick brown fox jumps over the lazy dog. " * 20)
+        verbs = [["--help"], ["--version"], ["run", "--help"], ["models"], ["models", "--json"], ["devices"],
+                 ["status"], ["top"], ["doctor"], ["doctor", "--json"], ["tokenize", "smol", "Hello"],
+                 ["render", "smol", "Hello"], ["run", "smol", "Hello", "-n", "9"],
+                 ["run", "smol", "Hello", "-n", "9", "--json"], ["eval", "smol", "--text", text, "--ctx", "64"],
+                 ["bench", "smol", "--prompt", "8", "--gen", "2", "--clients", "1", "--runs", "1"],
+                 ["convert", MODEL, "-o", self.daemon.dir.name + "/out.gguf", "--force"],
+                 ["embed", "smol", "Hello"], ["load", MODEL, "--name", "other"], ["unload", "other"],
+                 ["compress", MODEL, "--to", "Q8_0", "--detach"], ["jobs"], ["pause", "3"], ["resume", "3"],
+                 ["cancel", "3"], ["wait", "1"], ["result", "1", "-o", self.daemon.dir.name + "/small.gguf"]]
+        once = "load", "unload", "pause", "resume", "cancel", "result"
+        known = set(re.findall(r"^  (\w+) ", self.nibble("--help")[0], re.M))
+        self.assertEqual(known - {v[0] for v in verbs}, set())
+        for words in verbs:
+            for stdout, why in (("full", "No space left on device"), ("closed", "Bad file descriptor"),
+                                ("pipe", "Broken pipe")):
+                with self.subTest(f"{words} {stdout}"):
+                    if stdout != "full" and words[0] in once:
+                        continue  # done by the first
+                    self.assertIn(f"error: standard output cannot be written: {why}\n",
+                                  self.into(stdout, *words))
+        self.assertEqual(self.json("models")["models"][0]["name"], "smol")
+
+    def into(self, stdout, *words):
+        """Runs with a standard output that takes nothing: status 1; what stderr says."""
+        socket = [] if words[0].startswith("--") else ["--socket", self.daemon.runtime / "nibble.sock"]
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open("/dev/full", "wb") as full, open(writer, "wb") as pipe:
+            done = subprocess.run([NIBBLE, *words, *socket], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                  text=True, stdout=pipe if stdout == "pipe" else full, timeout=120,
+                                  preexec_fn=(lambda: os.close(1)) if stdout == "closed" else None)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        return done.stderr
+
+    def test_closed_streams(self):
+        """With all three closed, nothing of ours has their numbers."""
+        process = self.start("run", "smol", "Tell me a long story.", "--ignore-eos",
+                             preexec_fn=lambda: os.closerange(0, 3))
+        def streams():
+            return [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in range(3)]
+        until(lambda: self.json("status")["sessions"] or process.poll() is not None, "a session or the end")
+        if process.poll() is None:
+            self.assertEqual(streams(), ["/dev/null"] * 3)
+        self.assertEqual(process.wait(PATIENCE), 1)
+        process.communicate()
+        self.assertEqual(self.json("status")["models"], 1)
+
+    def test_stop(self):
+        """All of several hold, whichever comes first; 16 are the most."""
+        words = ("run", "smol", "One, two, three,", "--raw", "-n", "30")
+        whole = self.nibble(*words)[0]
+        for stops in (("four", "ten"), ("ten", "four")):
+            got = self.json(*words, *(w for s in stops for w in ("--stop", s)))
+            self.assertEqual((got["finish"], got["text"]), ("stop", whole[:whole.index("four")]))
+        self.nibble(*words, *["--stop", "four"] * 16)
+        self.assertIn("--stop", self.fails(*words, "--stop", "", status=2))
+        self.assertIn("16", self.fails(*words, *["--stop", "four"] * 17, status=2))
+
+    def test_cut(self):
+        """An answer that did not end by itself says so, on standard error alone."""
+        out, err = self.nibble("run", "smol", "Tell me a story.", "-n", "3")
+        self.assertEqual(err, "[cut at the limit of 3 tokens]\n")
+        self.assertNotIn("[", out)
+        self.assertIn("; 1 generated; length]", self.nibble("run", "smol", "Hello", "-n", "1", "-v")[1])
+        self.assertRegex(self.nibble("run", "smol", "Hello", "-n", "2", "-v")[1], r"; 2 generated, \d+/s; length\]")
+        self.assertEqual(self.nibble("run", "smol", "What is the capital of France?", "--system", "")[1], "")
+
+    def test_names(self):
+        """Letters of any script stay, in NFC; the names are the same in lists, logs and errors."""
+        self.nibble("unload", "smol")
+        for file, name in [("日本語", "日本語"), ("한국어", "한국어"), ("Größe", "Größe"), ("हिन्दी", "हिन्दी"),
+                           ("-x", "x"), ("my model (1)", "my-model--1-"), ("語" * 30, "語" * 21)]:
+            with self.subTest(file):
+                path = pathlib.Path(self.daemon.dir.name, unicodedata.normalize("NFD", file) + ".gguf")
+                path.symlink_to(MODEL)
+                self.assertIn(f"loaded {name} on cpu", self.nibble("load", path, "--context", "64")[0])
+                self.assertEqual([m["name"] for m in self.json("models")["models"]], [name])
+                self.assertIn(f"\n{name} ", self.nibble("models")[0])
+                self.assertIn(f"model {name} is ready", self.daemon.logged())
+                self.nibble("tokenize", unicodedata.normalize("NFD", name), "Hello")
+                self.nibble("unload", unicodedata.normalize("NFD", name))
+                self.assertIn(f'no model "{name}"', self.fails("run", name, "Hello"))
+        for name in ("-x", "a b", "a\u00a0b", "a\u202eb", "a/b", "a+b", "a\nb", "a\x1bb", "", "語" * 22):
+            self.fails("load", MODEL, "--name=" + name, status=2 if len(name) > 20 else 1)
+        bad = pathlib.Path(os.fsdecode(self.daemon.dir.name.encode() + b"/\xff.gguf"))
+        bad.symlink_to(MODEL)
+        self.assertIn("--name", self.fails("load", bad, status=2))
 
     def test_worker_dies(self):
         """kill -9 in mid-stream, twice: the same bytes as without."""
@@ -129,8 +248,8 @@ class Real(CliTest):
         names = ["embed", "qkv", "attention", "out", "gate_up", "down", "head"]
         for part, steps in (("prefill", 1), ("decode", 4)):
             self.assertEqual(got[part]["steps"], steps)
-            self.assertEqual([op["operator"] for op in got[part]["operators"]], names)
-            for op in got[part]["operators"]:
+            self.assertEqual([op["op"] for op in got[part]["ops"]], names)
+            for op in got[part]["ops"]:
                 self.assertEqual(op["device"], got["device"])
                 self.assertGreater(op["us_per_token"], 0)
 
@@ -138,8 +257,18 @@ class Real(CliTest):
         self.assertIn("nosuch", self.fails("run", "nosuch", "Hello"))
         self.assertIn("8192", self.fails("run", "smol", "word " * 9000))
         self.assertIn("smol", self.fails("load", MODEL, "--name", "smol"))
-        self.fails("run", "smol", "Hello", "--temp", "-1")
-        self.fails("run", "smol", "Hello", "--temp", "warm", status=2)
+        for words, limits in [(["--temp", "1e30"], "0 to 100"), (["--temp", "-1"], "0 to 100"),
+                              (["--temp", "warm"], "0 to 100"), (["--temp", "nan"], "0 to 100"),
+                              (["--top-p", "2"], "to 1"), (["--min-p", "2"], "0 to 1"),
+                              (["--repeat-penalty", "0"], "to 100"), (["--repeat-window", "100000"], "0 to 4096"),
+                              (["-n", "-1"], "0 to 4294967295"), (["--top-k", "1.5"], "0 to 4294967295"),
+                              (["--seed", "18446744073709551616"], "0 to 18446744073709551615")]:
+            self.assertIn(limits, self.fails("run", "smol", "Hello", *words, status=2))
+        self.assertIn("from 2", self.fails("bench", "smol", "--gen", "1", status=2))
+        self.assertIn("from 4", self.fails("eval", "smol", "--ctx", "3", status=2))
+        self.assertIn("512Mi", self.fails("load", MODEL, "--kv-bytes", "12Q", status=2))
+        self.nibble("run", "smol", "Hello", "-n", "2", "--temp", "100", "--repeat-window", "4096",
+                    "--repeat-penalty", "0.01", "--top-p", "0.0001", "--min-p", "1")
         self.fails("unload", "nosuch")
         self.nibble("unload", "smol")
         self.fails("run", "smol", "Hello")
@@ -190,6 +319,14 @@ class Files(CliTest):
             with self.subTest(name):
                 self.assertRegex(self.fails("load", self.daemon.file(name + ".gguf", content)), words)
         self.fails("load", "/nonexistent.gguf")
+        text = self.daemon.file("text", b"Hello")
+        for missing in ("missing.gguf", "/nonexistent/missing.gguf"):
+            self.assertRegex(self.fails("eval", missing, "--text", text), "(?i)no such file")
+        pipe = pathlib.Path(self.daemon.dir.name, "pipe")
+        os.mkfifo(pipe)
+        for what, words in [(pipe, "a FIFO"), (self.daemon.dir.name, "the folder has no config.json"), ("/dev/zero", "a character device")]:
+            self.assertIn(words, self.fails("load", what))
+            self.assertIn(words, self.fails("eval", what, "--text", text))
         self.assertEqual(self.json("status")["models"], 0)
 
     def test_no_daemon(self):
@@ -200,7 +337,8 @@ class Files(CliTest):
             self.assertRegex(done.stderr, "^error: .*/nonexistent.*nibbled.*\n$")
 
     def test_usage(self):
-        for words in ([], ["nosuch"], ["run"], ["load"], ["run", "a", "b", "c"], ["models", "--nosuch"]):
+        for words in ([], ["nosuch"], ["run"], ["load"], ["run", "a", "b", "c"], ["models", "--nosuch"],
+                      ["models", "--socket", "/a", "--socket", "/b"]):
             done = subprocess.run([NIBBLE, *words], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stdout), (2, ""), words)
         verbs = re.findall(r"^  (\w+) ", subprocess.run([NIBBLE, "--help"], capture_output=True,

@@ -63,10 +63,10 @@ class Faulty(StreamTest):
     def stream(self, n=TOKENS, **options):
         return super().stream(n=n, **options)
 
-    def in_decode(self, tokens=10):
+    def in_decode(self, tokens=10, n=TOKENS):
         """A stream that has come so far."""
         before = self.admin.status().decode_tokens
-        process = self.stream()
+        process = self.stream(n=n)
         until(lambda: self.admin.status().decode_tokens >= before + tokens, "tokens")
         return process
 
@@ -166,7 +166,7 @@ class Loss(Faulty):
 
     def test_for_good_without_a_fallback(self):
         self.load()
-        process = self.in_decode()
+        process = self.in_decode(n=LONG)  # it goes on when the order comes, however busy the machine
         self.order(LOST_, SUBMIT, again=1)
         out, err = process.communicate(timeout=120)
         self.assertEqual((process.returncode, len(err.strip().splitlines())), (1, 1), err)
@@ -200,14 +200,16 @@ class Full(Faulty):
         self.load()
         alone = self.answer(self.stream())
         process = self.in_decode()
-        self.order(FULL, ALLOCATE, 2)
+        self.order(FULL, ALLOCATE, 2, again=1)  # of one kind of memory alone, another may take its place
         self.assertRegex(self.refused(E_TOO_LARGE, self.load, "n"), r"no memory for .* KV blocks")
+        self.order(NONE, SUBMIT, 0)
         self.assertEqual(self.answer(process), alone)
         self.load("n")
         self.assertEqual(self.restarts(), 0)
 
     def test_in_a_step_the_worker_ends(self):
         self.load()
+        until(self.daemon.kept, "the model's preparation, which goes on without memory")
         alone = self.answer(self.stream())
         process = self.in_decode()
         self.order(FULL, SUBMIT)

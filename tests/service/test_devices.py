@@ -53,6 +53,10 @@ class DevicesTest(ServiceTest):
                 a.load("m", self.model, device=device)
                 self.assertEqual(a.model("m").device, b"cpu")
                 a.unload("m")
+            for options in ({"fallback": "cpu"}, {"gpu_layers": 5}, {"fallback": "cpu", "gpu_layers": 5}):
+                a.load("m", self.model, device="auto", **options)
+                self.assertEqual(a.model("m").device, b"cpu")
+                a.unload("m")
             text = self.refused(E_UNSUPPORTED, a.load, "m", self.model, device="vulkan7")
             self.assertIn("vulkan7", text)
             self.assertEqual(a.list(MODELS), [])
@@ -81,15 +85,16 @@ class DevicesTest(ServiceTest):
             a.load("v", self.model, device="vulkan0")
             self.assertEqual(a.model("v").state, b"ready")
 
-    def test_a_probe_that_crashes_hides_nothing(self):
-        """A driver that ends the probe: the devices of before stay as they are."""
+    def test_a_driver_that_begins_to_crash_hides_nothing(self):
+        """What it had named stays, since nobody knows better; and its row says what it does."""
         broken = self.daemon.file("broken.json", json.dumps({"file_format_version": "1.0.0", "ICD": {
             "library_path": os.environ["NIBBLE_TEST_CRASHING_DRIVER"], "api_version": "1.2.0"}}).encode())
         self.driver.unlink()
         self.driver.symlink_to(broken)
-        self.daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: "the probe for devices was killed by signal 6" in self.daemon.logged(), "its death")
-        self.assertEqual({n: d.state for n, d in self.devices().items()}, {"cpu": b"ready", "vulkan0": b"ready"})
+        found = self.probe_until(lambda d: "driver" in d and d, "the driver's row")
+        self.assertIn(b"signal 6", found["driver"].reason)
+        self.assertEqual({n: d.state for n, d in found.items()},
+                         {"cpu": b"ready", "vulkan0": b"ready", "driver": b"unusable"})
 
 
 @unittest.skipIf(LAVAPIPE is None, "no software Vulkan driver here: install mesa-vulkan-drivers")

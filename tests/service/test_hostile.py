@@ -8,8 +8,8 @@ import struct
 from harness import *
 
 FAKE = os.environ["NIBBLE_TEST_FAKE_WORKER"]
-ALL = (HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL)
-SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 200, UNLOAD: 88, CANCEL: 16}
+ALL = (HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL, FILE)
+SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 208, UNLOAD: 88, CANCEL: 16, FILE: 272}
 
 
 class Hostile(ServiceTest):
@@ -21,8 +21,7 @@ class Hostile(ServiceTest):
         self.admin = self.daemon.admin()
         self.addCleanup(self.admin.close)
         self.admin.load("m", self.daemon.file("m", b"ok ok"))
-        self.admin.status()  # after the load's reply its fds are closed: now they are
-        self.before = self.daemon.fds()
+        self.before = self.daemon.resting_fds()
 
     def tearDown(self):
         # A well-behaved client is served, and nothing is left of the others.
@@ -32,8 +31,9 @@ class Hostile(ServiceTest):
             self.assertEqual(channel.sock.recv(9), b"x")
             channel.close()
         self.assertEqual(self.daemon.settled_fds(self.before), self.before)
+        until(lambda: self.admin.status().channel_bytes == 0, "the end of the channels' memory")
         s = self.admin.status()
-        self.assertEqual((s.clients, s.channel_bytes, s.worker_restarts), (1, 0, 0))
+        self.assertEqual((s.clients, s.worker_restarts), (1, 0))
 
     def is_ended(self, *packets, fds=(), hello=True):
         with self.daemon.client(hello=hello) as c:
@@ -79,27 +79,54 @@ class Hostile(ServiceTest):
         self.assertEqual(os.read(r, 1), b"")
         os.close(r)
 
-    def test_a_load_without_and_with_too_many_fds(self):
+    def test_a_file_without_and_with_too_many_fds(self):
         fd = os.open(self.daemon.file("f", b"ok ok"), os.O_RDONLY)
         for n in (0, 2, 5):
             with self.daemon.admin() as a:
-                a.send(HEADER.pack(LOAD, SIZES[LOAD], 1, 0) + a.load_body("n"), [fd] * n)
+                a.send(HEADER.pack(FILE, SIZES[FILE], 1, 0) + a.file_body(), [fd] * n)
                 self.assertTrue(a.ended())
+        with self.daemon.admin() as a:
+            a.send(HEADER.pack(LOAD, SIZES[LOAD], 1, 0) + a.load_body("n"), [fd])
+            self.assertTrue(a.ended())
+        os.close(fd)
+
+    def test_names_of_files(self):
+        fd = os.open(self.daemon.file("f", b"ok ok"), os.O_RDONLY)
+        with self.daemon.admin() as a:
+            for name in (b"", b"a\nb", b"\x1b[31m", b"\xff", b"\xe2\x80\xae", b"x" * 256):
+                self.refused(EINVAL, a.call, FILE, name.ljust(256, b"\0"), [fd])
+            a.call(FILE, a.file_body("a"), [fd])
+            self.refused(EINVAL, a.call, FILE, a.file_body("a"), [fd])  # twice
+            # A refusal takes those before it along, and so does a LOAD.
+            self.refused(EINVAL, a.call, LOAD, a.load_body("n"))
+            a.call(FILE, a.file_body("a"), [fd])
+            self.refused(EINVAL, a.call, LOAD, a.load_body("a/b"))
+            self.refused(EINVAL, a.call, LOAD, a.load_body("n"))
+        os.close(fd)
+
+    def test_more_files_than_a_model_has(self):
+        fd = os.open(self.daemon.file("f", b"ok ok"), os.O_RDONLY)
+        with self.daemon.admin() as a:
+            for i in range(256):
+                a.call(FILE, a.file_body(f"{i}"), [fd])
+            self.refused(E_FORMAT, a.call, FILE, a.file_body("more"), [fd])
+            for i in range(256):
+                a.call(FILE, a.file_body(f"{i}"), [fd])
+            a.call(LOAD, a.load_body("n"))  # the fake loader reads the first one alone
+            a.unload("n")
         os.close(fd)
 
     def test_names_without_an_end(self):
         with self.daemon.client() as c, self.daemon.admin() as a:
             self.refused(E_NO_MODEL, c.call, OPEN, b"m" * 64 + struct.pack("<Q", 0))
             self.refused(E_NO_MODEL, a.call, UNLOAD, b"\xff" * 72)
-            fd = os.open(self.daemon.file("f", b"ok ok"), os.O_RDONLY)
-            noise, fallback = b"\xff" * (SIZES[LOAD] - HEADER.size), 64 + 32 + 16 + 4 + 4 + 8
-            self.refused(EINVAL, a.call, LOAD, noise, [fd])
-            self.refused(EINVAL, a.call, LOAD, b"n\0".ljust(64, b"x") + noise[64:], [fd])
+            noise, fallback = b"\xff" * (SIZES[LOAD] - HEADER.size), 64 + 32
+            self.refused(EINVAL, a.call, LOAD, noise)
+            self.refused(EINVAL, a.call, LOAD, b"n\0".ljust(64, b"x") + noise[64:])
             body = a.load_body("n")
             self.refused(E_UNSUPPORTED, a.call, LOAD,
-                         body[:fallback] + noise[:32] + body[fallback + 32:], [fd])
-            self.refused(EINVAL, a.call, LOAD, body[:-16] + noise[:16], [fd])  # the KV cache's type
-            os.close(fd)
+                         body[:fallback] + noise[:32] + body[fallback + 32:])
+            self.refused(EINVAL, a.call, LOAD, body[:-16] + noise[:16])  # the KV cache's type
 
     def test_garbage(self):
         seed = random.randrange(1 << 32)
@@ -133,7 +160,7 @@ class Hostile(ServiceTest):
                 other.status()
 
     def test_one_that_closes_channels_whose_fds_it_never_takes(self):
-        """A closed channel is charged to nobody: what waits for its client is bounded all the same."""
+        """The memory of a closed channel is charged as long as it is under way: the user's limit bounds it."""
         most = 0
         with self.daemon.client() as c:
             with self.assertRaises(Gone):
@@ -142,10 +169,10 @@ class Hostile(ServiceTest):
                     c.send(HEADER.pack(CLOSE, 264, i, 0) + struct.pack("<I", i).ljust(248, b"\0"))
                     if i % 20 == 0:
                         most = max(most, len(self.daemon.fds()))
-        self.assertLess(most, len(self.before) + 60)
+        self.assertLess(most, len(self.before) + 512)
 
     def test_one_that_never_says_hello(self):
-        silent = [self.daemon.client(hello=False) for _ in range(30)]
+        silent = [self.daemon.client(hello=False) for _ in range(25)]
         with self.daemon.client() as c:
             c.status()
         for s in silent:

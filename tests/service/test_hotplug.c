@@ -7,7 +7,11 @@
 #include <cmocka.h>
 
 #include "daemon/broker.h"
+#include "daemon/device.h"
 #include "daemon/hotplug.h"
+#include "daemon/inventory.h"
+#include "daemon/log.h"
+#include "daemon/probe.h"
 
 static struct nb_device one = {.number = 0xe280};
 static int gone, probes;

@@ -78,8 +78,8 @@ drain = 1
             self.assertEqual(a.list(DEVICES)[0].state, b"lost")
             self.assertIn("died 3 times", self.refused(E_LOST, c.open_channel, "m"))
             self.assertEqual(self.daemon.children(), [])
-            self.assertEqual(c.status().channel_bytes, 0)
             channel.close()
+            until(lambda: c.status().channel_bytes == 0, "the end of the channels' memory")
             a.unload("m")
             self.assertEqual(a.list(DEVICES)[0].state, b"lost")
             self.load(a)  # which tries the device again

@@ -102,18 +102,22 @@ class Systemd(unittest.TestCase):
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a:
             a.load("m", path, precision="exact", context=77, kv=4096)
-            self.hear("FDNAME=model+m+cpu+exact+77+4096")
+            self.hear("FDNAME=model+m+cpu+-+77+4096+exact+f32")
             a.load("n", path)
-            self.hear("FDNAME=model+n+cpu+balanced+0+0")
+            self.hear("FDNAME=model+n+cpu+-+0+0+balanced+f16")
             a.load("o", path, kv=8192, kv_type="q8_0")
-            self.hear("FDNAME=model+o+cpu+balanced+0+8192/q8_0")
+            self.hear("FDNAME=model+o+cpu+-+0+8192+balanced+q8_0")
             a.unload("n")
             self.hear("FDSTOREREMOVE=1")
+            japanese = "FDNAME=model+%e697a5e69cac+cpu+-+0+0+balanced+f16"
+            a.load("日本", path)
+            self.hear(japanese)
             a.load("s", path, device="vulkan0:3+vulkan1", fallback="cpu+vulkan0:2")
-            self.hear("FDNAME=model+s+vulkan0/3,vulkan1+balanced+0+0+cpu,vulkan0/2")
+            self.hear("FDNAME=model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16")
         self.assertEqual([name for name, _ in self.stored],
-                         ["model+m+cpu+exact+77+4096", "model+n+cpu+balanced+0+0", "model+o+cpu+balanced+0+8192/q8_0",
-                          "model+s+vulkan0/3,vulkan1+balanced+0+0+cpu,vulkan0/2"])
+                         ["model+m+cpu+-+77+4096+exact+f32", "model+n+cpu+-+0+0+balanced+f16", "model+o+cpu+-+0+8192+balanced+q8_0",
+                          japanese.removeprefix("FDNAME="),
+                          "model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16"])
         self.process.kill()
         self.process.communicate()
 
@@ -121,13 +125,19 @@ class Systemd(unittest.TestCase):
         plain = os.open(path, os.O_RDONLY)
         self.addCleanup(os.close, plain)
         self.said = []
-        bad = [("model+p+cpu+exact+0+0", plain), ("model+q+cpu", plain), ("model+m+gone+exact+0+0", plain)]
-        self.activate("admin.sock", "nibble.sock", stored=self.stored[::2] + self.stored[3:] + bad)
+        bad = [("model+p+cpu+-+0+0+exact+f32", plain), ("model+q+cpu", plain), ("model+m+gone+-+0+0+exact+f32", plain),
+               ("model+%e697zz+cpu+-+0+0+exact+f32", plain), ("model+%+cpu+-+0+0+exact+f32", plain)]
+        for rest in ("-+0+0+exact", "-+0+0+best+f16", "-+0+-1+exact+f32", "-+x+0+exact+f32", "-+4294967296+0+exact+f32",
+                     "-+0+0+exact+f32+1", "exact+77+4096/f32", "-", "-+"):
+            bad.append((f"model+r+cpu+{rest}", os.dup(self.stored[0][1])))
+            self.addCleanup(os.close, bad[-1][1])
+        self.activate("admin.sock", "nibble.sock", stored=self.stored[:1] + self.stored[2:] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            m, o, s = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][2:] and a.list(MODELS), "the models")
-            self.assertEqual((m.name, m.precision, m.kv_type, m.context, m.packed_bytes), (b"m", b"exact", b"f16", 77, 4096))
+            m, o, j, s = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][3:] and a.list(MODELS), "the models")
+            self.assertEqual((m.name, m.precision, m.kv_type, m.context, m.packed_bytes), (b"m", b"exact", b"f32", 77, 4096))
             self.assertEqual((o.name, o.precision, o.kv_type), (b"o", b"balanced", b"q8_0"))
+            self.assertEqual(j.name.decode(), "日本")
             self.assertEqual((s.name, s.device), (b"s", b"vulkan0:3+vulkan1"))
             channel = c.open_channel("m")
             channel.sock.send(b"x")
@@ -136,7 +146,7 @@ class Systemd(unittest.TestCase):
         self.process.send_signal(signal.SIGTERM)
         self.hear("STOPPING=1")
         _, log = self.process.communicate(timeout=PATIENCE)
-        self.assertEqual(log.count("not served again"), 3, log)
+        self.assertEqual(log.count("not served again"), 14, log)
 
     def test_a_socket_of_another_name(self):
         runtime = self.activate("other.sock")

@@ -14,8 +14,10 @@
 #include <cmocka.h>
 
 #include "engine/engine.h"
+#include "tensor/fail.h"
 #include "tensor/image.h"
 #include "tests/service/worker_harness.h"
+#include "tests/support/random_model.h"
 
 #define N_OF(a) (sizeof(a) / sizeof((a)[0]))
 
@@ -53,15 +55,16 @@ static void oracle_finish(void *user, enum nb_finish finish, int error)
 
 static void oracle_run(struct oracle *o, const int32_t *ids, size_t n, struct nb_request request)
 {
-    static const struct nb_model_events events = {oracle_token, oracle_logits, oracle_finish};
+    static const struct nb_model_events events = {
+        .on_token = oracle_token, .on_logits = oracle_logits, .on_finish = oracle_finish};
     const struct nb_model_options options = {
         .precision = NB_PRECISION_BALANCED, .max_context = CONTEXT, .kv_bytes = 64u << 20};
     struct nb_image *image;
-    char error[256] = "";
+    struct nb_error error = {""};
     *o = (struct oracle){0};
-    assert_int_equal(nb_image_map(random_image(), 1, &image, error, sizeof(error)), 0);
-    assert_int_equal(nb_cpu_device_create(0, &o->device), 0);
-    assert_int_equal(nb_model_open(image, o->device, &options, &o->model, error, sizeof(error)), 0);
+    assert_int_equal(nb_image_map(random_image(), 1, &image, &error), 0);
+    assert_int_equal(nb_cpu_device_create(0, NULL, &o->device), 0);
+    assert_int_equal(nb_model_open(image, o->device, &options, &o->model, &error), 0);
     nb_model_set_events(o->model, &events);
     assert_int_equal(nb_sequence_create(o->model, o, &o->sequence), 0);
     assert_int_equal(nb_sequence_set(o->sequence, 0, ids, (uint32_t)n), 0);
@@ -122,13 +125,13 @@ static void a_score_is_the_engines(void **state)
     d.out = client_put(&c, NULL, 0);
     c.used += bytes;
     d.out_len = bytes;
-    assert_true(client_answer(&c, client_submit(&c, NB_OP_SCORE, 1, &d, sizeof(d)), ALL, a));
+    assert_true(client_answer(&c, client_submit(&c, NB_SUBMIT_SCORE, 1, &d, sizeof(d)), ALL, a));
     assert_int_equal(a->done.status, 0);
     assert_memory_equal(c.arena + d.out, o.logits, bytes);
 
     d.what = NB_SCORE_LOGPROBS;
     d.out_len = (rows - 1) * sizeof(float);
-    assert_true(client_answer(&c, client_submit(&c, NB_OP_SCORE, 1, &d, sizeof(d)), ALL, a));
+    assert_true(client_answer(&c, client_submit(&c, NB_SUBMIT_SCORE, 1, &d, sizeof(d)), ALL, a));
     assert_int_equal(a->done.status, 0);
     for (uint32_t r = 0; r + 1 < rows; r++) {
         const float *row = o.logits + (size_t)r * info.vocab;
@@ -253,6 +256,75 @@ static void logprobs_come_when_asked_for(void **state)
     client_close(&c);
 }
 
+// --- reasoning
+
+#define THINKS 2 // a model with these marks in its template
+
+static void start_model_that_thinks(void)
+{
+    struct random_model r = RANDOM_MODEL;
+    r.context = CONTEXT;
+    int file = random_model_create_chat(&r, "{{ messages[0].content }}<think></think>");
+    int image = model_image(file);
+    assert_int_equal(worker_add_model(&worker, THINKS, CONTEXT, image).header.status, 0);
+    close(file);
+    close(image);
+}
+
+// As if the job had generated the second part before its worker died; then a few tokens more.
+static struct answer *goes_on(struct client *c, const char *prompt, const char *had, uint64_t skip)
+{
+    int32_t ids[256];
+    struct answer *a = new_answer();
+    size_t n = client_tokenize(c, prompt, 0, ids, N_OF(ids));
+    size_t k = client_tokenize(c, had, 0, ids + n, N_OF(ids) - n);
+    struct nb_desc_generate d = greedy(c, ids, n + k, (uint32_t)k + 2);
+    d.n_replay = (uint32_t)k;
+    d.text_skip = skip;
+    d.flags = NB_GENERATE_IGNORE_EOS;
+    assert_true(client_answer(c, generate(c, 3, &d), ALL, a));
+    assert_int_equal(a->done.status, 0);
+    return a;
+}
+
+static void reasoning_is_told_from_the_answer(void **state)
+{
+    static const char had[] = "a<think>b</think>c<think>d";
+    static const char kinds[] = "01111111111111111011111111";
+    start_model_that_thinks();
+    struct client c = client_open(&worker, THINKS, ARENA),
+                  plain = client_open(&worker, MODEL, ARENA);
+    struct answer *whole = goes_on(&c, "x", had, 0), *none = goes_on(&plain, "x", had, 0);
+    assert_memory_equal(whole->text, had, sizeof(had) - 1);
+    assert_string_equal(none->text, whole->text); // the same model but for its template
+    for (size_t i = 0; i < whole->text_len; i++) {
+        assert_int_equal(whole->reasoning[i], i >= sizeof(had) - 1 || kinds[i] == '1');
+        assert_false(none->reasoning[i]);
+    }
+    assert_int_equal(whole->flagged, 2);
+    assert_int_equal(none->flagged, 0);
+    for (uint64_t skip = 1; skip < sizeof(had) - 1; skip++) {
+        struct answer *rest = goes_on(&c, "x", had, skip);
+        assert_string_equal(rest->text, whole->text + skip);
+        assert_memory_equal(rest->reasoning, whole->reasoning + skip, rest->text_len);
+        free(rest);
+        c.used = 0;
+    }
+    // The prompt may have opened it, and the model may have closed it.
+    struct answer *inside = goes_on(&c, "x<think>\n", "", 0);
+    assert_int_equal(inside->flagged, inside->n_tokens);
+    struct answer *closed = goes_on(&c, "x<think>\n", "b</think>", 0);
+    assert_int_equal(closed->flagged, 0);
+    for (size_t i = 0; i < closed->text_len; i++)
+        assert_int_equal(closed->reasoning[i], i < 9);
+    free(whole);
+    free(none);
+    free(inside);
+    free(closed);
+    client_close(&c);
+    client_close(&plain);
+}
+
 // --- deaths
 
 static void after_a_death_the_same_bytes_go_on(void **state)
@@ -324,6 +396,7 @@ int main(void)
         cmocka_unit_test(a_long_prompt_tells_its_progress),
         cmocka_unit_test(a_stop_string_across_tokens_ends_the_text),
         cmocka_unit_test(logprobs_come_when_asked_for),
+        cmocka_unit_test(reasoning_is_told_from_the_answer),
         cmocka_unit_test(after_a_death_the_same_bytes_go_on),
         cmocka_unit_test(a_replay_that_was_over_is_over_again),
     };

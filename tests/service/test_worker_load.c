@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "tensor/image.h"
+#include "tensor/fail.h"
 #include "tests/service/worker_harness.h"
 
 static void probe_names_the_cpu(void **state)
@@ -32,12 +33,12 @@ static void probe_names_the_cpu(void **state)
 
 static void load_seals_a_valid_image(void **state)
 {
-    char error[256];
+    struct nb_error error;
     struct nb_image *image;
     int fd = real_image();
     int seals = fcntl(fd, F_GET_SEALS);
     assert_int_equal(seals, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-    assert_int_equal(nb_image_map(fd, 1, &image, error, sizeof(error)), 0);
+    assert_int_equal(nb_image_map(fd, 1, &image, &error), 0);
     nb_image_unmap(image);
 }
 
@@ -52,7 +53,7 @@ static struct nb_link_loaded load_part(size_t len, const char *budget, int *ret_
     assert_non_null(bytes);
     assert_int_equal(pread(file, bytes, len, 0), len);
     assert_int_equal(write(part, bytes, len), len);
-    struct worker w = worker_spawn("load", budget, (int[]){part, image}, 2);
+    struct worker w = worker_load(budget, part, image);
     worker_expect(&w, NB_LINK_LOADED, packet);
     assert_int_equal(worker_wait(&w), 0);
     free(bytes);

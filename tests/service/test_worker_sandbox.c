@@ -156,7 +156,7 @@ static int try_typing(void)
     return ioctl(2, TIOCSTI, "x");
 }
 
-static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_SERVE,
+static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_JOB, NB_SANDBOX_SERVE,
                                            NB_SANDBOX_SERVE_VULKAN};
 
 static void what_a_mode_has_no_use_for_is_refused(void **state)
@@ -178,6 +178,7 @@ static void only_a_driver_compiles_and_opens(void **state)
     static int (*const attempts[])(void) = {try_code, try_open, try_not_to_block};
     for (size_t i = 0; i < 3; i++) {
         assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, attempts[i]), EPERM);
+        assert_int_equal(in_sandbox(NB_SANDBOX_JOB, attempts[i]), EPERM);
         assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, attempts[i]), EPERM);
         assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, attempts[i]), 0);
     }
@@ -189,6 +190,7 @@ static void memory_and_the_engines_threads_work(void **state)
         assert_int_equal(in_sandbox(profiles[p], use_memory), 0);
         assert_int_equal(in_sandbox(profiles[p], signal_itself), 0);
     }
+    assert_int_equal(in_sandbox(NB_SANDBOX_JOB, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, start_thread), EPERM);
@@ -255,8 +257,10 @@ static int with_files_limited(int (*attempt)(void))
     assert_true(pid >= 0);
     if (pid == 0) {
         setenv("MESA_SHADER_CACHE_DIR", cache, 1);
-        int r = nb_sandbox_files();
-        _exit(r < 0 ? (r == -ENOSYS || r == -EOPNOTSUPP ? 254 : 255) : attempt() < 0 ? errno : 0);
+        int rc = nb_sandbox_files();
+        _exit(rc < 0          ? (rc == -ENOSYS || rc == -EOPNOTSUPP ? 254 : 255)
+              : attempt() < 0 ? errno
+                              : 0);
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status));
@@ -302,10 +306,10 @@ static int have_nodes(void)
     if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("none", "/dev", "tmpfs", 0, NULL) < 0)
         return NO_NAMESPACE;
-    int r = mkdir("/dev/dri", 0700) | mkdir("/dev/nvidia-caps", 0700);
+    int rc = mkdir("/dev/dri", 0700) | mkdir("/dev/nvidia-caps", 0700);
     for (size_t i = 0; i < sizeof(nodes) / sizeof(nodes[0]); i++)
-        r |= touch("/dev", nodes[i]);
-    return r | touch("/dev", UNKNOWN_NODE);
+        rc |= touch("/dev", nodes[i]);
+    return rc | touch("/dev", UNKNOWN_NODE);
 }
 
 // How many of them do not open; -1 where one opens that must not.
@@ -324,10 +328,10 @@ static void every_vendors_nodes_open(void **state)
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        int r = have_nodes();
-        if (r == 0 && nb_sandbox_files() < 0)
-            r = NO_NAMESPACE; // no Landlock either
-        _exit(r ? r : open_nodes());
+        int rc = have_nodes();
+        if (rc == 0 && nb_sandbox_files() < 0)
+            rc = NO_NAMESPACE; // no Landlock either
+        _exit(rc ? rc : open_nodes());
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status));

@@ -73,14 +73,14 @@ void worker_kill(struct worker *w)
 
 static int receive(struct worker *w, void *packet)
 {
-    int fds[NB_WIRE_FDS_MAX], r;
+    int fds[NB_WIRE_FDS_MAX], rc;
     size_t n_fds = 0;
-    while ((r = nb_wire_recv(w->link, packet, fds, &n_fds)) == -EAGAIN) {
+    while ((rc = nb_wire_recv(w->link, packet, fds, &n_fds)) == -EAGAIN) {
         struct pollfd p = {.fd = w->link, .events = POLLIN};
         assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
     }
     assert_int_equal(n_fds, 0);
-    return r;
+    return rc;
 }
 
 void worker_expect(struct worker *w, uint32_t type, void *packet)
@@ -94,10 +94,10 @@ void worker_expect(struct worker *w, uint32_t type, void *packet)
 bool worker_link_ended(struct worker *w)
 {
     alignas(8) char packet[NB_WIRE_MAX];
-    int r;
-    while ((r = receive(w, packet)) > 0)
+    int rc;
+    while ((rc = receive(w, packet)) > 0)
         ;
-    return r == 0;
+    return rc == 0;
 }
 
 void worker_send(struct worker *w, uint32_t type, void *packet, uint32_t size, const int *fds,
@@ -122,13 +122,21 @@ const char *model_path(void)
     return path;
 }
 
+struct worker worker_load(const char *budget, int file, int image)
+{
+    struct nb_link_file packet = {.files = 1, .name = "model.gguf"};
+    struct worker w = worker_spawn("load", budget, (int[]){image, file}, 2);
+    worker_send(&w, NB_LINK_FILE, &packet, sizeof(packet), NULL, 0);
+    return w;
+}
+
 int model_image(int file)
 {
     alignas(8) char packet[NB_WIRE_MAX];
     const struct nb_link_loaded *loaded = (const void *)packet;
     int image = memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     assert_true(image >= 0);
-    struct worker w = worker_spawn("load", "1000000000", (int[]){file, image}, 2);
+    struct worker w = worker_load("1000000000", file, image);
     worker_expect(&w, NB_LINK_LOADED, packet);
     if (loaded->header.status)
         fail_msg("load: %d %s", loaded->header.status, loaded->text);
@@ -179,9 +187,10 @@ struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, ui
                                             int image)
 {
     alignas(8) char packet[NB_WIRE_MAX];
-    struct nb_link_model_add add = {.model = model, .context = context, .kv_bytes = 64u << 20};
+    struct nb_link_model_add add = {.model = model,
+                                    .params = {.context = context, .kv_bytes = 64u << 20}};
     snprintf(add.name, sizeof(add.name), "m%u", model);
-    snprintf(add.precision, sizeof(add.precision), "balanced");
+    snprintf(add.params.precision, sizeof(add.params.precision), "balanced");
     worker_send(w, NB_LINK_MODEL_ADD, &add, sizeof(add), &image, 1);
     worker_expect(w, NB_LINK_MODEL_READY, packet);
     return *(const struct nb_link_model_ready *)(const void *)packet;
@@ -294,9 +303,16 @@ bool client_answer(struct client *c, uint64_t job, size_t most, struct answer *a
             add_token(a, &got);
         if (got.kind == NB_COMPLETION_TOKEN || got.kind == NB_COMPLETION_TEXT) {
             assert_true(a->text_len + got.text_len < sizeof(a->text));
+            assert_true(got.b <= NB_TEXT_REASONING);
+            a->flagged += got.kind == NB_COMPLETION_TOKEN && got.b;
+            memset(a->reasoning + a->text_len, got.b != 0, got.text_len);
             memcpy(a->text + a->text_len, got.text, got.text_len);
             a->text_len += got.text_len;
             a->text[a->text_len] = 0;
+        }
+        if (got.kind == NB_COMPLETION_REASON) {
+            assert_true(strlen(a->reason) + got.text_len < sizeof(a->reason));
+            strncat(a->reason, got.text, got.text_len);
         }
         a->progress += got.kind == NB_COMPLETION_PREFILL;
         if (got.kind == NB_COMPLETION_DONE) {
@@ -316,7 +332,7 @@ size_t client_tokenize(struct client *c, const char *text, uint32_t flags, int32
     struct nb_completion done;
     d.text = client_put(c, text, strlen(text));
     d.out = client_put(c, ret, max * sizeof(*ret));
-    uint64_t job = client_submit(c, NB_OP_TOKENIZE, 0, &d, sizeof(d));
+    uint64_t job = client_submit(c, NB_SUBMIT_TOKENIZE, 0, &d, sizeof(d));
     assert_true(client_next(c, &done));
     assert_int_equal(done.user_data, job);
     assert_int_equal(done.kind, NB_COMPLETION_DONE);
@@ -370,7 +386,7 @@ struct answer *new_answer(void)
 
 uint64_t generate(struct client *c, uint32_t session, const struct nb_desc_generate *d)
 {
-    return client_submit(c, NB_OP_GENERATE, session, d, sizeof(*d));
+    return client_submit(c, NB_SUBMIT_GENERATE, session, d, sizeof(*d));
 }
 
 // A greedy continuation of `text`, whole.
@@ -411,6 +427,18 @@ int32_t status_of(struct client *c, uint64_t job)
     struct answer *a = new_answer();
     assert_true(client_answer(c, job, ALL, a));
     int32_t status = a->done.status;
+    // Whoever is refused is told why.
+    assert_true((a->reason[0] != 0) == (status < 0 && status != NIBBLE_E_CANCELLED));
     free(a);
     return status;
+}
+
+void refused(struct client *c, uint64_t job, int32_t status, const char *words)
+{
+    struct answer *a = new_answer();
+    assert_true(client_answer(c, job, ALL, a));
+    assert_int_equal(a->done.status, status);
+    if (!strstr(a->reason, words))
+        fail_msg("\"%s\" has not \"%s\"", a->reason, words);
+    free(a);
 }

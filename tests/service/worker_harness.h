@@ -27,8 +27,10 @@ void worker_send(struct worker *w, uint32_t type, void *packet, uint32_t size, c
                  size_t n_fds);
 
 const char *model_path(void); // the real one's
-int model_image(int file);    // packed and sealed by the load mode
-int random_image(void);       // of a small model of random weights; made once, not to be closed
+// A loader of one file, which packs it to `image`.
+struct worker worker_load(const char *budget, int file, int image);
+int model_image(int file); // packed and sealed by the load mode
+int random_image(void);    // of a small model of random weights; made once, not to be closed
 int real_image(void);
 struct worker worker_serve(void);
 // MODEL_ADD and its answer.
@@ -66,7 +68,10 @@ struct answer {
     size_t n_tokens;
     char text[65536];
     size_t text_len;
-    uint32_t progress; // PREFILL completions
+    bool reasoning[65536]; // of each byte of text
+    size_t flagged;        // tokens that are reasoning
+    uint32_t progress;     // PREFILL completions
+    char reason[NB_REASON_MAX + 1];
     struct nb_completion done;
 };
 // Reads until the job is done (other jobs' completions are an error), or until `most` tokens have
@@ -96,6 +101,8 @@ uint64_t generate(struct client *c, uint32_t session, const struct nb_desc_gener
 // A greedy continuation of `text`, whole.
 struct answer *continue_text(struct client *c, uint32_t session, const char *text,
                              uint32_t max_tokens);
-int32_t status_of(struct client *c, uint64_t job);       // reads to the job's end
+int32_t status_of(struct client *c, uint64_t job); // reads to the job's end
+// Reads to the job's end, which must be that failure, in these words.
+void refused(struct client *c, uint64_t job, int32_t status, const char *words);
 bool becomes(_Atomic uint32_t *value, uint32_t want);    // waits, ten seconds at most
 struct nb_page_channel *page_of(const struct client *c); // NULL when it has none

@@ -7,23 +7,24 @@
 #include <string.h>
 #include <time.h>
 
-#include "engine/arch.h"
+#include "engine/op.h"
+#include "tensor/fail.h"
 #include "tests/support/model_file.h"
+#include "tests/support/sequences.h"
 
-#define MAX_SEQUENCES 64
-#define MAX_RUNS      99
+#define MAX_RUNS 99
 
 struct bench {
     struct nb_model *model;
-    uint32_t vocab, prompt, gen, runs;
-    struct nb_sequence *sequence[MAX_SEQUENCES];
+    uint32_t prompt, gen, runs;
+    struct test_sequences sequences;
     double processor; // seconds of the last measurement
 };
 
-static double seconds(clockid_t clock)
+static double processor_seconds(void)
 {
     struct timespec t;
-    clock_gettime(clock, &t);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
@@ -49,46 +50,28 @@ static void check(int rc, const char *what)
 
 static void print_ops(const struct bench *b, const struct nb_op_time *before, double tokens)
 {
-    struct nb_op_time times[NB_OP_KINDS];
+    struct nb_op_time times[NB_SECTIONS];
     nb_model_times(b->model, times);
     printf("   us/token: processor %.1f of", b->processor * 1e6 / tokens);
-    for (int i = 0; i < NB_OP_KINDS; i++)
-        printf(" %s %.1f", nb_op_names[i], (double)(times[i].ns - before[i].ns) / 1e3 / tokens);
+    for (int i = 0; i < NB_SECTIONS; i++)
+        printf(" %s %.1f", nb_section_names[i],
+               (double)(times[i].ns - before[i].ns) / 1e3 / tokens);
     printf("\n");
 }
 
-static void set_random(struct bench *b, struct nb_sequence *s, uint32_t n, uint32_t seed)
-{
-    int32_t *tokens = malloc(n * sizeof(*tokens));
-    if (!tokens)
-        exit(1);
-    for (uint32_t i = 0; i < n; i++)
-        tokens[i] = (int32_t)(nb_random(seed, i) % b->vocab);
-    check(nb_sequence_set(s, 0, tokens, n), "set");
-    free(tokens);
-}
-
-// Starts n sequences on `prompt` tokens each and runs until every one has `gen` tokens; returns
-// seconds.
+// As test_sequences_run; counts the processor's time too.
 static double run(struct bench *b, uint32_t n, uint32_t prompt, uint32_t gen)
 {
-    struct nb_request r = {.max_tokens = gen, .sampling = NB_SAMPLING_GREEDY, .ignore_eos = true};
-    for (uint32_t i = 0; i < n; i++)
-        if (prompt)
-            set_random(b, b->sequence[i], prompt, i);
-    double begin = seconds(CLOCK_MONOTONIC), spent = seconds(CLOCK_PROCESS_CPUTIME_ID);
-    for (uint32_t i = 0; i < n; i++)
-        check(nb_sequence_start(b->sequence[i], &r), "start");
-    while (nb_model_has_work(b->model))
-        check(nb_model_step(b->model, NULL), "step");
-    b->processor += seconds(CLOCK_PROCESS_CPUTIME_ID) - spent;
-    return seconds(CLOCK_MONOTONIC) - begin;
+    double spent = processor_seconds(), took = test_sequences_run(&b->sequences, n, prompt, gen);
+    check((int)took, "run");
+    b->processor += processor_seconds() - spent;
+    return took;
 }
 
 static void bench_prefill(struct bench *b)
 {
     double v[MAX_RUNS] = {0};
-    struct nb_op_time before[NB_OP_KINDS];
+    struct nb_op_time before[NB_SECTIONS];
     run(b, 1, b->prompt, 1);
     nb_model_times(b->model, before);
     b->processor = 0;
@@ -101,7 +84,7 @@ static void bench_prefill(struct bench *b)
 static void bench_decode(struct bench *b, uint32_t n)
 {
     double v[MAX_RUNS] = {0};
-    struct nb_op_time before[NB_OP_KINDS];
+    struct nb_op_time before[NB_SECTIONS];
     run(b, n, 16, 1);
     nb_model_times(b->model, before);
     b->processor = 0;
@@ -137,34 +120,28 @@ int main(int argc, char **argv)
                      : &value) = value;
     }
     b.runs = b.runs < 1 ? 1 : b.runs < MAX_RUNS ? b.runs : MAX_RUNS;
-    clients = clients < MAX_SEQUENCES ? clients : MAX_SEQUENCES;
-    char error[256];
+    clients = clients < TEST_SEQUENCES ? clients : TEST_SEQUENCES;
+    struct nb_error error;
     struct test_model t;
     test_device_options(&(struct nb_device_options){.warm = true});
-    if (test_model_open(optind < argc ? argv[optind] : NULL, threads, &options, &t, error,
-                        sizeof(error)) < 0) {
-        fprintf(stderr, "engine-bench: %s\n", error);
+    if (test_model_open(optind < argc ? argv[optind] : NULL, threads, &options, &t, &error) < 0) {
+        fprintf(stderr, "engine-bench: %s\n", error.text);
         return 1;
     }
     int left;
     while ((left = nb_model_prepare(t.model)) > 0)
         ; // until the device is as a service's is, once it has been idle for a while
     check(left, "prepare");
-    struct nb_model_info info;
     struct nb_device_info device;
-    nb_model_info(t.model, &info);
     t.device->ops->info(t.device, &device);
     printf("%s, %s\n", device.description, device.isa);
     b.model = t.model;
-    b.vocab = info.vocab;
-    for (uint32_t i = 0; i < clients; i++)
-        check(nb_sequence_create(b.model, NULL, &b.sequence[i]), "sequence");
+    check(test_sequences_create(&b.sequences, b.model, clients), "sequences");
     if (b.prompt)
         bench_prefill(&b);
     for (uint32_t n = 1; n <= clients && b.gen; n *= 2)
         bench_decode(&b, n);
-    for (uint32_t i = 0; i < clients; i++)
-        nb_sequence_destroy(b.sequence[i]);
+    test_sequences_destroy(&b.sequences);
     test_model_close(&t);
     return 0;
 }

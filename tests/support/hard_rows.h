@@ -1,5 +1,6 @@
 // Rows of logits that a choice could get wrong: ties, zeros of both signs, NaN, infinities,
-// subnormals, and the best ones side by side or a stripe apart; and their order, by sorting all.
+// subnormals, and the best ones side by side or a stripe apart; and their order, by sorting all:
+// those that are not finite first.
 #pragma once
 
 #include <math.h>
@@ -9,7 +10,7 @@
 #include "engine/candidate.h"
 #include "engine/sampler.h"
 
-#define HARD_ROWS 12 // kinds
+#define HARD_ROWS 13 // kinds
 
 static inline float hard_logit(uint32_t kind, uint64_t r, uint32_t i, uint32_t n)
 {
@@ -38,8 +39,10 @@ static inline float hard_logit(uint32_t kind, uint64_t r, uint32_t i, uint32_t n
         return -(float)i;
     case 10: // all the best in one stripe of texels
         return i / 4 % 512 == 5 ? 1000 + (float)(r % 32) : (float)(r % 32);
-    default: // one of them is infinite
+    case 11: // one of them is infinite
         return i == n / 2 ? INFINITY : (float)(r % 32);
+    default: // subnormals, zeros, and the largest
+        return odd[3 + r % 7];
     }
 }
 
@@ -52,7 +55,9 @@ static inline void hard_row(uint32_t kind, uint64_t seed, float *logits, uint32_
 static inline int hard_order(const void *a, const void *b)
 {
     const struct nb_candidate *x = a, *y = b;
-    if (x->logit != y->logit)
+    if (isfinite(x->logit) != isfinite(y->logit))
+        return isfinite(x->logit) ? 1 : -1;
+    if (isfinite(x->logit) && x->logit != y->logit)
         return x->logit < y->logit ? 1 : -1;
     return (x->id > y->id) - (x->id < y->id);
 }
@@ -60,6 +65,6 @@ static inline int hard_order(const void *a, const void *b)
 static inline void hard_sort(const float *logits, uint32_t n, struct nb_candidate *ret)
 {
     for (uint32_t i = 0; i < n; i++)
-        ret[i] = (struct nb_candidate){isnan(logits[i]) ? -INFINITY : logits[i], (int32_t)i};
+        ret[i] = (struct nb_candidate){logits[i], (int32_t)i};
     qsort(ret, n, sizeof(*ret), hard_order);
 }

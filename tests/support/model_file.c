@@ -12,6 +12,7 @@
 
 #include "tensor/fail.h"
 #include "tensor/image.h"
+#include "tests/support/pack.h"
 
 const char *test_model_path(const char *path)
 {
@@ -26,15 +27,15 @@ const char *test_model_path(const char *path)
     return cached;
 }
 
-static int map_packed(int fd, struct nb_image **ret, char *error, size_t size)
+static int map_packed(int fd, struct nb_image **ret, struct nb_error *error)
 {
     int memfd = memfd_create("model", MFD_CLOEXEC);
     if (memfd < 0)
-        return nb_fail(error, size, -errno, "memfd: %s", strerror(errno));
+        return nb_fail(error, -errno, "memfd: %s", strerror(errno));
     uint64_t bytes;
-    int rc = nb_image_pack(fd, memfd, NULL, NULL, &bytes, error, size);
+    int rc = test_pack(fd, memfd, NULL, &bytes, error);
     if (rc == 0)
-        rc = nb_image_map(memfd, 0, ret, error, size);
+        rc = nb_image_map(memfd, 0, ret, error);
     close(memfd);
     return rc;
 }
@@ -58,19 +59,19 @@ void test_device_options(const struct nb_device_options *options)
 }
 
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
-                       struct test_model *ret, char *ret_error, size_t error_size)
+                       struct test_model *ret, struct nb_error *ret_error)
 {
     struct nb_image *image = NULL;
-    int rc = map_packed(fd, &image, ret_error, error_size);
+    int rc = map_packed(fd, &image, ret_error);
     if (rc < 0)
         return rc;
     struct test_model t = {0};
     struct nb_device_options how = device_options;
     how.threads = threads;
     how.tier = device_tier ? device_tier : how.tier;
-    rc = nb_device_create(device_name, &how, &t.device, ret_error, error_size);
+    rc = nb_device_create(device_name, &how, &t.device, ret_error);
     if (rc == 0)
-        rc = nb_model_open(image, t.device, options, &t.model, ret_error, error_size);
+        rc = nb_model_open(image, t.device, options, &t.model, ret_error);
     if (rc < 0) {
         nb_image_unmap(image);
         test_model_close(&t);
@@ -81,13 +82,13 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
 }
 
 int test_model_open(const char *path, uint32_t threads, const struct nb_model_options *options,
-                    struct test_model *ret, char *ret_error, size_t error_size)
+                    struct test_model *ret, struct nb_error *ret_error)
 {
     path = test_model_path(path);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return nb_fail(ret_error, error_size, -errno, "%s: %s", path, strerror(errno));
-    int rc = test_model_open_fd(fd, threads, options, ret, ret_error, error_size);
+        return nb_fail(ret_error, -errno, "%s: %s", path, strerror(errno));
+    int rc = test_model_open_fd(fd, threads, options, ret, ret_error);
     close(fd);
     return rc;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/engine.h"
+#include "tensor/fail.h"
 
 struct test_model {
     struct nb_device *device;
@@ -18,9 +19,9 @@ void test_device_options(const struct nb_device_options *options);
 const char *test_model_path(const char *path);
 // On failure the line in `ret_error` says why. test_model_close takes what it made.
 int test_model_open(const char *path, uint32_t threads, const struct nb_model_options *options,
-                    struct test_model *ret, char *ret_error, size_t error_size);
+                    struct test_model *ret, struct nb_error *ret_error);
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
-                       struct test_model *ret, char *ret_error, size_t error_size);
+                       struct test_model *ret, struct nb_error *ret_error);
 void test_model_close(struct test_model *t);
 
 int test_precision(const char *name, enum nb_precision *ret); // -EINVAL

@@ -34,6 +34,12 @@ static const struct shape {
 struct writer {
     const struct random_model *r;
     const struct random_mix *mix; // or NULL
+    const char *loud;             // a norm whose weights are all `value`, or NULL
+    float value;
+    const char *chat_template; // or NULL
+    bool bert;
+    uint32_t pooling;         // 0: the metadata says none
+    uint32_t experts, chosen; // 0: none
     struct nb_gguf_writer *w;
     uint64_t counter;
     uint32_t matrices;
@@ -60,7 +66,7 @@ static void fill_block(struct writer *w, const struct shape *s, const struct nb_
 {
     if (s->scale < 0) {
         float x = uniform(w, -1.7f, 1.7f) * deviation;
-        t->encode(&x, block, 1);
+        t->quantize(&x, block, 1);
         return;
     }
     for (uint32_t i = 0; i < t->bytes; i += 8) {
@@ -71,6 +77,21 @@ static void fill_block(struct writer *w, const struct shape *s, const struct nb_
     put_half(block + s->scale, d);
     if (s->min >= 0)
         put_half(block + s->min, t->block == 256 ? d / 2 : -deviation * uniform(w, 1, 2));
+}
+
+int random_blocks(uint32_t type, float deviation, uint64_t seed, uint8_t *to, size_t n)
+{
+    const struct random_model of = {.seed = seed};
+    const struct nb_type_info *t = nb_type_info(type);
+    struct writer w = {.r = &of};
+    for (size_t i = 0; i < N_SHAPES && t; i++) {
+        if (shapes[i].type != (int)type)
+            continue;
+        for (size_t b = 0; b < n; b++)
+            fill_block(&w, &shapes[i], t, deviation, to + b * t->bytes);
+        return 0;
+    }
+    return -EINVAL;
 }
 
 static int type_of(const struct writer *w, const char *name)
@@ -97,58 +118,137 @@ static const struct shape *shape_of(struct writer *w, const char *name)
 }
 
 // Called twice for each tensor, in the same order: to announce it, and then to write it.
-typedef int (*tensor_fn)(struct writer *w, const char *name, uint32_t rows, uint32_t cols);
+struct tensor {
+    const char *name;
+    uint32_t rows, cols; // rows 0: a vector
+};
 
-static int announce(struct writer *w, const char *name, uint32_t rows, uint32_t cols)
+typedef int (*tensor_fn)(struct writer *w, const struct tensor *t);
+
+// Of tensors that have a matrix for each expert how many; else 0.
+static uint32_t count_of(const struct writer *w, const struct tensor *t)
 {
-    uint64_t dims[2] = {cols, rows};
-    if (!rows)
-        return nb_gguf_add_tensor(w->w, name, NB_TYPE_F32, 1, dims);
-    return nb_gguf_add_tensor(w->w, name, (uint32_t)shape_of(w, name)->type, 2, dims);
+    return strstr(t->name, "_exps.") ? w->experts : 0;
 }
 
-static int write_tensor(struct writer *w, const char *name, uint32_t rows, uint32_t cols)
+static int announce(struct writer *w, const struct tensor *t)
+{
+    uint64_t dims[3] = {t->cols, t->rows, count_of(w, t)};
+    if (!t->rows)
+        return nb_gguf_add_tensor(w->w, t->name, NB_TYPE_F32, 1, dims);
+    return nb_gguf_add_tensor(w->w, t->name, (uint32_t)shape_of(w, t->name)->type, dims[2] ? 3 : 2,
+                              dims);
+}
+
+static int write_vector(struct writer *w, const struct tensor *t)
 {
     uint8_t row[ROW_BYTES];
-    if (!rows) {
-        for (uint32_t i = 0; i < cols; i++) {
-            float x = uniform(w, 0.8f, 1.2f);
-            memcpy(row + i * sizeof(x), &x, sizeof(x));
-        }
-        return nb_gguf_write(w->w, row, cols * sizeof(float));
+    const bool bias = strstr(t->name, ".bias");
+    for (uint32_t i = 0; i < t->cols; i++) {
+        float x = bias ? uniform(w, -0.2f, 0.2f) : uniform(w, 0.8f, 1.2f);
+        if (w->loud && !strcmp(w->loud, t->name))
+            x = w->value;
+        memcpy(row + i * sizeof(x), &x, sizeof(x));
     }
-    const struct shape *s = shape_of(w, name);
-    const struct nb_type_info *t = nb_type_info((uint32_t)s->type);
+    return nb_gguf_write(w->w, row, t->cols * sizeof(float));
+}
+
+static int write_tensor(struct writer *w, const struct tensor *t)
+{
+    uint8_t row[ROW_BYTES];
+    if (!t->rows)
+        return write_vector(w, t);
+    const struct shape *s = shape_of(w, t->name);
+    const struct nb_type_info *type = nb_type_info((uint32_t)s->type);
+    const uint32_t n = count_of(w, t), rows = t->rows * (n ? n : 1);
     int rc = 0;
     for (uint32_t r = 0; r < rows && rc == 0; r++) {
-        for (uint32_t i = 0; i < cols / t->block; i++)
-            fill_block(w, s, t, 1 / sqrtf((float)cols), row + i * t->bytes);
-        rc = nb_gguf_write(w->w, row, (size_t)cols / t->block * t->bytes);
+        for (uint32_t i = 0; i < t->cols / type->block; i++)
+            fill_block(w, s, type, 1 / sqrtf((float)t->cols), row + i * type->bytes);
+        rc = nb_gguf_write(w->w, row, (size_t)t->cols / type->block * type->bytes);
     }
     return rc;
 }
 
+static int each_tensor(struct writer *w, tensor_fn fn, const char *prefix, const struct tensor *t,
+                       size_t n)
+{
+    int rc = 0;
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        char name[64];
+        snprintf(name, sizeof(name), "%s%s", prefix, t[i].name);
+        rc = fn(w, &(const struct tensor){name, t[i].rows, t[i].cols});
+    }
+    return rc;
+}
+
+static int each_layer(struct writer *w, tensor_fn fn, const struct tensor *t, size_t n)
+{
+    int rc = 0;
+    for (uint32_t l = 0; l < w->r->layers && rc == 0; l++) {
+        char prefix[32];
+        snprintf(prefix, sizeof(prefix), "blk.%u.", l);
+        rc = each_tensor(w, fn, prefix, t, n);
+    }
+    return rc;
+}
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+static int llama_tensors(struct writer *w, tensor_fn fn)
+{
+    const uint32_t e = w->r->embedding, ffn = w->r->ffn, kv = e / w->r->heads * w->r->kv_heads,
+                   x = w->experts;
+    const struct tensor begin[] = {{"token_embd.weight", RANDOM_VOCAB, e}},
+                        end[] = {{"output_norm.weight", 0, e}, {"output.weight", RANDOM_VOCAB, e}},
+                        layer[] = {{"attn_norm.weight", 0, e},
+                                   {"attn_q.weight", e, e},
+                                   {"attn_k.weight", kv, e},
+                                   {"attn_v.weight", kv, e},
+                                   {"attn_output.weight", e, e},
+                                   {"ffn_norm.weight", 0, e},
+                                   {x ? "ffn_gate_exps.weight" : "ffn_gate.weight", ffn, e},
+                                   {x ? "ffn_up_exps.weight" : "ffn_up.weight", ffn, e},
+                                   {x ? "ffn_down_exps.weight" : "ffn_down.weight", e, ffn},
+                                   {"ffn_gate_inp.weight", x, e}};
+    int rc = each_tensor(w, fn, "", begin, COUNT(begin));
+    if (rc == 0)
+        rc = each_layer(w, fn, layer, COUNT(layer) - (x == 0));
+    return rc == 0 ? each_tensor(w, fn, "", end, COUNT(end)) : rc;
+}
+
+static int bert_tensors(struct writer *w, tensor_fn fn)
+{
+    const uint32_t e = w->r->embedding, ffn = w->r->ffn;
+    const struct tensor begin[] = {{"token_embd.weight", RANDOM_VOCAB, e},
+                                   {"token_types.weight", 2, e},
+                                   {"position_embd.weight", w->r->context, e},
+                                   {"token_embd_norm.weight", 0, e},
+                                   {"token_embd_norm.bias", 0, e}},
+                        layer[] = {{"attn_q.weight", e, e},
+                                   {"attn_q.bias", 0, e},
+                                   {"attn_k.weight", e, e},
+                                   {"attn_k.bias", 0, e},
+                                   {"attn_v.weight", e, e},
+                                   {"attn_v.bias", 0, e},
+                                   {"attn_output.weight", e, e},
+                                   {"attn_output.bias", 0, e},
+                                   {"ffn_up.weight", ffn, e},
+                                   {"ffn_up.bias", 0, ffn},
+                                   {"ffn_down.weight", e, ffn},
+                                   {"ffn_down.bias", 0, e},
+                                   {"attn_output_norm.weight", 0, e},
+                                   {"attn_output_norm.bias", 0, e},
+                                   {"layer_output_norm.weight", 0, e},
+                                   {"layer_output_norm.bias", 0, e}};
+    int rc = each_tensor(w, fn, "", begin, COUNT(begin));
+    return rc == 0 ? each_layer(w, fn, layer, COUNT(layer)) : rc;
+}
+
 static int tensors(struct writer *w, tensor_fn fn)
 {
-    const struct random_model *r = w->r;
-    uint32_t e = r->embedding, kv = e / r->heads * r->kv_heads;
-    const struct {
-        const char *name;
-        uint32_t rows, cols;
-    } layer[] = {{"attn_norm", 0, e},     {"attn_q", e, e},      {"attn_k", kv, e},
-                 {"attn_v", kv, e},       {"attn_output", e, e}, {"ffn_norm", 0, e},
-                 {"ffn_gate", r->ffn, e}, {"ffn_up", r->ffn, e}, {"ffn_down", e, r->ffn}};
     w->matrices = 0;
-    int rc = fn(w, "token_embd.weight", RANDOM_VOCAB, e);
-    for (uint32_t l = 0; l < r->layers; l++)
-        for (size_t i = 0; i < sizeof(layer) / sizeof(layer[0]) && rc == 0; i++) {
-            char name[64];
-            snprintf(name, sizeof(name), "blk.%u.%s.weight", l, layer[i].name);
-            rc = fn(w, name, layer[i].rows, layer[i].cols);
-        }
-    if (rc == 0)
-        rc = fn(w, "output_norm.weight", 0, e);
-    return rc == 0 ? fn(w, "output.weight", RANDOM_VOCAB, e) : rc;
+    return (w->bert ? bert_tensors : llama_tensors)(w, fn);
 }
 
 static int put_u32(struct writer *w, const char *key, uint32_t value)
@@ -161,8 +261,7 @@ static struct nb_str str(const char *s)
     return (struct nb_str){s, strlen(s)};
 }
 
-// Byte-level BPE writes bytes that are no visible characters as U+0100 and on.
-static struct nb_str byte_symbol(uint32_t b, char buffer[8])
+struct nb_str random_byte_symbol(uint32_t b, char buffer[8])
 {
     static const uint8_t visible[][2] = {{33, 126}, {161, 172}, {174, 255}};
     uint32_t code = 256, is_visible = 0;
@@ -187,7 +286,7 @@ static int tokenizer(struct writer *w)
     int32_t types[RANDOM_VOCAB];
     for (uint32_t i = 0; i < RANDOM_VOCAB; i++) {
         if (i < 256) {
-            tokens[i] = byte_symbol(i, text[i]);
+            tokens[i] = random_byte_symbol(i, text[i]);
         } else {
             snprintf(text[i], sizeof(text[i]), "<%u>", i);
             tokens[i] = str(text[i]);
@@ -207,26 +306,53 @@ static int tokenizer(struct writer *w)
     return 0;
 }
 
+static const char *arch_of(const struct writer *w)
+{
+    return w->bert ? "bert" : "llama";
+}
+
+static const char *key_of(const struct writer *w, const char *name, char key[96])
+{
+    snprintf(key, 96, "%s.%s", arch_of(w), name);
+    return key;
+}
+
 static int metadata(struct writer *w)
 {
     const struct random_model *r = w->r;
+    const char *eps_key =
+        w->bert ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
+    const struct {
+        const char *key;
+        uint32_t value;
+    } sizes[] = {{"block_count", r->layers},
+                 {"context_length", r->context},
+                 {"embedding_length", r->embedding},
+                 {"feed_forward_length", r->ffn},
+                 {"attention.head_count", r->heads},
+                 {"attention.head_count_kv", w->bert ? r->heads : r->kv_heads},
+                 {"expert_count", w->experts},
+                 {"expert_used_count", w->chosen},
+                 {"pooling_type", w->pooling}};
     float eps = 1e-5f;
-    int rc;
-    if ((rc = nb_gguf_put_str(w->w, "general.architecture", str("llama"))) < 0 ||
-        (rc = put_u32(w, "llama.block_count", r->layers)) < 0 ||
-        (rc = put_u32(w, "llama.context_length", r->context)) < 0 ||
-        (rc = put_u32(w, "llama.embedding_length", r->embedding)) < 0 ||
-        (rc = put_u32(w, "llama.feed_forward_length", r->ffn)) < 0 ||
-        (rc = put_u32(w, "llama.attention.head_count", r->heads)) < 0 ||
-        (rc = put_u32(w, "llama.attention.head_count_kv", r->kv_heads)) < 0 ||
-        (rc = nb_gguf_put(w->w, "llama.attention.layer_norm_rms_epsilon", NB_GGUF_F32, &eps)) < 0)
+    char key[96];
+    int rc = nb_gguf_put_str(w->w, "general.architecture", str(arch_of(w)));
+    for (size_t i = 0; i < COUNT(sizes) && rc == 0; i++)
+        if (sizes[i].value)
+            rc = put_u32(w, key_of(w, sizes[i].key, key), sizes[i].value);
+    if (rc == 0)
+        rc = nb_gguf_put(w->w, key_of(w, eps_key, key), NB_GGUF_F32, &eps);
+    if (rc < 0)
+        return rc;
+    if (w->chat_template &&
+        (rc = nb_gguf_put_str(w->w, "tokenizer.chat_template", str(w->chat_template))) < 0)
         return rc;
     return tokenizer(w);
 }
 
-int random_model_create_mixed(const struct random_model *r, const struct random_mix *mix)
+static int create(struct writer w)
 {
-    struct writer w = {.r = r, .mix = mix};
+    const struct random_model *r = w.r;
     if (r->embedding > ROW_BYTES / 4 || r->ffn > ROW_BYTES / 4)
         return -EINVAL;
     int fd = memfd_create("random-model", MFD_CLOEXEC);
@@ -251,7 +377,34 @@ int random_model_create_mixed(const struct random_model *r, const struct random_
     return fd;
 }
 
+int random_model_create_loud(const struct random_model *r, const char *norm, float value)
+{
+    return create((struct writer){.r = r, .loud = norm, .value = value});
+}
+
 int random_model_create(const struct random_model *r)
 {
-    return random_model_create_mixed(r, NULL);
+    return create((struct writer){.r = r});
+}
+
+int random_model_create_pooled(const struct random_model *r, bool bert, uint32_t pooling,
+                               const char *norm, float value)
+{
+    return create(
+        (struct writer){.r = r, .bert = bert, .pooling = pooling, .loud = norm, .value = value});
+}
+
+int random_model_create_experts(const struct random_model *r, uint32_t experts, uint32_t chosen)
+{
+    return create((struct writer){.r = r, .experts = experts, .chosen = chosen});
+}
+
+int random_model_create_chat(const struct random_model *r, const char *chat_template)
+{
+    return create((struct writer){.r = r, .chat_template = chat_template});
+}
+
+int random_model_create_mixed(const struct random_model *r, const struct random_mix *mix)
+{
+    return create((struct writer){.r = r, .mix = mix});
 }

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "engine/cpu/kernels.h"
+#include "tensor/fail.h"
 #include "tests/support/model_file.h"
 #include "tests/support/random_model.h"
 
@@ -69,16 +70,16 @@ static struct test_model open_variant(const struct work *work, const struct vari
     else
         unsetenv("NIBBLE_ISA");
     struct test_model t;
-    char error[256] = "";
+    struct nb_error error = {""};
     struct random_model r = RANDOM_MODEL;
     r.context = MOST_ROWS;
     int fd = work->real ? -1 : random_model_create(&r), rc;
     if (work->real)
-        rc = test_model_open(NULL, v->threads, &o, &t, error, sizeof(error));
+        rc = test_model_open(NULL, v->threads, &o, &t, &error);
     else
-        rc = test_model_open_fd(fd, v->threads, &o, &t, error, sizeof(error));
+        rc = test_model_open_fd(fd, v->threads, &o, &t, &error);
     if (rc < 0)
-        fail_msg("%s", error);
+        fail_msg("%s", error.text);
     if (fd >= 0)
         close(fd);
     nb_model_set_events(t.model, &(struct nb_model_events){.on_logits = on_logits});

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "tensor/gguf_write.h"
+#include "tensor/fail.h"
 #include "tensor/type.h"
 
 #define STR(s) ((struct nb_str){(s), strlen(s)})
@@ -79,22 +80,22 @@ static int fd_of(const struct file *f, size_t len)
     return fd;
 }
 
-static int open_file(const struct file *f, size_t len, struct nb_gguf **ret, char error[256])
+static int open_file(const struct file *f, size_t len, struct nb_gguf **ret, struct nb_error *error)
 {
     int fd = fd_of(f, len);
-    int r = nb_gguf_open(fd, ret, error, 256);
+    int rc = nb_gguf_open(fd, ret, error);
     close(fd);
-    return r;
+    return rc;
 }
 
 static void assert_refused(const struct file *f, int code, const char *says)
 {
     struct nb_gguf *untouched = (struct nb_gguf *)f, *g = untouched;
-    char error[256] = "";
-    assert_int_equal(open_file(f, f->len, &g, error), code);
+    struct nb_error error = {""};
+    assert_int_equal(open_file(f, f->len, &g, &error), code);
     assert_ptr_equal(g, untouched);
-    if (!strstr(error, says))
-        fail_msg("\"%s\" does not say \"%s\"", error, says);
+    if (!strstr(error.text, says))
+        fail_msg("\"%s\" does not say \"%s\"", error.text, says);
 }
 
 // Every kind of value, and two tensors.
@@ -104,7 +105,7 @@ static void put_valid(struct file *f)
     uint16_t u16 = 65535;
     float f32 = 0.5f;
     double f64 = -2.25;
-    put_head(f, 3, 2, 10);
+    put_head(f, 3, 2, 11);
     put_str(f, "i8"), put32(f, NB_GGUF_I8), put(f, &minus, 1);
     put_str(f, "u16"), put32(f, NB_GGUF_U16), put(f, &u16, 2);
     put_str(f, "u64"), put32(f, NB_GGUF_U64), put64(f, UINT64_MAX);
@@ -118,6 +119,8 @@ static void put_valid(struct file *f)
         put(f, "\5\377", 2);
     put_str(f, "floats"), put32(f, NB_GGUF_ARRAY), put32(f, NB_GGUF_F32), put64(f, 1),
         put(f, &f32, 4);
+    put_str(f, "bools"), put32(f, NB_GGUF_ARRAY), put32(f, NB_GGUF_BOOL), put64(f, 2),
+        put(f, "\0\1", 2);
     put_tensor(f, "a", NB_TYPE_Q4_0, 32, 2, 0);
     put_tensor(f, "b", NB_TYPE_F32, 4, 1, 64);
     put_data(f, 32, 80);
@@ -127,9 +130,9 @@ static void test_values(void **unused)
 {
     struct file f;
     struct nb_gguf *g;
-    char error[256];
+    struct nb_error error;
     put_valid(&f);
-    assert_int_equal(open_file(&f, f.len, &g, error), 0);
+    assert_int_equal(open_file(&f, f.len, &g, &error), 0);
 
     uint64_t u = 1;
     double d;
@@ -154,7 +157,49 @@ static void test_values(void **unused)
     assert_int_equal(s.len, 9);
     assert_memory_equal(s.data, "some text", 9);
     assert_int_equal(nb_gguf_str(g, "words", &s), -EINVAL);
-    assert_int_equal(nb_gguf_n_keys(g), 10);
+    assert_int_equal(nb_gguf_n_keys(g), 11);
+    nb_gguf_close(g);
+}
+
+static void test_numbers_of_any_type(void **unused)
+{
+    struct file f;
+    struct nb_gguf *g;
+    struct nb_error error;
+    const float whole = 7, part = 7.5f, minus = -7, large = 0x1p53f;
+    const double infinite = 1e300 * 1e300, nan = infinite - infinite;
+    const float row[] = {3, -4, 0.25f};
+    put_head(&f, 3, 0, 9);
+    put_str(&f, "whole"), put32(&f, NB_GGUF_F32), put(&f, &whole, 4);
+    put_str(&f, "part"), put32(&f, NB_GGUF_F32), put(&f, &part, 4);
+    put_str(&f, "minus"), put32(&f, NB_GGUF_F32), put(&f, &minus, 4);
+    put_str(&f, "large"), put32(&f, NB_GGUF_F32), put(&f, &large, 4);
+    put_str(&f, "infinite"), put32(&f, NB_GGUF_F64), put(&f, &infinite, 8);
+    put_str(&f, "nan"), put32(&f, NB_GGUF_F64), put(&f, &nan, 8);
+    put_str(&f, "i64"), put32(&f, NB_GGUF_I64), put64(&f, (uint64_t)-5);
+    put_str(&f, "u64"), put32(&f, NB_GGUF_U64), put64(&f, (uint64_t)1 << 63);
+    put_str(&f, "row"), put32(&f, NB_GGUF_ARRAY), put32(&f, NB_GGUF_F32), put64(&f, 3),
+        put(&f, row, 12);
+    assert_int_equal(open_file(&f, f.len, &g, &error), 0);
+
+    uint64_t u = 1;
+    int64_t i = 1;
+    double d = 0;
+    static const char *const no_integers[] = {"part", "minus", "large", "infinite", "nan", "i64"};
+    assert_int_equal(nb_gguf_u64(g, "whole", &u), 0);
+    assert_int_equal(u, 7);
+    for (size_t k = 0; k < sizeof(no_integers) / sizeof(no_integers[0]); k++)
+        assert_int_equal(nb_gguf_u64(g, no_integers[k], &u), -EINVAL);
+    assert_int_equal(nb_gguf_f64(g, "i64", &d), 0);
+    assert_true(d == -5);
+    assert_int_equal(nb_gguf_f64(g, "u64", &d), 0);
+    assert_true(d == 0x1p63);
+    assert_int_equal(nb_gguf_f64(g, "infinite", &d), 0);
+    assert_true(d == infinite);
+    assert_int_equal(nb_gguf_array_i64(g, "row", 1, &i), 0);
+    assert_int_equal(i, -4);
+    assert_int_equal(nb_gguf_array_i64(g, "row", 2, &i), -EINVAL);
+    assert_int_equal(i, -4);
     nb_gguf_close(g);
 }
 
@@ -162,14 +207,15 @@ static void test_arrays(void **unused)
 {
     struct file f;
     struct nb_gguf *g;
-    char error[256];
+    struct nb_error error;
     put_valid(&f);
-    assert_int_equal(open_file(&f, f.len, &g, error), 0);
+    assert_int_equal(open_file(&f, f.len, &g, &error), 0);
 
     enum nb_gguf_type type;
     uint64_t n;
     int64_t i;
     double d;
+    bool yes;
     struct nb_str s;
     assert_int_equal(nb_gguf_array(g, "words", &type, &n), 0);
     assert_int_equal(type, NB_GGUF_STRING);
@@ -186,6 +232,12 @@ static void test_arrays(void **unused)
     assert_int_equal(i, -1);
     assert_int_equal(nb_gguf_array_f64(g, "floats", 0, &d), 0);
     assert_true(d == 0.5);
+    assert_int_equal(nb_gguf_array_bool(g, "bools", 0, &yes), 0);
+    assert_false(yes);
+    assert_int_equal(nb_gguf_array_bool(g, "bools", 1, &yes), 0);
+    assert_true(yes);
+    assert_int_equal(nb_gguf_array_bool(g, "ints", 0, &yes), -EINVAL);
+    assert_int_equal(nb_gguf_array_f64(g, "bools", 0, &d), -EINVAL);
     assert_int_equal(nb_gguf_array(g, "text", &type, &n), -EINVAL);
     nb_gguf_close(g);
 }
@@ -194,10 +246,10 @@ static void test_tensors(void **unused)
 {
     struct file f;
     struct nb_gguf *g, *metadata;
-    char error[256];
+    struct nb_error error;
     size_t len;
     put_valid(&f);
-    assert_int_equal(open_file(&f, f.len, &g, error), 0);
+    assert_int_equal(open_file(&f, f.len, &g, &error), 0);
     assert_int_equal(nb_gguf_n_tensors(g), 2);
     const struct nb_gguf_tensor *b = nb_gguf_find_tensor(g, "b");
     assert_ptr_equal(b, nb_gguf_tensor(g, 1));
@@ -208,12 +260,11 @@ static void test_tensors(void **unused)
     assert_null(nb_gguf_find_tensor(g, "c"));
 
     const void *raw = nb_gguf_metadata(g, &len);
-    assert_int_equal(nb_gguf_parse_metadata(raw, len, &metadata, error, sizeof(error)), 0);
-    assert_int_equal(nb_gguf_n_keys(metadata), 10);
+    assert_int_equal(nb_gguf_parse_metadata(raw, len, &metadata, &error), 0);
+    assert_int_equal(nb_gguf_n_keys(metadata), 11);
     assert_int_equal(nb_gguf_n_tensors(metadata), 0);
     nb_gguf_close(metadata);
-    assert_int_equal(nb_gguf_parse_metadata(raw, len - 1, &metadata, error, sizeof(error)),
-                     -EINVAL);
+    assert_int_equal(nb_gguf_parse_metadata(raw, len - 1, &metadata, &error), -EINVAL);
     nb_gguf_close(g);
 }
 
@@ -240,10 +291,10 @@ static void test_header_refusals(void **unused)
     f.len = 0;
     assert_refused(&f, -EINVAL, "truncated");
     int fds[2];
-    char error[256];
+    struct nb_error error;
     struct nb_gguf *g;
     assert_int_equal(pipe(fds), 0);
-    assert_int_equal(nb_gguf_open(fds[0], &g, error, sizeof(error)), -EINVAL);
+    assert_int_equal(nb_gguf_open(fds[0], &g, &error), -EINVAL);
     close(fds[0]);
     close(fds[1]);
 }
@@ -297,12 +348,12 @@ static void test_alignment(void **unused)
     put_one_key(&f, "general.alignment", NB_GGUF_U64), put64(&f, 32);
     assert_refused(&f, -EINVAL, "general.alignment");
     struct nb_gguf *g;
-    char error[256];
+    struct nb_error error;
     put_head(&f, 3, 1, 1);
     put_str(&f, "general.alignment"), put32(&f, NB_GGUF_U32), put32(&f, 256);
     put_tensor(&f, "a", NB_TYPE_F32, 4, 1, 256);
     put_data(&f, 256, 256 + 16);
-    assert_int_equal(open_file(&f, f.len, &g, error), 0);
+    assert_int_equal(open_file(&f, f.len, &g, &error), 0);
     assert_int_equal(nb_gguf_tensor(g, 0)->offset, 512);
     nb_gguf_close(g);
 }
@@ -351,11 +402,11 @@ static void test_tensor_refusals(void **unused)
 static void test_truncated_anywhere(void **unused)
 {
     struct file f;
-    char error[256];
+    struct nb_error error;
     put_valid(&f);
     for (size_t len = 0; len < f.len; len++) {
         struct nb_gguf *g = NULL;
-        assert_int_equal(open_file(&f, len, &g, error), -EINVAL);
+        assert_int_equal(open_file(&f, len, &g, &error), -EINVAL);
         assert_null(g);
     }
 }
@@ -377,7 +428,7 @@ static uint64_t walk(const struct nb_gguf *g)
 static void test_any_byte_changed(void **unused)
 {
     struct file f;
-    char error[256];
+    struct nb_error error;
     unsigned opened = 0, refused = 0;
     put_valid(&f);
     for (size_t at = 0; at < f.len; at++)
@@ -385,7 +436,7 @@ static void test_any_byte_changed(void **unused)
             struct file changed = f;
             struct nb_gguf *g = NULL;
             changed.data[at] = (uint8_t)v;
-            if (open_file(&changed, f.len, &g, error) < 0) {
+            if (open_file(&changed, f.len, &g, &error) < 0) {
                 refused++;
                 continue;
             }
@@ -401,10 +452,10 @@ static void test_writer(void **unused)
     struct file f, piece = {.len = 0};
     struct nb_gguf *source, *copy;
     struct nb_gguf_writer *w;
-    char error[256];
+    struct nb_error error;
     uint64_t u, dims[] = {32, 3};
     put_valid(&f);
-    assert_int_equal(open_file(&f, f.len, &source, error), 0);
+    assert_int_equal(open_file(&f, f.len, &source, &error), 0);
     assert_int_equal(nb_gguf_writer_create(&w), 0);
     uint32_t seven = 7;
     assert_int_equal(nb_gguf_put(w, "u16", NB_GGUF_U32, &seven), 0);
@@ -431,8 +482,8 @@ static void test_writer(void **unused)
     nb_gguf_writer_destroy(w);
 
     uint8_t byte = 0;
-    assert_int_equal(nb_gguf_open(fd, &copy, error, sizeof(error)), 0);
-    assert_int_equal(nb_gguf_n_keys(copy), 12);
+    assert_int_equal(nb_gguf_open(fd, &copy, &error), 0);
+    assert_int_equal(nb_gguf_n_keys(copy), 13);
     assert_int_equal(nb_gguf_u64(copy, "u16", &u), 0);
     assert_int_equal(u, 7);
     assert_int_equal(pread(fd, &byte, 1, (off_t)nb_gguf_find_tensor(copy, "q")->offset + 53), 1);
@@ -447,6 +498,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values),
+        cmocka_unit_test(test_numbers_of_any_type),
         cmocka_unit_test(test_arrays),
         cmocka_unit_test(test_tensors),
         cmocka_unit_test(test_header_refusals),

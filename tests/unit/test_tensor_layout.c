@@ -118,8 +118,8 @@ static void test_decode_row(void **unused)
             m.file[i] = random_byte();
         pack_all(&m);
         for (uint32_t r = 0; r < 37; r++) {
-            nb_layout_decode_row(&m.packed, r, packed);
-            m.info->decode(m.file + r * m.row_bytes, file, 768 / m.info->block);
+            nb_layout_dequantize_row(&m.packed, r, packed);
+            m.info->dequantize(m.file + r * m.row_bytes, file, 768 / m.info->block);
             assert_same_floats(packed, file, 768);
         }
         matrix_finish(&m);

@@ -52,8 +52,8 @@ static void assert_decodes_to_nan(const float *x)
     float back[32];
     for (unsigned t = 0; t < 5; t++) {
         const struct nb_type_info *info = nb_type_info(encoded[t]);
-        info->encode(x, block, 1);
-        info->decode(block, back, 1);
+        info->quantize(x, block, 1);
+        info->dequantize(block, back, 1);
         for (unsigned i = 0; i < 32; i++)
             assert_true(isnan(back[i]));
     }
@@ -77,7 +77,7 @@ static void test_overflow(void **unused)
     uint8_t block[64];
     for (unsigned t = 0; t < 5; t++) {
         const struct nb_type_info *info = nb_type_info(encoded[t]);
-        info->encode(x, block, 1);
+        info->quantize(x, block, 1);
         assert_int_equal(block[1] & 0x7c, 0x7c);
     }
 }

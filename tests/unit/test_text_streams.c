@@ -11,8 +11,8 @@
 
 #include <cmocka.h>
 
-#include "engine/stop.h"
-#include "engine/utf8.h"
+#include "engine/text/stop.h"
+#include "engine/text/utf8.h"
 
 #define FFFD "\xef\xbf\xbd"
 
@@ -44,7 +44,7 @@ static void test_utf8_cases(void **unused)
         {"\xff\xfe", FFFD FFFD},
     };
 
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
         for (size_t step = 1; step <= 5; step++) {
             char out[64];
             size_t n = filter(cases[i].in, strlen(cases[i].in), step, out);
@@ -71,13 +71,13 @@ static void test_utf8_random(void **unused)
 
     srand(1);
     for (int round = 0; round < 500; round++) {
-        for (size_t i = 0; i < sizeof in; i++)
+        for (size_t i = 0; i < sizeof(in); i++)
             in[i] = (char)(rand() % 3 ? 0x80 + rand() % 128 : rand() % 256);
-        size_t n = filter(in, sizeof in, 1 + (size_t)rand() % 7, once);
-        assert_true(n <= NB_UTF8_OUT(sizeof in));
+        size_t n = filter(in, sizeof(in), 1 + (size_t)rand() % 7, once);
+        assert_true(n <= NB_UTF8_OUT(sizeof(in)));
         assert_int_equal(filter(once, n, 1 + (size_t)rand() % 7, twice), n);
         assert_memory_equal(once, twice, n);
-        assert_int_equal(filter(in, sizeof in, sizeof in, twice), n);
+        assert_int_equal(filter(in, sizeof(in), sizeof(in), twice), n);
         assert_memory_equal(once, twice, n);
     }
 }
@@ -128,7 +128,7 @@ static void test_stop_cases(void **unused)
         {{NULL}, "anything", "anything", false},
     };
 
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
         for (size_t step = 1; step <= 6; step++) {
             char out[64 + NB_STOP_BYTES_MAX];
             assert_int_equal(run_stop(cases[i].strings, cases[i].in, step, out), cases[i].found);
@@ -186,7 +186,7 @@ static void test_stop_random(void **unused)
         for (size_t i = 0; i < 3; i++)
             for (size_t k = 0, len = 2 + (size_t)rand() % 5; k < len; k++)
                 text[i][k] = "ab"[rand() % 2];
-        for (size_t k = 0; k < sizeof in - 1; k++)
+        for (size_t k = 0; k < sizeof(in) - 1; k++)
             in[k] = "aabbc"[rand() % 5];
         bool found = find_naively(strings, in, expected);
         assert_int_equal(run_stop(strings, in, 1 + (size_t)rand() % 9, out), found);
@@ -200,19 +200,19 @@ static void test_stop_limits(void **unused)
     struct nb_str s[NB_STOP_STRINGS_MAX + 1];
     struct nb_stop *stop = NULL;
 
-    memset(many, 'a', sizeof many);
+    memset(many, 'a', sizeof(many));
     for (size_t i = 0; i <= NB_STOP_STRINGS_MAX; i++)
         s[i] = (struct nb_str){many, NB_STOP_BYTES_MAX};
     assert_int_equal(nb_stop_create(s, NB_STOP_STRINGS_MAX + 1, &stop), -EINVAL);
     s[3].len = 0;
     assert_int_equal(nb_stop_create(s, 4, &stop), -EINVAL);
-    s[3].len = sizeof many;
+    s[3].len = sizeof(many);
     assert_int_equal(nb_stop_create(s, 4, &stop), -EINVAL);
     assert_null(stop);
     assert_int_equal(nb_stop_create(s, 3, &stop), 0);
-    char out[NB_STOP_OUT(sizeof many)];
+    char out[NB_STOP_OUT(sizeof(many))];
     size_t n;
-    assert_true(nb_stop_push(stop, many, sizeof many, out, &n));
+    assert_true(nb_stop_push(stop, many, sizeof(many), out, &n));
     assert_int_equal(n, 0);
     nb_stop_destroy(stop);
     nb_stop_destroy(NULL);

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "text_model.h"
+#include "tensor/fail.h"
 
 #define X(i)    (TEXT_ALPHABET + (i))
 #define BYTE(c) (3 + (unsigned char)(c))
@@ -40,7 +41,7 @@ static void expect(const struct nb_tokenizer *t, const char *text, bool literal,
 
     assert_int_equal(nb_tokenizer_encode(t, text, strlen(text), literal, special, &out), 0);
     assert_int_equal(out.n, n);
-    assert_memory_equal(out.id, ids, n * sizeof *ids);
+    assert_memory_equal(out.id, ids, n * sizeof(*ids));
     nb_tokens_finish(&out);
 }
 #define EXPECT(t, text, literal, special, ...)                                                     \
@@ -135,6 +136,30 @@ static void test_sentencepiece(void **unused)
 }
 
 // A megabyte that merges in every way: quadratic work would take hours.
+static void test_wordpiece(void **unused)
+{
+    static const char *const parts[] = {"\u2581a", "\u2581ab", "xyz", "\u2581", NULL};
+    static const int32_t part_types[] = {1, 1, 3, 1};
+    struct nb_tokenizer *t = text_model_tokenizer(&(struct text_model){.model = "bert",
+                                                                       .extra = parts,
+                                                                       .extra_type = part_types,
+                                                                       .bos = 1,
+                                                                       .eos = 2,
+                                                                       .add_bos = -1});
+    const int32_t unknown = 100, separator = 102;
+
+    EXPECT(t, "A\u0301b\tabb", false, false, X(1), X(1), BYTE('b'));
+    EXPECT(t, "a.a\u200dbb", false, true, 1, X(0), unknown, X(1), BYTE('b'), separator);
+    EXPECT(t, "bb", false, false, unknown);
+    // A word never becomes a control token, but for a template's.
+    EXPECT(t, "axyz", false, false, X(0), BYTE('x'), BYTE('y'), BYTE('z'));
+    EXPECT(t, "axyz", true, false, X(0), X(2));
+    // The mark of the vocabulary, in a text.
+    EXPECT(t, "a\u2581", false, false, X(0), X(3));
+    EXPECT(t, "a\u2581a", false, false, X(0), X(3), BYTE('a'));
+    nb_tokenizer_destroy(t);
+}
+
 static void test_long(void **unused)
 {
     static const char *const doubled[] = {"aa", "aaaa", "aaaaaaaa", "  ", "    ", NULL};
@@ -172,9 +197,9 @@ static void test_long(void **unused)
     const char fillers[] = {'a', 'A', ' ', '\n', '1', '\'', (char)0xff};
     char *text = malloc(1 << 20);
 
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+    for (size_t i = 0; i < sizeof(models) / sizeof(*models); i++) {
         struct nb_tokenizer *t = text_model_tokenizer(&models[i]);
-        for (size_t k = 0; k < sizeof fillers; k++) {
+        for (size_t k = 0; k < sizeof(fillers); k++) {
             struct nb_tokens out = {0};
             size_t len = k == 0 && i % 3 == 0 ? 1 << 20 : 1 << 16; // 0 and 3: both kinds
             memset(text, fillers[k], len);
@@ -203,12 +228,12 @@ static void refused(const struct text_model *m, int error, const char *says)
 {
     struct nb_gguf *g = text_model_metadata(m);
     struct nb_tokenizer *t = NULL;
-    char line[256] = "";
+    struct nb_error line = {""};
 
-    assert_int_equal(nb_tokenizer_create(g, &t, line, sizeof line), error);
+    assert_int_equal(nb_tokenizer_create(g, &t, &line), error);
     assert_null(t);
-    if (!strstr(line, says))
-        fail_msg("\"%s\" does not say \"%s\"", line, says);
+    if (!strstr(line.text, says))
+        fail_msg("\"%s\" does not say \"%s\"", line.text, says);
     nb_gguf_close(g);
 }
 
@@ -223,8 +248,7 @@ static void test_refusals(void **unused)
     refused(
         &(struct text_model){.model = "gpt2", .pre = "klingon", .bos = 1, .eos = 2, .add_bos = -1},
         -ENOTSUP, "klingon");
-    refused(&(struct text_model){.model = "bert", .bos = 1, .eos = 2, .add_bos = -1}, -ENOTSUP,
-            "bert");
+    refused(&(struct text_model){.model = "t5", .bos = 1, .eos = 2, .add_bos = -1}, -ENOTSUP, "t5");
     refused(&(struct text_model){.bos = 1, .eos = 2, .add_bos = -1}, -EINVAL,
             "tokenizer.ggml.model");
     refused(
@@ -254,8 +278,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bpe),           cmocka_unit_test(test_special),
         cmocka_unit_test(test_parts),         cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_long),
-        cmocka_unit_test(test_too_long),      cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_wordpiece),
+        cmocka_unit_test(test_long),          cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,8 @@
 
 #include <cmocka.h>
 
-#include "engine/tokenizer_vocab.h"
+#include "engine/text/tokenizer_vocab.h"
+#include "tensor/fail.h"
 #include "tensor/gguf_write.h"
 
 #define TOKENS_MAX 512
@@ -78,7 +79,7 @@ struct nb_gguf *text_model_metadata(const struct text_model *m)
     struct nb_gguf_writer *w = NULL;
     struct nb_gguf *g = NULL;
     bool sentencepiece = m->model && strcmp(m->model, "llama") == 0, add_bos = m->add_bos > 0;
-    char error[256];
+    struct nb_error error;
 
     l.n = 0;
     fill(&l, m, sentencepiece);
@@ -104,8 +105,8 @@ struct nb_gguf *text_model_metadata(const struct text_model *m)
     assert_int_equal(nb_gguf_begin(w, fd), 0);
     assert_int_equal(nb_gguf_end(w), 0);
     nb_gguf_writer_destroy(w);
-    if (nb_gguf_open(fd, &g, error, sizeof error) < 0)
-        fail_msg("%s", error);
+    if (nb_gguf_open(fd, &g, &error) < 0)
+        fail_msg("%s", error.text);
     close(fd);
     return g;
 }
@@ -114,10 +115,10 @@ struct nb_tokenizer *text_model_tokenizer(const struct text_model *m)
 {
     struct nb_gguf *g = text_model_metadata(m);
     struct nb_tokenizer *t = NULL;
-    char error[256];
+    struct nb_error error;
 
-    if (nb_tokenizer_create(g, &t, error, sizeof error) < 0)
-        fail_msg("%s", error);
+    if (nb_tokenizer_create(g, &t, &error) < 0)
+        fail_msg("%s", error.text);
     nb_gguf_close(g);
     return t;
 }

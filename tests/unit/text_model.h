@@ -1,8 +1,8 @@
 // Small vocabularies for tests of the text side, through the real writer and reader of GGUF.
 #pragma once
 
-#include "engine/chat_template.h"
-#include "engine/tokenizer.h"
+#include "engine/text/chat_template.h"
+#include "engine/text/tokenizer.h"
 
 // What a vocabulary is made of. Strings are C strings; lists end with NULL.
 struct text_model {

@@ -163,7 +163,7 @@ static int64_t run(struct small *s, uint32_t groups)
     if (rc == 0)
         rc = nb_vk_errno(vk->GetQueryPoolResults(s->d->device, s->queries, 0, 2, sizeof(tick), tick,
                                                  sizeof(*tick), VK_QUERY_RESULT_64_BIT));
-    return rc < 0 ? rc : (int64_t)((double)(tick[1] - tick[0]) * s->d->tick_ns);
+    return rc < 0 ? rc : (int64_t)nb_vulkan_elapsed(s->d, tick[0], tick[1]);
 }
 
 struct numbers {

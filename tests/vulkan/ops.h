@@ -1,4 +1,4 @@
-// The harness of the devices' operators: small plans of chosen operators, run through the device
+// The harness of the devices' ops: small plans of chosen ops, run through the device
 // interface alone on a device and on the scalar reference, and compared on the bits. What a device
 // does inside (dispatches, bindings, tiers) is its own business.
 #pragma once
@@ -8,7 +8,21 @@
 
 // What lies between the embedding and the head. Where the middle or the embedding is what is
 // tested, the head is an identity, so that logits show the residual stream.
-enum op_middle { MIDDLE_NONE, MIDDLE_FFN, MIDDLE_ATTENTION };
+enum op_middle {
+    MIDDLE_NONE,
+    MIDDLE_FFN,
+    MIDDLE_ATTENTION,
+    MIDDLE_BOTH, // attention, then a feed-forward; of one norm where they are `parallel`
+    MIDDLE_EXPERTS,
+};
+
+// Norms of queries and keys.
+enum op_head_norm {
+    HEAD_NORM_NONE,
+    HEAD_NORM_SHARED, // head by head, with the same weights
+    HEAD_NORM_EACH,   // with each head's own
+    HEAD_NORM_ROW,    // of all heads together
+};
 
 struct op_case {
     const char *what;
@@ -26,16 +40,36 @@ struct op_case {
     float softcap;
     enum nb_kv_type kv_type;
     uint32_t context; // 0: OP_TOKENS
+    // What families differ in.
+    enum nb_norm_kind norm_kind;
+    bool weightless; // norms have no weights
+    enum nb_activation activation;
+    bool gateless;
+    bool fused;    // q, k and v are one matrix, gate and up too
+    bool apart;    // results are normalized and scaled before they join the residual stream
+    bool parallel; // attention and feed-forward read one norm
+    enum op_head_norm head_norm;
+    bool still;                   // no RoPE
+    uint32_t ropes;               // that the model has; the layer's is the last. 0: one
+    bool bidirectional;           // a token sees those after it
+    bool positions;               // learned ones, and types of tokens
+    float scale;                  // of the embedding and the residual stream; 0: one
+    float logit_scale, logit_cap; // 0: one, and none
+    uint32_t experts, chosen;
+    enum nb_gating gating;
+    bool choice_bias, weights_norm;
+    float score_bias; // on every expert's score
+    bool vectors;     // the result is what the last norm makes
 };
 
-enum { OP_TOKENS = 40 }; // rows of the embedding
+enum { OP_TOKENS = 40, OP_OPS = 40, OP_MATRICES = 24 }; // TOKENS: rows of the embedding
 
 // A plan and the memory of its weights.
 struct op_plan {
     struct nb_plan plan;
     struct nb_arch arch;
-    struct nb_op ops[6];
-    struct nb_packed w[12];
+    struct nb_op ops[OP_OPS];
+    struct nb_matrix w[OP_MATRICES];
     uint32_t n_w;
     uint8_t *memory; // whole pages
     size_t bytes, used;
@@ -52,7 +86,7 @@ struct op_machine {
     struct nb_device_model *model;
 };
 
-enum { OP_ROWS = 64, OP_KV_BLOCKS = 64, OP_SEQUENCES = 3, OP_STEPS = 16 };
+enum { OP_ROWS = 64, OP_KV_BLOCKS = 64, OP_SEQUENCES = 3, OP_STEPS = 16, OP_WIDEST = 1024 };
 
 // A step's rows, with block tables out of order.
 struct op_batch {
@@ -65,10 +99,25 @@ struct op_batch {
 
 void op_open(struct op_machine *m, struct nb_device *d, const struct op_plan *p);
 float *op_step(const struct op_machine *m, const struct nb_rows *rows);
+// What a case shows of a step: logits, or vectors; `width` numbers of each row, valid until the
+// next step.
+const float *op_result(const struct op_machine *m, const struct op_case *c,
+                       const struct nb_rows *rows, uint32_t *ret_width);
 void op_batch_init(struct op_batch *b);
 // So many rows of each sequence, from its position `at` on, which moves.
 void op_batch_fill(struct op_batch *b, const uint32_t rows[OP_SEQUENCES],
                    uint32_t at[OP_SEQUENCES]);
+
+// A case on one device, and a batch of `rows` rows of one sequence from position `at` on.
+struct op_run {
+    struct op_plan plan;
+    struct op_machine machine;
+    struct op_batch batch;
+};
+
+void op_run_begin(struct op_run *r, struct nb_device *d, const struct op_case *c);
+void op_run_rows(struct op_run *r, uint32_t rows, uint32_t at);
+void op_run_end(struct op_run *r);
 
 // Rows of each sequence in each step; its positions go on from where they are.
 struct op_script {
@@ -81,6 +130,11 @@ void op_compare(const struct op_case *c, const struct nb_rows *rows, const float
                 const float *got, uint32_t vocab);
 void op_check_case(struct nb_device *reference, struct nb_device *device, const struct op_case *c,
                    const struct op_script *script);
+// Whether the arguments leave the type in.
+bool op_is_wanted(uint32_t type);
+// The same steps so many times, which must give the same bits: workgroups that wait for nobody
+// finish each other's work.
+void op_repeat(struct nb_device *device, uint32_t times);
 // The largest that the device accepts, and that it refuses more.
 void op_check_limits(struct nb_device *reference, struct nb_device *device);
 
@@ -97,5 +151,15 @@ int driver_probe(struct nb_vulkan_device *d, struct driver_facts *ret);
 // Operations a second (a multiply and an add are two) of chains on registers alone.
 int driver_peak(struct nb_vulkan_device *d, double *ret_integer, double *ret_float);
 
-// Device time of each operator, beside the limits.
+// What families differ in (ops_families.c).
+void op_check_norms(struct nb_device *reference, struct nb_device *device);
+void op_check_activations(struct nb_device *reference, struct nb_device *device);
+void op_check_heads(struct nb_device *reference, struct nb_device *device);
+void op_check_texts(struct nb_device *reference, struct nb_device *device);
+void op_check_layers(struct nb_device *reference, struct nb_device *device);
+void op_check_experts(struct nb_device *reference, struct nb_device *device);
+// Of a Vulkan device in the tier "registers".
+void op_check_dispatches(struct nb_device *device);
+
+// Device time of each section of a layer, beside the limits.
 void op_bench(struct nb_device *device, const char *filter);

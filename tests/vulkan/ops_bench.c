@@ -1,5 +1,5 @@
-// The speed of each operator by the device's own clock, beside the limits measured on it: chains of
-// multiplications on registers alone. It asserts nothing.
+// The speed of each section of a layer by the device's own clock, beside the limits measured on it:
+// chains of multiplications on registers alone. It asserts nothing.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,51 +31,51 @@ static int ascending(const void *a, const void *b)
 
 // Medians of each op's device time in a step.
 static void time_ops(const struct op_machine *m, const struct op_batch *b,
-                     struct nb_op_time ret[NB_OP_KINDS])
+                     struct nb_op_time ret[NB_SECTIONS])
 {
-    struct nb_op_time before[NB_OP_KINDS], after[NB_OP_KINDS];
-    uint64_t ns[NB_OP_KINDS][RUNS];
+    struct nb_op_time before[NB_SECTIONS], after[NB_SECTIONS];
+    uint64_t ns[NB_SECTIONS][RUNS];
     for (int i = -1; i < RUNS; i++) { // the first makes the pipelines
         m->device->ops->times(m->model, before);
         for (int j = 0; j < STEPS; j++)
             op_step(m, &b->rows);
         m->device->ops->times(m->model, after);
-        for (int k = 0; k < NB_OP_KINDS && i >= 0; k++) {
+        for (int k = 0; k < NB_SECTIONS && i >= 0; k++) {
             ns[k][i] = (after[k].ns - before[k].ns) / STEPS;
             ret[k].dispatches = (after[k].dispatches - before[k].dispatches) / STEPS;
         }
     }
-    for (int k = 0; k < NB_OP_KINDS; k++) {
+    for (int k = 0; k < NB_SECTIONS; k++) {
         qsort(ns[k], RUNS, sizeof(ns[k][0]), ascending);
         ret[k].ns = ns[k][RUNS / 2];
     }
 }
 
-// Operations and bytes of weights of an op's products.
-static void cost(const struct nb_op *op, uint32_t rows, double *ret_ops, double *ret_bytes,
-                 bool *ret_float)
+// Operations and bytes of weights of a section's products; of experts those that are chosen.
+static void cost(const struct op_plan *p, enum nb_section section, uint32_t rows, double *ret_ops,
+                 double *ret_bytes, bool *ret_float)
 {
     *ret_ops = *ret_bytes = 0;
-    for (int j = 0; j < 3 && op->kind != NB_OP_EMBED; j++) {
-        const struct nb_packed *w = op->m[j].w;
-        if (!w)
+    for (const struct nb_op *op = p->ops; op < p->ops + p->plan.n_ops; op++) {
+        if (op->section != section || op->kind != NB_OP_LINEAR)
             continue;
+        const struct nb_packed *w = &op->w->packed;
+        const uint32_t times = op->w->n > 1 ? rows * p->plan.hp.n_chosen : rows;
+        const uint32_t read = op->w->n < times ? op->w->n : times;
         *ret_float = nb_is_float(w);
-        *ret_ops += 2.0 * w->rows * w->cols * rows * (*ret_float ? 1 : op->terms);
-        *ret_bytes += (double)nb_packed_bytes(w);
+        *ret_ops += 2.0 * w->rows * w->cols * times * (*ret_float ? 1 : op->terms);
+        *ret_bytes += (double)nb_packed_bytes(w) * read;
     }
 }
 
-static void print_op(const char *name, const struct nb_op *op, uint32_t rows,
-                     const struct nb_op_time *t)
+static void print_section(const char *name, const struct op_plan *p, enum nb_section section,
+                          uint32_t rows, const struct nb_op_time *t)
 {
-    static const char *const kinds[NB_OP_KINDS] = {"embed",   "qkv",  "attention", "out",
-                                                   "gate_up", "down", "head"};
     double ops, bytes, ns = (double)t->ns;
     bool is_float = false;
-    cost(op, rows, &ops, &bytes, &is_float);
-    printf("%-34s %-9s rows %3u %9.1f us %2lu dispatches", name, kinds[op->kind], rows, ns * 1e-3,
-           (unsigned long)t->dispatches);
+    cost(p, section, rows, &ops, &bytes, &is_float);
+    printf("%-34s %-9s rows %3u %9.1f us %2lu dispatches", name, nb_section_names[section], rows,
+           ns * 1e-3, (unsigned long)t->dispatches);
     if (ops > 0)
         printf(" %7.2f Gop/s", ops / ns);
     if (ops > 0 && integer_peak > 0)
@@ -83,32 +83,27 @@ static void print_op(const char *name, const struct nb_op *op, uint32_t rows,
     printf(ops > 0 ? " %6.2f GB/s\n" : "\n", bytes / ns);
 }
 
-// `from`: the first op of the plan that is of interest.
-static void bench_case(struct nb_device *d, const struct op_case *c, uint32_t from, uint32_t n_ops,
-                       const char *filter)
+// What the case's middle takes, or its head.
+static void bench_case(struct nb_device *d, const struct op_case *c, const char *filter)
 {
     static const uint32_t rows[] = {1, 4, 8, 32, 64};
     char name[80];
     snprintf(name, sizeof(name), "%s %s terms %u", c->what, nb_type_name(c->type), c->terms);
     if (!strstr(name, filter))
         return;
-    struct op_plan p;
-    struct op_machine m;
-    struct op_batch b;
-    op_plan_init(&p, c);
-    op_open(&m, d, &p);
-    op_batch_init(&b);
+    struct op_run r;
+    op_run_begin(&r, d, c);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-        struct nb_op_time t[NB_OP_KINDS] = {0};
-        op_batch_fill(&b, (uint32_t[OP_SEQUENCES]){rows[i]},
-                      (uint32_t[OP_SEQUENCES]){c->context ? c->context - OP_ROWS : 0});
+        struct nb_op_time t[NB_SECTIONS] = {0};
+        op_run_rows(&r, rows[i], c->context ? c->context - OP_ROWS : 0);
         measure_peaks(d);
-        time_ops(&m, &b, t);
-        for (uint32_t o = from; o < from + n_ops; o++)
-            print_op(name, &p.ops[o], rows[i], &t[p.ops[o].kind]);
+        time_ops(&r.machine, &r.batch, t);
+        for (enum nb_section section = 0; section < NB_SECTIONS; section++)
+            if (t[section].ns && section != NB_SECTION_EMBED &&
+                (section != NB_SECTION_HEAD || c->middle == MIDDLE_NONE))
+                print_section(name, &r.plan, section, rows[i], &t[section]);
     }
-    d->ops->model_close(m.model);
-    op_plan_finish(&p);
+    op_run_end(&r);
 }
 
 static void bench_type(struct nb_device *d, uint32_t type, uint32_t terms, const char *filter)
@@ -123,7 +118,7 @@ static void bench_type(struct nb_device *d, uint32_t type, uint32_t terms, const
                         .sane = true,
                         .embedding = width,
                         .ffn = 1536};
-    bench_case(d, &c, 1, 2, filter);
+    bench_case(d, &c, filter);
     c = (struct op_case){.what = "head",
                          .type = type,
                          .terms = terms,
@@ -131,7 +126,49 @@ static void bench_type(struct nb_device *d, uint32_t type, uint32_t terms, const
                          .sane = true,
                          .embedding = width,
                          .vocab = 8192};
-    bench_case(d, &c, 1, 1, filter);
+    bench_case(d, &c, filter);
+}
+
+// Layers as families have them, in the shapes of small models of theirs.
+static void bench_families(struct nb_device *d, const char *filter)
+{
+    const struct op_case usual = {.middle = MIDDLE_BOTH,
+                                  .type = NB_TYPE_Q4_1,
+                                  .type2 = NB_TYPE_Q4_1,
+                                  .terms = 1,
+                                  .norm = true,
+                                  .sane = true,
+                                  .embedding = 640,
+                                  .ffn = 2048,
+                                  .heads = 4,
+                                  .kv_heads = 1,
+                                  .k_dim = 256,
+                                  .v_dim = 256,
+                                  .rope_dims = 256,
+                                  .neox = true,
+                                  .context = 512};
+    struct op_case c = usual;
+    c.what = "norms around, GELU";
+    c.head_norm = HEAD_NORM_SHARED;
+    c.apart = true;
+    c.activation = NB_ACT_GELU;
+    bench_case(d, &c, filter);
+    c = usual;
+    c.what = "LayerNorm, biases, no gate";
+    c.norm_kind = NB_NORM_LAYER;
+    c.activation = NB_ACT_GELU;
+    c.bias = c.fused = c.gateless = c.still = true;
+    bench_case(d, &c, filter);
+    c = usual;
+    c.what = "fused matrices";
+    c.fused = true;
+    bench_case(d, &c, filter);
+    c = usual;
+    c.what = "2 of 8 experts";
+    c.middle = MIDDLE_EXPERTS;
+    c.experts = 8;
+    c.chosen = 2;
+    bench_case(d, &c, filter);
 }
 
 void op_bench(struct nb_device *d, const char *filter)
@@ -160,6 +197,7 @@ void op_bench(struct nb_device *d, const char *filter)
                                      .v_dim = 64,
                                      .rope_dims = 64,
                                      .context = contexts[i]},
-                   1, 3, filter);
+                   filter);
     }
+    bench_families(d, filter);
 }

@@ -1,7 +1,10 @@
-// ops-check [--device NAME] [--tier TIER] [--bench[=FILTER]]: every operator of a device against
-// the scalar reference, for every weight type, on odd shapes, extreme codes and inputs of every
-// mood; or their speed. Without a name: Mesa's CPU driver, and without a tier the CPU device before
-// it.
+// ops-check [--device NAME] [--tier TIER] [--types A,B] [--ops A,B] [--brief] [--tiles]
+// [--repeat=N]
+// [--bench[=FILTER]]: every op of a device against the scalar reference, for every weight
+// type (or those named), on odd shapes, extreme codes and inputs of every mood (brief: without the
+// limits and the long contexts); or products with each tile of the tier; or the same steps N times,
+// for equal bits; or their speed. Without a name: Mesa's CPU driver, and without a tier the CPU
+// device before it.
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -11,6 +14,7 @@
 #include "engine/cpu/device.h"
 #include "engine/cpu/isa.h"
 #include "engine/vulkan/device.h"
+#include "tensor/fail.h"
 #include "tests/kernels/check.h"
 #include "tests/kernels/report.h"
 #include "tests/support/cpu_driver.h"
@@ -22,6 +26,8 @@ extern const struct nb_kernels nb_kernels_unfused;
 
 // Every tile of tokens, whole and broken.
 static const struct op_script products = {10, {{1}, {2}, {3}, {4}, {5}, {7}, {8}, {9}, {16}, {17}}};
+// What a forced tile has room for, more, and less.
+static const struct op_script wholes = {6, {{1}, {2}, {8}, {17}, {32}, {64}}};
 static const struct op_script few = {3, {{1}, {3}, {17}}};
 // Blocks that begin and end within steps, sequences beside each other, single rows after many.
 static const struct op_script sequences = {
@@ -41,11 +47,15 @@ static bool exact, exact_inputs; // inputs: their quantization alone
 // its length.
 static double tolerance(const struct op_case *c)
 {
+    // The CPU's routing is in double.
+    if (c->experts)
+        return exact ? 1e-5 : 5e-3;
     if (exact)
         return 0;
     if (c->middle == MIDDLE_NONE && !c->norm && exact_inputs)
         return 1e-5 * fmax(1.0, sqrt(c->embedding / 4096.0));
-    return c->terms == 1 ? 5e-2 : c->middle == MIDDLE_ATTENTION ? 5e-3 : 5e-4;
+    const bool attends = c->middle == MIDDLE_ATTENTION || c->middle == MIDDLE_BOTH;
+    return c->terms == 1 ? 5e-2 : attends ? 5e-3 : 5e-4;
 }
 
 void op_compare(const struct op_case *c, const struct nb_rows *rows, const float *want,
@@ -81,8 +91,13 @@ void op_check_case(struct nb_device *reference, struct nb_device *device, const 
         if (c->middle != MIDDLE_ATTENTION)
             memset(at, 0, sizeof(at));
         op_batch_fill(&b, script->rows[i], at);
-        const float *logits = op_step(&want, &b.rows);
-        op_compare(c, &b.rows, logits, op_step(&got, &b.rows), p.plan.hp.vocab);
+        uint32_t width;
+        const size_t bytes = OP_ROWS * sizeof(float);
+        float *first = buffer(bytes * p.plan.hp.vocab + bytes * c->embedding);
+        const float *result = op_result(&want, c, &b.rows, &width);
+        memcpy(first, result, b.rows.n * (size_t)width * sizeof(*first));
+        op_compare(c, &b.rows, first, op_result(&got, c, &b.rows, &width), width);
+        free(first);
     }
     reference->ops->model_close(want.model);
     device->ops->model_close(got.model);
@@ -91,23 +106,44 @@ void op_check_case(struct nb_device *reference, struct nb_device *device, const 
 
 // --- The table
 
+static const char *only_types, *only_ops; // with commas between, or NULL
+static bool brief;
+
+// Whether a list leaves the name in.
+static bool has_name(const char *list, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *at = list; at; at = strchr(at, ','), at += at != NULL)
+        if (!strncmp(at, name, n) && (at[n] == ',' || !at[n]))
+            return true;
+    return !list;
+}
+
+bool op_is_wanted(uint32_t type)
+{
+    return has_name(only_types, nb_type_name(type));
+}
+
 static uint32_t width_of(uint32_t type, uint32_t i)
 {
     static const uint32_t small[] = {160, 96, 576, 32};
     uint32_t block = nb_type_info(type)->block;
+    if (block == 1)
+        return small[i % 4] + i % 3 * 7; // of floats any number
     return block == 256 ? 256 * (1 + i % 2) : (small[i % 4] + block - 1) / block * block;
 }
 
 static void check_embed(struct nb_device *r, struct nb_device *d)
 {
     for (uint32_t i = 0; i < check_n_types; i++)
-        op_check_case(r, d,
-                      &(struct op_case){.what = "embedding",
-                                        .type = check_types[i],
-                                        .terms = 1,
-                                        .embeds = true,
-                                        .embedding = width_of(check_types[i], i)},
-                      &few);
+        if (op_is_wanted(check_types[i]))
+            op_check_case(r, d,
+                          &(struct op_case){.what = "embedding",
+                                            .type = check_types[i],
+                                            .terms = 1,
+                                            .embeds = true,
+                                            .embedding = width_of(check_types[i], i)},
+                          &few);
 }
 
 // GEMV and GEMM that store, of every type with one and two terms.
@@ -117,7 +153,7 @@ static void check_product(struct nb_device *r, struct nb_device *d)
     // one term or with two.
     for (uint32_t i = 0; i < 2 * check_n_types; i++) {
         uint32_t type = check_types[i / 2];
-        if (!exact && i % 2 != i / 2 % 2)
+        if (!op_is_wanted(type) || (!exact && i % 2 != i / 2 % 2))
             continue;
         op_check_case(r, d,
                       &(struct op_case){.what = "product",
@@ -135,7 +171,7 @@ static void check_ffn(struct nb_device *r, struct nb_device *d)
 {
     for (uint32_t i = 0; i < check_n_types; i++) {
         uint32_t type = check_types[i], block = nb_type_info(type)->block;
-        if (!exact && i % 8 != 1)
+        if (only_types ? !op_is_wanted(type) : !exact && i % 8 != 1)
             continue;
         op_check_case(
             r, d,
@@ -170,13 +206,18 @@ static void check_attend(struct nb_device *r, struct nb_device *d)
         {3, 1, 64, 64, 64, 0, 0, false, true, NB_KV_Q8_0},
         {4, 2, 96, 32, 80, 33, 5, true, false, NB_KV_Q8_0},
         {2, 2, 32, 128, 22, 0, 0, false, false, NB_KV_Q8_0},
+        {4, 2, 18, 18, 18, 0, 0, false, false, NB_KV_F16},
+        {6, 2, 26, 2, 6, 33, 5, true, false, NB_KV_F16},
+        {3, 3, 48, 68, 24, 0, 0, true, true, NB_KV_F16},
     };
-    for (uint32_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+    for (uint32_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i += brief ? 6 : 1)
         op_check_case(
             r, d,
             &(struct op_case){.what = "attention",
                               .middle = MIDDLE_ATTENTION,
-                              .type = i % 3 ? (uint32_t)NB_TYPE_Q8_0 : (uint32_t)NB_TYPE_F16,
+                              // Values of no whole blocks of 32 are read by floats alone.
+                              .type = i % 3 && shapes[i].v_dim % 32 == 0 ? (uint32_t)NB_TYPE_Q8_0
+                                                                         : (uint32_t)NB_TYPE_F16,
                               .type2 = i % 2 ? (uint32_t)NB_TYPE_Q4_1 : (uint32_t)NB_TYPE_F16,
                               .terms = 1 + i % 2,
                               .norm = true,
@@ -193,31 +234,86 @@ static void check_attend(struct nb_device *r, struct nb_device *d)
                               .softcap = shapes[i].softcap,
                               .kv_type = shapes[i].kv_type,
                               .context = 1024},
-            shapes[i].far ? &long_context : &sequences);
+            shapes[i].far && !brief ? &long_context : &sequences);
+}
+
+static void check_dispatches(struct nb_device *reference, struct nb_device *d)
+{
+    if (d->ops == &nb_vulkan_ops && ((struct nb_vulkan_device *)d)->tier->rotates)
+        op_check_dispatches(d);
 }
 
 static const struct {
     const char *name;
     void (*run)(struct nb_device *reference, struct nb_device *device);
-} operators[] = {
-    {"embedding", check_embed},  {"product", check_product},  {"ffn", check_ffn},
-    {"attention", check_attend}, {"limits", op_check_limits},
+} groups[] = {
+    {"embedding", check_embed},
+    {"gemm", check_product},
+    {"ffn", check_ffn},
+    {"attention", check_attend},
+    {"norms", op_check_norms},
+    {"activations", op_check_activations},
+    {"heads", op_check_heads},
+    {"texts", op_check_texts},
+    {"layers", op_check_layers},
+    {"experts", op_check_experts},
+    {"dispatches", check_dispatches},
+    {"limits", op_check_limits},
 };
+
+// GEMMs of each type with one tile for all counts of rows, which few of them would take.
+static void check_tile(struct nb_device *r, struct nb_device *d)
+{
+    for (uint32_t i = 0; i < check_n_types; i++)
+        if (op_is_wanted(check_types[i]))
+            op_check_case(r, d,
+                          &(struct op_case){.what = "tile",
+                                            .type = check_types[i],
+                                            .terms = 1 + i % 2,
+                                            .norm = i % 3 == 0,
+                                            .embedding = width_of(check_types[i], 2 * i),
+                                            .vocab = 16 * 6 + 5},
+                          &wholes);
+    for (uint32_t i = 0; i < check_n_types; i += 4)
+        if (op_is_wanted(check_types[i]))
+            op_check_case(r, d,
+                          &(struct op_case){.what = "tile of experts",
+                                            .middle = MIDDLE_EXPERTS,
+                                            .type = check_types[i],
+                                            .type2 = check_types[i],
+                                            .terms = 2,
+                                            .norm = true,
+                                            .sane = true,
+                                            .embedding = width_of(check_types[i], 2 * i),
+                                            .ffn = width_of(check_types[i], i + 1),
+                                            .experts = 5,
+                                            .chosen = 2},
+                          &wholes);
+}
+
+static void check_op(struct nb_device *reference, struct nb_device *d, const char *name,
+                     void (*run)(struct nb_device *reference, struct nb_device *device))
+{
+    static struct nb_device_info info;
+    d->ops->info(d, &info);
+    size_t failed = check_report.failed;
+    check_report.level = info.name;
+    check_report.op = name;
+    check_report.compared = 0;
+    // A driver may crash in it, or never end.
+    printf("%-8s %-10s %-10s", info.name, info.isa, name);
+    fflush(stdout);
+    run(reference, d);
+    printf(" %10zu values  %s\n", check_report.compared,
+           check_report.failed == failed ? "ok" : "FAILED");
+    fflush(stdout);
+}
 
 static void check_device(struct nb_device *reference, struct nb_device *d)
 {
-    struct nb_device_info info;
-    d->ops->info(d, &info);
-    check_report.level = info.name;
-    for (size_t i = 0; i < sizeof(operators) / sizeof(operators[0]); i++) {
-        size_t failed = check_report.failed;
-        check_report.op = operators[i].name;
-        check_report.compared = 0;
-        operators[i].run(reference, d);
-        printf("%-8s %-10s %-10s %10zu values  %s\n", info.name, info.isa, operators[i].name,
-               check_report.compared, check_report.failed == failed ? "ok" : "FAILED");
-        fflush(stdout);
-    }
+    for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++)
+        if (has_name(only_ops, groups[i].name) && (!brief || groups[i].run != op_check_limits))
+            check_op(reference, d, groups[i].name, groups[i].run);
 }
 
 // --- Devices
@@ -226,24 +322,28 @@ static void check_device(struct nb_device *reference, struct nb_device *d)
 static struct nb_device *cpu_with(const struct nb_kernels *k)
 {
     struct nb_device *d;
-    if (nb_cpu_device_create(1, &d) < 0)
+    if (nb_cpu_device_create(1, NULL, &d) < 0)
         abort();
     ((struct nb_cpu_device *)d)->kernels = k;
     return d;
 }
 
-static struct nb_device *create(const char *name, const char *tier)
+static struct nb_device *create_as(const char *name, struct nb_device_options how)
 {
+    how.timeout_ms = TIMEOUT_MS;
     struct nb_device *d;
-    char error[256] = "";
-    int rc =
-        nb_device_create(name, &(struct nb_device_options){.tier = tier, .timeout_ms = TIMEOUT_MS},
-                         &d, error, sizeof(error));
+    struct nb_error error = {""};
+    int rc = nb_device_create(name, &how, &d, &error);
     if (rc < 0) {
-        printf("%s\n", error);
+        printf("%s\n", error.text);
         exit(1);
     }
     return d;
+}
+
+static struct nb_device *create(const char *name, const char *tier, uint32_t tile)
+{
+    return create_as(name, (struct nb_device_options){.tier = tier, .tile = tile});
 }
 
 // What the driver's arithmetic is decides which reference it is held to, and how closely.
@@ -268,13 +368,44 @@ static const struct nb_kernels *reference_of(struct nb_device *d)
     return f.fused ? &nb_kernels_scalar : &nb_kernels_unfused;
 }
 
+static void check_layers_and_experts(struct nb_device *reference, struct nb_device *d)
+{
+    op_check_layers(reference, d);
+    op_check_experts(reference, d);
+}
+
+// Weights in small buffers, and seen through windows that hold a part of an expert's matrix.
+static void check_windows(struct nb_device *reference, const char *name, const char *tier)
+{
+    struct nb_device *d =
+        create_as(name, (struct nb_device_options){
+                            .tier = tier, .buffer_bytes = 40 << 10, .window_bytes = 14 << 10});
+    check_op(reference, d, "windows", check_layers_and_experts);
+    d->ops->destroy(d);
+}
+
 static void check_name(const char *name, const char *tier)
 {
-    struct nb_device *d = create(name, tier);
+    struct nb_device *d = create(name, tier, 0);
     struct nb_device *reference = cpu_with(reference_of(d));
     check_device(reference, d);
+    if (d->ops == &nb_vulkan_ops && has_name(only_ops, "windows"))
+        check_windows(reference, name, tier);
     reference->ops->destroy(reference);
     d->ops->destroy(d);
+}
+
+static void check_tiles(const char *name, const char *tier)
+{
+    for (uint32_t tile = 1; tile <= NB_TIER_TILES; tile++) {
+        struct nb_device *d = create(name, tier, tile);
+        struct nb_device *reference = cpu_with(reference_of(d));
+        char what[16];
+        snprintf(what, sizeof(what), "tile %u", tile);
+        check_op(reference, d, what, check_tile);
+        reference->ops->destroy(reference);
+        d->ops->destroy(d);
+    }
 }
 
 static const char *cpu_driver(void)
@@ -285,27 +416,63 @@ static const char *cpu_driver(void)
     return name;
 }
 
-int main(int argc, char **argv)
+struct arguments {
+    const char *name, *tier, *filter;
+    uint32_t repeat;
+    bool tiles;
+};
+
+static bool read_arguments(int argc, char **argv, struct arguments *ret)
 {
     static const struct option longs[] = {{"device", required_argument, NULL, 'd'},
                                           {"tier", required_argument, NULL, 't'},
+                                          {"types", required_argument, NULL, 'y'},
+                                          {"ops", required_argument, NULL, 'o'},
+                                          {"brief", no_argument, NULL, 'q'},
+                                          {"tiles", no_argument, NULL, 'l'},
+                                          {"repeat", required_argument, NULL, 'r'},
                                           {"bench", optional_argument, NULL, 'b'},
                                           {0}};
-    const char *name = NULL, *tier = NULL, *filter = NULL;
+    *ret = (struct arguments){0};
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) >= 0;) {
         if (c == '?')
-            return 2;
-        *(c == 'd' ? &name : c == 't' ? &tier : &filter) = optarg ? optarg : "";
+            return false;
+        const char *ignored, *text = optarg ? optarg : "";
+        brief = brief || c == 'q';
+        ret->tiles = ret->tiles || c == 'l';
+        ret->repeat = c == 'r' ? (uint32_t)strtoul(text, NULL, 10) : ret->repeat;
+        *(c == 'd'   ? &ret->name
+          : c == 't' ? &ret->tier
+          : c == 'y' ? &only_types
+          : c == 'o' ? &only_ops
+          : c == 'b' ? &ret->filter
+                     : &ignored) = text;
     }
-    if (filter) {
-        struct nb_device *d = create(name ? name : cpu_driver(), tier);
-        op_bench(d, filter);
-        d->ops->destroy(d);
-    } else if (name || tier) {
-        check_name(name ? name : cpu_driver(), tier);
-    } else {
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments a;
+    if (!read_arguments(argc, argv, &a))
+        return 2;
+    if (!a.name && !a.tier && !a.filter && !a.tiles && !a.repeat) {
         check_name("cpu", NULL);
         check_name(cpu_driver(), NULL);
+        return check_report.failed > 0;
+    }
+    const char *name = a.name ? a.name : cpu_driver();
+    if (a.filter || a.repeat) {
+        struct nb_device *d = create(name, a.tier, 0);
+        if (a.repeat)
+            op_repeat(d, a.repeat);
+        else
+            op_bench(d, a.filter);
+        d->ops->destroy(d);
+    } else if (a.tiles) {
+        check_tiles(name, a.tier);
+    } else {
+        check_name(name, a.tier);
     }
     return check_report.failed > 0;
 }

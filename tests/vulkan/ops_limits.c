@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "engine/vulkan/device.h"
+#include "tensor/fail.h"
 #include "tests/kernels/check.h"
 #include "tests/kernels/report.h"
 #include "tests/vulkan/ops.h"
@@ -72,13 +73,13 @@ static bool refuses(struct nb_device *d, const struct op_case *c)
     const struct nb_device_model_options o = {.kv_blocks = KV_ROUND, .max_rows = 1};
     struct nb_device_model *m;
     struct op_plan p;
-    char error[256] = "";
+    struct nb_error error = {""};
     op_plan_init(&p, c);
-    int rc = d->ops->model_open(d, &p.plan, &o, &m, error, sizeof(error));
+    int rc = d->ops->model_open(d, &p.plan, &o, &m, &error);
     if (rc == 0)
         d->ops->model_close(m);
     op_plan_finish(&p);
-    return rc == -ENOTSUP && error[0];
+    return rc == -ENOTSUP && error.text[0];
 }
 
 static void check_context(struct nb_device *reference, struct nb_device *device, uint32_t k_dim,
@@ -121,7 +122,7 @@ static void check_widths(struct nb_device *reference, struct nb_device *device)
     };
     const struct nb_vulkan_device *d = (struct nb_vulkan_device *)device;
     // Modules with barriers take long to compile: the other tiers get every other case.
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i += d->tier->turns ? 1 : 2) {
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i += d->tier->rotates ? 1 : 2) {
         const bool ffn = cases[i].middle == MIDDLE_FFN, floats = cases[i].type == NB_TYPE_F16;
         const uint32_t block = nb_type_info(cases[i].type)->block, narrow = 32;
         uint32_t widest = nb_vulkan_widest_matrix(d, floats, ffn && !cases[i].wide_ffn ? 2 : 1,

@@ -16,6 +16,7 @@
 #include "engine/device.h"
 #include "engine/vulkan/cache.h"
 #include "engine/vulkan/tier.h"
+#include "tensor/fail.h"
 #include "tests/support/cpu_driver.h"
 
 #define HEAD 104 // bytes before the choices; the last 16 are the driver's size and the hash
@@ -28,8 +29,8 @@ static const struct nb_vulkan_cache_id id = {.vendor = 0x1002,
                                              .pipeline_uuid = "pipelines, test",
                                              .shaders = 0x0123456789abcdef};
 
-static const struct nb_vulkan_choice choices[] = {{.product = 11, .tile = {0, 1, 2, 2}},
-                                                  {.product = 12, .tile = {2, 1, 0, 0, 1}}};
+static const struct nb_vulkan_choice choices[] = {{.gemm = 11, .tile = {0, 1, 2, 2}},
+                                                  {.gemm = 12, .tile = {2, 1, 0, 0, 1}}};
 
 struct blob {
     uint8_t *data;
@@ -153,9 +154,9 @@ static struct blob save(const struct blob *given)
     const struct nb_device_options o = {.cache = given ? given->data : NULL,
                                         .cache_bytes = given ? given->bytes : 0};
     struct nb_device *d;
-    char error[256];
-    if (nb_device_create(device, &o, &d, error, sizeof(error)) < 0)
-        fail_msg("%s", error);
+    struct nb_error error;
+    if (nb_device_create(device, &o, &d, &error) < 0)
+        fail_msg("%s", error.text);
     struct blob b = {0};
     void *data = NULL;
     int rc = d->ops->cache(d, &data, &b.bytes);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "engine/vulkan/vulkan.h"
+#include "tensor/fail.h"
 #include "tensor/type.h"
 #include "tests/support/model_file.h"
 #include "tests/support/random_model.h"
@@ -42,8 +43,9 @@ int main(void)
     struct nb_model_options o = {.max_rows = ROWS};
     struct nb_device *d;
     struct test_model t;
-    char error[256] = "", name[] = "vulkan0";
-    for (; nb_device_create(name, &how, &d, error, sizeof(error)) == 0; name[6]++) {
+    struct nb_error error = {""};
+    char name[] = "vulkan0";
+    for (; nb_device_create(name, &how, &d, &error) == 0; name[6]++) {
         struct nb_device_info info;
         d->ops->info(d, &info);
         d->ops->destroy(d);
@@ -53,14 +55,14 @@ int main(void)
     int fd = random_model_create(&model);
     test_device(name);
     test_device_options(&how);
-    int rc = test_model_open_fd(fd, 1, &o, &t, error, sizeof(error));
+    int rc = test_model_open_fd(fd, 1, &o, &t, &error);
     if (rc == 0) {
         rc = step(&t);
-        snprintf(error, sizeof(error), "%s", t.device->ops->fault(t.device));
+        snprintf(error.text, sizeof(error.text), "%s", t.device->ops->fault(t.device));
     }
-    printf("%s\n", error);
+    printf("%s\n", error.text);
     check(rc == -ETIMEDOUT, strerror(-rc));
-    check(strstr(error, " hangs: "), "the cause is not told");
+    check(strstr(error.text, " hangs: "), "the cause is not told");
     fflush(stdout);
     _exit(0); // as the worker does: the driver is still busy
 }

@@ -1,6 +1,6 @@
-// The limit of pipelines for a model (engine/vulkan/model.h): the packaged model and random ones of
-// the mixtures that quantizers write, in every tier that the device has and at every precision. On
-// Mesa's CPU driver.
+// The limit of pipelines for a model (engine/vulkan/program.h): the packaged model and random ones
+// of the mixtures that quantizers write, in every tier that the device has and at every precision.
+// On Mesa's CPU driver.
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -14,10 +14,12 @@
 #include <cmocka.h>
 
 #include "engine/vulkan/model.h"
+#include "tensor/fail.h"
 #include "tensor/image.h"
 #include "tensor/type.h"
 #include "tests/support/cpu_driver.h"
 #include "tests/support/model_file.h"
+#include "tests/support/pack.h"
 #include "tests/support/random_model.h"
 
 static const char *device;
@@ -65,14 +67,14 @@ static struct nb_image *pack(size_t i)
                                        .type = models[i].type};
     struct nb_image *image = NULL;
     uint64_t bytes;
-    char error[256] = "";
+    struct nb_error error = {""};
     int fd = i == 0 ? open(test_model_path(NULL), O_RDONLY | O_CLOEXEC)
                     : random_model_create_mixed(&shape, models[i].mix);
     int memfd = memfd_create("image", MFD_CLOEXEC);
     assert_true(fd >= 0 && memfd >= 0);
-    if (nb_image_pack(fd, memfd, NULL, NULL, &bytes, error, sizeof(error)) < 0 ||
-        nb_image_map(memfd, 0, &image, error, sizeof(error)) < 0)
-        fail_msg("%s", error);
+    if (test_pack(fd, memfd, NULL, &bytes, &error) < 0 ||
+        nb_image_map(memfd, 0, &image, &error) < 0)
+        fail_msg("%s", error.text);
     close(fd);
     close(memfd);
     return image;
@@ -83,10 +85,10 @@ static uint32_t count(const struct nb_device_model *m)
 {
     bool used[UINT16_MAX + 1] = {false};
     uint32_t n = 0;
-    for (uint32_t i = 0; i < m->n_dispatches; i++)
+    for (uint32_t i = 0; i < m->program.n; i++)
         for (uint32_t t = 0; t < NB_TIER_TILES; t++) {
-            n += !used[m->dispatches[i].pipeline[t]];
-            used[m->dispatches[i].pipeline[t]] = true;
+            n += !used[m->program.dispatches[i].pipeline[t]];
+            used[m->program.dispatches[i].pipeline[t]] = true;
         }
     return n;
 }
@@ -98,11 +100,12 @@ static uint32_t pipelines(struct nb_device *d, const struct nb_image *image, int
     const struct nb_device_model_options options = {.kv_blocks = 1, .max_rows = 1};
     struct nb_device_model *m = NULL;
     struct nb_plan *plan = NULL;
-    char error[256] = "";
-    if (nb_plan_create(image, (enum nb_precision)precision, kv_type, &plan, error, sizeof(error)) <
-            0 ||
-        d->ops->model_open(d, plan, &options, &m, error, sizeof(error)) < 0)
-        fail_msg("%s", error);
+    struct nb_error error = {""};
+    const struct nb_plan_options how = {.precision = (enum nb_precision)precision,
+                                        .kv_type = kv_type};
+    if (nb_plan_create(image, &how, &plan, &error) < 0 ||
+        d->ops->model_open(d, plan, &options, &m, &error) < 0)
+        fail_msg("%s", error.text);
     uint32_t n = m ? count(m) : 0;
     d->ops->model_close(m);
     nb_plan_destroy(plan);
@@ -114,10 +117,10 @@ static void few_pipelines(void **state)
     struct nb_device *d[N_TIERS] = {NULL};
     for (size_t t = 0; t < N_TIERS; t++) {
         const struct nb_device_options how = {.tier = tiers[t], .tile = 1};
-        char error[256] = "";
-        int rc = nb_device_create(device, &how, &d[t], error, sizeof(error));
+        struct nb_error error = {""};
+        int rc = nb_device_create(device, &how, &d[t], &error);
         if (rc < 0)
-            print_message("%s\n", error);
+            print_message("%s\n", error.text);
         assert_true(rc == 0 || (rc == -ENOTSUP && t > 0));
     }
     for (size_t i = 0; i < N_MODELS; i++) {

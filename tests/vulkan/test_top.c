@@ -14,6 +14,7 @@
 
 #include "engine/model.h"
 #include "engine/vulkan/model.h"
+#include "tensor/fail.h"
 #include "tensor/type.h"
 #include "tests/support/cpu_driver.h"
 #include "tests/support/hard_rows.h"
@@ -33,12 +34,12 @@ static void open_model(const char *name, struct test_model *ret)
     const struct random_model shape = {2, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1};
     const struct nb_model_options options = {
         .precision = NB_PRECISION_BALANCED, .max_context = 64, .max_rows = 64};
-    char error[256] = "";
+    struct nb_error error = {""};
     int fd = random_model_create(&shape);
     assert_true(fd >= 0);
     test_device(name);
-    if (test_model_open_fd(fd, 1, &options, ret, error, sizeof(error)) < 0)
-        fail_msg("%s", error);
+    if (test_model_open_fd(fd, 1, &options, ret, &error) < 0)
+        fail_msg("%s", error.text);
     close(fd);
 }
 
@@ -57,23 +58,27 @@ static void check_order(const float *logits, uint32_t vocab, const struct nb_can
 static void run_top(struct nb_device_model *m, const struct nb_vulkan_buffer *row, uint32_t vocab,
                     uint32_t n, void *ret)
 {
-    struct nb_vulkan_dispatch p = m->dispatches[m->top];
+    struct nb_vulkan_dispatch p = m->program.dispatches[m->program.top];
     const VkBufferCopy all = {.size = row->bytes};
     VkCommandBuffer c;
-    p.push[2] = vocab;
-    p.push[3] = nb_vulkan_pad(vocab, 16) / 4;
-    ((uint32_t *)m->step.map)[1] = 1;
-    ((uint32_t *)m->step.map)[m->tables.candidates] = n;
+    struct push_top push;
+    memcpy(&push, p.push, sizeof(push));
+    push.vocab = vocab;
+    push.in4 = nb_vulkan_pad(vocab, 16) / 4;
+    memcpy(p.push, &push, sizeof(push));
+    ((uint32_t *)m->buffers.step.map)[STEP_WANTED] = 1;
+    ((uint32_t *)m->buffers.step.map)[m->tables.candidates] = n;
     assert_int_equal(nb_vulkan_begin(m->device, true, &c), 0);
-    m->device->vk.CmdCopyBuffer(c, row->buffer, m->logits.buffer, 1, &all);
+    m->device->vk.CmdCopyBuffer(c, row->buffer, m->buffers.value[NB_VALUE_LOGITS].buffer, 1, &all);
     assert_int_equal(nb_vulkan_run_once(m->device, c), 0);
     assert_int_equal(nb_vulkan_begin(m->device, true, &c), 0);
-    nb_vulkan_dispatch(m, c, 1, &p, 0);
+    nb_vulkan_dispatch(&m->pipelines, c, 1, &p, 0);
     assert_int_equal(nb_vulkan_run_once(m->device, c), 0);
-    if (n && !m->brings)
-        nb_vulkan_top(row->map, vocab, m->best.map, ret, n);
+    const bool brings = m->extent.brings;
+    if (n && !brings)
+        nb_vulkan_top(row->map, vocab, m->buffers.best.map, ret, n);
     else
-        memcpy(ret, m->brings ? m->best.map : m->logits.map,
+        memcpy(ret, (brings ? &m->buffers.best : &m->buffers.value[NB_VALUE_LOGITS])->map,
                n ? n * sizeof(struct nb_candidate) : vocab * sizeof(float));
 }
 
@@ -86,7 +91,7 @@ static void any_row(void **state)
     struct test_model t;
     open_model(device, &t);
     struct nb_device_model *m = t.model->dm;
-    assert_true(m->head_rows * nb_vulkan_pad(RANDOM_VOCAB, 16) >= PADDED);
+    assert_true(m->extent.wanted_rows * nb_vulkan_pad(RANDOM_VOCAB, 16) >= PADDED);
     assert_int_equal(nb_vulkan_buffer_init(m->device, PADDED * sizeof(float), NB_VULKAN_HOST, &row),
                      0);
     float *logits = row.map;
@@ -196,11 +201,11 @@ static void write_texts(struct nb_model *m, bool logprobs, struct text *ret, uin
     }
 }
 
-static uint32_t steps(const struct nb_device_model *m, enum nb_vulkan_part part)
+static uint32_t steps(const struct nb_device_model *m, enum nb_vulkan_scope scope)
 {
     uint32_t n = 0;
     for (uint32_t b = 0; b < NB_VULKAN_BUCKETS; b++)
-        n += m->recording[part][b].steps;
+        n += m->recordings.of[scope][b].steps;
     return n;
 }
 
@@ -211,9 +216,9 @@ static void texts(void **state)
     open_model(device, &t);
     const struct nb_device_model *m = t.model->dm;
     write_texts(t.model, true, want, 3);
-    assert_int_equal(m->brings, usual.tier != NULL);
-    assert_int_equal(steps(m, NB_VULKAN_BEST) > 0, m->brings);
-    assert_int_equal(steps(m, NB_VULKAN_LOGITS) > 0, !m->brings);
+    assert_int_equal(m->extent.brings, usual.tier != NULL);
+    assert_int_equal(steps(m, NB_VULKAN_BEST) > 0, m->extent.brings);
+    assert_int_equal(steps(m, NB_VULKAN_LOGITS) > 0, !m->extent.brings);
     write_texts(t.model, false, got, 3);
     assert_true(steps(m, NB_VULKAN_BEST) >= TEXT);
     assert_memory_equal(got, want, sizeof(want));

@@ -14,6 +14,7 @@
 
 #include "engine/model.h"
 #include "engine/vulkan/model.h"
+#include "tensor/fail.h"
 #include "tensor/type.h"
 #include "tests/support/cpu_driver.h"
 #include "tests/support/model_file.h"
@@ -45,13 +46,13 @@ static void open_model(const struct nb_device_options *o, struct test_model *ret
 {
     const struct random_model shape = {2, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1};
     const struct nb_model_options options = {.precision = NB_PRECISION_BALANCED, .max_context = 64};
-    char error[256] = "";
+    struct nb_error error = {""};
     int fd = random_model_create(&shape);
     assert_true(fd >= 0);
     test_device(device);
     test_device_options(o);
-    if (test_model_open_fd(fd, 1, &options, ret, error, sizeof(error)) < 0)
-        fail_msg("%s", error);
+    if (test_model_open_fd(fd, 1, &options, ret, &error) < 0)
+        fail_msg("%s", error.text);
     close(fd);
     nb_model_set_events(ret->model, &(struct nb_model_events){.on_logits = on_logits});
 }
@@ -106,26 +107,26 @@ static void every_tile(void **state)
     }
 }
 
-// A recording is for up to 32 rows, and products launch what these need.
+// A recording is for up to 32 rows, and GEMMs launch what these need.
 static void rows_of_a_bucket(void **state)
 {
     static struct logits all;
     struct test_model t;
-    uint32_t products = 0;
+    uint32_t gemms = 0;
     open_model(&(struct nb_device_options){0}, &t);
     score(&t, &all);
     const struct nb_device_model *m = t.model->dm;
-    const uint32_t *words = m->step.map, bucket = nb_vulkan_bucket(PROMPT);
+    const uint32_t *words = m->buffers.step.map, bucket = nb_vulkan_bucket(PROMPT);
     assert_int_equal(bucket, 5);
-    for (uint32_t i = 0; i < m->n_dispatches; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
-        const uint32_t tokens = nb_vulkan_variant(m, p, p->tile[bucket])->tokens;
+    for (uint32_t i = 0; i < m->program.n; i++) {
+        const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
+        const uint32_t tokens = nb_vulkan_variant(m->device, p, p->tile[bucket])->tokens;
         if (p->shape != NB_VULKAN_TOKENS)
             continue;
         assert_int_equal(words[m->tables.groups + 3 * i + 1], (PROMPT + tokens - 1) / tokens);
-        products++;
+        gemms++;
     }
-    assert_true(products > 8);
+    assert_true(gemms > 8);
     test_model_close(&t);
 }
 
@@ -173,7 +174,7 @@ static void chosen_and_kept(void **state)
     free(kept.data);
 }
 
-// As if measuring had chosen `tile` for every product.
+// As if measuring had chosen `tile` for every GEMM.
 static struct blob choose_all(const struct blob *kept, const struct nb_vulkan_cache_id *id,
                               uint8_t tile)
 {
@@ -183,7 +184,7 @@ static struct blob choose_all(const struct blob *kept, const struct nb_vulkan_ca
     struct nb_vulkan_choice *choices = calloc(parts.n_choices, sizeof(*choices));
     assert_true(choices && parts.n_choices > 0);
     for (uint32_t i = 0; i < parts.n_choices; i++) {
-        choices[i].product = parts.choices[i].product;
+        choices[i].gemm = parts.choices[i].gemm;
         memset(choices[i].tile, tile, NB_VULKAN_BUCKETS);
     }
     parts.choices = choices;
@@ -192,20 +193,20 @@ static struct blob choose_all(const struct blob *kept, const struct nb_vulkan_ca
     return ret;
 }
 
-// Whether every product takes this tile for every count of rows.
+// Whether every GEMM takes this tile for every count of rows.
 static bool all_take(const struct nb_device_model *m, uint32_t tile)
 {
-    uint32_t products = 0;
-    for (uint32_t i = 0; i < m->n_dispatches; i++) {
-        const struct nb_vulkan_dispatch *p = &m->dispatches[i];
+    uint32_t gemms = 0;
+    for (uint32_t i = 0; i < m->program.n; i++) {
+        const struct nb_vulkan_dispatch *p = &m->program.dispatches[i];
         if (p->pipeline[0] == p->pipeline[NB_TIER_TILES - 1])
             continue;
-        products++;
-        for (uint32_t b = 0; b <= nb_vulkan_bucket(m->padded_rows); b++)
+        gemms++;
+        for (uint32_t b = 0; b <= nb_vulkan_bucket(m->extent.padded_rows); b++)
             if (p->tile[b] != tile)
                 return false;
     }
-    return products > 0;
+    return gemms > 0;
 }
 
 static void taken_once_ready(void **state)
@@ -240,11 +241,12 @@ static void wider_vectors(void **state)
 {
     static struct logits want, got;
     struct nb_vulkan_device_info info[NB_VULKAN_DEVICES];
-    char error[256], *before = getenv("LP_NATIVE_VECTOR_WIDTH");
+    struct nb_error error;
+    char *before = getenv("LP_NATIVE_VECTOR_WIDTH");
     before = before ? strdup(before) : NULL;
     for (int wide = 0; wide < 2; wide++) {
         setenv("LP_NATIVE_VECTOR_WIDTH", wide ? "512" : "256", 1);
-        assert_true(nb_vulkan_enumerate(info, NB_VULKAN_DEVICES, error, sizeof(error)) > 0);
+        assert_true(nb_vulkan_enumerate(info, NB_VULKAN_DEVICES, &error) > 0);
         assert_non_null(strstr(info[atoi(device + strlen("vulkan"))].name, wide ? "512" : "256"));
         free(compute(&(struct nb_device_options){.tier = "registers"}, wide ? &got : &want).data);
     }

@@ -53,11 +53,12 @@ void on_event(nibble_job *job, const struct nibble_event *event, void *user)
     got->prefills += event->type == NIBBLE_EVENT_PREFILL;
     got->moves += event->type == NIBBLE_EVENT_MOVED;
     if (event->device)
-        snprintf(got->devices + strlen(got->devices), sizeof got->devices - strlen(got->devices),
+        snprintf(got->devices + strlen(got->devices), sizeof(got->devices) - strlen(got->devices),
                  "%s@%u ", event->device, got->tokens);
     if (event->type == NIBBLE_EVENT_TOKEN) {
-        assert_true(got->len + event->text_len < sizeof got->text);
+        assert_true(got->len + event->text_len < sizeof(got->text));
         memcpy(got->text + got->len, event->text, event->text_len);
+        memset(got->reasoning + got->len, event->reasoning, event->text_len);
         got->len += event->text_len;
         got->tokens += event->token >= 0;
         if (event->text_len > got->longest)
@@ -78,9 +79,9 @@ nibble_job *begin_tokens(nibble_session *on, const char *prompt, uint32_t max_to
     size_t n = strlen(prompt);
     for (size_t i = 0; i < n; i++)
         tokens[i] = (unsigned char)prompt[i];
-    struct nibble_prompt given = {.tokens = tokens, .n_tokens = n};
+    struct nibble_prompt given = {.size = sizeof(given), .tokens = tokens, .n_tokens = n};
     struct nibble_generate_options options;
-    nibble_generate_options_init(&options);
+    nibble_generate_options_init(&options, sizeof(options));
     options.max_tokens = max_tokens;
     nibble_job *job = NULL;
     assert_int_equal(nibble_generate(on, &given, &options, callback, user, &job), 0);

@@ -10,6 +10,7 @@ extern nibble_session *session; // on m0; closed by the test's end if the test h
 
 struct collected {
     char text[8192];
+    bool reasoning[8192]; // of each byte of text
     size_t len, longest;
     unsigned tokens, prefills, moves;
     char devices[64]; // that the job moved to, and after how many tokens

@@ -40,7 +40,7 @@ static int open_memory(struct fake_channel *channel, int fds[2])
     fds[1] = pair[1];
     channel->sq_head = channel->cq_tail = 0;
     channel->n_jobs = 0;
-    memset(channel->n_logs, 0, sizeof channel->n_logs);
+    memset(channel->n_logs, 0, sizeof(channel->n_logs));
     return 0;
 }
 
@@ -52,15 +52,15 @@ static void close_memory(struct fake_channel *channel)
 
 void fake_rebind(struct fake *fake, struct fake_channel *channel)
 {
-    struct nb_wire_channel packet = {.header = {.type = NB_WIRE_REBIND, .size = sizeof packet},
+    struct nb_wire_channel packet = {.header = {.type = NB_WIRE_REBIND, .size = sizeof(packet)},
                                      .channel = channel->handle,
                                      .incarnation = ++channel->incarnation,
                                      .arena_bytes = channel->arena};
     int fds[2];
-    memcpy(packet.device, fake->device, sizeof packet.device);
+    memcpy(packet.device, fake->device, sizeof(packet.device));
     close_memory(channel);
     open_memory(channel, fds);
-    nb_wire_send(channel->control, &packet, sizeof packet, fds, 2);
+    nb_wire_send(channel->control, &packet, sizeof(packet), fds, 2);
     nb_wire_close_fds(fds, 2);
 }
 
@@ -75,11 +75,11 @@ static void free_channel(struct fake_channel *channel)
 void fake_lose(struct fake_channel *channel)
 {
     struct nb_wire_channel_ref packet = {.header = {.type = NB_WIRE_CHANNEL_LOST,
-                                                    .size = sizeof packet,
+                                                    .size = sizeof(packet),
                                                     .status = NIBBLE_E_NO_MODEL},
                                          .channel = channel->handle,
                                          .text = "m0 was unloaded"};
-    nb_wire_send(channel->control, &packet, sizeof packet, NULL, 0);
+    nb_wire_send(channel->control, &packet, sizeof(packet), NULL, 0);
     free_channel(channel);
 }
 
@@ -114,8 +114,8 @@ void fake_reply(int sock, const struct nb_wire_header *request, void *reply, uin
 void fake_refuse(int sock, const struct nb_wire_header *request, int code, const char *text)
 {
     struct nb_wire_error error = {.header = {.status = code}};
-    snprintf(error.text, sizeof error.text, "%s", text);
-    fake_reply(sock, request, &error, sizeof error, NULL, 0);
+    snprintf(error.text, sizeof(error.text), "%s", text);
+    fake_reply(sock, request, &error, sizeof(error), NULL, 0);
 }
 
 static void list(struct fake *fake, int sock, const struct nb_wire_list_request *request)
@@ -126,20 +126,22 @@ static void list(struct fake *fake, int sock, const struct nb_wire_list_request 
     } reply = {.head = {.row_size = sizeof(struct nibble_model), .total = FAKE_MODELS}};
     if (request->what != NB_LIST_MODELS) {
         reply.head.total = 0;
-        fake_reply(sock, &request->header, &reply, sizeof reply.head, NULL, 0);
+        fake_reply(sock, &request->header, &reply, sizeof(reply.head), NULL, 0);
         return;
     }
     for (uint32_t i = request->cursor; i < FAKE_MODELS && reply.head.n < 2; i++) {
         struct nibble_model *row = &reply.rows[reply.head.n++];
-        memset(row, 'x', sizeof *row); // nothing ends with a NUL but the name
-        snprintf(row->name, sizeof row->name, "m%u", i);
+        memset(row, 'x', sizeof(*row)); // nothing ends with a NUL but the name
+        snprintf(row->name, sizeof(row->name), "m%u", i);
         row->vocab = FAKE_VOCAB;
         row->context = fake->context;
+        row->embedding = FAKE_WIDTH;
     }
     uint32_t next = request->cursor + reply.head.n;
     reply.head.next_cursor = next < FAKE_MODELS ? next : 0;
     fake_reply(sock, &request->header, &reply,
-               (uint32_t)(sizeof reply.head + reply.head.n * sizeof(struct nibble_model)), NULL, 0);
+               (uint32_t)(sizeof(reply.head) + reply.head.n * sizeof(struct nibble_model)), NULL,
+               0);
 }
 
 static void open_channel(struct fake *fake, int sock, const struct nb_wire_open_channel *request)
@@ -160,8 +162,8 @@ static void open_channel(struct fake *fake, int sock, const struct nb_wire_open_
     open_memory(channel, fds);
     struct nb_wire_channel reply = {
         .channel = channel->handle, .incarnation = 1, .arena_bytes = channel->arena};
-    memcpy(reply.device, fake->device, sizeof reply.device);
-    fake_reply(sock, &request->header, &reply, sizeof reply, fds, 2);
+    memcpy(reply.device, fake->device, sizeof(reply.device));
+    fake_reply(sock, &request->header, &reply, sizeof(reply), fds, 2);
     nb_wire_close_fds(fds, 2);
     atomic_fetch_add(&fake->n_channels, 1);
 }
@@ -173,7 +175,7 @@ static void close_channel(struct fake *fake, int sock, const struct nb_wire_chan
         if (fake->channels[i].control == sock && fake->channels[i].handle == request->channel) {
             free_channel(&fake->channels[i]);
             atomic_fetch_sub(&fake->n_channels, 1);
-            fake_reply(sock, &request->header, &reply, sizeof reply, NULL, 0);
+            fake_reply(sock, &request->header, &reply, sizeof(reply), NULL, 0);
             return;
         }
     fake_violation(fake, "CLOSE_CHANNEL of an unknown channel");
@@ -182,11 +184,11 @@ static void close_channel(struct fake *fake, int sock, const struct nb_wire_chan
 static void load(struct fake *fake, int sock, const struct nb_wire_load *request)
 {
     struct nb_wire_progress progress = {.header = {.type = NB_WIRE_PROGRESS,
-                                                   .size = sizeof progress,
+                                                   .size = sizeof(progress),
                                                    .serial = request->header.serial},
                                         .total = 100};
     for (progress.done = 0; progress.done <= 100; progress.done += 50)
-        nb_wire_send(sock, &progress, sizeof progress, NULL, 0);
+        nb_wire_send(sock, &progress, sizeof(progress), NULL, 0);
     struct nb_wire_empty reply = {0};
     if (strcmp(request->name, "slow") == 0) { // until it is cancelled
         struct pollfd readable = {sock, POLLIN, 0};
@@ -202,14 +204,14 @@ static void load(struct fake *fake, int sock, const struct nb_wire_load *request
         fake_refuse(sock, &request->header, -ECANCELED, "cancelled");
         return;
     }
-    fake_reply(sock, &request->header, &reply, sizeof reply, NULL, 0);
+    fake_reply(sock, &request->header, &reply, sizeof(reply), NULL, 0);
 }
 
 static void status(int sock, const struct nb_wire_header *request)
 {
     struct nb_wire_status_reply reply = {.steps = 7, .mixed_steps = 3, .models = FAKE_MODELS};
-    memset(reply.version, 'v', sizeof reply.version);
-    fake_reply(sock, request, &reply, sizeof reply, NULL, 0);
+    memset(reply.version, 'v', sizeof(reply.version));
+    fake_reply(sock, request, &reply, sizeof(reply), NULL, 0);
 }
 
 static void handle(struct fake *fake, int sock, const struct nb_wire_header *request)
@@ -220,7 +222,7 @@ static void handle(struct fake *fake, int sock, const struct nb_wire_header *req
     if (!message || !message->roles || message->size != request->size)
         fake_violation(fake, "a request");
     else if (request->type == NB_WIRE_HELLO)
-        fake_reply(sock, request, &hello, sizeof hello, NULL, 0);
+        fake_reply(sock, request, &hello, sizeof(hello), NULL, 0);
     else if (request->type == NB_WIRE_LIST)
         list(fake, sock, (const void *)request);
     else if (request->type == NB_WIRE_STATUS)
@@ -231,8 +233,8 @@ static void handle(struct fake *fake, int sock, const struct nb_wire_header *req
         close_channel(fake, sock, (const void *)request);
     else if (request->type == NB_WIRE_LOAD)
         load(fake, sock, (const void *)request);
-    else if (request->type == NB_WIRE_UNLOAD)
-        fake_reply(sock, request, &empty, sizeof empty, NULL, 0);
+    else if (request->type == NB_WIRE_UNLOAD || request->type == NB_WIRE_FILE)
+        fake_reply(sock, request, &empty, sizeof(empty), NULL, 0);
 }
 
 static void serve_client(struct fake *fake, unsigned i)
@@ -296,20 +298,20 @@ static void *run(void *arg)
 static int listen_on(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    must(sock >= 0 && bind(sock, (const struct sockaddr *)&address, sizeof address) == 0 &&
+    must(sock >= 0 && bind(sock, (const struct sockaddr *)&address, sizeof(address)) == 0 &&
          listen(sock, 8) == 0);
     return sock;
 }
 
 struct fake *fake_start(void)
 {
-    struct fake *fake = calloc(1, sizeof *fake);
-    snprintf(fake->dir, sizeof fake->dir, "/tmp/nibble-fake-XXXXXX");
+    struct fake *fake = calloc(1, sizeof(*fake));
+    snprintf(fake->dir, sizeof(fake->dir), "/tmp/nibble-fake-XXXXXX");
     must(mkdtemp(fake->dir));
-    snprintf(fake->path, sizeof fake->path, "%s/nibble.sock", fake->dir);
-    snprintf(fake->admin_path, sizeof fake->admin_path, "%s/admin.sock", fake->dir);
+    snprintf(fake->path, sizeof(fake->path), "%s/nibble.sock", fake->dir);
+    snprintf(fake->admin_path, sizeof(fake->admin_path), "%s/admin.sock", fake->dir);
     fake->listener = listen_on(fake->path);
     fake->admin_listener = listen_on(fake->admin_path);
     fake->context = 4096;

@@ -13,9 +13,10 @@
 #include "libclient/wire.h"
 
 #define FAKE_VOCAB    512
+#define FAKE_WIDTH    8 // of a vector
 #define FAKE_BOS      256
 #define FAKE_EOS      257
-#define FAKE_OPEN     258 // of a message
+#define FAKE_OPEN     258 // of a conversation
 #define FAKE_SHUT     259
 #define FAKE_MODELS   5 // "m0" .. "m4", of which all can be opened
 #define FAKE_CHANNELS 8
@@ -39,7 +40,8 @@ struct fake_channel {
     uint32_t n_logs[NB_SESSIONS_MAX];
     struct fake_job jobs[NB_JOBS_MAX];
     unsigned n_jobs;
-    uint32_t tokens; // told by all its workers
+    uint64_t embedding; // the held batch; 0: none
+    uint32_t tokens;    // told by all its workers
 };
 
 struct fake {
@@ -54,6 +56,7 @@ struct fake {
     uint32_t context;
     uint32_t eos_after;        // of generated tokens; 0: never
     uint32_t token_text;       // bytes of text a token; 0: one
+    uint32_t reasoning;        // of a job's tokens, the first ones; half of the last one's text
     _Atomic int hold;          // 1: the worker computes nothing
     char device[32];           // that REBIND and OPEN_CHANNEL name
     _Atomic int die_after;     // so many tokens from now, the worker dies; 0: never
@@ -66,10 +69,14 @@ struct fake {
     // Spoils a completion before it is posted.
     void (*spoil)(struct fake_channel *channel, struct nb_completion *completion);
     _Atomic int cancel_load_seen;
+    int refuse_status; // not 0: every job is refused so, in these words
+    char refuse[256];
+    _Atomic int die_in_embed;  // so many batches from now, in its middle
+    _Atomic int die_in_reason; // so many refusals from now, after the first piece of its sentence
 
     // What it saw.
     _Atomic int violations; // of the protocol, by the client
-    _Atomic int n_generates, n_cancels, n_closes, n_channels, n_tokenizes;
+    _Atomic int n_generates, n_cancels, n_closes, n_channels, n_tokenizes, n_embeds;
     _Atomic uint32_t last_base, last_n_tokens, last_replay;
     _Atomic uint32_t most_jobs; // that ran at once
 };

@@ -37,6 +37,33 @@ static void post_done(struct fake *fake, struct fake_channel *channel, uint64_t 
              .user_data = user_data, .kind = NB_COMPLETION_DONE, .status = status, .a = a});
 }
 
+// True: something happened that ends this round.
+static bool countdown(_Atomic int *counter)
+{
+    return atomic_load(counter) > 0 && atomic_fetch_sub(counter, 1) == 1;
+}
+
+// False: the worker died in the middle of its sentence.
+static bool refuse(struct fake *fake, struct fake_channel *channel, uint64_t user_data)
+{
+    size_t len = strlen(fake->refuse);
+    for (size_t at = 0; at < len; at += 32) {
+        struct nb_completion piece = {.user_data = user_data, .kind = NB_COMPLETION_REASON};
+        piece.text_len = (uint16_t)(len - at < 32 ? len - at : 32);
+        memcpy(piece.text, fake->refuse + at, piece.text_len);
+        post(fake, channel, piece);
+        if (countdown(&fake->die_in_reason))
+            return false;
+    }
+    post_done(fake, channel, user_data, fake->refuse_status, 0);
+    return true;
+}
+
+static bool is_order(const struct nb_submission *submission)
+{
+    return submission->op == NB_SUBMIT_CANCEL || submission->op == NB_SUBMIT_SESSION_CLOSE;
+}
+
 static uint32_t put_tokens(int32_t *out, uint32_t max, uint32_t n, const void *text, uint64_t size)
 {
     const unsigned char *bytes = text;
@@ -53,37 +80,31 @@ static uint32_t put_token(int32_t *out, uint32_t max, uint32_t n, int32_t token)
     return n + 1;
 }
 
+// A conversation is its JSON, between two marks: what the library wrote is there for tests to read.
 static uint32_t render(const unsigned char *text, uint64_t size, int32_t *out, uint32_t max)
 {
-    uint32_t n = 0;
-    for (uint64_t at = 0; at < size;) {
-        uint32_t lengths[2];
-        memcpy(lengths, text + at, sizeof lengths);
-        at += sizeof lengths;
-        n = put_token(out, max, n, FAKE_OPEN);
-        n = put_tokens(out, max, n, text + at, lengths[0]);
-        n = put_tokens(out, max, n, "\n", 1);
-        n = put_tokens(out, max, n, text + at + lengths[0], lengths[1]);
-        n = put_token(out, max, n, FAKE_SHUT);
-        at += lengths[0] + lengths[1];
-    }
-    n = put_token(out, max, n, FAKE_OPEN);
-    return put_tokens(out, max, n, "assistant\n", 10);
+    uint32_t n = put_token(out, max, 0, FAKE_OPEN);
+    n = put_tokens(out, max, n, text, size);
+    return put_token(out, max, n, FAKE_SHUT);
 }
 
 static void tokenize(struct fake *fake, struct fake_channel *channel,
                      const struct nb_submission *submission)
 {
     struct nb_desc_tokenize desc;
-    memcpy(&desc, arena(channel, submission->desc), sizeof desc);
+    memcpy(&desc, arena(channel, submission->desc), sizeof(desc));
+    uint64_t unit = desc.flags & NB_TEXT_RENDER ? 1 : 4;
     if (desc.text + desc.text_len > channel->arena ||
-        desc.out + desc.out_max * 4ull > channel->arena || desc.out % 4)
+        desc.out + desc.out_max * unit > channel->arena || desc.out % unit)
         fake_violation(fake, "a TOKENIZE outside the arena");
     const unsigned char *text = arena(channel, desc.text);
     int32_t *out = (void *)arena(channel, desc.out);
     uint32_t n = 0;
     atomic_fetch_add(&fake->n_tokenizes, 1);
-    if (desc.flags & NB_TEXT_CHAT) {
+    if (desc.flags & NB_TEXT_RENDER) {
+        n = (uint32_t)desc.text_len;
+        memcpy(out, text, n < desc.out_max ? n : desc.out_max);
+    } else if (desc.flags & NB_TEXT_CHAT) {
         n = render(text, desc.text_len, out, desc.out_max);
     } else {
         if (desc.flags & NB_TEXT_BOS)
@@ -97,7 +118,7 @@ static void detokenize(struct fake *fake, struct fake_channel *channel,
                        const struct nb_submission *submission)
 {
     struct nb_desc_detokenize desc;
-    memcpy(&desc, arena(channel, submission->desc), sizeof desc);
+    memcpy(&desc, arena(channel, submission->desc), sizeof(desc));
     const int32_t *tokens = (const void *)arena(channel, desc.tokens);
     unsigned char *out = arena(channel, desc.out);
     for (uint32_t i = 0; i < desc.n_tokens * 2 && i < desc.out_max;
@@ -133,7 +154,7 @@ static void score(struct fake *fake, struct fake_channel *channel,
                   const struct nb_submission *submission)
 {
     struct nb_desc_score desc;
-    memcpy(&desc, arena(channel, submission->desc), sizeof desc);
+    memcpy(&desc, arena(channel, submission->desc), sizeof(desc));
     if (desc.first < desc.base ||
         !set_log(fake, channel, submission->session, desc.base, desc.tokens, desc.n_tokens)) {
         fake_violation(fake, "a score before its base");
@@ -154,6 +175,72 @@ static void score(struct fake *fake, struct fake_channel *channel,
     post_done(fake, channel, submission->user_data, 0, 0);
 }
 
+// A text's vector is the sum of its bytes or ids, and of the flags' and each number's own.
+static void embed_text(const struct nb_desc_embed *desc, const unsigned char *input, uint32_t n,
+                       float *out)
+{
+    float sum = (float)(desc->flags & ~NB_EMBED_TOKENS);
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t id = input[i];
+        if (desc->flags & NB_EMBED_TOKENS)
+            memcpy(&id, input + i * sizeof(id), sizeof(id));
+        sum += (float)id;
+    }
+    for (uint32_t j = 0; j < FAKE_WIDTH; j++)
+        out[j] = sum + (float)j;
+}
+
+static void check_embed(struct fake *fake, const struct fake_channel *channel,
+                        const struct nb_desc_embed *d, const uint32_t *lengths)
+{
+    const uint64_t unit = d->flags & NB_EMBED_TOKENS ? 4 : 1, n = d->n;
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < n; i++)
+        sum += lengths[i] * unit;
+    if (!n || n > NB_EMBED_TEXTS || sum != d->input_len || d->input_len > NB_TEXT_MAX ||
+        d->input + d->input_len > channel->arena || d->counts + n * 4 > channel->arena ||
+        (!d->out.region && d->out.offset + n * FAKE_WIDTH * 4 > channel->arena) ||
+        d->out.offset % 4 || d->counts % 4 || d->input % unit)
+        fake_violation(fake, "an EMBED");
+}
+
+// False: the worker died in the middle of it.
+static bool embed(struct fake *fake, struct fake_channel *channel,
+                  const struct nb_submission *submission)
+{
+    struct nb_desc_embed desc;
+    memcpy(&desc, arena(channel, submission->desc), sizeof(desc));
+    const uint32_t *lengths = (const void *)arena(channel, desc.lengths);
+    const unsigned char *input = arena(channel, desc.input);
+    const uint64_t unit = desc.flags & NB_EMBED_TOKENS ? 4 : 1;
+    check_embed(fake, channel, &desc, lengths);
+    atomic_fetch_add(&fake->n_embeds, 1);
+    post(fake, channel,
+         (struct nb_completion){.user_data = submission->user_data,
+                                .kind = NB_COMPLETION_PREFILL,
+                                .a = desc.n / 2,
+                                .b = desc.n});
+    if (countdown(&fake->die_in_embed))
+        return false;
+    if (atomic_load(&fake->hold)) {
+        channel->embedding = submission->user_data;
+        return true;
+    }
+    for (uint32_t i = 0; i < desc.n; i++) {
+        ((uint32_t *)(void *)arena(channel, desc.counts))[i] = lengths[i];
+        if (lengths[i] > fake->context) {
+            post_done(fake, channel, submission->user_data, NIBBLE_E_CONTEXT, i + 1);
+            return true;
+        }
+        if (!desc.out.region)
+            embed_text(&desc, input, lengths[i],
+                       (float *)(void *)arena(channel, desc.out.offset) + (size_t)i * FAKE_WIDTH);
+        input += lengths[i] * unit;
+    }
+    post_done(fake, channel, submission->user_data, 0, 0);
+    return true;
+}
+
 static void end_job(struct fake *fake, struct fake_channel *channel, unsigned i, int status,
                     uint32_t finish)
 {
@@ -172,6 +259,11 @@ static void cancel(struct fake *fake, struct fake_channel *channel,
                    const struct nb_submission *submission)
 {
     atomic_fetch_add(&fake->n_cancels, 1);
+    if (submission->target && submission->target == channel->embedding) {
+        channel->embedding = 0;
+        post_done(fake, channel, submission->target, NIBBLE_E_CANCELLED, 0);
+        return;
+    }
     for (unsigned i = 0; i < channel->n_jobs; i++)
         if (channel->jobs[i].user_data == submission->target) {
             end_job(fake, channel, i, NIBBLE_E_CANCELLED, NIBBLE_FINISH_ERROR);
@@ -196,28 +288,30 @@ static uint32_t text_of(const struct fake *fake, int32_t token, char *text)
 {
     uint32_t size = token == FAKE_EOS ? 0 : fake->token_text ? fake->token_text : 1;
     for (uint32_t i = 0; i < size; i++)
-        text[i] = letters[(i + (uint32_t)token) % (sizeof letters - 1)];
+        text[i] = letters[(i + (uint32_t)token) % (sizeof(letters) - 1)];
     if (!fake->token_text)
         memcpy(text, &token, size); // its low byte
     return size;
 }
 
 static void post_text(struct fake *fake, struct fake_channel *channel, uint64_t user_data,
-                      const char *text, uint32_t size)
+                      const char *text, uint32_t size, bool reasoning)
 {
     for (uint32_t at = 0; at < size; at += 32) {
         uint32_t n = size - at < 32 ? size - at : 32;
-        struct nb_completion completion = {
-            .user_data = user_data, .kind = NB_COMPLETION_TEXT, .text_len = (uint16_t)n};
+        struct nb_completion completion = {.user_data = user_data,
+                                           .kind = NB_COMPLETION_TEXT,
+                                           .text_len = (uint16_t)n,
+                                           .b = reasoning};
         memcpy(completion.text, text + at, n);
         post(fake, channel, completion);
     }
 }
 
-// True: something happened that ends this round.
-static bool countdown(_Atomic int *counter)
+// How much of the text of the job's i-th token is reasoning; it begins with it.
+static uint32_t reasoning_of(const struct fake *fake, uint32_t i, uint32_t size)
 {
-    return atomic_load(counter) > 0 && atomic_fetch_sub(counter, 1) == 1;
+    return i < fake->reasoning ? size : i == fake->reasoning ? size / 2 : 0;
 }
 
 // False: the worker died in the middle of it.
@@ -226,18 +320,21 @@ static bool post_token(struct fake *fake, struct fake_channel *channel, const st
 {
     char text[FAKE_TEXT_MAX];
     uint32_t size = text_of(fake, token, text);
-    uint32_t first = size < 32 ? size : 32;
+    uint32_t thought = reasoning_of(fake, job->generated, size), own = thought ? thought : size;
+    uint32_t first = own < 32 ? own : 32;
     struct nb_completion completion = {.user_data = job->user_data,
                                        .kind = NB_COMPLETION_TOKEN,
                                        .token = token,
                                        .logprob = -0.5f,
                                        .text_len = (uint16_t)first,
-                                       .a = size};
+                                       .a = own,
+                                       .b = thought > 0};
     memcpy(completion.text, text, first);
     post(fake, channel, completion);
     if (countdown(&fake->die_in_text))
         return false;
-    post_text(fake, channel, job->user_data, text + first, size - first);
+    post_text(fake, channel, job->user_data, text + first, own - first, thought > 0);
+    post_text(fake, channel, job->user_data, text + own, size - own, false);
     return true;
 }
 
@@ -251,7 +348,11 @@ static void catch_up(struct fake *fake, struct fake_channel *channel, const stru
     for (uint32_t i = 0; i < job->desc.n_replay; i++) {
         uint32_t size = text_of(fake, log[i], text);
         uint32_t known = skip < size ? (uint32_t)skip : size;
-        post_text(fake, channel, job->user_data, text + known, size - known);
+        uint32_t thought = reasoning_of(fake, i + 1, size);
+        if (thought > known)
+            post_text(fake, channel, job->user_data, text + known, thought - known, true);
+        thought = thought > known ? thought : known;
+        post_text(fake, channel, job->user_data, text + thought, size - thought, false);
         skip -= known;
     }
     if (skip)
@@ -262,7 +363,7 @@ static void generate(struct fake *fake, struct fake_channel *channel,
                      const struct nb_submission *submission)
 {
     struct fake_job job = {.user_data = submission->user_data, .session = submission->session};
-    memcpy(&job.desc, arena(channel, submission->desc), sizeof job.desc);
+    memcpy(&job.desc, arena(channel, submission->desc), sizeof(job.desc));
     atomic_fetch_add(&fake->n_generates, 1);
     atomic_store(&fake->last_base, job.desc.base);
     atomic_store(&fake->last_n_tokens, job.desc.n_tokens);
@@ -289,24 +390,32 @@ static void generate(struct fake *fake, struct fake_channel *channel,
     catch_up(fake, channel, &job);
 }
 
-static void take_submissions(struct fake *fake, struct fake_channel *channel)
+// False: the worker died with one.
+static bool take_submissions(struct fake *fake, struct fake_channel *channel)
 {
-    static void (*const ops[NB_OP_COUNT])(struct fake *, struct fake_channel *,
-                                          const struct nb_submission *) = {
-        [NB_OP_TOKENIZE] = tokenize, [NB_OP_DETOKENIZE] = detokenize,
-        [NB_OP_GENERATE] = generate, [NB_OP_SCORE] = score,
-        [NB_OP_CANCEL] = cancel,     [NB_OP_SESSION_CLOSE] = close_session,
+    static void (*const ops[NB_SUBMIT_COUNT])(struct fake *, struct fake_channel *,
+                                              const struct nb_submission *) = {
+        [NB_SUBMIT_TOKENIZE] = tokenize, [NB_SUBMIT_DETOKENIZE] = detokenize,
+        [NB_SUBMIT_GENERATE] = generate, [NB_SUBMIT_SCORE] = score,
+        [NB_SUBMIT_CANCEL] = cancel,     [NB_SUBMIT_SESSION_CLOSE] = close_session,
     };
     const struct nb_submission *entries = (const void *)(channel->map + NB_CHANNEL_SQ_OFFSET);
     while (channel->sq_head != atomic_load(&indices(channel)->sq_tail)) {
         struct nb_submission submission = entries[channel->sq_head++ & (NB_SQ_ENTRIES - 1)];
         atomic_store(&indices(channel)->sq_head, channel->sq_head);
-        if (submission.op >= NB_OP_COUNT || !ops[submission.op] || !submission.user_data ||
-            submission.desc % 8)
+        if (fake->refuse_status && !is_order(&submission)) {
+            if (!refuse(fake, channel, submission.user_data))
+                return false;
+        } else if (submission.op == NB_SUBMIT_EMBED) {
+            if (!embed(fake, channel, &submission))
+                return false;
+        } else if (submission.op >= NB_SUBMIT_COUNT || !ops[submission.op] ||
+                   !submission.user_data || submission.desc % 8)
             fake_violation(fake, "a submission");
         else
             ops[submission.op](fake, channel, &submission);
     }
+    return true;
 }
 
 // One token of one job. False: the channel is not what it was.
@@ -355,7 +464,10 @@ bool fake_work(struct fake *fake)
         struct fake_channel *channel = &fake->channels[i];
         if (channel->control < 0)
             continue;
-        take_submissions(fake, channel);
+        if (!take_submissions(fake, channel)) {
+            fake_rebind(fake, channel);
+            return true;
+        }
         for (unsigned j = 0; j < channel->n_jobs && !atomic_load(&fake->hold); j++)
             if (!step_job(fake, channel, j))
                 return true;

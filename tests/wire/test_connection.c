@@ -60,7 +60,7 @@ static void connects_by_path_and_by_environment(void **state)
     struct nibble_status status;
     assert_int_equal(nibble_get_status(other, &status), 0);
     assert_int_equal(status.mixed_steps, 3);
-    assert_int_equal(strlen(status.version), sizeof status.version - 1);
+    assert_int_equal(strlen(status.version), sizeof(status.version) - 1);
     nibble_close(other);
     unsetenv("NIBBLE_SOCKET");
 }
@@ -76,8 +76,8 @@ static void no_daemon_names_path_and_remedy(void **state)
     assert_int_equal(nibble_connect_admin("/nowhere/nibble.sock", &untouched), NIBBLE_E_NO_DAEMON);
     assert_non_null(strstr(nibble_error(NULL), "/nowhere/admin.sock"));
     char path[200];
-    memset(path, 'a', sizeof path - 1);
-    path[sizeof path - 1] = 0;
+    memset(path, 'a', sizeof(path) - 1);
+    path[sizeof(path) - 1] = 0;
     assert_int_equal(nibble_connect(path, &untouched), -ENAMETOOLONG);
 }
 
@@ -91,14 +91,14 @@ static bool refuse_version(struct fake *f, int sock, const struct nb_wire_header
 static bool choose_version_2(struct fake *f, int sock, const struct nb_wire_header *request)
 {
     struct nb_wire_hello hello = {.magic = NB_WIRE_MAGIC, .version_min = 2, .version_max = 2};
-    fake_reply(sock, request, &hello, sizeof hello, NULL, 0);
+    fake_reply(sock, request, &hello, sizeof(hello), NULL, 0);
     return true;
 }
 
 static bool greet_wrongly(struct fake *f, int sock, const struct nb_wire_header *request)
 {
     struct nb_wire_hello hello = {.magic = 1, .version_min = 1, .version_max = 1};
-    fake_reply(sock, request, &hello, sizeof hello, NULL, 0);
+    fake_reply(sock, request, &hello, sizeof(hello), NULL, 0);
     return true;
 }
 
@@ -106,6 +106,14 @@ static bool hang_up(struct fake *f, int sock, const struct nb_wire_header *reque
 {
     shutdown(sock, SHUT_RDWR);
     return true;
+}
+
+// A daemon that takes no more connections says so before it has read a word.
+static bool send_away(struct fake *f, int sock, const struct nb_wire_header *request)
+{
+    struct nb_wire_header unread = {.type = request->type};
+    fake_refuse(sock, &unread, NIBBLE_E_QUOTA, "user 1000 has 64 of 64 connections");
+    return hang_up(f, sock, request);
 }
 
 static void a_handshake_can_fail(void **state)
@@ -119,6 +127,9 @@ static void a_handshake_can_fail(void **state)
     assert_int_equal(nibble_connect(fake->path, &c), NIBBLE_E_VERSION);
     fake->override = greet_wrongly;
     assert_int_equal(nibble_connect(fake->path, &c), NIBBLE_E_PROTOCOL);
+    fake->override = send_away;
+    assert_int_equal(nibble_connect(fake->path, &c), NIBBLE_E_QUOTA);
+    assert_string_equal(nibble_error(NULL), "user 1000 has 64 of 64 connections");
     fake->override = hang_up;
     assert_int_equal(nibble_connect(fake->path, &c), NIBBLE_E_CLOSED);
 }
@@ -132,8 +143,8 @@ static void lists_come_by_cursor(void **state)
     assert_string_equal(models[4].name, "m4");
     assert_int_equal(models[4].vocab, FAKE_VOCAB);
     assert_int_equal(strlen(models[0].architecture),
-                     sizeof models[0].architecture - 1); // ended for us
-    memset(&models[3], 0, sizeof models[3]);
+                     sizeof(models[0].architecture) - 1); // ended for us
+    memset(&models[3], 0, sizeof(models[3]));
     assert_int_equal(nibble_models(connection, models, 3), FAKE_MODELS);
     assert_string_equal(models[3].name, ""); // not written past max
     assert_int_equal(nibble_devices(connection, NULL, 0), 0);
@@ -148,7 +159,7 @@ static bool send_page(struct fake *f, int sock, const struct nb_wire_header *req
     static unsigned char bytes[NB_WIRE_MAX];
     if (request->type != NB_WIRE_LIST)
         return false;
-    memcpy(bytes, &page, sizeof page);
+    memcpy(bytes, &page, sizeof(page));
     fake_reply(sock, request, bytes, page_bytes, NULL, 0);
     return true;
 }
@@ -158,12 +169,12 @@ static void wild_pages_are_refused(void **state)
     const struct {
         uint32_t n, next, row, bytes;
     } wild[] = {
-        {1000, 0, 4, sizeof page + 8}, {1, 0, 0, sizeof page},
-        {0xffffffff, 0, 1, 4096},      {1, 0, 0xffffffff, sizeof page + 1},
-        {0, 5, 8, sizeof page},        {0x40000000, 0, 4, sizeof page},
-        {1, 0, 8, sizeof page + 7},    {1, 0, 8, sizeof page - 1},
+        {1000, 0, 4, sizeof(page) + 8}, {1, 0, 0, sizeof(page)},
+        {0xffffffff, 0, 1, 4096},       {1, 0, 0xffffffff, sizeof(page) + 1},
+        {0, 5, 8, sizeof(page)},        {0x40000000, 0, 4, sizeof(page)},
+        {1, 0, 8, sizeof(page) + 7},    {1, 0, 8, sizeof(page) - 1},
     };
-    for (size_t i = 0; i < sizeof wild / sizeof *wild; i++) {
+    for (size_t i = 0; i < sizeof(wild) / sizeof(*wild); i++) {
         nibble *c;
         assert_int_equal(nibble_connect(fake->path, &c), 0);
         page = (struct nb_wire_list_reply){
@@ -181,13 +192,13 @@ static void rows_of_another_version_are_read(void **state)
 {
     connect_well();
     page = (struct nb_wire_list_reply){.n = 1, .total = 1, .row_size = 70};
-    page_bytes = sizeof page + 70;
+    page_bytes = sizeof(page) + 70;
     fake->override = send_page;
     struct nibble_model model = {.vocab = 5};
     assert_int_equal(nibble_models(connection, &model, 1), 1);
     assert_int_equal(model.vocab, 0);
     page.row_size = 2000;
-    page_bytes = sizeof page + 2000;
+    page_bytes = sizeof(page) + 2000;
     assert_int_equal(nibble_models(connection, &model, 1), 1);
 }
 
@@ -206,21 +217,21 @@ static bool send_garbage(struct fake *f, int sock, const struct nb_wire_header *
         send(sock, "hello", 5, 0);
         break;
     case 1: // longer than a packet may be
-        send(sock, bytes, sizeof bytes, 0);
+        send(sock, bytes, sizeof(bytes), 0);
         break;
     case 2: // with fds that it does not have
-        fake_reply(sock, request, &reply, sizeof reply, fds, 2);
+        fake_reply(sock, request, &reply, sizeof(reply), fds, 2);
         break;
     case 3: // of another size
-        fake_reply(sock, request, &reply, sizeof reply - 8, NULL, 0);
+        fake_reply(sock, request, &reply, sizeof(reply) - 8, NULL, 0);
         break;
     case 4: // a positive status
         reply.header.status = 1;
-        fake_reply(sock, request, &reply, sizeof reply, NULL, 0);
+        fake_reply(sock, request, &reply, sizeof(reply), NULL, 0);
         break;
     case 5: // a failure without its sentence
         reply.header.status = -5;
-        fake_reply(sock, request, &reply, sizeof reply, NULL, 0);
+        fake_reply(sock, request, &reply, sizeof(reply), NULL, 0);
         break;
     case 6: { // to another request
         struct nb_wire_header other = {.type = NB_WIRE_UNLOAD, .serial = request->serial};
@@ -228,19 +239,19 @@ static bool send_garbage(struct fake *f, int sock, const struct nb_wire_header *
         break;
     }
     case 7: { // a type that there is not
-        struct nb_wire_header other = {.type = 0x3ff, .size = sizeof other};
-        nb_wire_send(sock, &other, sizeof other, NULL, 0);
+        struct nb_wire_header other = {.type = 0x3ff, .size = sizeof(other)};
+        nb_wire_send(sock, &other, sizeof(other), NULL, 0);
         break;
     }
     case 8: { // a request
-        struct nb_wire_empty other = {{.type = NB_WIRE_STATUS, .size = sizeof other}};
-        nb_wire_send(sock, &other, sizeof other, NULL, 0);
+        struct nb_wire_empty other = {{.type = NB_WIRE_STATUS, .size = sizeof(other)}};
+        nb_wire_send(sock, &other, sizeof(other), NULL, 0);
         break;
     }
     case 9: { // an event without its fds
-        struct nb_wire_channel other = {.header = {.type = NB_WIRE_REBIND, .size = sizeof other},
+        struct nb_wire_channel other = {.header = {.type = NB_WIRE_REBIND, .size = sizeof(other)},
                                         .channel = 1};
-        nb_wire_send(sock, &other, sizeof other, NULL, 0);
+        nb_wire_send(sock, &other, sizeof(other), NULL, 0);
         break;
     }
     }
@@ -263,17 +274,18 @@ static void garbage_ends_the_connection(void **state)
 static bool chatter(struct fake *f, int sock, const struct nb_wire_header *request)
 {
     struct nb_wire_progress progress = {
-        .header = {.type = NB_WIRE_PROGRESS, .size = sizeof progress, .serial = 99}};
+        .header = {.type = NB_WIRE_PROGRESS, .size = sizeof(progress), .serial = 99}};
     struct nb_wire_channel_ref lost = {
-        .header = {.type = NB_WIRE_CHANNEL_LOST, .size = sizeof lost, .status = -5}, .channel = 77};
-    struct nb_wire_channel rebind = {.header = {.type = NB_WIRE_REBIND, .size = sizeof rebind},
+        .header = {.type = NB_WIRE_CHANNEL_LOST, .size = sizeof(lost), .status = -5},
+        .channel = 77};
+    struct nb_wire_channel rebind = {.header = {.type = NB_WIRE_REBIND, .size = sizeof(rebind)},
                                      .channel = 77};
     struct nb_wire_header stale = {.type = NB_WIRE_CLOSE_CHANNEL, .serial = 12345};
     struct nb_wire_empty empty = {0};
-    nb_wire_send(sock, &progress, sizeof progress, NULL, 0);
-    nb_wire_send(sock, &lost, sizeof lost, NULL, 0);
-    nb_wire_send(sock, &rebind, sizeof rebind, (int[]){0, 1}, 2);
-    fake_reply(sock, &stale, &empty, sizeof empty, NULL, 0);
+    nb_wire_send(sock, &progress, sizeof(progress), NULL, 0);
+    nb_wire_send(sock, &lost, sizeof(lost), NULL, 0);
+    nb_wire_send(sock, &rebind, sizeof(rebind), (int[]){0, 1}, 2);
+    fake_reply(sock, &stale, &empty, sizeof(empty), NULL, 0);
     return false;
 }
 
@@ -303,14 +315,17 @@ static void loads_with_progress_and_can_be_cancelled(void **state)
 {
     assert_int_equal(nibble_connect_admin(fake->path, &connection), 0);
     progress_connection = connection;
-    struct nibble_load_options options = {.name = "m", .progress = on_progress};
+    struct nibble_load_options options = {
+        .size = sizeof(options), .name = "m", .progress = on_progress};
     progress_calls = stop_at = 0;
-    assert_int_equal(nibble_load(connection, 0, &options), 0);
+    assert_int_equal(nibble_load(connection, "/proc/self/exe", &options), 0);
     assert_int_equal(progress_calls, 3);
+    assert_int_equal(nibble_load(connection, "/nonexistent", &options), -ENOENT);
+    assert_string_equal(nibble_error(connection), "No such file or directory");
     options.name = "slow";
     progress_calls = 0;
     stop_at = 2;
-    assert_int_equal(nibble_load(connection, 0, &options), NIBBLE_E_CANCELLED);
+    assert_int_equal(nibble_load(connection, "/proc/self/exe", &options), NIBBLE_E_CANCELLED);
     assert_int_equal(progress_calls, 2);
     assert_int_equal(fake->cancel_load_seen, 1);
     assert_int_equal(nibble_unload(connection, "m", 1), 0);
@@ -318,18 +333,18 @@ static void loads_with_progress_and_can_be_cancelled(void **state)
 
 static void bad_administration_is_refused_here(void **state)
 {
-    struct nibble_load_options options = {.name = "a/b"};
+    struct nibble_load_options options = {.size = sizeof(options), .name = "a/b"};
     connect_well();
     assert_int_equal(nibble_unload(connection, "m", 0), NIBBLE_E_DENIED);
     assert_non_null(strstr(nibble_error(connection), "nibble_connect_admin"));
     nibble_close(connection);
     assert_int_equal(nibble_connect_admin(fake->path, &connection), 0);
-    assert_int_equal(nibble_load(connection, 0, &options), -EINVAL);
+    assert_int_equal(nibble_load(connection, "/proc/self/exe", &options), -EINVAL);
     options.name = NULL;
-    assert_int_equal(nibble_load(connection, 0, &options), -EINVAL);
-    options =
-        (struct nibble_load_options){.name = "m", .precision = "of a length that no precision has"};
-    assert_int_equal(nibble_load(connection, 0, &options), -EINVAL);
+    assert_int_equal(nibble_load(connection, "/proc/self/exe", &options), -EINVAL);
+    options = (struct nibble_load_options){
+        .size = sizeof(options), .name = "m", .precision = "of a length that no precision has"};
+    assert_int_equal(nibble_load(connection, "/proc/self/exe", &options), -EINVAL);
     assert_int_equal(nibble_unload(connection, "", 0), -EINVAL);
 }
 
@@ -347,7 +362,7 @@ static bool offer_channel(struct fake *f, int sock, const struct nb_wire_header 
     int pair[2];
     assert_int_equal(nb_wire_pair(SOCK_STREAM, pair), 0);
     int memory = fake_memory(memory_bytes, seals);
-    fake_reply(sock, request, &reply, sizeof reply, (int[]){memory, pair[1]}, 2);
+    fake_reply(sock, request, &reply, sizeof(reply), (int[]){memory, pair[1]}, 2);
     nb_wire_close_fds((int[]){memory, pair[0], pair[1]}, 3);
     return true;
 }
@@ -369,7 +384,7 @@ static void bad_memory_is_refused(void **state)
     };
     connect_well();
     fake->override = offer_channel;
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         nibble_session *session;
         seals = bad[i].seals;
         memory_bytes = bad[i].bytes;
@@ -393,7 +408,7 @@ static void the_daemons_sentence_is_kept(void **state)
     assert_int_equal(nibble_session_open(connection, "m9", NULL, &session),
                      NIBBLE_E_NO_MODEL); // opened, not listed
     assert_int_equal(nibble_session_open(connection, "", NULL, &session), NIBBLE_E_NO_MODEL);
-    struct nibble_session_options options = {.arena_bytes = 1ull << 40};
+    struct nibble_session_options options = {.size = sizeof(options), .arena_bytes = 1ull << 40};
     assert_int_equal(nibble_session_open(connection, "m0", &options, &session), NIBBLE_E_QUOTA);
     assert_string_equal(nibble_strerror(NIBBLE_E_QUOTA), "over a limit");
     assert_string_equal(nibble_strerror(-ENOENT), "No such file or directory");

@@ -1,5 +1,5 @@
 // Sessions and jobs against a worker that does right: every way to take events, reuse of the log,
-// cancelling, many jobs, texts and conversations.
+// cancelling, many jobs, texts.
 #include <errno.h>
 #include <math.h>
 #include <poll.h>
@@ -75,10 +75,10 @@ static void iteration_obeys_its_timeout(void **state)
     atomic_store(&fake->hold, 1);
     nibble_job *job = begin_tokens(session, "hold", 1, NULL, NULL);
     struct nibble_event event;
-    int r = nibble_job_next(job, &event, 10);
-    if (r == 1 && event.type == NIBBLE_EVENT_PREFILL)
-        r = nibble_job_next(job, &event, 10);
-    assert_int_equal(r, 0);
+    int rc = nibble_job_next(job, &event, 10);
+    if (rc == 1 && event.type == NIBBLE_EVENT_PREFILL)
+        rc = nibble_job_next(job, &event, 10);
+    assert_int_equal(rc, 0);
     atomic_store(&fake->hold, 0);
     fake_kick(fake);
     assert_int_equal(nibble_job_wait(job), 0);
@@ -90,7 +90,7 @@ static void only_the_new_tokens_are_sent(void **state)
     char text[64], whole[128];
     generate_text(session, "turn one", 10, text);
     assert_int_equal(fake->last_base, 0);
-    snprintf(whole, sizeof whole, "turn one%.10s and two", text);
+    snprintf(whole, sizeof(whole), "turn one%.10s and two", text);
     generate_text(session, whole, 5, text);
     assert_int_equal(fake->last_base, 18); // the log begins so: its prompt and what it generated
     assert_int_equal(fake->last_n_tokens, 8);
@@ -106,10 +106,10 @@ static void appends_and_goes_on_from_its_own_log(void **state)
     char text[64], all[64];
     generate_text(session, "ab", 6, all);
     struct nibble_generate_options options;
-    nibble_generate_options_init(&options);
+    nibble_generate_options_init(&options, sizeof(options));
     options.max_tokens = 3;
     const int32_t *log;
-    struct nibble_prompt prompt = {.append = 1};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .append = 1};
     generate_text(session, "ab", 3, text);
     prompt.n_tokens = 0;
     nibble_session_tokens(session, &prompt.tokens); // its own memory
@@ -121,19 +121,20 @@ static void appends_and_goes_on_from_its_own_log(void **state)
     assert_memory_equal(got.text, all + 3, 3);
     size_t n = nibble_session_tokens(session, &log);
     assert_int_equal(n, 8);
-    prompt = (struct nibble_prompt){.tokens = log, .n_tokens = n, .append = 1}; // twice itself
+    prompt = (struct nibble_prompt){
+        .size = sizeof(prompt), .tokens = log, .n_tokens = n, .append = 1}; // twice itself
     assert_int_equal(nibble_generate(session, &prompt, &options, NULL, NULL, &job), 0);
     assert_int_equal(nibble_job_wait(job), 0);
     nibble_job_free(job);
     assert_int_equal(nibble_session_tokens(session, &log), 19);
-    assert_memory_equal(log, log + 8, 8 * sizeof *log);
+    assert_memory_equal(log, log + 8, 8 * sizeof(*log));
 }
 
 static void text_is_tokenized_first(void **state)
 {
-    struct nibble_prompt prompt = {.text = "hi there", .text_len = 8};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .text = "hi there", .text_len = 8};
     struct nibble_generate_options options;
-    nibble_generate_options_init(&options);
+    nibble_generate_options_init(&options, sizeof(options));
     options.max_tokens = 4;
     struct collected got = {0};
     nibble_job *job;
@@ -151,26 +152,6 @@ static void text_is_tokenized_first(void **state)
     assert_int_equal(log[13], 'h'); // no BOS in the middle
 }
 
-static void conversations_are_rendered_whole(void **state)
-{
-    struct nibble_message messages[] = {{"user", "hi"}, {"assistant", "well"}, {"user", ""}};
-    struct nibble_prompt prompt = {.messages = messages, .n_messages = 3};
-    nibble_job *job;
-    fake->eos_after = 3;
-    assert_int_equal(nibble_generate(session, &prompt, NULL, NULL, NULL, &job), 0);
-    assert_int_equal(nibble_job_wait(job), 0);
-    nibble_job_free(job);
-    const int32_t *log;
-    size_t n = nibble_session_tokens(session, &log);
-    const char expected[] = "<user\nhi><assistant\nwell><user\n><assistant\n";
-    assert_int_equal(n, sizeof expected - 1 + 3);
-    for (size_t i = 0; i < sizeof expected - 1; i++)
-        assert_int_equal(log[i], expected[i] == '<'   ? FAKE_OPEN
-                                 : expected[i] == '>' ? FAKE_SHUT
-                                                      : expected[i]);
-    assert_int_equal(log[n - 1], FAKE_EOS);
-}
-
 static void long_text_of_a_token_comes_whole(void **state)
 {
     fake->token_text = 100;
@@ -183,14 +164,29 @@ static void long_text_of_a_token_comes_whole(void **state)
     assert_int_equal(got.longest, 100);
 }
 
+static void reasoning_is_told(void **state)
+{
+    fake->token_text = 100;
+    fake->reasoning = 2;
+    struct collected got = {0};
+    nibble_job *job = begin_tokens(session, "x", 3, on_event, &got);
+    assert_int_equal(nibble_job_wait(job), 0);
+    nibble_job_free(job);
+    assert_int_equal(got.tokens, 3);
+    assert_int_equal(got.len, 300);
+    for (size_t i = 0; i < got.len; i++)
+        assert_int_equal(got.reasoning[i], i < 150); // the second token's text is of both kinds
+}
+
 static void logprobs_are_told_when_asked(void **state)
 {
     struct nibble_generate_options options;
     struct nibble_event event;
-    nibble_generate_options_init(&options);
+    nibble_generate_options_init(&options, sizeof(options));
     options.max_tokens = 1;
     for (options.logprobs = 0; options.logprobs < 2; options.logprobs++) {
-        struct nibble_prompt prompt = {.tokens = (int32_t[]){1}, .n_tokens = 1};
+        struct nibble_prompt prompt = {
+            .size = sizeof(prompt), .tokens = (int32_t[]){1}, .n_tokens = 1};
         nibble_job *job;
         assert_int_equal(nibble_generate(session, &prompt, &options, NULL, NULL, &job), 0);
         do
@@ -206,7 +202,7 @@ static void a_cancelled_job_ends_so(void **state)
     atomic_store(&fake->hold, 1);
     nibble_job *job = begin_tokens(session, "endless", 0, NULL, NULL);
     nibble_job *other;
-    struct nibble_prompt prompt = {.tokens = (int32_t[]){1}, .n_tokens = 1};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .tokens = (int32_t[]){1}, .n_tokens = 1};
     assert_int_equal(nibble_generate(session, &prompt, NULL, NULL, NULL, &other), NIBBLE_E_BUSY);
     float score;
     assert_int_equal(nibble_score(session, (int32_t[]){1, 2}, 2, 0, &score), NIBBLE_E_BUSY);
@@ -223,7 +219,7 @@ static void a_cancelled_job_ends_so(void **state)
 
 static void cancelling_while_it_is_tokenized(void **state)
 {
-    struct nibble_prompt prompt = {.text = "text", .text_len = 4};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .text = "text", .text_len = 4};
     struct collected got = {0};
     nibble_job *job;
     assert_int_equal(nibble_generate(session, &prompt, NULL, on_event, &got, &job), 0);
@@ -240,7 +236,7 @@ static void more_jobs_than_a_channel_has(void **state)
     enum { N = NB_SESSIONS_MAX };
     nibble_session *sessions[N] = {session};
     nibble_job *jobs[N], *texts[N];
-    struct collected *got = calloc(2 * N, sizeof *got);
+    struct collected *got = calloc(2 * N, sizeof(*got));
     for (int i = 1; i < N; i++)
         assert_int_equal(nibble_session_open(connection, "m0", NULL, &sessions[i]), 0);
     nibble_session *one_more;
@@ -279,13 +275,14 @@ static void more_jobs_than_a_channel_has(void **state)
 static void a_small_arena_makes_jobs_wait_not_fail(void **state)
 {
     enum { N = 12, LONG = 3000 };
-    struct nibble_session_options options = {.arena_bytes = NB_ARENA_MIN}; // 5 prompts fit at once
+    struct nibble_session_options options = {.size = sizeof(options),
+                                             .arena_bytes = NB_ARENA_MIN}; // 5 prompts fit at once
     nibble_session *sessions[N];
     nibble_job *jobs[N];
     static int32_t tokens[LONG];
-    struct nibble_prompt prompt = {.tokens = tokens, .n_tokens = LONG};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .tokens = tokens, .n_tokens = LONG};
     struct nibble_generate_options few;
-    nibble_generate_options_init(&few);
+    nibble_generate_options_init(&few, sizeof(few));
     few.max_tokens = 2;
     for (int i = 0; i < N; i++) {
         assert_int_equal(nibble_session_open(connection, "m1", &options, &sessions[i]), 0);
@@ -301,7 +298,7 @@ static void a_small_arena_makes_jobs_wait_not_fail(void **state)
     int32_t token;
     assert_int_equal(nibble_tokenize(sessions[0], text, 100000, 0, &token, 1), NIBBLE_E_QUOTA);
     assert_non_null(strstr(nibble_error(connection), "65536"));
-    struct nibble_prompt large = {.text = text, .text_len = 100000};
+    struct nibble_prompt large = {.size = sizeof(large), .text = text, .text_len = 100000};
     assert_int_equal(nibble_generate(sessions[0], &large, NULL, NULL, NULL, &jobs[0]), 0);
     assert_int_equal(nibble_job_wait(jobs[0]), NIBBLE_E_QUOTA);
     nibble_job_free(jobs[0]);
@@ -385,7 +382,7 @@ static void restless(nibble_job *job, const struct nibble_event *event, void *us
 static void callbacks_may_call_anything(void **state)
 {
     int step = 0;
-    memset(&inner, 0, sizeof inner);
+    memset(&inner, 0, sizeof(inner));
     assert_int_equal(nibble_session_open(connection, "m2", NULL, &inner_session), 0);
     begin_tokens(session, "outer", 7, restless, &step);
     while (step < 1000)
@@ -415,7 +412,7 @@ static void bad_arguments_are_refused_here(void **state)
     struct nibble_generate_options options;
     int32_t tokens[] = {1, FAKE_VOCAB};
     struct nibble_message message = {"user", NULL};
-    const struct nibble_prompt bad[] = {
+    struct nibble_prompt bad[] = {
         {.text = NULL},
         {.text = "a", .text_len = 1, .tokens = tokens, .n_tokens = 1},
         {.tokens = tokens, .n_tokens = 2},
@@ -424,15 +421,26 @@ static void bad_arguments_are_refused_here(void **state)
         {.messages = &message, .n_messages = 1},
         {.messages = &message, .n_messages = 0, .append = 1},
     };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        bad[i].size = sizeof(bad[i]);
         assert_int_equal(nibble_generate(session, &bad[i], NULL, NULL, NULL, &job), -EINVAL);
-    struct nibble_prompt good = {.tokens = tokens, .n_tokens = 1};
-    memset(&options, 0, sizeof options);
+        assert_null(strstr(nibble_error(connection), "size"));
+    }
+    struct nibble_prompt good = {.size = sizeof(good), .tokens = tokens, .n_tokens = 1};
+    options = (struct nibble_generate_options){.size = sizeof(options)};
     assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), -EINVAL);
-    nibble_generate_options_init(&options);
+    nibble_generate_options_init(&options, sizeof(options));
     options.sampling.temperature = NAN;
     assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), -EINVAL);
-    nibble_generate_options_init(&options);
+    assert_string_equal(nibble_error(connection), "temperature is nan: 0 to 100 (0 is greedy)");
+    options.sampling.temperature = 1e30f;
+    assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), -EINVAL);
+    assert_string_equal(nibble_error(connection), "temperature is 1e+30: 0 to 100 (0 is greedy)");
+    options.sampling.temperature = 100;
+    options.sampling.repeat_window = 100000;
+    assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), -EINVAL);
+    assert_string_equal(nibble_error(connection), "repeat_window is 100000: 0 to 4096 (0 is off)");
+    nibble_generate_options_init(&options, sizeof(options));
     const char *stops[NB_STOP_MAX + 1];
     for (size_t i = 0; i <= NB_STOP_MAX; i++)
         stops[i] = "stop";
@@ -442,6 +450,9 @@ static void bad_arguments_are_refused_here(void **state)
     stops[0] = "";
     options.n_stop = NB_STOP_MAX;
     assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), -EINVAL);
+    stops[0] = "\xff";
+    assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), -EILSEQ);
+    assert_string_equal(nibble_error(connection), "stop string 1 is not UTF-8");
     stops[0] = "not empty";
     assert_int_equal(nibble_generate(session, &good, &options, NULL, NULL, &job), 0);
     nibble_job_cancel(job);
@@ -451,19 +462,19 @@ static void bad_arguments_are_refused_here(void **state)
 
 static void a_prompt_beyond_the_context_is_told_with_figures(void **state)
 {
-    int32_t *tokens = calloc(5000, sizeof *tokens);
+    int32_t *tokens = calloc(5000, sizeof(*tokens));
     nibble_job *job;
-    struct nibble_prompt prompt = {.tokens = tokens, .n_tokens = 5000};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .tokens = tokens, .n_tokens = 5000};
     assert_int_equal(nibble_generate(session, &prompt, NULL, NULL, NULL, &job), NIBBLE_E_CONTEXT);
     assert_non_null(strstr(nibble_error(connection), "5000"));
     assert_non_null(strstr(nibble_error(connection), "4096"));
     char *text = calloc(1, 5000);
-    prompt = (struct nibble_prompt){.text = text, .text_len = 5000};
+    prompt = (struct nibble_prompt){.size = sizeof(prompt), .text = text, .text_len = 5000};
     assert_int_equal(nibble_generate(session, &prompt, NULL, NULL, NULL, &job), 0);
     assert_int_equal(nibble_job_wait(job), NIBBLE_E_CONTEXT);
     assert_non_null(strstr(nibble_error(connection), "5001")); // with BOS
     nibble_job_free(job);
-    prompt = (struct nibble_prompt){.tokens = tokens, .n_tokens = 4000};
+    prompt = (struct nibble_prompt){.size = sizeof(prompt), .tokens = tokens, .n_tokens = 4000};
     struct collected got = {0};
     assert_int_equal(nibble_generate(session, &prompt, NULL, on_event, &got, &job), 0);
     assert_int_equal(nibble_job_wait(job), 0);
@@ -485,8 +496,8 @@ int main(void)
         CLIENT_TEST(only_the_new_tokens_are_sent),
         CLIENT_TEST(appends_and_goes_on_from_its_own_log),
         CLIENT_TEST(text_is_tokenized_first),
-        CLIENT_TEST(conversations_are_rendered_whole),
         CLIENT_TEST(long_text_of_a_token_comes_whole),
+        CLIENT_TEST(reasoning_is_told),
         CLIENT_TEST(logprobs_are_told_when_asked),
         CLIENT_TEST(a_cancelled_job_ends_so),
         CLIENT_TEST(cancelling_while_it_is_tokenized),

@@ -28,6 +28,9 @@ for line in page.splitlines():
             checks.append(f'_Static_assert(sizeof(((struct {current} *)0)->{field}) == {size}, "{current}.{field}");')
     elif not line and in_rows:
         current = None
+table = page[page.index("| op | | descriptor |"):]
+ops = re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", table[:table.index("\n\n")], re.MULTILINE)
+checks += [f'_Static_assert(NB_SUBMIT_{name} == {number}, "{name}");' for number, name in ops]
 codes = re.findall(r"\| −(\d+) \| (NIBBLE_E_\w+) \|", page)
 checks += [f'_Static_assert({name} == -{code}, "{name}");' for code, name in codes]
 for name, value in {"NB_CHANNEL_CQ_OFFSET": 20480, "NB_CHANNEL_ARENA_OFFSET": 282624, "NB_WIRE_MAX": 4096,
@@ -41,6 +44,8 @@ subprocess.run([compiler, "-std=gnu17", f"-I{root}", "-fsyntax-only", "-xc", "-"
 headers = "".join((root / name).read_text() for name in ("libclient/wire.h", "libclient/ring.h"))
 there = set(re.findall(r"^struct (\w+) \{", headers, re.MULTILINE)) - {"nb_wire_message", "nb_wire_empty"}
 assert there <= set(structs), f"not on the page: {there - set(structs)}"
+names = set(re.findall(r"\bNB_SUBMIT_(\w+)", re.search(r"enum nb_submission_op \{.*?\}", headers, re.DOTALL)[0]))
+assert names - {"COUNT"} == {name for _, name in ops}, names
 names = set(re.findall(r"\b(NIBBLE_E_\w+) =", (root / "libclient/include/nibble.h").read_text()))
 assert names == {name for _, name in codes}, names
 print(len(structs), "structs,", len(checks), "checks")

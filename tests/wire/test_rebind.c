@@ -52,6 +52,7 @@ static void it_may_die_again_and_again(void **state)
 static void a_token_cut_in_the_middle_of_its_text_is_whole(void **state)
 {
     fake->token_text = 100;
+    fake->reasoning = 4;
     struct collected undisturbed = {0}, got = {0};
     nibble_job *job = begin_tokens(session, "long", 10, on_event, &undisturbed);
     assert_int_equal(nibble_job_wait(job), 0);
@@ -71,16 +72,16 @@ static void all_sessions_of_a_channel_move(void **state)
     enum { N = 8 };
     nibble_session *sessions[N];
     nibble_job *jobs[N];
-    struct collected *got = calloc(N, sizeof *got);
+    struct collected *got = calloc(N, sizeof(*got));
     char prompt[16], undisturbed[N][64];
     for (int i = 0; i < N; i++) {
         assert_int_equal(nibble_session_open(connection, "m0", NULL, &sessions[i]), 0);
-        snprintf(prompt, sizeof prompt, "session %d", i);
+        snprintf(prompt, sizeof(prompt), "session %d", i);
         generate_text(sessions[i], prompt, 30, undisturbed[i]);
     }
     atomic_store(&fake->die_after, 100);
     for (int i = 0; i < N; i++) {
-        snprintf(prompt, sizeof prompt, "session %d", i);
+        snprintf(prompt, sizeof(prompt), "session %d", i);
         jobs[i] = begin_tokens(sessions[i], prompt, 30, on_event, &got[i]);
     }
     for (int i = 0; i < N; i++) {
@@ -102,7 +103,7 @@ static void an_idle_session_is_rebuilt_from_its_log(void **state)
     assert_int_equal(nibble_session_open(connection, "m0", NULL, &second), 0);
     atomic_store(&fake->die_after, 3);
     generate_text(second, "kills the worker", 10, other);
-    snprintf(whole, sizeof whole, "turn%.10s more", text);
+    snprintf(whole, sizeof(whole), "turn%.10s more", text);
     generate_text(session, whole, 5, other);
     assert_int_equal(fake->last_base, 0); // the new worker does not know it
     assert_int_equal(fake->last_n_tokens, 19);
@@ -138,7 +139,7 @@ static void a_move_to_another_device_is_told(void **state)
     assert_int_equal(nibble_session_open(connection, "m0", NULL, &other), 0);
     char text[64];
     generate_text(other, "before", 3, text);
-    snprintf(fake->device, sizeof fake->device, "cpu");
+    snprintf(fake->device, sizeof(fake->device), "cpu");
     atomic_store(&fake->die_after, 5);
     nibble_job *job = begin_tokens(session, "a story", 20, on_event, &got);
     assert_int_equal(nibble_job_wait(job), 0);
@@ -192,7 +193,7 @@ static void a_lost_channel_ends_its_jobs(void **state)
     assert_int_equal(got.len, 5); // what was there was told first
     nibble_job_free(job);
     nibble_job *none;
-    struct nibble_prompt prompt = {.text = "a", .text_len = 1};
+    struct nibble_prompt prompt = {.size = sizeof(prompt), .text = "a", .text_len = 1};
     int32_t token;
     assert_int_equal(nibble_generate(session, &prompt, NULL, NULL, NULL, &none), NIBBLE_E_NO_MODEL);
     assert_int_equal(nibble_tokenize(session, "a", 1, 0, &token, 1), NIBBLE_E_NO_MODEL);
@@ -227,10 +228,10 @@ static void a_call_ends_when_the_daemon_hangs_up(void **state)
     atomic_store(&fake->hold, 0);
     fake_kick(fake);
     struct nibble_event event;
-    int r;
-    while ((r = nibble_job_next(job, &event, -1)) == 1 && event.type != NIBBLE_EVENT_DONE)
+    int rc;
+    while ((rc = nibble_job_next(job, &event, -1)) == 1 && event.type != NIBBLE_EVENT_DONE)
         ;
-    assert_int_equal(r, 1);
+    assert_int_equal(rc, 1);
     assert_int_equal(event.error, NIBBLE_E_CLOSED);
     assert_int_equal(nibble_job_next(job, &event, -1), 0);
 }
@@ -255,7 +256,7 @@ static void spoil(struct fake_channel *channel, struct nb_completion *completion
         completion->user_data |= 0xff; // of an op that is not answered
         break;
     case 3:
-        completion->kind = 4;
+        completion->kind = NB_COMPLETION_KINDS;
         break;
     case 4:
         completion->kind = UINT16_MAX;
@@ -310,12 +311,22 @@ static void spoil(struct fake_channel *channel, struct nb_completion *completion
             12345);
         *completion = (struct nb_completion){.user_data = user_data, .token = -1};
         break;
+    case 19: // nothing for a reason
+        *completion = (struct nb_completion){.user_data = user_data, .kind = NB_COMPLETION_REASON};
+        break;
+    case 20: // text of no kind
+        *completion = (struct nb_completion){.user_data = user_data, .text_len = 1, .a = 1, .b = 2};
+        break;
+    case 21:
+        *completion = (struct nb_completion){
+            .user_data = user_data, .kind = NB_COMPLETION_TEXT, .text_len = 1, .b = 2};
+        break;
     }
 }
 
 static void wild_completions_end_the_channel_alone(void **state)
 {
-    for (wild = 0; wild <= 18; wild++)
+    for (wild = 0; wild <= 21; wild++)
         for (int at = 1; at <= 3; at++) {
             struct collected got = {0};
             nibble_session *bad;
@@ -340,9 +351,9 @@ static void spoil_tokens(struct fake_channel *channel, struct nb_completion *com
     const struct nb_submission *entries = (const void *)(channel->map + NB_CHANNEL_SQ_OFFSET);
     const struct nb_submission *last = &entries[(channel->sq_head - 1) & (NB_SQ_ENTRIES - 1)];
     struct nb_desc_tokenize desc;
-    memcpy(&desc, channel->map + NB_CHANNEL_ARENA_OFFSET + last->desc, sizeof desc);
+    memcpy(&desc, channel->map + NB_CHANNEL_ARENA_OFFSET + last->desc, sizeof(desc));
     int32_t token = wild == 0 ? -1 : FAKE_VOCAB;
-    memcpy(channel->map + NB_CHANNEL_ARENA_OFFSET + desc.out, &token, sizeof token);
+    memcpy(channel->map + NB_CHANNEL_ARENA_OFFSET + desc.out, &token, sizeof(token));
     if (wild == 2)
         completion->a = UINT32_MAX;
     if (wild == 3)
@@ -358,10 +369,10 @@ static void wild_tokens_are_refused(void **state)
         assert_int_equal(nibble_session_open(connection, "m1", NULL, &bad), 0);
         fake->spoil = spoil_tokens;
         assert_int_equal(nibble_tokenize(bad, "abc", 3, 0, tokens, 4), NIBBLE_E_PROTOCOL);
-        struct nibble_prompt prompt = {.text = "abc", .text_len = 3};
+        struct nibble_prompt prompt = {.size = sizeof(prompt), .text = "abc", .text_len = 3};
         nibble_job *job;
-        int r = nibble_generate(bad, &prompt, NULL, NULL, NULL, &job);
-        if (r == 0) {
+        int rc = nibble_generate(bad, &prompt, NULL, NULL, NULL, &job);
+        if (rc == 0) {
             assert_true(nibble_job_wait(job) < 0);
             nibble_job_free(job);
         }
@@ -373,7 +384,7 @@ static void wild_tokens_are_refused(void **state)
 static void spoil_at_random(struct fake_channel *channel, struct nb_completion *completion)
 {
     if (rand() % 8 == 0)
-        ((unsigned char *)completion)[rand() % (int)sizeof *completion] ^=
+        ((unsigned char *)completion)[rand() % (int)sizeof(*completion)] ^=
             (unsigned char)(1 << rand() % 8);
 }
 

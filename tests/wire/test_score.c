@@ -25,7 +25,7 @@ static void tokenize_and_detokenize(void **state)
     assert_int_equal(nibble_tokenize(session, "", 0, 0, NULL, 0), 0);
     enum { LONG = 200000 }; // more tokens than first guessed
     char *text = malloc(LONG);
-    int32_t *many = malloc(LONG * sizeof *many);
+    int32_t *many = malloc(LONG * sizeof(*many));
     memset(text, 'z', LONG);
     assert_int_equal(nibble_tokenize(session, text, LONG, 0, many, LONG), LONG);
     assert_int_equal(many[LONG - 1], 'z');
@@ -44,15 +44,15 @@ static void scores_come_in_chunks(void **state)
 {
     enum { N = 3000 };
     nibble_session *small;
-    struct nibble_session_options options = {.arena_bytes = NB_ARENA_MIN};
+    struct nibble_session_options options = {.size = sizeof(options), .arena_bytes = NB_ARENA_MIN};
     assert_int_equal(nibble_session_open(connection, "m1", &options, &small), 0);
-    int32_t *tokens = malloc(N * sizeof *tokens);
-    float *scores = malloc(N * sizeof *scores);
+    int32_t *tokens = malloc(N * sizeof(*tokens));
+    float *scores = malloc(N * sizeof(*scores));
     for (int i = 0; i < N; i++)
         tokens[i] = i % 200;
     nibble_session *both[] = {session, small};
     for (int s = 0; s < 2; s++) {
-        memset(scores, 0, N * sizeof *scores);
+        memset(scores, 0, N * sizeof(*scores));
         assert_int_equal(nibble_score(both[s], tokens, N, 10, scores), 0);
         for (int i = 10; i < N - 1; i++)
             assert_true(scores[i - 10] == -(float)tokens[i + 1]);
@@ -82,7 +82,7 @@ static int on_row(void *user, size_t position, const float *logits, size_t vocab
 static void logits_come_row_by_row(void **state)
 {
     nibble_session *small;
-    struct nibble_session_options options = {.arena_bytes = NB_ARENA_MIN};
+    struct nibble_session_options options = {.size = sizeof(options), .arena_bytes = NB_ARENA_MIN};
     assert_int_equal(nibble_session_open(connection, "m1", &options, &small), 0);
     int32_t tokens[300];
     for (int i = 0; i < 300; i++)
@@ -118,12 +118,12 @@ static void a_session_may_be_closed_under_a_score(void **state)
     nibble_session *victim;
     static int32_t tokens[4000];
     size_t rows = 0;
-    struct nibble_session_options options = {.arena_bytes = NB_ARENA_MIN};
+    struct nibble_session_options options = {.size = sizeof(options), .arena_bytes = NB_ARENA_MIN};
     assert_int_equal(nibble_session_open(connection, "m3", &options, &victim), 0);
     nibble_session *kept = victim;
     nibble_job *job = begin_tokens(session, "killer", 1, close_session_of, &victim);
-    int r = nibble_logits(kept, tokens, 4000, 0, count_rows, &rows);
-    assert_int_equal(r, NIBBLE_E_CANCELLED);
+    int rc = nibble_logits(kept, tokens, 4000, 0, count_rows, &rows);
+    assert_int_equal(rc, NIBBLE_E_CANCELLED);
     assert_null(victim);
     nibble_job_free(job);
 }

@@ -1,6 +1,5 @@
 // `nibble doctor`: what a user or administrator would look at first when something does not work.
-#include <dirent.h>
-#include <dlfcn.h>
+// What the caller's own eyes tell is little (kernel, socket); the rest is what the daemon sees.
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -10,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -25,6 +25,14 @@ struct report {
     int problems;
 };
 
+static enum verdict verdict_of(const char *name)
+{
+    enum verdict v = GOOD;
+    while (v < BAD && strcmp(verdicts[v], name) != 0)
+        v++;
+    return v;
+}
+
 static void add(struct report *r, enum verdict verdict, const char *what, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 static void add(struct report *r, enum verdict verdict, const char *what, const char *format, ...)
@@ -32,7 +40,7 @@ static void add(struct report *r, enum verdict verdict, const char *what, const 
     char text[512];
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    vsnprintf(text, sizeof(text), format, args);
     va_end(args);
     r->problems += verdict == BAD;
     json_array_append_new(r->checks, json_pack("{s:s, s:s, s:s}", "check", what, "verdict",
@@ -63,7 +71,7 @@ static void check_huge_pages(struct report *r)
     const char *path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
     char text[128] = "", *open_bracket, *close_bracket;
     FILE *f = fopen(path, "re");
-    if (f && !fgets(text, sizeof text, f))
+    if (f && !fgets(text, sizeof(text), f))
         text[0] = '\0';
     if (f)
         fclose(f);
@@ -77,6 +85,45 @@ static void check_huge_pages(struct report *r)
     bool on = strcmp(open_bracket + 1, "never") && strcmp(open_bracket + 1, "deny");
     add(r, on ? GOOD : NOTE, "huge pages", "for shared memory: %s%s", open_bracket + 1,
         on ? "" : "; `echo advise` into shmem_enabled lets the weights use them");
+}
+
+// Of this command and what the same shell starts; the service has its own.
+static void check_limits(struct report *r)
+{
+    static const struct {
+        int resource;
+        const char *what, *option, *unit;
+        uint64_t scale, least;
+        const char *why;
+    } limits[] = {
+        {RLIMIT_NOFILE, "open files", "-n", "", 1, 32,
+         "a command has about ten, and one for each channel"},
+        {RLIMIT_FSIZE, "file size", "-f", " KiB", 1024, 8 << 20,
+         "memory that is shared with the daemon is a file too, and so is what is printed into one"},
+        {RLIMIT_AS, "addresses", "-v", " KiB", 1024, 512 << 20,
+         "a channel's memory and what a model holds are mapped"},
+        {RLIMIT_DATA, "data", "-d", " KiB", 1024, 64 << 20, "a command keeps its texts there"},
+        {RLIMIT_MEMLOCK, "locked memory", "-l", " KiB", 1024, 0, ""}, // Nibble locks none
+    };
+    char all[200] = "";
+    int low = 0;
+    for (size_t i = 0; i < sizeof(limits) / sizeof(*limits); i++) {
+        struct rlimit have = {RLIM_INFINITY, RLIM_INFINITY};
+        char text[40] = "unlimited";
+        size_t used = strlen(all);
+        getrlimit((__rlimit_resource_t)limits[i].resource, &have);
+        if (have.rlim_cur != RLIM_INFINITY)
+            snprintf(text, sizeof(text), "%llu%s",
+                     (unsigned long long)(have.rlim_cur / limits[i].scale), limits[i].unit);
+        snprintf(all + used, sizeof(all) - used, "%s%s %s", used ? ", " : "", limits[i].what, text);
+        if (have.rlim_cur >= limits[i].least)
+            continue;
+        add(r, NOTE, "shell", "%s: %s, few (ulimit %s): %s", limits[i].what, text, limits[i].option,
+            limits[i].why);
+        low++;
+    }
+    if (!low)
+        add(r, GOOD, "shell", "limits: %s", all);
 }
 
 static void check_socket(struct report *r, const char *path)
@@ -127,6 +174,16 @@ static void check_devices(struct report *r, nibble *connection)
     free(devices);
 }
 
+// What the daemon sees of the machine, which need not be what its caller sees.
+static void show_findings(struct report *r, nibble *connection)
+{
+    size_t n = 0;
+    struct nibble_finding *findings = cli_findings(connection, &n);
+    for (size_t i = 0; findings && i < n; i++)
+        add(r, verdict_of(findings[i].verdict), findings[i].check, "%s", findings[i].text);
+    free(findings);
+}
+
 static void check_daemon(struct report *r, const char *path)
 {
     nibble *connection = NULL;
@@ -135,109 +192,17 @@ static void check_daemon(struct report *r, const char *path)
     if (error == 0)
         error = nibble_get_status(connection, &status);
     if (error < 0) {
-        add(r, BAD, "daemon", "does not answer: %s", nibble_strerror(error));
+        add(r, BAD, "daemon", "does not answer, so devices cannot be looked at: %s",
+            nibble_strerror(error));
         nibble_close(connection);
         return;
     }
     add(r, GOOD, "daemon", "version %s, numerics %s, %u clients, %u worker restarts",
         status.version, status.numerics, status.clients, status.worker_restarts);
+    show_findings(r, connection);
     check_devices(r, connection);
     check_models(r, connection);
     nibble_close(connection);
-}
-
-static void check_loader(struct report *r)
-{
-    void *loader = dlopen("libvulkan.so.1", RTLD_LAZY | RTLD_LOCAL);
-    if (loader) {
-        add(r, GOOD, "Vulkan", "the loader, libvulkan.so.1, is there");
-        dlclose(loader);
-    } else {
-        add(r, NOTE, "Vulkan",
-            "no loader (libvulkan.so.1): models run on the CPU alone; Debian: install libvulkan1");
-    }
-}
-
-static int is_manifest(const struct dirent *e)
-{
-    const char *end = strrchr(e->d_name, '.');
-    return end && !strcmp(end, ".json");
-}
-
-// The manifests that the loader looks at, as a list of names.
-static size_t list_drivers(const char *folder, char *ret, size_t size)
-{
-    struct dirent **found;
-    int n = scandir(folder, &found, is_manifest, alphasort);
-    for (int i = 0; i < n; i++) {
-        size_t used = strlen(ret);
-        snprintf(ret + used, size - used, "%s%.*s", used ? ", " : "",
-                 (int)strcspn(found[i]->d_name, "."), found[i]->d_name);
-        free(found[i]);
-    }
-    if (n >= 0)
-        free(found);
-    return n > 0 ? (size_t)n : 0;
-}
-
-static void check_drivers(struct report *r)
-{
-    static const char *const folders[] = {"/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d",
-                                          "/usr/share/vulkan/icd.d"};
-    char names[320] = "";
-    size_t n = 0;
-    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
-        n += list_drivers(folders[i], names, sizeof names);
-    if (n)
-        add(r, GOOD, "drivers", "%s", names);
-    else
-        add(r, NOTE, "drivers",
-            "no Vulkan driver is installed: that of the GPU, or mesa-vulkan-drivers");
-}
-
-// The service runs as user nibble, so what counts is the node's group.
-static void check_node(struct report *r, const char *folder, const char *name)
-{
-    char path[300];
-    struct stat st;
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    if (stat(path, &st) < 0)
-        return;
-    const struct group *g = getgrgid(st.st_gid);
-    const char *group = g ? g->gr_name : "?";
-    bool open = (st.st_mode & 006) == 006, shared = (st.st_mode & 060) == 060;
-    if (open || access(path, R_OK | W_OK) == 0 || (shared && !strcmp(group, "render")))
-        add(r, GOOD, "node", "%s, of group %s, mode %03o", path, group, st.st_mode & 0777u);
-    else
-        add(r, NOTE, "node",
-            "%s is of group %s, mode %03o: who runs nibbled must be in that group (`adduser nibble "
-            "%s`)",
-            path, group, st.st_mode & 0777u, group);
-}
-
-static int is_render_node(const struct dirent *e)
-{
-    return !strncmp(e->d_name, "renderD", 7) ||
-           (!strncmp(e->d_name, "nvidia", 6) && strspn(e->d_name + 6, "0123456789"));
-}
-
-static void check_nodes(struct report *r)
-{
-    static const char *const folders[] = {"/dev/dri", "/dev"};
-    if (access("/proc/driver/nvidia", F_OK) == 0 && access("/dev/nvidiactl", F_OK) < 0)
-        add(r, NOTE, "node",
-            "NVIDIA's driver is there and /dev/nvidiactl is not: `nvidia-modprobe -c 0 -u` makes "
-            "its nodes, at each start nvidia-persistenced does");
-    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
-        struct dirent **found;
-        int n = scandir(folders[i], &found, is_render_node, versionsort);
-        for (int j = 0; j < n; j++) {
-            check_node(r, folders[i], found[j]->d_name);
-            free(found[j]);
-        }
-        if (n >= 0)
-            free(found);
-    }
 }
 
 int verb_doctor(const struct verb *verb, int argc, char **argv)
@@ -253,17 +218,13 @@ int verb_doctor(const struct verb *verb, int argc, char **argv)
     r.checks = json_array();
     check_kernel(&r);
     check_huge_pages(&r);
-    check_loader(&r);
-    check_drivers(&r);
-    check_nodes(&r);
+    check_limits(&r);
     check_socket(&r, path);
     check_daemon(&r, path);
-    if (r.common.json) {
-        json_t *object = json_pack("{s:O, s:i}", "checks", r.checks, "problems", r.problems);
-        json_dumpf(object, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(object);
-    }
+    int status = CLI_OK;
+    if (r.common.json)
+        status = cli_print_json(json_pack("{s:O, s:i}", "checks", r.checks, "problems", r.problems),
+                                JSON_INDENT(2));
     json_decref(r.checks);
-    return r.problems ? CLI_FAILED : CLI_OK;
+    return r.problems ? CLI_FAILED : status;
 }

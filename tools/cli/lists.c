@@ -20,6 +20,10 @@ static const struct column model_columns[] = {
     {"packed_bytes", "WEIGHTS", COLUMN_BYTES, AT(packed_bytes)},
     {"kv_type", "KV TYPE", COLUMN_TEXT, AT(kv_type)},
     {"kv_bytes", "KV", COLUMN_BYTES, AT(kv_bytes)},
+    {"has_template", "TEMPLATE", COLUMN_FLAG, AT(has_template)},
+    {"template_reason", NULL, COLUMN_TEXT, AT(template_reason)},
+    {"embeds_only", NULL, COLUMN_FLAG, AT(embeds_only)},
+    {"longest_embedded", NULL, COLUMN_U32, AT(longest_embedded)},
     {"sessions", "SESSIONS", COLUMN_U32, AT(sessions)},
     {"worker_restarts", NULL, COLUMN_U32, AT(worker_restarts)},
     {0},
@@ -40,7 +44,7 @@ static const struct column device_columns[] = {
     {"driver", NULL, COLUMN_TEXT, AT(driver)},
     {"uuid", NULL, COLUMN_TEXT, AT(uuid)},
     {"node", "NODE", COLUMN_TEXT, AT(node)},
-    {"reason", NULL, COLUMN_TEXT, AT(reason)},
+    {"reason", "REASON", COLUMN_TEXT, AT(reason)},
     {0},
 };
 #undef AT
@@ -105,7 +109,7 @@ static nibble *start(const struct verb *verb, int argc, char **argv, struct comm
         size_t n = 0;                                                                              \
         struct row *rows = fetch(connection, &n);                                                  \
         status =                                                                                   \
-            rows ? table_print(list, columns, rows, n, sizeof *rows, common.json) : CLI_FAILED;    \
+            rows ? table_print(list, columns, rows, n, sizeof(*rows), common.json) : CLI_FAILED;   \
         free(rows);                                                                                \
         nibble_close(connection);                                                                  \
         return status;                                                                             \
@@ -122,9 +126,9 @@ int verb_status(const struct verb *verb, int argc, char **argv)
     if (!connection)
         return status;
     struct nibble_status s;
-    int r = nibble_get_status(connection, &s);
-    status =
-        r < 0 ? cli_failed(connection, "status", r) : record_print(status_columns, &s, common.json);
+    int rc = nibble_get_status(connection, &s);
+    status = rc < 0 ? cli_failed(connection, "status", rc)
+                    : record_print(status_columns, &s, common.json);
     nibble_close(connection);
     return status;
 }

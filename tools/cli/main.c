@@ -2,6 +2,8 @@
 // of the daemon comes through libnibble.
 #include "tools/cli/cli.h"
 
+#include <langinfo.h>
+#include <locale.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -11,14 +13,25 @@ static const struct verb verbs[] = {
     {"devices", "", "list the devices", verb_devices},
     {"status", "", "what the daemon holds and has done", verb_status},
     {"top", "", "who holds which memory", verb_top},
-    {"load", "FILE", "load a GGUF model file (administrator)", verb_load},
+    {"load", "FILE|DIR", "load a GGUF or a Hugging Face folder (administrator)", verb_load},
+    {"convert", "FILE|DIR", "write a model's files as one GGUF file", verb_convert},
+    {"compress", "FILE|DIR", "write a model in smaller types, as a job of the service",
+     verb_compress},
+    {"jobs", "", "list the jobs of the service", verb_jobs},
+    {"wait", "ID", "wait until a job is finished", verb_wait},
+    {"result", "ID", "fetch what a job has made", verb_result},
+    {"pause", "ID", "stop a job for a while", verb_pause},
+    {"resume", "ID", "go on with a paused or failed job", verb_resume},
+    {"cancel", "ID", "end a job and remove it", verb_cancel},
     {"unload", "NAME", "unload a model (administrator)", verb_unload},
+    {"render", "NAME [PROMPT]", "what a conversation becomes by the template", verb_render},
     {"tokenize", "NAME TEXT", "the token ids of a text", verb_tokenize},
-    {"eval", "NAME|FILE", "perplexity on a text, and KL divergence from a reference", verb_eval},
+    {"embed", "NAME TEXT...", "vectors of texts", verb_embed},
+    {"eval", "NAME|FILE...", "quality on texts and tasks beside a reference, and cost", verb_eval},
     {"bench", "NAME", "measure prefill and decode", verb_bench},
     {"doctor", "", "check this machine and the daemon", verb_doctor},
 };
-#define N_VERBS (sizeof verbs / sizeof verbs[0])
+#define N_VERBS (sizeof(verbs) / sizeof(verbs[0]))
 
 static void print_help(FILE *out)
 {
@@ -31,7 +44,16 @@ static void print_help(FILE *out)
                  "usage).\n");
 }
 
-int main(int argc, char **argv)
+// Texts are UTF-8 on either side, whatever the environment says of the terminal. Numbers stay as C
+// has them.
+static void choose_locale(void)
+{
+    const char *charset = setlocale(LC_CTYPE, "") ? nl_langinfo(CODESET) : "";
+    if (strcmp(charset, "UTF-8") && !setlocale(LC_CTYPE, "C.UTF-8"))
+        setlocale(LC_CTYPE, "en_US.UTF-8");
+}
+
+static int run_verb(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
@@ -49,4 +71,11 @@ int main(int argc, char **argv)
         if (!strcmp(argv[1], verbs[i].name))
             return verbs[i].run(&verbs[i], argc - 1, argv + 1);
     return cli_usage_error("no verb '%s'; `nibble --help` lists them", argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    cli_streams_open();
+    choose_locale();
+    return cli_streams_close(run_verb(argc, argv));
 }

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,95 +15,95 @@ static int on_progress(void *user, uint64_t done, uint64_t total)
     return 0;
 }
 
-// The file's name without folders and .gguf, with what a name may not hold made '-'.
-static void name_of_file(const char *file, char *ret, size_t size)
-{
-    const char *base = strrchr(file, '/') ? strrchr(file, '/') + 1 : file;
-    size_t len = strlen(base);
-    if (len > 5 && !strcmp(base + len - 5, ".gguf"))
-        len -= 5;
-    if (len >= size)
-        len = size - 1;
-    memcpy(ret, base, len);
-    ret[len] = '\0';
-    const char *allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    for (char *c = ret; *(c += strspn(c, allowed));)
-        *c = '-';
-}
-
-int cli_load(const struct common *common, const char *file, struct nibble_load_options *options,
+int cli_load(const struct common *common, const char *path, struct nibble_load_options *options,
              nibble **ret_admin)
 {
-    int fd = open(file, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return cli_error("%s: %s", file, strerror(errno));
     nibble *admin = cli_connect_admin(common);
+    if (!admin)
+        return CLI_FAILED;
+    options->size = sizeof(*options);
     options->progress = on_progress;
-    options->user = (void *)file;
-    int r = admin ? nibble_load(admin, fd, options) : 0;
-    int status = r < 0 ? cli_failed(admin, file, r) : admin ? CLI_OK : CLI_FAILED;
-    close(fd);
-    if (status == CLI_OK)
+    options->user = (void *)(uintptr_t)path;
+    int rc = nibble_load(admin, path, options);
+    if (rc >= 0) {
         *ret_admin = admin;
-    else
-        nibble_close(admin);
+        return CLI_OK;
+    }
+    int status = cli_failed(admin, path, rc);
+    nibble_close(admin);
     return status;
 }
 
-// Where a model is, in static memory: "auto" leaves it to the daemon.
-static const char *device_of(nibble *connection, const char *name)
+// The model of that name as the daemon lists it; `name` is "" where it lists none.
+static struct nibble_model find_model(nibble *connection, const char *name)
 {
-    static char device[sizeof((struct nibble_model *)0)->device];
     size_t n = 0;
-    struct nibble_model *models = cli_models(connection, &n);
+    struct nibble_model *models = cli_models(connection, &n), found = {.name = ""};
     for (size_t i = 0; models && i < n; i++)
         if (!strcmp(models[i].name, name))
-            memcpy(device, models[i].device, sizeof device);
+            found = models[i];
     free(models);
-    return device;
+    return found;
+}
+
+static int print_loaded(nibble *admin, const char *name, double seconds, bool json)
+{
+    const struct nibble_model model = find_model(admin, name);
+    char lack[CLI_LACK_SIZE];
+    if (json)
+        return cli_print_json(json_pack("{s:s, s:s, s:f, s:b, s:b}", "name", name, "device",
+                                        model.device, "seconds", seconds, "has_template",
+                                        model.has_template, "embeds_only", model.embeds_only),
+                              JSON_REAL_PRECISION(4));
+    printf("loaded %s on %s in %.2f s\n", name, model.device, seconds);
+    if (model.embeds_only)
+        printf("it gives vectors of texts: `nibble embed %s TEXT...`\n", name);
+    else if (!model.has_template)
+        printf("it %s: `nibble run %s --raw TEXT` goes on from a text, --template FILE brings a "
+               "template\n",
+               cli_template_lack(&model, lack), name);
+    return CLI_OK;
 }
 
 int verb_load(const struct verb *verb, int argc, char **argv)
 {
     struct common common = {0};
     struct nibble_load_options options = {0};
+    bool force = false;
     const struct option_spec specs[] = {
         {"name", 0, OPTION_STRING, &options.name, "NAME", "the model's name (default: the file's)"},
         {"device", 0, OPTION_STRING, &options.device, "D",
          "the device that serves it (default: cpu; auto: the first GPU, else cpu), or several "
          "with their layers: vulkan0:20+vulkan1"},
-        {"gpu-layers", 0, OPTION_UINT, &options.gpu_layers, "N",
+        {"gpu-layers", 0, OPTION_UINT(0, UINT32_MAX), &options.gpu_layers, "N",
          "the device runs the last N layers, the CPU the others (default: all)"},
         {"fallback", 0, OPTION_STRING, &options.fallback, "D",
          "the device that takes over when that one is lost (default: none)"},
         {"precision", 0, OPTION_STRING, &options.precision, "P",
          "fast, balanced (default) or exact"},
-        {"context", 0, OPTION_UINT, &options.context, "N",
+        {"context", 0, OPTION_UINT(0, UINT32_MAX), &options.context, "N",
          "the longest sequence (default: the model's own)"},
         {"kv-bytes", 0, OPTION_SIZE, &options.kv_bytes, "SIZE",
          "memory for KV caches, as 512Mi (default: the daemon's)"},
         {"kv-type", 0, OPTION_STRING, &options.kv_type, "T",
-         "f16 (default), or q8_0, which takes half the memory"},
+         "f16 (default), q8_0, which takes half the memory, or f32 (default of exact)"},
+        {"force", 'f', OPTION_FLAG, &force, NULL,
+         "load a file that is zero to its end, as after an interrupted download"},
         {0},
     };
-    char **args, name[64];
+    char **args, name[CLI_NAME_SIZE];
     int n = cli_parse(verb, specs, &common, argc, argv, 1, 1, &args);
     if (n < 0)
         return CLI_EXIT(n);
-    if (!options.name) {
-        name_of_file(args[0], name, sizeof name);
-        options.name = name;
-    }
+    options.force = force;
+    int status = options.name ? cli_name(options.name, name) : cli_name_of_file(args[0], name);
     nibble *admin = NULL;
     double start = cli_now();
-    int status = cli_load(&common, args[0], &options, &admin);
-    double seconds = cli_now() - start;
-    const char *device = status == CLI_OK ? device_of(admin, options.name) : "";
-    if (status == CLI_OK && common.json)
-        printf("{\"name\": \"%s\", \"device\": \"%s\", \"seconds\": %.3f}\n", options.name, device,
-               seconds);
-    else if (status == CLI_OK)
-        printf("loaded %s on %s in %.2f s\n", options.name, device, seconds);
+    options.name = name;
+    if (status == CLI_OK)
+        status = cli_load(&common, args[0], &options, &admin);
+    if (status == CLI_OK)
+        status = print_loaded(admin, name, cli_now() - start, common.json);
     nibble_close(admin);
     return status;
 }
@@ -117,21 +116,46 @@ int verb_unload(const struct verb *verb, int argc, char **argv)
         {"force", 'f', OPTION_FLAG, &force, NULL, "end the sessions that use it"},
         {0},
     };
-    char **args;
+    char **args, name[CLI_NAME_SIZE];
     int n = cli_parse(verb, specs, &common, argc, argv, 1, 1, &args);
     if (n < 0)
         return CLI_EXIT(n);
-    nibble *admin = cli_connect_admin(&common);
+    int status = cli_name(args[0], name);
+    nibble *admin = status == CLI_OK ? cli_connect_admin(&common) : NULL;
     if (!admin)
-        return CLI_FAILED;
-    int r = nibble_unload(admin, args[0], force);
-    int status = r < 0 ? cli_failed(admin, args[0], r) : CLI_OK;
-    if (status == CLI_OK && common.json)
-        printf("{\"name\": \"%s\"}\n", args[0]);
-    else if (status == CLI_OK)
-        printf("unloaded %s\n", args[0]);
+        return status == CLI_OK ? CLI_FAILED : status;
+    int rc = nibble_unload(admin, name, force);
+    if (rc < 0)
+        status = cli_failed(admin, name, rc);
+    else if (common.json)
+        status = cli_print_json(json_pack("{s:s}", "name", name), 0);
+    else
+        printf("unloaded %s\n", name);
     nibble_close(admin);
     return status;
+}
+
+// Sets *ret_there to whether the daemon has a model of that name.
+static int look_for(const struct common *common, const char *name, bool *ret_there)
+{
+    nibble *connection = cli_connect(common);
+    if (!connection)
+        return CLI_FAILED;
+    *ret_there = *find_model(connection, name).name != '\0';
+    nibble_close(connection);
+    return CLI_OK;
+}
+
+static int check_how(const struct nibble_load_options *how, const char *name)
+{
+    if (!how->precision && !how->device && !how->kv_type)
+        return CLI_OK;
+    return cli_usage_error(
+        "--%s is for a FILE; the loaded model %s keeps the one it was loaded with",
+        how->precision ? "precision"
+        : how->device  ? "device"
+                       : "kv-type",
+        name);
 }
 
 int cli_model_or_file(const struct common *common, const char *name_or_file,
@@ -139,26 +163,29 @@ int cli_model_or_file(const struct common *common, const char *name_or_file,
 {
     struct stat st;
     struct loaded l = {0};
-    if (stat(name_or_file, &st) < 0 || !S_ISREG(st.st_mode)) {
-        if (how->precision || how->device || how->kv_type)
-            return cli_usage_error("--%s is for a FILE; the loaded model %s keeps the one it was "
-                                   "loaded with",
-                                   how->precision ? "precision"
-                                   : how->device  ? "device"
-                                                  : "kv-type",
-                                   name_or_file);
-        if (strlen(name_or_file) >= sizeof l.name)
-            return cli_usage_error("%.80s: neither a file nor a model's name", name_or_file);
-        snprintf(l.name, sizeof l.name, "%s", name_or_file);
-        *ret = l;
-        return CLI_OK;
+    bool exists = stat(name_or_file, &st) == 0, there = false;
+    int status = CLI_OK;
+    // A folder that is called like a loaded model is not meant.
+    if ((!exists || !S_ISREG(st.st_mode)) && !strchr(name_or_file, '/')) {
+        status = cli_name(name_or_file, l.name);
+        if (status == CLI_OK)
+            status = look_for(common, l.name, &there);
+        if (status == CLI_OK && there)
+            status = check_how(how, l.name);
+        if (status == CLI_OK && !there && !exists)
+            status = cli_error("%s: no such file or folder, and no model of that name is loaded",
+                               l.name);
     }
+    if (status == CLI_OK && there)
+        *ret = l;
+    if (status != CLI_OK || there)
+        return status;
     static unsigned count;
-    snprintf(l.name, sizeof l.name, "tmp-%ld-%u", (long)getpid(), count++);
+    snprintf(l.name, sizeof(l.name), "tmp-%ld-%u", (long)getpid(), count++);
     struct nibble_load_options options = *how;
     options.name = l.name;
     options.temporary = 1;
-    int status = cli_load(common, name_or_file, &options, &l.admin);
+    status = cli_load(common, name_or_file, &options, &l.admin);
     if (status != CLI_OK)
         return status;
     *ret = l;
@@ -168,9 +195,9 @@ int cli_model_or_file(const struct common *common, const char *name_or_file,
 void cli_model_release(struct loaded *l)
 {
     if (l->admin) {
-        int r = nibble_unload(l->admin, l->name, 1);
-        if (r < 0)
-            cli_failed(l->admin, l->name, r);
+        int rc = nibble_unload(l->admin, l->name, 1);
+        if (rc < 0)
+            cli_failed(l->admin, l->name, rc);
     }
     nibble_close(l->admin);
     *l = (struct loaded){0};

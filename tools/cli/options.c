@@ -4,12 +4,13 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <math.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_OPTIONS 32
+#define MAX_OPTIONS  40
+#define SIZE_LARGEST 8e18
 
 static const struct option_spec *common_specs(struct common *common)
 {
@@ -24,8 +25,8 @@ static void print_option(FILE *out, const struct option_spec *o)
 {
     char left[64], letter[8] = "    ";
     if (o->letter)
-        snprintf(letter, sizeof letter, "-%c, ", o->letter);
-    snprintf(left, sizeof left, "%s--%s%s%s", letter, o->name, o->value ? " " : "",
+        snprintf(letter, sizeof(letter), "-%c, ", o->letter);
+    snprintf(left, sizeof(left), "%s--%s%s%s", letter, o->name, o->value ? " " : "",
              o->value ? o->value : "");
     fprintf(out, "  %-28s %s\n", left, o->help);
 }
@@ -53,8 +54,8 @@ static int parse_size(const char *text, uint64_t *ret)
     double value = strtod(text, &end);
     if (end == text || errno || !(value >= 0))
         return -EINVAL;
-    for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
-        if (strcmp(end, suffixes[i].suffix) || value * suffixes[i].factor > 9e18)
+    for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
+        if (strcmp(end, suffixes[i].suffix) || value * suffixes[i].factor > SIZE_LARGEST)
             continue;
         *ret = (uint64_t)(value * suffixes[i].factor);
         return 0;
@@ -62,53 +63,95 @@ static int parse_size(const char *text, uint64_t *ret)
     return -EINVAL;
 }
 
-static int parse_u64(const char *text, uint64_t max, uint64_t *ret)
+static int parse_whole(const char *text, uint64_t min, uint64_t max, uint64_t *ret)
 {
     char *end;
     if (*text < '0' || *text > '9')
         return -EINVAL;
     errno = 0;
     unsigned long long value = strtoull(text, &end, 10);
-    if (*end || errno || value > max)
+    if (*end || errno || value < min || value > max)
         return -EINVAL;
     *ret = value;
     return 0;
 }
 
-static int set_option(const struct option_spec *o, const char *text)
+static int set_flag(const struct option_spec *o, const char *text)
 {
-    uint64_t u = 0;
+    (void)text;
+    *(bool *)o->target = true;
+    return 0;
+}
+
+static int set_string(const struct option_spec *o, const char *text)
+{
+    *(const char **)o->target = text;
+    return 0;
+}
+
+static int set_list(const struct option_spec *o, const char *text)
+{
+    struct option_list *list = o->target;
+    if (list->n >= (size_t)o->kind.max)
+        return cli_usage_error("--%s: %g of them at most", o->name, o->kind.max);
+    list->items[list->n++] = text;
+    return 0;
+}
+
+static int set_uint(const struct option_spec *o, const char *text)
+{
+    uint64_t u, min = (uint64_t)o->kind.min, max = (uint64_t)o->kind.max;
+    if (parse_whole(text, min, max, &u) < 0)
+        return cli_usage_error("--%s: '%s' is no whole number from %" PRIu64 " to %" PRIu64,
+                               o->name, text, min, max);
+    *(uint32_t *)o->target = (uint32_t)u;
+    return 0;
+}
+
+static int set_u64(const struct option_spec *o, const char *text)
+{
+    if (parse_whole(text, 0, UINT64_MAX, o->target) < 0)
+        return cli_usage_error("--%s: '%s' is no whole number from 0 to %" PRIu64, o->name, text,
+                               UINT64_MAX);
+    return 0;
+}
+
+static int set_size(const struct option_spec *o, const char *text)
+{
+    if (parse_size(text, o->target) < 0)
+        return cli_usage_error(
+            "--%s: '%s' is no size as 512Mi (k, M, G, Ki, Mi, Gi; 8e18 bytes at most)", o->name,
+            text);
+    return 0;
+}
+
+static int set_float(const struct option_spec *o, const char *text)
+{
     char *end;
-    int r = 0;
-    switch (o->kind) {
-    case OPTION_FLAG:
-        *(bool *)o->target = true;
-        return 0;
-    case OPTION_STRING:
-        *(const char **)o->target = text;
-        return 0;
-    case OPTION_UINT:
-        if ((r = parse_u64(text, UINT32_MAX, &u)) == 0)
-            *(uint32_t *)o->target = (uint32_t)u;
-        return r;
-    case OPTION_U64:
-        return parse_u64(text, UINT64_MAX, o->target);
-    case OPTION_SIZE:
-        return parse_size(text, o->target);
-    case OPTION_FLOAT: {
-        float f = strtof(text, &end);
-        if (end == text || *end || !isfinite(f))
-            return -EINVAL;
-        *(float *)o->target = f;
-        return 0;
-    }
-    }
-    return -EINVAL;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= o->kind.min && value <= o->kind.max))
+        return cli_usage_error("--%s: '%s' is no number from %g to %g", o->name, text, o->kind.min,
+                               o->kind.max);
+    *(float *)o->target = (float)value;
+    return 0;
+}
+
+// Sets the target, or says what the option takes and returns CLI_USAGE. What a second one says
+// would be lost, unless it is a list's; flags say the same again.
+static int set_option(const struct option_spec *o, const char *text, bool *given)
+{
+    static int (*const set[])(const struct option_spec *, const char *) = {
+        [FLAG] = set_flag, [STRING] = set_string, [LIST] = set_list,  [UINT] = set_uint,
+        [U64] = set_u64,   [SIZE] = set_size,     [FLOAT] = set_float};
+    if (*given && o->kind.type != LIST && o->kind.type != FLAG)
+        return cli_usage_error("--%s is given twice", o->name);
+    *given = true;
+    return set[o->kind.type](o, text);
 }
 
 // The tables of getopt_long: option i of the verb, then the common ones, has the value 256 + i.
-static size_t build_tables(const struct option_spec **all, const struct option_spec *specs,
-                           struct common *common, struct option *longs, char *shorts)
+static void build_tables(const struct option_spec **all, const struct option_spec *specs,
+                         struct common *common, struct option *longs, char *shorts)
 {
     size_t n = 0;
     for (const struct option_spec *o = specs; o->name; o++)
@@ -118,29 +161,28 @@ static size_t build_tables(const struct option_spec **all, const struct option_s
     *shorts++ = ':';
     for (size_t i = 0; i < n; i++) {
         longs[i] = (struct option){all[i]->name,
-                                   all[i]->kind == OPTION_FLAG ? no_argument : required_argument,
+                                   all[i]->kind.type == FLAG ? no_argument : required_argument,
                                    NULL, 256 + (int)i};
         if (!all[i]->letter)
             continue;
         *shorts++ = all[i]->letter;
-        if (all[i]->kind != OPTION_FLAG)
+        if (all[i]->kind.type != FLAG)
             *shorts++ = ':';
     }
     *shorts = '\0';
     longs[n] = (struct option){"help", no_argument, NULL, 'h'};
     longs[n + 1] = (struct option){0};
-    return n;
 }
 
-static const struct option_spec *find_option(const struct option_spec *const *all, size_t n,
-                                             int value)
+// The index of the option that getopt_long has found; it finds none that is not in the tables.
+static size_t find_option(const struct option_spec *const *all, int value)
 {
+    size_t i = 0;
     if (value >= 256)
-        return all[value - 256];
-    for (size_t i = 0; i < n; i++)
-        if (all[i]->letter == value)
-            return all[i];
-    return NULL;
+        return (size_t)value - 256;
+    while (all[i]->letter != value)
+        i++;
+    return i;
 }
 
 int cli_parse(const struct verb *verb, const struct option_spec *specs, struct common *common,
@@ -149,7 +191,8 @@ int cli_parse(const struct verb *verb, const struct option_spec *specs, struct c
     const struct option_spec *all[MAX_OPTIONS];
     struct option longs[MAX_OPTIONS + 2];
     char shorts[2 * MAX_OPTIONS + 2];
-    size_t n = build_tables(all, specs, common, longs, shorts);
+    build_tables(all, specs, common, longs, shorts);
+    bool given[MAX_OPTIONS] = {false};
     int value;
 
     optind = 1;
@@ -162,9 +205,9 @@ int cli_parse(const struct verb *verb, const struct option_spec *specs, struct c
             return -1 - cli_usage_error("%s %s; see `nibble %s --help`", argv[optind - 1],
                                         value == ':' ? "needs a value" : "is no option",
                                         verb->name);
-        const struct option_spec *o = find_option(all, n, value);
-        if (set_option(o, optarg) < 0)
-            return -1 - cli_usage_error("--%s: '%s' is no valid %s", o->name, optarg, o->value);
+        size_t i = find_option(all, value);
+        if (set_option(all[i], optarg, &given[i]) != 0)
+            return -1 - CLI_USAGE;
     }
     if (argc - optind < min_args || argc - optind > max_args)
         return -1 - cli_usage_error("usage: nibble %s %s [options]", verb->name, verb->arguments);

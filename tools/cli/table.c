@@ -2,7 +2,6 @@
 #include "tools/cli/table.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <libsmartcols/libsmartcols.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,6 +19,8 @@ static json_t *field_json(const struct column *c, const void *row)
     switch (c->kind) {
     case COLUMN_TEXT:
         return json_string(field(c, row));
+    case COLUMN_FLAG:
+        return json_boolean(*(const int32_t *)field(c, row));
     case COLUMN_U32:
         return json_integer(*(const uint32_t *)field(c, row));
     case COLUMN_U64:
@@ -34,6 +35,9 @@ static void field_text(const struct column *c, const void *row, char *ret, size_
     switch (c->kind) {
     case COLUMN_TEXT:
         snprintf(ret, size, "%s", (const char *)field(c, row));
+        break;
+    case COLUMN_FLAG:
+        snprintf(ret, size, "%s", *(const int32_t *)field(c, row) ? "yes" : "no");
         break;
     case COLUMN_U32:
         snprintf(ret, size, "%" PRIu32, *(const uint32_t *)field(c, row));
@@ -55,14 +59,6 @@ static json_t *row_json(const struct column *columns, const void *row)
     return object;
 }
 
-static int print_json(json_t *value)
-{
-    int r = value ? json_dumpf(value, stdout, JSON_INDENT(2)) : -1;
-    json_decref(value);
-    putchar('\n');
-    return r < 0 ? cli_error("cannot print JSON: out of memory") : CLI_OK;
-}
-
 static int print_table(const struct column *columns, const char *rows, size_t n, size_t size)
 {
     scols_init_debug(0);
@@ -71,7 +67,7 @@ static int print_table(const struct column *columns, const char *rows, size_t n,
         return cli_error("out of memory");
     for (const struct column *c = columns; c->key; c++)
         if (c->title)
-            scols_table_new_column(table, c->title, 0, c->kind == COLUMN_TEXT ? 0 : SCOLS_FL_RIGHT);
+            scols_table_new_column(table, c->title, 0, c->kind <= COLUMN_FLAG ? 0 : SCOLS_FL_RIGHT);
     for (size_t i = 0; i < n; i++) {
         struct libscols_line *line = scols_table_new_line(table, NULL);
         size_t at = 0;
@@ -79,13 +75,13 @@ static int print_table(const struct column *columns, const char *rows, size_t n,
         for (const struct column *c = columns; c->key; c++) {
             if (!c->title)
                 continue;
-            field_text(c, rows + i * size, text, sizeof text);
+            field_text(c, rows + i * size, text, sizeof(text));
             scols_line_set_data(line, at++, text);
         }
     }
-    int r = scols_print_table(table);
+    int rc = scols_print_table(table);
     scols_unref_table(table);
-    return r < 0 ? cli_error("cannot print the table") : CLI_OK;
+    return rc < 0 ? cli_error("cannot print the table") : CLI_OK;
 }
 
 int table_print(const char *list, const struct column *columns, const void *rows, size_t n,
@@ -96,16 +92,16 @@ int table_print(const char *list, const struct column *columns, const void *rows
     json_t *array = json_array();
     for (size_t i = 0; i < n; i++)
         json_array_append_new(array, row_json(columns, (const char *)rows + i * size));
-    return print_json(json_pack("{s:o}", list, array));
+    return cli_print_json(json_pack("{s:o}", list, array), JSON_INDENT(2));
 }
 
 int record_print(const struct column *columns, const void *row, bool json)
 {
     if (json)
-        return print_json(row_json(columns, row));
+        return cli_print_json(row_json(columns, row), JSON_INDENT(2));
     char text[256];
     for (const struct column *c = columns; c->key; c++) {
-        field_text(c, row, text, sizeof text);
+        field_text(c, row, text, sizeof(text));
         if (c->title)
             printf("%-16s %s\n", c->title, text);
     }

@@ -1,6 +1,5 @@
 // `nibble tokenize`: the ids of a text, as the daemon's tokenizer has them.
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,11 +17,7 @@ static int print_ids(const int32_t *ids, size_t n, bool json)
     json_t *array = json_array();
     for (size_t i = 0; i < n; i++)
         json_array_append_new(array, json_integer(ids[i]));
-    json_t *object = json_pack("{s:o}", "tokens", array);
-    int r = object ? json_dumpf(object, stdout, JSON_COMPACT) : -1;
-    json_decref(object);
-    putchar('\n');
-    return r < 0 ? cli_error("cannot print JSON: out of memory") : CLI_OK;
+    return cli_print_json(json_pack("{s:o}", "tokens", array), JSON_COMPACT);
 }
 
 static int tokenize(nibble *connection, const char *model, const char *text, size_t len,
@@ -30,7 +25,7 @@ static int tokenize(nibble *connection, const char *model, const char *text, siz
 {
     // Room for the text, an id for each byte, and the channel's alignment.
     nibble_session *session = cli_session(connection, model, len + 4 * (len + 16) + 65536);
-    int32_t *ids = malloc((len + 16) * sizeof *ids);
+    int32_t *ids = malloc((len + 16) * sizeof(*ids));
     int status = CLI_FAILED;
     if (session && ids) {
         int n = nibble_tokenize(session, text, len, flags, ids, len + 16);
@@ -52,20 +47,22 @@ int verb_tokenize(const struct verb *verb, int argc, char **argv)
         {"bos", 0, OPTION_FLAG, &bos, NULL, "begin as the model wants a text to begin"},
         {0},
     };
-    char **args;
+    char **args, name[CLI_NAME_SIZE];
     int n = cli_parse(verb, specs, &common, argc, argv, 1, 2, &args);
     if (n < 0)
         return CLI_EXIT(n);
     if ((n == 2) == (file != NULL))
         return cli_usage_error("give the text either as TEXT or by --file");
+    int status = cli_name(args[0], name);
+    if (status != CLI_OK)
+        return status;
     size_t len = 0;
     char *text = file ? cli_read_file(file, &len) : strdup(args[1]);
     nibble *connection = text ? cli_connect(&common) : NULL;
     if (!file && text)
         len = strlen(text);
     unsigned flags = (special ? NIBBLE_TOKENIZE_SPECIAL : 0) | (bos ? NIBBLE_TOKENIZE_BOS : 0);
-    int status =
-        connection ? tokenize(connection, args[0], text, len, flags, common.json) : CLI_FAILED;
+    status = connection ? tokenize(connection, name, text, len, flags, common.json) : CLI_FAILED;
     nibble_close(connection);
     free(text);
     return status;

@@ -1,7 +1,9 @@
 """Nibble beside llama.cpp: the same files, the same two threads, in turns, medians of one run.
 
 usage: tests/oracle/run tests/peers/llama_cpp/compare.py [--build build] [--runs 5] [--alone]
-                                                          [--json] [--only Q4_1|Q4_0] [--vulkan]
+                                                          [--json] [--only NAME] [--vulkan]
+
+NAME is Q4_1 or Q4_0 (SmolLM2-135M), or a shape of shapes.py; without it the first two are measured.
 
 Nibble is measured as a client sees it, through daemon and channel (`nibble bench`), at the tiers
 fast and balanced; llama.cpp in this process through its own API, without sampling. Prefill of 512,
@@ -25,16 +27,19 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent / "oracle"))
+sys.path[:0] = [str(HERE), str(HERE.parent.parent / "oracle")]
 
 if "--vulkan" in sys.argv:
     import vulkan
     vulkan.enter()
 
 import llama  # noqa: E402
+import shapes  # noqa: E402
 from peer import Peer  # noqa: E402
 
-FILES = {"Q4_1": lambda: llama.PACKAGED, "Q4_0": llama.q4_0_model}
+FILES = {"Q4_1": lambda: llama.PACKAGED, "Q4_0": llama.q4_0_model,
+         **{name: lambda name=name: shapes.model(name) for name in shapes.SHAPES}}
+USUAL = ["Q4_1", "Q4_0"]
 TIERS = ["fast", "balanced"]
 METRICS = ["prefill_tps", "decode_tps", "aggregate_tps"]
 # By device: what both measure.
@@ -134,7 +139,7 @@ def main():
     nibble = None if options.alone else Nibble(options.build.resolve(), device)
     try:
         everything = {}
-        for name in [options.only] if options.only else FILES:
+        for name in [options.only] if options.only else USUAL:
             stolen, ticks = processor_time()
             everything[name] = rounds(FILES[name](), nibble, device, options.runs)
             if not options.json:

@@ -1,0 +1,63 @@
+// Mode `job`: what its two halves, and the kinds of jobs, share.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/link.h"
+#include "engine/cpu/threads.h"
+#include "engine/device.h"
+#include "quant/journal.h"
+#include "tensor/fail.h"
+#include "tensor/source.h"
+
+// What a kind of job gets. Whatever it says, it says through these: it has no other file, and it
+// may be killed at any instant, and begun again with the same.
+struct nb_work {
+    const char *recipe; // JSON, hostile
+    size_t recipe_len;
+    struct nb_source_file files[NB_WIRE_FILES]; // of the model, then what else it was given
+    uint32_t n_files;
+    int journal;
+    int results[NB_JOB_RESULTS];
+    uint8_t key[NB_JOURNAL_KEY]; // of recipe, files and kind
+    struct nb_team *team;
+    struct nb_cpu_allowed allowed; // what the team is of
+    // Progress, while it runs
+    uint64_t started_ns, started_done, told_ns;
+};
+
+struct nb_work_kind {
+    const char *name;
+    const char *results[NB_JOB_RESULTS]; // their names, as far as there are
+    // Whether the recipe says what the kind can do, as far as that is known without the files.
+    int (*check)(const char *recipe, size_t len, struct nb_error *ret_error);
+    int (*run)(struct nb_work *work, struct nb_error *ret_error);
+};
+int nb_jobs_round_check(const char *recipe, size_t len, struct nb_error *ret_error);
+int nb_jobs_round(struct nb_work *work, struct nb_error *ret_error);
+int nb_jobs_weighted(struct nb_work *work, struct nb_error *ret_error);
+
+// Waits until the broker has charged so many bytes of the disk to the job's user. A refusal is the
+// end of this process.
+int nb_jobs_need(uint64_t bytes);
+// Tells how far the job is; from now and then on, however often it is called.
+void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_t total);
+
+// jobs_files.c: the files of a job's folder.
+struct nb_jobs_files {
+    struct nb_source_file items[NB_WIRE_FILES];
+    char names[NB_WIRE_FILES][NB_WIRE_FILE_NAME];
+    uint32_t n;
+};
+// Waits for n files from the client, and checks their names. -errno with its line.
+int nb_jobs_files_receive(uint32_t n, struct nb_jobs_files *ret, struct nb_error *ret_error);
+// Takes these files in. -errno with its line.
+int nb_jobs_files_store(const struct nb_jobs_files *files, struct nb_error *ret_error);
+// Opens them again: -ESTALE for one that changed meanwhile.
+int nb_jobs_files_open(struct nb_jobs_files *ret, struct nb_error *ret_error);
+// Whether they are still as they were when they were taken in.
+int nb_jobs_files_check(const struct nb_jobs_files *files, struct nb_error *ret_error);
+// A file of the folder, read whole: its bytes, malloc'ed, with a NUL behind them.
+int nb_jobs_read(const char *name, size_t most, char **ret, size_t *ret_len);
+int nb_jobs_write(const char *name, const void *data, size_t len); // and makes it durable

@@ -1,0 +1,155 @@
+// What comes before the tensors of a weighted compression: the importance of each matrix's columns,
+// measured on the client's text or read from his importance matrix. The sums so far are told in the
+// journal now and then, so that a worker's death loses a batch of windows and no more.
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/worker/jobs_calibrate.h"
+#include "quant/calibrate.h"
+#include "quant/imatrix.h"
+
+#define RECORD      NB_COMPRESS_RECORDS   // kind: a part of the sums
+#define PART        (UINT64_C(32) << 20)  // bytes of sums in a record
+#define STORED      (UINT64_C(512) << 20) // bytes of sums in the journal, but for one more
+#define CHECKPOINTS 64                    // at most
+#define LOAD        0.0002 // of a tensor's byte, a token's: of the time that they take
+
+// Before the bytes of a part.
+struct part {
+    uint32_t windows, pad; // that the sums are of
+    uint64_t at, total;    // bytes
+};
+
+// ---- The journal
+
+int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
+{
+    struct nb_jobs_calibration *c = user;
+    struct part part;
+    if (kind != RECORD || bytes < sizeof(part))
+        return 1;
+    memcpy(&part, data, sizeof(part));
+    const uint64_t n = bytes - sizeof(part);
+    if (part.at == 0) {
+        free(c->coming);
+        c->coming = malloc(part.total ? part.total : 1);
+        c->came = 0;
+        if (!c->coming)
+            return -ENOMEM;
+    }
+    if (!c->coming || part.at != c->came || n > part.total - part.at)
+        return 1;
+    memcpy((uint8_t *)c->coming + part.at, (const uint8_t *)data + sizeof(part), n);
+    c->came += n;
+    if (c->came < part.total)
+        return 0;
+    nb_importance_finish(&c->importance);
+    c->done = part.windows;
+    return nb_importance_restore(c->coming, part.total, &c->importance) < 0 ? 1 : 0;
+}
+
+static int append_part(struct nb_jobs_calibration *c, struct part *head, const uint8_t *data,
+                       uint64_t n, uint8_t *record)
+{
+    memcpy(record, head, sizeof(*head));
+    memcpy(record + sizeof(*head), data + head->at, n);
+    return nb_journal_append(c->journal, RECORD, record, (uint32_t)(sizeof(*head) + n));
+}
+
+static int append(struct nb_jobs_calibration *c)
+{
+    void *data = NULL;
+    size_t len = 0;
+    int rc = nb_importance_store(&c->importance, &data, &len);
+    uint8_t *record = rc == 0 ? malloc(sizeof(struct part) + (len < PART ? len : PART)) : NULL;
+    struct part head = {.windows = c->done, .total = len};
+    rc = rc < 0 ? rc : record ? 0 : -ENOMEM;
+    for (uint64_t n; head.at < len && rc == 0; head.at += n) {
+        n = len - head.at < PART ? len - head.at : PART;
+        rc = append_part(c, &head, data, n, record);
+    }
+    free(record);
+    free(data);
+    return rc == 0 ? nb_journal_sync(c->journal, NULL, 0) : rc;
+}
+
+// ---- The run
+
+// Windows between two checkpoints.
+static uint32_t stride(const struct nb_jobs_calibration *c)
+{
+    const uint64_t bytes = 8 * c->importance.values + 1, fit = STORED / bytes;
+    const uint64_t n = fit < 1 ? 1 : fit < CHECKPOINTS ? fit : CHECKPOINTS;
+    return (uint32_t)((c->sampling.samples + n - 1) / n);
+}
+
+static void tell(struct nb_jobs_calibration *c)
+{
+    char what[64];
+    snprintf(what, sizeof(what), "calibrating %u/%u", c->done, c->sampling.samples);
+    nb_jobs_tell(c->work, what, c->load * c->done / c->sampling.samples, c->load + c->bytes);
+}
+
+static int after(void *user, uint32_t done)
+{
+    struct nb_jobs_calibration *c = user;
+    c->done = done;
+    tell(c);
+    if (done < c->sampling.samples && done - c->stored < stride(c))
+        return 0;
+    c->stored = done;
+    int rc = append(c);
+    return rc < 0 ? nb_fail(c->error, rc, "the job's journal cannot be written: %s", strerror(-rc))
+                  : 0;
+}
+
+static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
+{
+    struct nb_calibration *calibration = NULL;
+    const struct nb_calibrate how = {.source = c->source,
+                                     .texts = c->texts,
+                                     .n_texts = c->n_texts,
+                                     .samples = c->sampling.samples,
+                                     .length = c->sampling.length,
+                                     .allowed = &c->work->allowed};
+    c->error = e;
+    c->stored = c->done;
+    tell(c);
+    int rc = nb_calibration_open(&how, &calibration, e);
+    if (rc == 0)
+        rc = nb_calibration_run(calibration, c->done, &c->importance, after, c, e);
+    nb_calibration_close(calibration);
+    return rc;
+}
+
+int nb_jobs_calibrate_run(void *user, struct nb_journal *journal, const struct nb_importance **ret,
+                          struct nb_error *ret_error)
+{
+    struct nb_jobs_calibration *c = user;
+    int rc = 0;
+    c->journal = journal;
+    free(c->coming);
+    c->coming = NULL;
+    if (c->imatrix >= 0)
+        rc = nb_imatrix_read(c->imatrix, &c->importance, ret_error);
+    else if (c->done < c->sampling.samples)
+        rc = measure(c, ret_error);
+    if (rc == 0)
+        *ret = &c->importance;
+    return rc;
+}
+
+void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t bytes)
+{
+    c->bytes = bytes;
+    if (c->imatrix < 0)
+        c->load = (uint64_t)((double)bytes * LOAD * c->sampling.samples * c->sampling.length);
+}
+
+void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c)
+{
+    nb_importance_finish(&c->importance);
+    free(c->coming);
+}

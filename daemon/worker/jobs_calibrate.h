@@ -1,0 +1,32 @@
+// The calibration of a compression, in a job's worker (jobs_calibrate.c).
+#pragma once
+
+#include "daemon/worker/jobs.h"
+#include "quant/compress.h"
+#include "quant/importance.h"
+#include "quant/recipe.h"
+
+// The first members are the caller's; the rest is zero before.
+struct nb_jobs_calibration {
+    struct nb_work *work;
+    const struct nb_source *source;
+    const struct nb_source_file *texts;
+    uint32_t n_texts;
+    int imatrix; // an importance matrix's fd in the place of texts, or -1
+    struct nb_sampling_plan sampling;
+
+    uint64_t bytes, load; // of the tensors; what the calibration counts as beside them
+    struct nb_importance importance;
+    uint32_t done, stored; // windows
+    struct nb_journal *journal;
+    struct nb_error *error;
+    void *coming; // sums of which some parts were read
+    uint64_t came;
+};
+
+void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t bytes);
+void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c);
+// As of struct nb_compress_prelude.
+int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
+int nb_jobs_calibrate_run(void *user, struct nb_journal *journal, const struct nb_importance **ret,
+                          struct nb_error *ret_error);

@@ -1,0 +1,177 @@
+// The kinds "round" and "weighted": a model's matrices, rounded to nearest or with scales searched
+// under what calibration has learnt, written as one GGUF, with a report.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/worker/jobs_calibrate.h"
+#include "libclient/wire.h"
+#include "quant/compress.h"
+#include "quant/imatrix.h"
+#include "quant/report.h"
+#include "tensor/hf/folder.h"
+
+#define REPORT_ROOM (1u << 20) // bytes that the report and the journal may take
+
+enum { MODEL, REPORT, IMATRIX }; // results
+
+struct progress {
+    struct nb_work *work;
+    uint64_t before; // what was done before the tensors counts as so many of their bytes
+};
+
+static int on_progress(void *user, const char *what, uint64_t done, uint64_t total)
+{
+    const struct progress *p = user;
+    nb_jobs_tell(p->work, what, p->before + done, p->before + total);
+    return 0;
+}
+
+// Its whole room at once, so that a full disk is met before the work, not after it.
+static int make_room(const struct nb_work *work, uint64_t bytes, struct nb_error *e)
+{
+    int rc = nb_jobs_need(bytes + REPORT_ROOM);
+    if (rc < 0)
+        return nb_fail(e, rc, "the daemon did not answer");
+    if (fallocate(work->results[MODEL], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
+        return 0;
+    return nb_fail(e, -errno, "the state directory has no room for the result of %llu bytes: %s",
+                   (unsigned long long)bytes, strerror(errno));
+}
+
+static int report(const struct nb_work *work, const struct nb_source *source,
+                  const struct nb_recipe *recipe, const struct nb_compress *c, struct nb_error *e)
+{
+    const int fd = work->results[REPORT];
+    int rc = nb_report_write(source, recipe, nb_compress_choices(c), fd);
+    if (rc == 0 && fdatasync(fd) < 0)
+        rc = -errno;
+    return rc < 0 ? nb_fail(e, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
+}
+
+static int export(const struct nb_work *work, const struct nb_jobs_calibration *c,
+                  struct nb_error *e)
+{
+    const int fd = work->results[IMATRIX];
+    int rc = nb_imatrix_write(&c->importance, c->sampling.samples, c->sampling.length, fd);
+    if (rc == 0 && fdatasync(fd) < 0)
+        rc = -errno;
+    return rc < 0 ? nb_fail(e, rc, "the importance matrix cannot be written: %s", strerror(-rc))
+                  : 0;
+}
+
+// `calibration`: of a weighted compression; else NULL.
+static int compress(struct nb_work *work, const struct nb_source *source, struct nb_recipe *recipe,
+                    struct nb_jobs_calibration *calibration, struct nb_error *e)
+{
+    struct nb_compress *c = NULL;
+    const struct nb_compress_prelude prelude = {nb_jobs_calibrate_visit, nb_jobs_calibrate_run,
+                                                calibration};
+    struct progress progress = {work, 0};
+    const struct nb_compress_run how = {.fd = work->results[MODEL],
+                                        .journal = work->journal,
+                                        .key = work->key,
+                                        .team = work->team,
+                                        .prelude = calibration ? &prelude : NULL,
+                                        .progress = on_progress,
+                                        .user = &progress};
+    int rc = nb_compress_create(source, recipe, &c, e);
+    if (rc == 0)
+        rc = make_room(work, nb_compress_size(c), e);
+    if (rc == 0 && calibration) {
+        nb_jobs_calibrate_init(calibration, nb_compress_size(c));
+        progress.before = calibration->load;
+    }
+    if (rc == 0)
+        rc = nb_compress_run(c, &how, e);
+    if (rc == 0)
+        rc = report(work, source, recipe, c, e);
+    if (rc == 0 && calibration)
+        rc = export(work, calibration, e);
+    nb_compress_destroy(c);
+    return rc;
+}
+
+int nb_jobs_round_check(const char *text, size_t len, struct nb_error *e)
+{
+    struct nb_recipe *recipe = NULL;
+    int rc = nb_recipe_parse(text, len, &recipe, e);
+    nb_recipe_free(recipe);
+    return rc;
+}
+
+int nb_jobs_round(struct nb_work *work, struct nb_error *e)
+{
+    struct nb_source *source = NULL;
+    struct nb_recipe *recipe = NULL;
+    int rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
+    if (rc == 0)
+        rc = nb_source_open(work->files, work->n_files, &source, e);
+    if (rc == 0)
+        rc = compress(work, source, recipe, NULL, e);
+    nb_source_close(source);
+    nb_recipe_free(recipe);
+    return rc;
+}
+
+// ---- With calibration
+
+// The files by what they are for, in the order in which they came.
+struct given {
+    struct nb_source_file model[NB_WIRE_FILES], texts[NB_WIRE_FILES];
+    uint32_t n_model, n_texts, n_imatrix;
+    int imatrix;
+};
+
+static bool is_for(const struct nb_source_file *file, const char *prefix)
+{
+    return !strncmp(file->name, prefix, strlen(prefix));
+}
+
+static int sort_files(const struct nb_work *work, struct given *g, struct nb_error *e)
+{
+    for (uint32_t i = 0; i < work->n_files; i++) {
+        const struct nb_source_file *f = &work->files[i];
+        if (is_for(f, NB_JOB_CALIBRATION)) {
+            g->texts[g->n_texts].name = f->name + strlen(NB_JOB_CALIBRATION);
+            g->texts[g->n_texts++].fd = f->fd;
+        } else if (is_for(f, NB_JOB_IMATRIX)) {
+            g->imatrix = f->fd;
+            g->n_imatrix++;
+        } else {
+            g->model[g->n_model++] = *f;
+        }
+    }
+    if (g->n_imatrix > 1 || !g->n_imatrix == !g->n_texts)
+        return nb_fail(e, -EINVAL,
+                       "a weighted compression takes calibration text or one importance matrix");
+    return 0;
+}
+
+int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
+{
+    static struct given g = {.imatrix = -1};
+    struct nb_source *source = NULL;
+    struct nb_recipe *recipe = NULL;
+    int rc = sort_files(work, &g, e);
+    if (rc == 0)
+        rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
+    if (rc == 0)
+        rc = nb_source_open(g.model, g.n_model, &source, e);
+    if (rc == 0) {
+        struct nb_jobs_calibration calibration = {.work = work,
+                                                  .source = source,
+                                                  .texts = g.texts,
+                                                  .n_texts = g.n_texts,
+                                                  .imatrix = g.imatrix,
+                                                  .sampling = nb_recipe_calibration(recipe)};
+        rc = compress(work, source, recipe, &calibration, e);
+        nb_jobs_calibrate_finish(&calibration);
+    }
+    nb_source_close(source);
+    nb_recipe_free(recipe);
+    return rc;
+}

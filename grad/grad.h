@@ -1,0 +1,107 @@
+// The float engine: what a model computes, and the loss's gradients, in fp32, layer by layer, from
+// the same list of ops that the devices read (engine/plan.h). Calibration, tuning and training
+// stand on this header.
+//
+//     batch ─ begin ─▶ x0 ─ layer 0 ─▶ x1 ─ … ─ layer L-1 ─▶ xL ─ head ─▶ logits
+//                     d0 ◀─ layer 0 ── d1 ◀─ … ◀─ layer L-1 ── dL ◀─ head ── d loss / d logits
+//
+// x_i is [rows][embedding], where a batch's sequences lie one behind the other; d_i is the loss's
+// gradient with respect to x_i. The loss is the caller's. Who wants to go back keeps each x_i: a
+// layer's inside is computed again in its backward pass (Chen and others, Training Deep Nets with
+// Sublinear Memory Cost, arXiv 1604.06174), unless the caller keeps that too, on a tape.
+//
+// Deterministic: bits depend on the calls and the processor's ISA level, never on the threads, nor
+// on what was kept. Memory: one layer's matrices (or the head's) as floats, and what one layer
+// makes of a batch, twice. All calls block and use the team, whose thread 0 is the caller; one call
+// at a time. Pointers are read or written during the call alone, but for those in struct
+// nb_grad_tensor.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/cpu/threads.h"
+#include "engine/plan.h"
+#include "tensor/fail.h"
+
+struct nb_grad;
+struct nb_tape;
+
+// A matrix or vector that ops compute with. The caller may set `values` and `gradient` between
+// calls; both are [experts][rows][cols], and stay his.
+struct nb_grad_tensor {
+    struct nb_str name;           // in the file
+    uint32_t experts, rows, cols; // 1 where there are no experts, or it is a vector
+    const float *values;          // in place of the plan's; NULL: the plan's
+    // Backward passes add the loss's gradient here; NULL: it is not wanted, and what it alone needs
+    // is not computed.
+    float *gradient;
+    const struct nb_matrix *matrix; // the plan's: a matrix,
+    const float *vector;            // or a vector; the other is NULL
+};
+
+struct nb_grad_sequence {
+    const int32_t *token;
+    uint32_t n;
+    uint32_t position; // of the first token
+};
+
+// Plan and team must outlive it. A matrix that nb_plan_replace replaces is seen by the next call.
+// -EINVAL for a part of a plan, -ENOMEM.
+int nb_grad_open(const struct nb_plan *plan, struct nb_team *team, struct nb_grad **ret,
+                 struct nb_error *ret_error);
+void nb_grad_close(struct nb_grad *g); // NULL is fine
+
+// All tensors, each once, also one that serves twice; NULL: there is none of this name. A router's
+// bias, which chooses and has no gradient, is none of them.
+struct nb_grad_tensor *nb_grad_tensors(struct nb_grad *g, uint32_t *ret_n);
+struct nb_grad_tensor *nb_grad_find(struct nb_grad *g, const char *name);
+// [experts][rows][cols]: what it is without `values`, as floats.
+void nb_grad_dequantize(struct nb_grad *g, const struct nb_grad_tensor *t, float *ret);
+
+// From now on `fn` is called, by the caller's thread, with the inputs of each matrix that a forward
+// pass multiplies: `n` rows of w->cols floats, `stride` floats apart; of experts, those of one
+// expert after the other. It may not call the engine. NULL: no more.
+typedef void nb_grad_see_fn(void *user, const struct nb_grad_tensor *w, uint32_t expert,
+                            const float *x, size_t stride, uint32_t n);
+void nb_grad_see(struct nb_grad *g, nb_grad_see_fn *fn, void *user);
+
+// The batch that begin and layers compute from now on; tokens are copied. -EINVAL: a sequence
+// without tokens, a token outside the vocabulary, a position outside the context; -E2BIG: over
+// NB_GRAD_ROWS rows; -ENOMEM.
+#define NB_GRAD_ROWS (1u << 20)
+int nb_grad_batch(struct nb_grad *g, const struct nb_grad_sequence *sequence, uint32_t n,
+                  struct nb_error *ret_error);
+
+// Forward passes. x, ret_x: [rows][embedding] of the batch, which may not overlap; layer: below the
+// model's n_layers. All return 0, or -ENOMEM with nothing written.
+int nb_grad_begin(struct nb_grad *g, float *ret_x);
+// `keep`: a tape of this layer for batches of so many rows (-EINVAL: it is not), or NULL.
+int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_tape *keep,
+                  float *ret_x);
+// Of n rows of x_L, from whatever batch. ret_logits: [n][vocab], NULL with a model that only
+// embeds; ret_vectors: [n][embedding], what a text's vector is made of. NULL: not wanted.
+int nb_grad_head(struct nb_grad *g, uint32_t n, const float *x, float *ret_vectors,
+                 float *ret_logits);
+
+// Backward passes, in reverse: they take the same x as the forward pass and may follow any number
+// of other calls, but for nb_grad_batch with another batch. `d`: the gradient with respect
+// to the result, which becomes that with respect to x. 0 or -ENOMEM.
+//
+// d_logits, d_vectors as nb_grad_head's results, NULL: zero; d_logits is overwritten. d:
+// [n][embedding], written.
+int nb_grad_head_back(struct nb_grad *g, uint32_t n, const float *x, const float *d_vectors,
+                      float *d_logits, float *ret_d);
+// `kept`: what the forward pass of this x filled, or NULL. Without `to_input` d is of no use
+// afterwards, and what it alone would need is not computed.
+int nb_grad_layer_back(struct nb_grad *g, uint32_t layer, const float *x,
+                       const struct nb_tape *kept, float *d, bool to_input);
+// d is of no use afterwards.
+int nb_grad_begin_back(struct nb_grad *g, float *d);
+
+// What a forward pass of a layer has made of the present batch, for the backward pass. 0 or
+// -ENOMEM. nb_tape_bytes: what one takes.
+int nb_tape_create(const struct nb_grad *g, uint32_t layer, struct nb_tape **ret);
+void nb_tape_destroy(struct nb_tape *tape); // NULL is fine
+uint64_t nb_tape_bytes(const struct nb_grad *g, uint32_t layer);

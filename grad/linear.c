@@ -1,0 +1,128 @@
+// LINEAR and its gradients: GEMMs of whole batches (grad/gemm.h). Of experts each one's rows
+// lie together.
+#include <string.h>
+
+#include "grad/gemm.h"
+#include "grad/room.h"
+
+// Rows that meet one matrix.
+struct piece {
+    uint32_t expert, first, n;
+};
+
+static bool has_experts(const struct nb_pass *p, const struct nb_step *s)
+{
+    return p->span->buffers[s->out.buffer].of_experts;
+}
+
+static uint32_t pieces_of(const struct nb_pass *p, const struct nb_step *s)
+{
+    return has_experts(p, s) ? p->g->plan->hp.n_experts : 1;
+}
+
+static struct piece piece_of(const struct nb_pass *p, const struct nb_step *s, uint32_t i)
+{
+    if (!has_experts(p, s))
+        return (struct piece){0, 0, p->rows};
+    const uint32_t *first = p->routing.first;
+    return (struct piece){i, first[i], first[i + 1] - first[i]};
+}
+
+// --- Biases
+
+struct biases {
+    const struct nb_pass *p;
+    const struct nb_step *s;
+    struct piece piece;
+};
+
+#define ROWS    16 // of a unit of work
+#define COLUMNS 64
+
+static void add_bias(void *arg, uint32_t unit, uint32_t thread)
+{
+    const struct biases *b = arg;
+    const uint32_t cols = b->s->w->rows, end = nb_least((unit + 1) * ROWS, b->piece.n);
+    const float *bias = nb_vector_of(b->s->bias) + (size_t)b->piece.expert * cols;
+    for (uint32_t i = unit * ROWS; i < end; i++) {
+        float *y = nb_value(b->p, &b->s->out, b->piece.first + i);
+        for (uint32_t j = 0; j < cols; j++)
+            y[j] += bias[j];
+    }
+}
+
+// The sum over all rows, in their order, of some columns.
+static void sum_bias(void *arg, uint32_t unit, uint32_t thread)
+{
+    const struct biases *b = arg;
+    const uint32_t cols = b->s->w->rows, at = unit * COLUMNS, n = nb_least(cols - at, COLUMNS);
+    float sum[COLUMNS] = {0};
+    for (uint32_t i = 0; i < b->piece.n; i++) {
+        const float *dy = nb_gradient(b->p, &b->s->out, b->piece.first + i) + at;
+        for (uint32_t j = 0; j < n; j++)
+            sum[j] += dy[j];
+    }
+    float *to = b->s->bias->gradient + (size_t)b->piece.expert * cols + at;
+    for (uint32_t j = 0; j < n; j++)
+        to[j] += sum[j];
+}
+
+// --- The op
+
+static void show(const struct nb_pass *p, const struct nb_step *s, const struct piece *piece)
+{
+    if (p->shows && p->g->see)
+        p->g->see(p->g->see_user, s->w, piece->expert, nb_value(p, &s->in, piece->first),
+                  s->in.stride, piece->n);
+}
+
+static void linear_piece(const struct nb_pass *p, const struct nb_step *s,
+                         const struct piece *piece)
+{
+    show(p, s, piece);
+    nb_sgemm(p->g->team, false, true, piece->n, s->w->rows, s->w->cols,
+             nb_value(p, &s->in, piece->first), s->in.stride, nb_floats_of(p->g, s, piece->expert),
+             s->w->cols, s->op->add ? 1.0f : 0.0f, nb_value(p, &s->out, piece->first),
+             s->out.stride);
+    struct biases b = {p, s, *piece};
+    if (s->bias)
+        nb_each(p->g->team, (piece->n + ROWS - 1) / ROWS, add_bias, &b);
+}
+
+void nb_linear(const struct nb_pass *p, const struct nb_step *s)
+{
+    nb_take_old(p, s);
+    for (uint32_t i = 0; i < pieces_of(p, s); i++) {
+        const struct piece piece = piece_of(p, s, i);
+        if (piece.n)
+            linear_piece(p, s, &piece);
+    }
+}
+
+static void linear_piece_back(const struct nb_pass *p, const struct nb_step *s,
+                              const struct piece *piece)
+{
+    const struct nb_grad_tensor *w = s->w;
+    const float *dy = nb_gradient(p, &s->out, piece->first);
+    if (w->gradient)
+        nb_sgemm(p->g->team, true, false, w->rows, w->cols, piece->n, dy, s->out.stride,
+                 nb_value(p, &s->in, piece->first), s->in.stride, 1.0f,
+                 w->gradient + (size_t)piece->expert * w->rows * w->cols, w->cols);
+    if (nb_is_wanted(p, &s->in))
+        nb_sgemm(p->g->team, false, false, piece->n, w->cols, w->rows, dy, s->out.stride,
+                 nb_floats_of(p->g, s, piece->expert), w->cols, 1.0f,
+                 nb_gradient(p, &s->in, piece->first), s->in.stride);
+    struct biases b = {p, s, *piece};
+    if (s->bias && s->bias->gradient)
+        nb_each(p->g->team, (w->rows + COLUMNS - 1) / COLUMNS, sum_bias, &b);
+}
+
+void nb_linear_back(const struct nb_pass *p, const struct nb_step *s)
+{
+    for (uint32_t i = 0; i < pieces_of(p, s); i++) {
+        const struct piece piece = piece_of(p, s, i);
+        if (piece.n)
+            linear_piece_back(p, s, &piece);
+    }
+    nb_take_old_back(p, s);
+}

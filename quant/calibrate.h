@@ -1,0 +1,32 @@
+// A model run over calibration text on the CPU, at `exact`, to see what its matrices are multiplied
+// by. Batch by batch, so that it can be gone on with by another process: whatever the threads, and
+// wherever it was interrupted, the sums are the same to the bit.
+#pragma once
+
+#include "engine/device.h"
+#include "quant/importance.h"
+#include "quant/windows.h"
+#include "tensor/source.h"
+
+struct nb_calibration;
+
+struct nb_calibrate {
+    const struct nb_source *source;
+    const struct nb_source_file *texts;
+    uint32_t n_texts;
+    uint32_t samples, length;             // windows, and tokens of each
+    const struct nb_cpu_allowed *allowed; // as of struct nb_device_options
+};
+
+// Packs the source to memory of this process and cuts the text. Blocks. -EINVAL for a length that
+// the model or windows.h does not have, too short a text, or what loading refuses; with its line.
+int nb_calibration_open(const struct nb_calibrate *how, struct nb_calibration **ret,
+                        struct nb_error *ret_error);
+void nb_calibration_close(struct nb_calibration *c); // NULL is fine
+
+// Runs windows from number `done` on, one batch after the other, and adds to `s`: empty where
+// `done` is 0. `after`: `done` windows are in the sums now; a negative return ends the work. -errno
+// with its line.
+int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_importance *s,
+                       int (*after)(void *user, uint32_t done), void *user,
+                       struct nb_error *ret_error);

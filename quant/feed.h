@@ -1,0 +1,48 @@
+// What error feedback computes in bulk: the table that each ISA level fills (feed_tmpl.h). Rows lie
+// in lanes, sixteen at once, so that everything of a row stays in its lane. Private to quant/.
+#pragma once
+
+#include "quant/factor.h"
+#include "quant/shape.h"
+
+#define NB_LANES 16
+
+struct nb_factor {
+    uint32_t cols, dead;
+    float damping, ridge; // ridge: what was added to the diagonal
+    float *h;             // [cols][cols], damped
+    float *diagonal;      // [cols], undamped; 0 where a column is dead
+    // [cols][cols]: row p has U of the p-th column in order, for all before it.
+    float *feedback;
+    float *root;     // [cols][cols]: R, H = R R^T in order, upper; for the target's correction
+    uint32_t *order; // the column that is p-th
+};
+
+// Sixteen rows of a matrix. All arrays are [.][NB_LANES].
+struct nb_unit {
+    const struct nb_shape *shape;
+    const struct nb_factor *factor;
+    float *w, *q, *v;       // [cols]: target, decoded, what the code stands for
+    float *g;               // [cols]: (q - w) H
+    float *e, *t;           // [cols]: scratch
+    float *d, *m, *by;      // [cols / group]: what stands behind a code, and 1 / d
+    uint16_t *scale, *min;  // [cols / block], fp16
+    int16_t *sub, *sub_min; // [cols / group]
+};
+
+struct nb_feed {
+    // dst[i][j] += sum over n rows of a[row][i] * b[row][j], for 16 columns i and 16 columns j.
+    void (*outer)(double *dst, uint32_t dst_stride, const float *a, uint32_t a_stride,
+                  const float *b, uint32_t b_stride, uint32_t n);
+    // dst[i][j] -= sum over k < n of a[i][k] * b[j][k], for four i and four j; n a multiple of 8.
+    void (*subtract)(double *dst, const double *a, const double *b, uint32_t stride, uint32_t n);
+    // dst[c] += sum over j < n of by[c * stride + j] * e[j], for `cols` columns c, a multiple of 8;
+    // dst and e are lanes.
+    void (*accumulate)(float *dst, uint32_t cols, const float *by, uint32_t stride, const float *e,
+                       uint32_t n);
+    // w += x (H + ridge)^-1, x in t.
+    void (*solve)(struct nb_unit *u);
+    void (*gradient)(struct nb_unit *u); // g from q and w
+    void (*columns)(struct nb_unit *u);  // rounds all columns in order: v, q
+    void (*refine)(struct nb_unit *u);   // one pass; g must be right
+};

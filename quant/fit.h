@@ -1,0 +1,26 @@
+// One block of a quantized type from its weights: the table of functions that each ISA level fills
+// (fit_tmpl.h), and who chooses among them. Every level gives the same bytes. Private to quant/.
+#pragma once
+
+#include "engine/cpu/kernels.h"
+#include "quant/feed.h"
+
+struct nb_fit {
+    const char *name;
+    // x: shape->block finite weights. Rounds to nearest under scales that span the weights of each
+    // group.
+    void (*reference)(const struct nb_shape *shape, const float *x, struct nb_block *ret);
+    // The same under the scales that a search finds, for the least sum of w * (x - decoded)^2. w:
+    // as many factors as weights, all positive.
+    void (*search)(const struct nb_shape *shape, const float *x, const float *w,
+                   struct nb_block *ret);
+    const struct nb_feed *feed;
+};
+
+extern const struct nb_fit nb_fit_plain, nb_fit_avx2, nb_fit_avx512;
+
+// By ISA level; NULL where this architecture has none (fits_x86.c, fits_other.c).
+extern const struct nb_fit *const nb_fits[NB_ISA_COUNT];
+
+// The level that the engine's kernels have on this processor, NIBBLE_ISA included.
+const struct nb_fit *nb_fit_best(void);

@@ -1,0 +1,273 @@
+// Error feedback of one matrix: units of sixteen rows, each searched, rounded, refined and written
+// by one thread. The arithmetic in bulk is feed.h's.
+#include "quant/gptq.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "quant/encode.h"
+#include "quant/fit.h"
+
+struct job {
+    const struct nb_gptq *how;
+    const struct nb_feed *feed;
+    struct nb_encode scales; // how they are searched
+    struct nb_shape shape;
+    const float *w;
+    uint8_t *dst;
+    uint64_t rows;
+    uint32_t cols;
+    size_t row_bytes, unit_bytes;
+    float *pull; // [cols][cols]: the transpose of cross - hessian; NULL without cross
+    uint8_t *memory;
+    struct nb_gptq_report *unit_errors; // of each unit
+    atomic_uint_fast64_t next;
+    atomic_int failure; // the least errno, so the answer does not depend on who is first
+};
+
+static size_t lanes_of(size_t n)
+{
+    return n * NB_LANES * sizeof(float);
+}
+
+static size_t unit_bytes(const struct job *j)
+{
+    size_t groups = j->cols / j->shape.group, blocks = j->cols / j->shape.block;
+    size_t halves = NB_LANES * sizeof(uint16_t) * (2 * groups + 2 * blocks);
+    return 6 * lanes_of(j->cols) + 3 * lanes_of(groups) + halves + NB_LANES * j->row_bytes +
+           (size_t)j->cols * (sizeof(double) + sizeof(float)) * NB_LANES + 64;
+}
+
+// A thread's unit, and what else it needs beside.
+struct place {
+    struct nb_unit unit;
+    float *rows;      // [NB_LANES][cols]: targets, row by row
+    uint8_t *encoded; // [NB_LANES][row_bytes]
+};
+
+static void lay_out(const struct job *j, uint8_t *memory, struct place *ret)
+{
+    size_t groups = j->cols / j->shape.group, blocks = j->cols / j->shape.block;
+    float *f = (float *)(void *)memory, **by_col[] = {&ret->unit.w, &ret->unit.q, &ret->unit.v,
+                                                      &ret->unit.g, &ret->unit.e, &ret->unit.t};
+    float **by_group[] = {&ret->unit.d, &ret->unit.m, &ret->unit.by};
+    ret->unit.shape = &j->shape;
+    ret->unit.factor = j->how->factor;
+    for (unsigned i = 0; i < 6; i++, f += (size_t)j->cols * NB_LANES)
+        *by_col[i] = f;
+    for (unsigned i = 0; i < 3; i++, f += groups * NB_LANES)
+        *by_group[i] = f;
+    ret->rows = f;
+    f += (size_t)j->cols * NB_LANES;
+    uint16_t *h = (uint16_t *)(void *)f;
+    ret->unit.scale = h;
+    ret->unit.min = h + blocks * NB_LANES;
+    ret->unit.sub = (int16_t *)(h + 2 * blocks * NB_LANES);
+    ret->unit.sub_min = ret->unit.sub + groups * NB_LANES;
+    ret->encoded = (uint8_t *)(ret->unit.sub_min + groups * NB_LANES);
+}
+
+// The correction of the targets, in t before it is solved for: mismatch * (w (C - H) + R X^T).
+static void pull_targets(const struct job *j, uint64_t first, struct nb_unit *u)
+{
+    memset(u->t, 0, lanes_of(j->cols));
+    for (unsigned i = 0; j->how->residual && i < NB_LANES && first + i < j->rows; i++)
+        for (uint32_t c = 0; c < j->cols; c++)
+            u->t[(size_t)c * NB_LANES + i] = (float)j->how->residual[(first + i) * j->cols + c];
+    if (j->pull)
+        j->feed->accumulate(u->t, j->cols, j->pull, j->cols, u->w, j->cols);
+    for (size_t i = 0; i < (size_t)j->cols * NB_LANES; i++)
+        u->t[i] *= j->how->mismatch;
+}
+
+static void set_targets(const struct job *j, uint64_t first, struct place *p)
+{
+    struct nb_unit *u = &p->unit;
+    for (unsigned i = 0; i < NB_LANES; i++)
+        for (uint32_t c = 0; c < j->cols; c++)
+            u->w[(size_t)c * NB_LANES + i] =
+                first + i < j->rows ? j->w[(first + i) * j->cols + c] : 0;
+    if (j->pull || j->how->residual) {
+        pull_targets(j, first, u);
+        j->feed->solve(u);
+    }
+    for (unsigned i = 0; i < NB_LANES; i++)
+        for (uint32_t c = 0; c < j->cols; c++)
+            p->rows[(size_t)i * j->cols + c] = u->w[(size_t)c * NB_LANES + i];
+}
+
+static float value_of(const struct nb_shape *s, uint8_t code)
+{
+    return s->table ? (float)nb_iq4_values[code] : (float)((int)code - (int)s->layout->offset);
+}
+
+// One row's block to its lane of the unit.
+static void take_block(struct nb_unit *u, unsigned lane, uint32_t block, const struct nb_block *b)
+{
+    const struct nb_shape *s = u->shape;
+    float d = nb_f16_to_f32(b->scale), m = s->has_min ? nb_f16_to_f32(b->min) : 0;
+    u->scale[block * NB_LANES + lane] = b->scale;
+    u->min[block * NB_LANES + lane] = b->min;
+    for (uint32_t g = 0; g < s->groups; g++) {
+        int sub, min;
+        nb_block_sub(s->layout->sub, b->sub, g, &sub, &min);
+        size_t at = (size_t)(block * s->groups + g) * NB_LANES + lane;
+        u->sub[at] = (int16_t)sub;
+        u->sub_min[at] = (int16_t)(s->has_min ? min : 0);
+        u->d[at] = d * (float)sub;
+        u->m[at] = s->super ? (s->has_min ? -(m * (float)min) : 0) : m;
+        u->by[at] = fabsf(u->d[at]) > 1e-30f ? 1 / u->d[at] : 0;
+        for (uint32_t k = g * s->group; k < (g + 1) * s->group; k++) {
+            size_t col = (size_t)(block * s->block + k) * NB_LANES + lane;
+            u->v[col] = value_of(s, b->code[k]);
+            u->q[col] = u->v[col] * u->d[at] + u->m[at];
+        }
+    }
+}
+
+static void take_rows(const struct job *j, struct place *p)
+{
+    struct nb_block b;
+    for (unsigned i = 0; i < NB_LANES; i++)
+        for (uint32_t k = 0; k < j->cols / j->shape.block; k++) {
+            memset(&b, 0, sizeof(b));
+            j->shape.codec->split(p->encoded + i * j->row_bytes + (size_t)k * j->shape.bytes, &b);
+            take_block(&p->unit, i, k, &b);
+        }
+}
+
+static uint8_t code_of(const struct nb_shape *s, float v)
+{
+    if (!s->table)
+        return (uint8_t)((int)v + (int)s->layout->offset);
+    uint8_t code = 0;
+    while (code < 15 && (float)nb_iq4_values[code] < v)
+        code++;
+    return code;
+}
+
+static void write_block(const struct nb_unit *u, unsigned lane, uint32_t block, uint8_t *dst)
+{
+    const struct nb_shape *s = u->shape;
+    struct nb_block b = {.scale = u->scale[block * NB_LANES + lane],
+                         .min = u->min[block * NB_LANES + lane]};
+    for (uint32_t g = 0; g < s->groups; g++) {
+        size_t at = (size_t)(block * s->groups + g) * NB_LANES + lane;
+        nb_block_set_sub(s->layout->sub, b.sub, g, u->sub[at], u->sub_min[at]);
+    }
+    for (uint32_t k = 0; k < s->block; k++)
+        b.code[k] = code_of(s, u->v[(size_t)(block * s->block + k) * NB_LANES + lane]);
+    s->codec->join(&b, dst);
+}
+
+static void write_rows(const struct job *j, uint64_t first, const struct nb_unit *u)
+{
+    for (unsigned i = 0; i < NB_LANES && first + i < j->rows; i++)
+        for (uint32_t k = 0; k < j->cols / j->shape.block; k++)
+            write_block(u, i, k, j->dst + (first + i) * j->row_bytes + (size_t)k * j->shape.bytes);
+}
+
+// Without the ridge, which is no part of what the calibration saw. g must be right.
+static double error_of(const struct nb_unit *u)
+{
+    double sum = 0;
+    for (size_t i = 0; i < (size_t)u->factor->cols * NB_LANES; i++) {
+        double e = (double)u->q[i] - (double)u->w[i];
+        sum += e * ((double)u->g[i] - (double)u->factor->ridge * e);
+    }
+    return sum;
+}
+
+static int encode_unit(struct job *j, uint64_t first, struct place *p)
+{
+    struct nb_gptq_report *errors = &j->unit_errors[first / NB_LANES];
+    set_targets(j, first, p);
+    int rc = nb_encode_rows(&j->scales, p->rows, NB_LANES, j->cols, p->encoded);
+    if (rc < 0)
+        return rc;
+    take_rows(j, p);
+    j->feed->gradient(&p->unit);
+    errors->nearest = error_of(&p->unit);
+    j->feed->columns(&p->unit);
+    j->feed->gradient(&p->unit);
+    errors->columns = error_of(&p->unit);
+    for (uint32_t i = 0; i < j->how->passes; i++)
+        j->feed->refine(&p->unit);
+    if (j->how->passes)
+        j->feed->gradient(&p->unit);
+    errors->refined = error_of(&p->unit);
+    write_rows(j, first, &p->unit);
+    return 0;
+}
+
+static void encode_units(void *arg, uint32_t thread)
+{
+    struct job *j = arg;
+    struct place p;
+    lay_out(j, j->memory + thread * j->unit_bytes, &p);
+    uint64_t unit;
+    while ((unit = atomic_fetch_add(&j->next, 1)) * NB_LANES < j->rows) {
+        int rc = encode_unit(j, unit * NB_LANES, &p);
+        int seen = atomic_load(&j->failure);
+        while (rc < 0 && (seen == 0 || rc > seen) &&
+               !atomic_compare_exchange_weak(&j->failure, &seen, rc))
+            ;
+    }
+}
+
+static int pull_of(struct job *j)
+{
+    size_t n = (size_t)j->cols * j->cols;
+    if (!j->how->cross)
+        return 0;
+    j->pull = malloc(n * sizeof(*j->pull));
+    for (size_t i = 0; j->pull && i < n; i++) {
+        size_t across = i % j->cols * j->cols + i / j->cols;
+        j->pull[i] = (float)(j->how->cross[across] - j->how->hessian[across]);
+    }
+    return j->pull ? 0 : -ENOMEM;
+}
+
+static int run(struct job *j, struct nb_team *team, struct nb_gptq_report *ret)
+{
+    uint64_t units = (j->rows + NB_LANES - 1) / NB_LANES;
+    int rc = pull_of(j);
+    j->unit_bytes = (unit_bytes(j) + 63) / 64 * 64;
+    j->memory = aligned_alloc(64, nb_team_size(team) * j->unit_bytes);
+    j->unit_errors = calloc(units, sizeof(*j->unit_errors));
+    if (rc == 0 && (!j->memory || !j->unit_errors))
+        rc = -ENOMEM;
+    if (rc == 0) {
+        nb_team_run(team, encode_units, j);
+        rc = atomic_load(&j->failure);
+    }
+    struct nb_gptq_report sum = {0, 0, 0};
+    for (uint64_t i = 0; rc == 0 && i < units; i++) {
+        sum.nearest += j->unit_errors[i].nearest;
+        sum.columns += j->unit_errors[i].columns;
+        sum.refined += j->unit_errors[i].refined;
+    }
+    if (rc == 0 && ret)
+        *ret = sum;
+    free(j->unit_errors);
+    free(j->memory);
+    free(j->pull);
+    return rc;
+}
+
+int nb_gptq_encode(const struct nb_gptq *how, struct nb_team *team, const float *w, uint64_t rows,
+                   uint32_t cols, void *dst, struct nb_gptq_report *ret)
+{
+    struct job j = {.how = how, .w = w, .dst = dst, .rows = rows, .cols = cols};
+    j.row_bytes = nb_encoded_bytes(how->type, 1, cols);
+    if (!rows || cols != how->factor->cols || !j.row_bytes ||
+        nb_shape_init(&j.shape, how->type) < 0 || (how->cross && !how->hessian) ||
+        !(how->mismatch >= 0 && how->mismatch <= 1))
+        return -EINVAL;
+    j.feed = nb_fit_best()->feed;
+    j.scales = (struct nb_encode){how->type, NB_EFFORT_SEARCH, how->by_size, how->factor->diagonal};
+    return run(&j, team, ret);
+}

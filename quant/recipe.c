@@ -1,0 +1,335 @@
+// Recipes: JSON by jansson, regular expressions by PCRE2. Every count is bounded, and an expression
+// has so many steps and no more, because a recipe is hostile input.
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "quant/recipe.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <pcre2.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "quant/rounding.h"
+#include "quant/windows.h"
+#include "tensor/convert.h"
+#include "tensor/type.h"
+
+#define MATCH_STEPS 100000
+#define MATCH_DEPTH 1000
+#define MATCH_KIB   1024
+#define NONE        UINT32_MAX
+#define STR(s)      (int)(s).len, (s).data
+
+struct rule {
+    pcre2_code *code;
+    const char *text; // in the JSON
+    uint32_t to;
+    bool used;
+};
+
+struct nb_recipe {
+    json_t *json;
+    uint32_t to, embedding, output, otherwise; // NONE: not said
+    struct nb_sampling_plan calibration;
+    struct rule rules[NB_RECIPE_RULES];
+    uint32_t n_rules;
+    pcre2_match_context *context;
+    pcre2_match_data *match;
+};
+
+void nb_recipe_free(struct nb_recipe *r)
+{
+    if (!r)
+        return;
+    for (uint32_t i = 0; i < r->n_rules; i++)
+        pcre2_code_free(r->rules[i].code);
+    pcre2_match_data_free(r->match);
+    pcre2_match_context_free(r->context);
+    json_decref(r->json);
+    free(r);
+}
+
+struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *r)
+{
+    return r->calibration;
+}
+
+uint32_t nb_recipe_to(const struct nb_recipe *r)
+{
+    return r->to;
+}
+
+// ---- Reading
+
+static int read_type(const char *key, const json_t *value, uint32_t *ret,
+                     struct nb_error *ret_error)
+{
+    char known[NB_ROUNDING_LIST];
+    const char *name = json_string_value(value);
+    const struct nb_type_info *info = name ? nb_type_by_name(name) : NULL;
+    if (!name)
+        return nb_fail(ret_error, -EINVAL, "the recipe's \"%s\" is no type's name", key);
+    if (!info || !nb_rounding_has(info->type))
+        return nb_fail(
+            ret_error, -EINVAL,
+            "the recipe's \"%s\": \"%.32s\" is no type that Nibble writes; these are: %s", key,
+            name, nb_rounding_list(known));
+    *ret = info->type;
+    return 0;
+}
+
+static int compile(struct rule *rule, struct nb_error *ret_error)
+{
+    int code;
+    PCRE2_SIZE at;
+    PCRE2_UCHAR text[128] = "";
+    const size_t len = strlen(rule->text);
+    if (!len || len > NB_RECIPE_MATCH)
+        return nb_fail(ret_error, -EINVAL, "a recipe's \"match\" has 1 to %d bytes",
+                       NB_RECIPE_MATCH);
+    rule->code = pcre2_compile((PCRE2_SPTR)rule->text, len, PCRE2_NEVER_UTF | PCRE2_NEVER_UCP,
+                               &code, &at, NULL);
+    if (rule->code)
+        return 0;
+    pcre2_get_error_message(code, text, sizeof(text));
+    return nb_fail(ret_error, -EINVAL, "the recipe's \"match\": \"%.64s\": %s (at %zu)", rule->text,
+                   (const char *)text, at);
+}
+
+static int read_rule(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
+{
+    struct rule *rule = &r->rules[r->n_rules];
+    const json_t *match = json_object_get(object, "match"), *to = json_object_get(object, "to");
+    if (!json_is_string(match) || !to || json_object_size(object) != 2)
+        return nb_fail(ret_error, -EINVAL,
+                       "each of the recipe's \"tensors\" has a \"match\" and a \"to\", and nothing "
+                       "else");
+    rule->text = json_string_value(match);
+    int rc = read_type("to", to, &rule->to, ret_error);
+    if (rc == 0)
+        rc = compile(rule, ret_error);
+    if (rc == 0)
+        r->n_rules++;
+    return rc;
+}
+
+static int read_rules(struct nb_recipe *r, const json_t *array, struct nb_error *ret_error)
+{
+    const size_t n = json_array_size(array);
+    int rc = 0;
+    if (!json_is_array(array) || n > NB_RECIPE_RULES)
+        return nb_fail(ret_error, -EINVAL, "the recipe's \"tensors\" is a list of %d rules at most",
+                       NB_RECIPE_RULES);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        rc = read_rule(r, json_array_get(array, i), ret_error);
+    return rc;
+}
+
+static int read_count(const json_t *value, const char *key, uint32_t least, uint32_t most,
+                      uint32_t *ret, struct nb_error *ret_error)
+{
+    const json_int_t n = json_integer_value(value);
+    if (!value)
+        return 0;
+    if (!json_is_integer(value) || n < least || n > most)
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"calibration\": its \"%s\" is a number from %u to %u", key,
+                       least, most);
+    *ret = (uint32_t)n;
+    return 1;
+}
+
+static int read_calibration(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
+{
+    const json_t *samples = json_object_get(object, "samples");
+    const json_t *length = json_object_get(object, "length");
+    if (!json_is_object(object) ||
+        json_object_size(object) != (samples != NULL) + (size_t)(length != NULL))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"calibration\" has \"samples\" and \"length\", and nothing "
+                       "else");
+    int rc = read_count(samples, "samples", 1, NB_WINDOWS_MAX, &r->calibration.samples, ret_error);
+    if (rc >= 0)
+        rc = read_count(length, "length", NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH,
+                        &r->calibration.length, ret_error);
+    return rc < 0 ? rc : 0;
+}
+
+static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
+                    struct nb_error *ret_error)
+{
+    const struct {
+        const char *key;
+        uint32_t *type;
+    } types[] = {{"to", &r->to},
+                 {"embedding", &r->embedding},
+                 {"output", &r->output},
+                 {"else", &r->otherwise}};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+        if (!strcmp(key, types[i].key))
+            return read_type(key, value, types[i].type, ret_error);
+    if (!strcmp(key, "tensors"))
+        return read_rules(r, value, ret_error);
+    if (!strcmp(key, "calibration"))
+        return read_calibration(r, value, ret_error);
+    return nb_fail(ret_error, -EINVAL,
+                   "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
+                   "output, else, calibration",
+                   key);
+}
+
+static int prepare(struct nb_recipe *r, struct nb_error *ret_error)
+{
+    r->context = pcre2_match_context_create(NULL);
+    r->match = pcre2_match_data_create(1, NULL);
+    if (!r->context || !r->match)
+        return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
+    pcre2_set_match_limit(r->context, MATCH_STEPS);
+    pcre2_set_depth_limit(r->context, MATCH_DEPTH);
+    pcre2_set_heap_limit(r->context, MATCH_KIB);
+    return 0;
+}
+
+static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
+{
+    int rc = 0;
+    for (void *at = json_object_iter(r->json); at && rc == 0;
+         at = json_object_iter_next(r->json, at))
+        rc = read_key(r, json_object_iter_key(at), json_object_iter_value(at), ret_error);
+    if (rc == 0 && r->to == NONE)
+        rc = nb_fail(ret_error, -EINVAL, "the recipe has no \"to\": the type of most tensors");
+    return rc == 0 ? prepare(r, ret_error) : rc;
+}
+
+int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
+                    struct nb_error *ret_error)
+{
+    json_error_t e;
+    if (len > NB_RECIPE_MAX)
+        return nb_fail(ret_error, -EINVAL, "a recipe has %u bytes at most", NB_RECIPE_MAX);
+    struct nb_recipe *r = calloc(1, sizeof(*r));
+    if (!r)
+        return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
+    r->calibration = (struct nb_sampling_plan){128, 256};
+    r->to = r->embedding = r->output = r->otherwise = NONE;
+    r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
+    int rc;
+    if (!r->json)
+        rc = nb_fail(ret_error, -EINVAL, "the recipe is no JSON: line %d, column %d: %s", e.line,
+                     e.column, e.text);
+    else if (!json_is_object(r->json))
+        rc = nb_fail(ret_error, -EINVAL, "the recipe is no JSON object");
+    else
+        rc = read_all(r, ret_error);
+    if (rc < 0)
+        nb_recipe_free(r);
+    else
+        *ret = r;
+    return rc;
+}
+
+// ---- Choosing
+
+static bool is_named(const struct nb_source_tensor *t, const char *name)
+{
+    return t->name.len == strlen(name) && !memcmp(t->name.data, name, t->name.len);
+}
+
+// The first rule that matches. 1 and its type, or 0.
+static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t, uint32_t *ret,
+                     struct nb_error *ret_error)
+{
+    for (uint32_t i = 0; i < r->n_rules; i++) {
+        int rc = pcre2_match(r->rules[i].code, (PCRE2_SPTR)t->name.data, t->name.len, 0, 0,
+                             r->match, r->context);
+        if (rc >= 0) {
+            *ret = r->rules[i].to;
+            r->rules[i].used = true;
+            return 1;
+        }
+        if (rc != PCRE2_ERROR_NOMATCH)
+            return nb_fail(ret_error, -EINVAL,
+                           "the recipe's \"match\": \"%.64s\" takes too many steps on tensor %.*s: "
+                           "write it more simply",
+                           r->rules[i].text, STR(t->name));
+    }
+    return 0;
+}
+
+static int find_wanted(struct nb_recipe *r, const struct nb_source_tensor *t, uint32_t *ret,
+                       struct nb_error *ret_error)
+{
+    int rc = find_rule(r, t, ret, ret_error);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    *ret = r->to;
+    if (r->embedding != NONE && is_named(t, "token_embd.weight"))
+        *ret = r->embedding;
+    if (r->output != NONE && is_named(t, "output.weight"))
+        *ret = r->output;
+    return 0;
+}
+
+static bool fits(const struct nb_source_tensor *t, uint32_t type)
+{
+    return t->dims[0] % nb_type_info(type)->block == 0;
+}
+
+// What takes a k-quant's place where rows are no whole blocks of 256: a type of blocks of 32 with
+// at least as many bits.
+static uint32_t of_smaller_blocks(uint32_t type)
+{
+    static const struct {
+        uint32_t type, instead;
+    } table[] = {
+        {NB_TYPE_Q2_K, NB_TYPE_IQ4_NL},   {NB_TYPE_Q3_K, NB_TYPE_IQ4_NL},
+        {NB_TYPE_IQ4_XS, NB_TYPE_IQ4_NL}, {NB_TYPE_Q4_K, NB_TYPE_Q5_0},
+        {NB_TYPE_Q5_K, NB_TYPE_Q5_1},     {NB_TYPE_Q6_K, NB_TYPE_Q8_0},
+    };
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
+        if (table[i].type == type && nb_rounding_has(table[i].instead))
+            return table[i].instead;
+    return NONE;
+}
+
+static int refuse_shape(const struct nb_recipe *r, const struct nb_source_tensor *t, uint32_t type,
+                        struct nb_error *ret_error)
+{
+    return nb_fail(ret_error, -EINVAL,
+                   "tensor %.*s has rows of %" PRIu64 ", no whole blocks of %u as %s%s%s takes: "
+                   "name another type for such tensors (--else F16, \"else\" in a recipe)",
+                   STR(t->name), t->dims[0], nb_type_info(type)->block, nb_type_name(type),
+                   r->otherwise == NONE ? "" : " or the recipe's \"else\" ",
+                   r->otherwise == NONE ? "" : nb_type_name(r->otherwise));
+}
+
+int nb_recipe_choose(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *ret,
+                     struct nb_error *ret_error)
+{
+    struct nb_choice c = {NB_TYPE_F32, NB_TYPE_F32};
+    if (nb_convert_is_single(t)) {
+        *ret = c;
+        return 0;
+    }
+    int rc = find_wanted(r, t, &c.wanted, ret_error);
+    if (rc < 0)
+        return rc;
+    c.type = c.wanted;
+    if (!fits(t, c.type))
+        c.type = r->otherwise != NONE ? r->otherwise : of_smaller_blocks(c.wanted);
+    if (c.type == NONE || !fits(t, c.type))
+        return refuse_shape(r, t, c.wanted, ret_error);
+    *ret = c;
+    return 0;
+}
+
+const char *nb_recipe_idle(const struct nb_recipe *r, uint32_t *at)
+{
+    while (*at < r->n_rules) {
+        const struct rule *rule = &r->rules[(*at)++];
+        if (!rule->used)
+            return rule->text;
+    }
+    return NULL;
+}

@@ -1,0 +1,40 @@
+// What a compression makes of a model: the type of each tensor. Read from JSON, which is anyone's:
+//   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
+//    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256}}
+// docs/rooms/quant.md says what each key means.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "tensor/source.h"
+
+#define NB_RECIPE_MAX   (64u << 10) // bytes of the text
+#define NB_RECIPE_RULES 256         // of "tensors"
+#define NB_RECIPE_MATCH 256         // bytes of a regular expression
+
+struct nb_recipe;
+
+// -EINVAL with what is wrong in one line, by the key's name; -ENOMEM.
+int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
+                    struct nb_error *ret_error);
+void nb_recipe_free(struct nb_recipe *recipe); // NULL is fine
+
+// "calibration": windows of text, where the job has one.
+struct nb_sampling_plan {
+    uint32_t samples, length; // tokens of each
+};
+struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
+
+uint32_t nb_recipe_to(const struct nb_recipe *recipe); // "to": of most tensors
+
+struct nb_choice {
+    uint32_t type;
+    uint32_t wanted; // another one where its blocks do not divide the rows
+};
+// The type of one tensor. -EINVAL: its rows are no whole blocks of the type, and the recipe names
+// no other; or a rule's expression takes too many steps.
+int nb_recipe_choose(struct nb_recipe *recipe, const struct nb_source_tensor *t,
+                     struct nb_choice *ret, struct nb_error *ret_error);
+// The next rule, from `*at` on, whose expression matched no tensor so far; NULL: there is none.
+const char *nb_recipe_idle(const struct nb_recipe *recipe, uint32_t *at);

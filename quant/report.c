@@ -1,0 +1,96 @@
+// See report.h. docs/rooms/quant.md has the keys.
+#include "quant/report.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "tensor/type.h"
+
+#define FEW_BITS 6.0 // a matrix of so few bits a weight has lost much already
+
+static uint64_t bytes_of(const struct nb_source_tensor *t, uint32_t type)
+{
+    const struct nb_type_info *info = nb_type_info(type);
+    return nb_source_rows(t) * (t->dims[0] / info->block * info->bytes);
+}
+
+static double bits_of(uint32_t type)
+{
+    const struct nb_type_info *info = nb_type_info(type);
+    return 8.0 * info->bytes / info->block;
+}
+
+static json_t *tensor_json(const struct nb_source_tensor *t, const struct nb_choice *c)
+{
+    json_t *object =
+        json_pack("{s:s%, s:I, s:I, s:s, s:s, s:f, s:I}", "name", t->name.data, (size_t)t->name.len,
+                  "rows", (json_int_t)nb_source_rows(t), "columns", (json_int_t)t->dims[0], "from",
+                  nb_type_name(t->stored), "type", nb_type_name(c->type), "bits", bits_of(c->type),
+                  "bytes", (json_int_t)bytes_of(t, c->type));
+    if (object && c->wanted != c->type)
+        json_object_set_new(object, "instead_of", json_string(nb_type_name(c->wanted)));
+    return object;
+}
+
+// Most of a source's weights in few bits: what they lost does not come back.
+static void warn_of_source(const struct nb_source *s, json_t *warnings)
+{
+    uint64_t few = 0, all = 0;
+    uint32_t type = 0;
+    for (uint32_t i = 0; i < s->n_tensors; i++) {
+        const struct nb_source_tensor *t = &s->tensors[i];
+        const uint64_t n = nb_source_rows(t) * t->dims[0];
+        all += n;
+        few += bits_of(t->stored) <= FEW_BITS ? n : 0;
+        type = bits_of(t->stored) <= FEW_BITS ? t->stored : type;
+    }
+    if (few > all / 2)
+        json_array_append_new(
+            warnings, json_sprintf("the source is quantized already (%s, %.2f bits a weight): what "
+                                   "that lost stays lost, and this adds to it; compress the "
+                                   "original (F16, BF16 or F32) where you have it",
+                                   nb_type_name(type), bits_of(type)));
+}
+
+static void warn_of_rules(const struct nb_recipe *recipe, json_t *warnings)
+{
+    const char *text;
+    uint32_t at = 0;
+    while ((text = nb_recipe_idle(recipe, &at)))
+        json_array_append_new(
+            warnings, json_sprintf("the recipe's \"match\": \"%s\" matches no matrix", text));
+}
+
+static json_t *whole_json(const struct nb_source *s, const struct nb_recipe *recipe,
+                          const struct nb_choice *choices)
+{
+    json_t *tensors = json_array(), *warnings = json_array();
+    uint64_t bytes = 0, elements = 0;
+    for (uint32_t i = 0; i < s->n_tensors; i++) {
+        const struct nb_source_tensor *t = &s->tensors[i];
+        bytes += bytes_of(t, choices[i].type);
+        elements += nb_source_rows(t) * t->dims[0];
+        json_array_append_new(tensors, tensor_json(t, &choices[i]));
+    }
+    warn_of_source(s, warnings);
+    warn_of_rules(recipe, warnings);
+    return json_pack("{s:s, s:I, s:f, s:o, s:o}", "type", nb_type_name(nb_recipe_to(recipe)),
+                     "bytes", (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements,
+                     "warnings", warnings, "tensors", tensors);
+}
+
+int nb_report_write(const struct nb_source *s, const struct nb_recipe *recipe,
+                    const struct nb_choice *choices, int fd)
+{
+    json_t *json = whole_json(s, recipe, choices);
+    if (!json)
+        return -ENOMEM;
+    errno = 0;
+    int rc = ftruncate(fd, 0) < 0 || lseek(fd, 0, SEEK_SET) < 0 ? -errno : 0;
+    if (rc == 0 && json_dumpfd(json, fd, JSON_INDENT(1) | JSON_REAL_PRECISION(5)) < 0)
+        rc = errno ? -errno : -EIO;
+    json_decref(json);
+    return rc;
+}

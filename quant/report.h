@@ -1,0 +1,11 @@
+// What a compression makes of each tensor, as JSON: for `nibble compress`, and for whoever wants to
+// know what is in the file.
+#pragma once
+
+#include "quant/recipe.h"
+#include "tensor/source.h"
+
+// Writes to `fd`, from its start: the type, bits a weight and bytes of each tensor and of all, and
+// what the user is to be warned of. `choices` has one for each tensor. -errno.
+int nb_report_write(const struct nb_source *s, const struct nb_recipe *recipe,
+                    const struct nb_choice *choices, int fd);

@@ -1,0 +1,29 @@
+// What an encoder must know of a quantized type: which integers its codes, sub-scales and
+// sub-minima may be. Derived from nb_layout, so that no encoder names a type. Private to quant/.
+//
+// A weight is ws * v + wm, docs/numerics.md, where v is what its code stands for. A group of a
+// simple type has ws = scale and wm = min; one of a super-block ws = scale * sub-scale and wm =
+// -(min * sub-minimum).
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tensor/block.h"
+
+struct nb_shape {
+    const struct nb_layout *layout;
+    const struct nb_codec *codec;
+    uint32_t block, group, groups; // weights of a block and of a group; groups of a block
+    uint32_t bytes;                // of a block
+    bool table;                    // codes stand for nb_iq4_values
+    bool super;                    // has sub-scales
+    bool has_min;
+    // The least and the greatest v. Q8_0 leaves out -128, as every other encoder does: kernels that
+    // move a code's sign to the other factor overflow there.
+    float low, high;
+    int sub_low, sub_high, min_high; // 1, 1, 1 without sub-scales
+};
+
+// -ENOTSUP for float types and for what Nibble does not load.
+int nb_shape_init(struct nb_shape *ret, uint32_t type);

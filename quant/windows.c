@@ -1,0 +1,92 @@
+// See windows.h.
+#include "quant/windows.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct taking {
+    const struct nb_tokenizer *tokenizer;
+    struct nb_tokens tokens;
+    struct nb_error *error;
+};
+
+static int take_piece(void *user, const char *text, size_t len)
+{
+    struct taking *t = user;
+    int rc = nb_tokenizer_encode(t->tokenizer, text, len, false, false, &t->tokens);
+    return rc < 0 ? nb_fail(t->error, rc, "the calibration text cannot be tokenized: %s",
+                            strerror(-rc))
+                  : 0;
+}
+
+// The special tokens that go around a text: before it, and behind it.
+struct frame {
+    struct nb_tokens tokens;
+    size_t before;
+};
+
+static int make_frame(const struct nb_tokenizer *t, struct frame *ret)
+{
+    int rc = nb_tokenizer_encode(t, "", 0, false, true, &ret->tokens);
+    ret->before = nb_tokenizer_add_bos(t) && ret->tokens.n > 0;
+    return rc;
+}
+
+static void fill(const struct taking *t, const struct frame *f, struct nb_windows *w)
+{
+    const size_t body = w->length - f->tokens.n, room = t->tokens.n - body;
+    const size_t behind = f->tokens.n - f->before;
+    for (uint32_t i = 0; i < w->n; i++) {
+        int32_t *to = w->tokens + (size_t)i * w->length;
+        const size_t first = w->n > 1 ? (size_t)i * room / (w->n - 1) : 0;
+        if (f->before)
+            *to++ = f->tokens.id[0];
+        memcpy(to, t->tokens.id + first, body * sizeof(*to));
+        if (behind)
+            memcpy(to + body, f->tokens.id + f->before, behind * sizeof(*to));
+    }
+}
+
+static int cut(const struct taking *t, const struct frame *f, struct nb_windows *w)
+{
+    const uint64_t needed = (uint64_t)w->n * (w->length - f->tokens.n);
+    if (t->tokens.n < needed)
+        return nb_fail(t->error, -EINVAL,
+                       "the calibration text has %zu tokens, and %u windows of %u need %" PRIu64
+                       ": give more text, or fewer or shorter windows (--samples, --length)",
+                       t->tokens.n, w->n, w->length, needed);
+    w->tokens = calloc((size_t)w->n * w->length, sizeof(*w->tokens));
+    if (!w->tokens)
+        return nb_fail(t->error, -ENOMEM, "no memory for the calibration text");
+    fill(t, f, w);
+    return 0;
+}
+
+int nb_windows_create(const struct nb_tokenizer *tokenizer, const struct nb_source_file *files,
+                      uint32_t n_files, uint32_t n, uint32_t length, struct nb_windows *ret,
+                      struct nb_error *ret_error)
+{
+    struct taking t = {.tokenizer = tokenizer, .error = ret_error};
+    struct frame f = {0};
+    struct nb_windows w = {.n = n, .length = length};
+    int rc = make_frame(tokenizer, &f);
+    if (rc < 0)
+        nb_fail(ret_error, rc, "the calibration text cannot be tokenized: %s", strerror(-rc));
+    if (rc == 0)
+        rc = nb_texts_read(files, n_files, take_piece, &t, ret_error);
+    if (rc == 0)
+        rc = cut(&t, &f, &w);
+    nb_tokens_finish(&t.tokens);
+    nb_tokens_finish(&f.tokens);
+    if (rc == 0)
+        *ret = w;
+    return rc;
+}
+
+void nb_windows_finish(struct nb_windows *w)
+{
+    free(w->tokens);
+    w->tokens = NULL;
+}

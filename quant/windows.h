@@ -1,0 +1,24 @@
+// Calibration text as windows of tokens: what a model is run on.
+#pragma once
+
+#include <stdint.h>
+
+#include "engine/text/tokenizer.h"
+#include "quant/texts.h"
+
+#define NB_WINDOWS_MAX    65536
+#define NB_WINDOWS_LEAST  8 // tokens of one
+#define NB_WINDOWS_LENGTH 8192
+
+struct nb_windows {
+    uint32_t n, length;
+    int32_t *tokens; // [n][length]
+};
+
+// The texts' tokens, one text after the other, cut into n windows that lie evenly over them and do
+// not overlap. Each begins and ends with the special tokens that the model asks for. -EINVAL, with
+// how many tokens there are and are needed, where there are too few.
+int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file *files,
+                      uint32_t n_files, uint32_t n, uint32_t length, struct nb_windows *ret,
+                      struct nb_error *ret_error);
+void nb_windows_finish(struct nb_windows *w); // all zero is fine

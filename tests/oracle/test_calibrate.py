@@ -1,0 +1,251 @@
+"""What `nibble compress --calibration` learns and does: the importance of each column is numpy's, in float64, of the same text;
+python gguf and llama.cpp read what is written, and a job that is killed at any instant gives the same bytes.
+
+usage: test_calibrate.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's programs, as in tests/service)
+"""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
+
+import families
+import folders_numpy as ops
+import harness
+import llama
+
+NIBBLE, MAKE_GGUF = sys.argv[1:3]
+SAMPLES, LENGTH = 9, 40
+TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
+HOW = ("--samples", str(SAMPLES), "--length", str(LENGTH))
+
+
+def tensors(path):
+    return {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
+
+
+def windows(tokens):
+    """As docs/rooms/quant.md has them: evenly over the text."""
+    room = len(tokens) - LENGTH
+    return [tokens[i * room // (SAMPLES - 1):][:LENGTH] for i in range(SAMPLES)]
+
+
+def rope(x, base):
+    """[heads][tokens][length], pairs side by side."""
+    half = x.shape[-1] // 2
+    angle = np.arange(x.shape[1])[:, None] * base ** (-np.arange(half) / half)
+    a, b, c, s = x[..., 0::2], x[..., 1::2], np.cos(angle), np.sin(angle)
+    return np.stack([a * c - b * s, a * s + b * c], axis=-1).reshape(x.shape)
+
+
+class Llama:
+    """A llama in float64 that keeps, of each matrix, the sums of its inputs' squares."""
+
+    def __init__(self, path):
+        reader = gguf.GGUFReader(path)
+        self.get = lambda key, other=None: (reader.fields["llama." + key].contents() if "llama." + key in reader.fields else other)
+        self.w = {t.name: np.array(t.data, dtype=np.float64).reshape([int(n) for n in reversed(t.shape)]) for t in reader.tensors}
+        self.heads, self.kv = self.get("attention.head_count"), self.get("attention.head_count_kv")
+        self.eps, self.base = self.get("attention.layer_norm_rms_epsilon"), self.get("rope.freq_base", 10000.0)
+        self.sums, self.rows = {}, 0
+
+    def times(self, x, name):
+        self.sums[name] = self.sums.get(name, 0) + (x * x).sum(axis=0)
+        return x @ self.w[name].T
+
+    def layer(self, x, at):
+        h = ops.rms_norm(x, self.w[at + "attn_norm.weight"], self.eps)
+        split = lambda y, n: y.reshape(len(x), n, -1).swapaxes(0, 1)
+        q = rope(split(self.times(h, at + "attn_q.weight"), self.heads), self.base)
+        k = rope(split(self.times(h, at + "attn_k.weight"), self.kv), self.base)
+        v = split(self.times(h, at + "attn_v.weight"), self.kv)
+        k, v = (np.repeat(y, self.heads // self.kv, axis=0) for y in (k, v))
+        score = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]) + np.triu(np.full((len(x), len(x)), -np.inf), 1)
+        a = (ops.softmax(score) @ v).swapaxes(0, 1).reshape(len(x), -1)
+        x = x + self.times(a, at + "attn_output.weight")
+        h = ops.rms_norm(x, self.w[at + "ffn_norm.weight"], self.eps)
+        inner = ops.silu(self.times(h, at + "ffn_gate.weight")) * self.times(h, at + "ffn_up.weight")
+        return x + self.times(inner, at + "ffn_down.weight")
+
+    def run(self, tokens):
+        x = self.w["token_embd.weight"][tokens]
+        for i in range(self.get("block_count")):
+            x = self.layer(x, f"blk.{i}.")
+        x = ops.rms_norm(x, self.w["output_norm.weight"], self.eps)
+        self.times(x, "output.weight" if "output.weight" in self.w else "token_embd.weight")
+        self.rows += len(tokens)
+
+
+class Calibrate(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = harness.Daemon()
+        cls.addClassCleanup(cls.daemon.finish)
+        cls.path = pathlib.Path(cls.daemon.dir.name)
+        cls.model, cls.text = cls.path / "model.gguf", cls.path / "text.txt"
+        subprocess.run([MAKE_GGUF, "random", cls.model, "F32", "5"], check=True)
+        cls.text.write_text(TEXT)
+
+    def nibble(self, *words):
+        return subprocess.run([NIBBLE, *words, "--socket", self.daemon.runtime / "nibble.sock"], capture_output=True,
+                              text=True, timeout=120)
+
+    def compress(self, source, *words):
+        """The compressed file, and the importance matrix that was kept."""
+        out, kept = self.path / "out.gguf", self.path / "kept.gguf"
+        kept.unlink(missing_ok=True)
+        save = () if "--imatrix" in words else ("--save-imatrix", kept)
+        done = self.nibble("compress", source, "-o", out, "--force", *save, *words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return out.read_bytes(), tensors(kept) if save else {}
+
+    def refused(self, complaint, *words):
+        done = self.nibble("compress", self.model, "-o", self.path / "never.gguf", "--to", "Q4_0", *words)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, complaint)
+        self.assertEqual(len(done.stderr.splitlines()), 1)
+        self.assertFalse((self.path / "never.gguf").exists())
+
+    def test_importance(self):
+        compressed, kept = self.compress(self.model, "--to", "Q4_0", "--calibration", self.text, *HOW)
+        theirs = llama.Model(self.model)
+        tokens = theirs.tokenize(TEXT)
+        theirs.close()
+        oracle = Llama(self.model)
+        for window in windows(tokens):
+            oracle.run(window)
+        self.assertEqual({name.removesuffix(".in_sum2") for name in kept if name.endswith(".in_sum2")}, set(oracle.sums))
+        for name, sums in oracle.sums.items():
+            self.assertEqual(kept[name + ".counts"].ravel(), [oracle.rows])
+            worst = np.abs(kept[name + ".in_sum2"].ravel() / sums - 1).max()
+            self.assertLess(worst, 1e-5, name)
+        # What was kept does what the text does; the errors that count are smaller than plain rounding's.
+        again, _ = self.compress(self.model, "--to", "Q4_0", "--imatrix", (self.path / "kept.gguf").rename(self.path / "given.gguf"))
+        self.assertEqual(again, compressed)
+        plain, _ = self.path / "plain.gguf", self.nibble("compress", self.model, "-o", self.path / "plain.gguf", "--to", "Q4_0")
+        ours, theirs, exact = (self.floats(p) for p in (self.path / "out.gguf", plain, self.model))
+        for name, sums in oracle.sums.items():
+            error = lambda found: (((found[name] - exact[name]) ** 2) @ sums).sum()
+            self.assertLess(error(ours), 0.95 * error(theirs), name)
+
+    def floats(self, path):
+        return {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64) for t in gguf.GGUFReader(path).tensors}
+
+    def test_for_llama_quantize(self):
+        """The keys and shapes that llama.cpp's loader looks for, and its own quantizer on our numbers."""
+        _, kept = self.compress(self.model, "--to", "Q4_0", "--calibration", self.text, *HOW)
+        reader = gguf.GGUFReader(self.path / "kept.gguf")
+        fields = {name: reader.fields[name].contents() for name in
+                  ("general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")}
+        self.assertEqual(fields, {"general.type": "imatrix", "imatrix.datasets": ["calibration"],
+                                  "imatrix.chunk_count": SAMPLES, "imatrix.chunk_size": LENGTH})
+        shapes = {t.name: (t.tensor_type.name, [int(n) for n in t.shape]) for t in reader.tensors}
+        self.assertEqual(shapes["blk.0.ffn_down.weight.in_sum2"], ("F32", [512, 1]))
+        self.assertEqual(shapes["blk.0.ffn_down.weight.counts"], ("F32", [1, 1]))
+        importance = {n.removesuffix(".in_sum2"): (x / kept[n.replace("in_sum2", "counts")]).ravel()
+                      for n, x in kept.items() if n.endswith("in_sum2")}
+        llama.quantize(self.model, self.path / "theirs.gguf", 2, importance)
+        model = llama.Model(self.path / "out.gguf")
+        context = llama.Context(model, 64)
+        context.decode(range(32), range(32), [0] * 32, [1] * 32)
+        self.assertTrue(np.isfinite(context.logits(32)).all())
+        context.close()
+        model.close()
+
+    def test_texts(self):
+        same, _ = self.compress(self.model, "--to", "IQ4_NL", "--calibration", self.text, *HOW)
+        lines = TEXT.splitlines(keepends=True)
+        for name in ("lines.jsonl", "lines"):  # by its name, by its content
+            path = self.path / name
+            path.write_text("\n\n".join(json.dumps({"id": i, "text": line}) for i, line in enumerate(lines)) + "\n")
+            found, _ = self.compress(self.model, "--to", "IQ4_NL", "--calibration", path, *HOW)
+            self.assertEqual(found, same)
+        for i, part in enumerate((lines[:7], lines[7:])):
+            (self.path / f"part{i}").write_text("".join(part))
+        found, _ = self.compress(self.model, "--to", "IQ4_NL", "--calibration", self.path / "part0",
+                                 "--calibration", self.path / "part1", *HOW)
+        self.assertEqual(found, same)
+        recipe = self.path / "recipe.json"
+        recipe.write_text(json.dumps({"to": "IQ4_NL", "calibration": {"samples": SAMPLES, "length": LENGTH}}))
+        found, _ = self.compress(self.model, "--recipe", recipe, "--calibration", self.text)
+        self.assertEqual(found, same)
+
+    def test_refusals(self):
+        self.refused(r"the calibration text has \d+ tokens, and 128 windows of 256 need 32768: give more", "--calibration", self.text)
+        self.refused("longer than the model's context of", "--calibration", self.text, "--samples", "1", "--length", "8192")
+        bad = self.path / "bad.jsonl"
+        bad.write_text('{"text": "good"}\n{"words": "bad"}\n')
+        self.refused('bad.jsonl: line 2 is no JSON object with a string "text"', "--calibration", bad)
+        self.refused("no GGUF file as llama-imatrix writes", "--imatrix", self.text)
+        self.refused("is no importance matrix", "--imatrix", self.model)
+        writer = gguf.GGUFWriter(self.path / "other.gguf", "llama")
+        writer.add_tensor("blk.0.attn_q.weight.in_sum2", np.ones((1, 128), np.float32))
+        writer.add_tensor("blk.0.attn_q.weight.counts", np.ones((1, 1), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        self.refused("importance matrix is of another model: its blk.0.attn_q.weight has 128", "--imatrix", self.path / "other.gguf")
+
+    def test_experts(self):
+        """Each token counts once for each of the experts that it takes."""
+        case = families.Case("qwen3moe", "whole blocks", families.size(64, 96, 4, 2, 16, X=6, C=2, Y=32),
+                             keys={"expert_feed_forward_length": 32})
+        path = self.path / "experts.gguf"
+        families.write(path, case, families.weights(case))
+        _, kept = self.compress(path, "--to", "Q8_0", "--calibration", self.text, *HOW)
+        counts = {name: kept[f"blk.1.ffn_{name}_exps.weight.counts"].ravel() for name in ("gate", "up", "down")}
+        self.assertEqual(counts["gate"].sum(), 2 * SAMPLES * LENGTH)
+        for found in counts.values():
+            self.assertEqual(found.tolist(), counts["gate"].tolist())
+        # All experts together have seen each token twice.
+        both = kept["blk.1.ffn_gate_exps.weight.in_sum2"].sum(axis=0)
+        router = kept["blk.1.ffn_gate_inp.weight.in_sum2"].ravel()
+        self.assertLess(np.abs(both / (2 * router) - 1).max(), 1e-5)
+
+    def test_killed(self):
+        recipe = {"to": "Q4_0", "calibration": {"samples": 40, "length": 32}}
+        client = self.daemon.client()
+        self.addCleanup(client.close)
+
+        def start():
+            return client.start_job(recipe, self.model, self.text, kind="weighted",
+                                    names=["model.gguf", "calibration/text.txt"])
+
+        def results(job):
+            client.wait_job(job)
+            return [client.job_result(job, i) for i in range(3)]
+
+        alone = results(start())
+        job = start()
+        journal = self.daemon.state / "jobs" / str(job) / "journal"
+        kills = set()
+        for _ in range(8):
+            size = journal.stat().st_size if journal.exists() else 0
+            harness.until(lambda: client.job(job).state == b"finished"
+                          or journal.exists() and journal.stat().st_size > size, "progress")
+            time.sleep(random.random() * 0.01)
+            row, workers = client.job(job), [p for p, mode in self.daemon.children() if mode == "job"]
+            if row.state == b"finished":
+                break
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+                kills.add(row.text.split()[0])
+            harness.until(lambda: client.job(job).restarts > row.restarts or client.job(job).state == b"finished", "its next worker")
+        self.assertEqual(results(job), alone)
+        self.assertIn(b"calibrating", kills)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])

@@ -1,0 +1,160 @@
+// `nibble compress`: a model in smaller types, as a job of the service. Attached, it waits and
+// writes the file; detached, it leaves the job to `nibble jobs`, `wait` and `result`.
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "tools/cli/jobs.h"
+
+struct compress {
+    struct common common;
+    const char *path, *out, *to, *otherwise, *recipe, *imatrix, *save_imatrix;
+    struct option_list calibration;
+    uint32_t samples, length; // 0: not said
+    bool detach, force;
+};
+
+static void put_sampling(const struct compress *c, json_t *recipe)
+{
+    json_t *calibration = json_object_get(recipe, "calibration");
+    if (!c->samples && !c->length)
+        return;
+    if (!calibration)
+        json_object_set_new(recipe, "calibration", calibration = json_object());
+    if (c->samples)
+        json_object_set_new(calibration, "samples", json_integer(c->samples));
+    if (c->length)
+        json_object_set_new(calibration, "length", json_integer(c->length));
+}
+
+// The recipe's text, malloc'ed: the file's, with what the command's options say.
+static int make_recipe(const struct compress *c, char **ret)
+{
+    json_error_t e = {.text = ""};
+    json_t *recipe = json_object();
+    size_t len = 0;
+    char *text = c->recipe ? cli_read_file(c->recipe, &len) : NULL;
+    if (c->recipe && !text)
+        return CLI_FAILED;
+    if (text) {
+        json_decref(recipe);
+        recipe = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
+        free(text);
+    }
+    if (!json_is_object(recipe)) {
+        json_decref(recipe);
+        return cli_error("%s: it is no JSON object%s%s", c->recipe, *e.text ? ": " : "", e.text);
+    }
+    if (c->to)
+        json_object_set_new(recipe, "to", json_string(c->to));
+    if (c->otherwise)
+        json_object_set_new(recipe, "else", json_string(c->otherwise));
+    put_sampling(c, recipe);
+    *ret = json_dumps(recipe, JSON_COMPACT);
+    json_decref(recipe);
+    return *ret ? CLI_OK : cli_error("--to, --else and --recipe are UTF-8");
+}
+
+static int check(const struct compress *c)
+{
+    struct stat st;
+    if (!c->to && !c->recipe)
+        return cli_usage_error("compress needs --to TYPE or --recipe FILE");
+    if (c->detach && c->out)
+        return cli_usage_error("--detach writes no file: `nibble result ID -o %s` does, later",
+                               c->out);
+    if (!c->detach && !c->out)
+        return cli_usage_error("compress needs -o F.gguf, the file to write, or --detach");
+    if (c->imatrix && c->calibration.n)
+        return cli_usage_error("either --calibration or --imatrix");
+    if (!c->calibration.n && (c->samples || c->length))
+        return cli_usage_error("--samples and --length are of --calibration FILE");
+    if (c->save_imatrix && (!c->calibration.n || c->detach))
+        return cli_usage_error("--save-imatrix keeps what --calibration FILE and -o measure");
+    if (c->save_imatrix && !c->force && lstat(c->save_imatrix, &st) == 0)
+        return cli_error("%s exists: --force replaces it", c->save_imatrix);
+    if (c->out && !c->force && lstat(c->out, &st) == 0)
+        return cli_error("%s exists: --force replaces it", c->out);
+    return CLI_OK;
+}
+
+static int print_started(const struct compress *c, uint64_t job)
+{
+    if (c->common.json)
+        return cli_print_json(json_pack("{s:I}", "id", (json_int_t)job), 0);
+    printf("job %" PRIu64 " is started: `nibble wait %" PRIu64 "`, then `nibble result %" PRIu64
+           " -o F.gguf`\n",
+           job, job, job);
+    return CLI_OK;
+}
+
+static int fetch(const struct compress *c, nibble *connection, uint64_t job)
+{
+    int status = CLI_OK;
+    if (c->save_imatrix)
+        status = jobs_save(connection, job, JOBS_IMATRIX, c->save_imatrix, c->force);
+    if (status == CLI_OK)
+        status = jobs_fetch(connection, job, c->out, c->force, false, c->common.json);
+    if (status != CLI_OK)
+        fprintf(stderr, "the daemon has the result still: `nibble result %" PRIu64 " -o FILE`\n",
+                job);
+    return status;
+}
+
+static int compress(const struct compress *c, nibble *connection, const char *recipe)
+{
+    const struct nibble_compress_options options = {.size = sizeof(options),
+                                                    .detached = c->detach,
+                                                    .recipe = recipe,
+                                                    .calibration = c->calibration.items,
+                                                    .n_calibration = c->calibration.n,
+                                                    .imatrix = c->imatrix};
+    uint64_t job = 0;
+    int rc = nibble_compress(connection, c->path, &options, &job);
+    if (rc < 0)
+        return cli_failed(connection, c->path, rc);
+    if (c->detach)
+        return print_started(c, job);
+    int status = jobs_wait(connection, job, c->path);
+    return status == CLI_OK ? fetch(c, connection, job) : status;
+}
+
+int verb_compress(const struct verb *verb, int argc, char **argv)
+{
+    struct compress c = {0};
+    const struct option_spec specs[] = {
+        {"output", 'o', OPTION_STRING, &c.out, "F.gguf", "the file to write (or --detach)"},
+        {"to", 0, OPTION_STRING, &c.to, "T", "the type of its matrices, as Q8_0"},
+        {"else", 0, OPTION_STRING, &c.otherwise, "T",
+         "the type of those whose rows are no whole blocks of it, as F16"},
+        {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
+         "which tensors get which types; --to and --else go before its own"},
+        {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
+         "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
+        {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N", "windows of that text (128)"},
+        {"length", 0, OPTION_UINT(8, 8192), &c.length, "L", "tokens of a window (256)"},
+        {"imatrix", 0, OPTION_STRING, &c.imatrix, "F.gguf",
+         "llama-imatrix's file in the place of --calibration"},
+        {"save-imatrix", 0, OPTION_STRING, &c.save_imatrix, "F.gguf",
+         "write such a file, which llama-quantize reads, too"},
+        {"detach", 0, OPTION_FLAG, &c.detach, NULL, "start the job and leave it to itself"},
+        {"force", 'f', OPTION_FLAG, &c.force, NULL, "replace a file that is there"},
+        {0},
+    };
+    char **args, *recipe = NULL;
+    int n = cli_parse(verb, specs, &c.common, argc, argv, 1, 1, &args);
+    if (n < 0)
+        return CLI_EXIT(n);
+    c.path = args[0];
+    int status = check(&c);
+    if (status == CLI_OK)
+        status = make_recipe(&c, &recipe);
+    nibble *connection = status == CLI_OK ? cli_connect(&c.common) : NULL;
+    if (status == CLI_OK)
+        status = connection ? compress(&c, connection, recipe) : CLI_FAILED;
+    nibble_close(connection);
+    free(recipe);
+    return status;
+}

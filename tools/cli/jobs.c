@@ -1,0 +1,390 @@
+// The verbs about jobs of the service: jobs, wait, result, pause, resume, cancel.
+#include "tools/cli/jobs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tools/cli/table.h"
+
+#define REPORT_MAX (16u << 20)
+#define SOME       (UINT64_C(64) << 20)
+
+// ---- Figures
+
+static void write_progress(const struct nibble_jobs_row *row, char *ret, size_t size)
+{
+    if (row->total)
+        snprintf(ret, size, "%.0f %%", 100.0 * (double)row->done / (double)row->total);
+    else
+        snprintf(ret, size, "-");
+}
+
+static void write_eta(const struct nibble_jobs_row *row, char *ret, size_t size)
+{
+    const double s = (double)row->eta_ms / 1000;
+    if (row->eta_ms == UINT64_MAX || strcmp(row->state, "running") != 0)
+        snprintf(ret, size, "-");
+    else if (s < 100)
+        snprintf(ret, size, "%.0f s", s);
+    else if (s < 6000)
+        snprintf(ret, size, "%.0f min", s / 60);
+    else
+        snprintf(ret, size, "%.1f h", s / 3600);
+}
+
+// ---- Waiting
+
+struct line {
+    const char *what;
+    bool shown;
+};
+
+static int on_progress(void *user, const struct nibble_jobs_row *row)
+{
+    struct line *line = user;
+    char progress[16], eta[32];
+    if (!isatty(STDERR_FILENO))
+        return 0;
+    write_progress(row, progress, sizeof(progress));
+    write_eta(row, eta, sizeof(eta));
+    fprintf(stderr, "\r%.40s  %s  %s", line->what, row->state, progress);
+    if (*eta != '-')
+        fprintf(stderr, "  %s left", eta);
+    fprintf(stderr, "  %.40s\033[K", row->text);
+    fflush(stderr);
+    line->shown = true;
+    return 0;
+}
+
+int jobs_wait(nibble *connection, uint64_t job, const char *what)
+{
+    struct line line = {.what = what};
+    const struct nibble_jobs_wait_options options = {
+        .size = sizeof(options), .progress = on_progress, .user = &line};
+    int rc = nibble_jobs_wait(connection, job, &options);
+    if (line.shown)
+        fprintf(stderr, "\r\033[K");
+    if (rc >= 0)
+        return CLI_OK;
+    int status = cli_failed(connection, what, rc);
+    if (rc == NIBBLE_E_CLOSED)
+        fprintf(stderr,
+                "job %" PRIu64 " goes on by itself when the daemon is back: `nibble wait %" PRIu64
+                "`, then `nibble result %" PRIu64 " -o FILE`\n",
+                job, job, job);
+    return status;
+}
+
+// ---- Results
+
+// By the kernel where it can.
+static int copy(int from, int to, uint64_t bytes)
+{
+    loff_t at = 0;
+    static char some[1 << 16];
+    while ((uint64_t)at < bytes) {
+        const uint64_t left = bytes - (uint64_t)at;
+        ssize_t n = copy_file_range(from, &at, to, NULL, left < SOME ? left : SOME, 0);
+        if (n > 0)
+            continue;
+        if (n < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+            return -errno;
+        n = pread(from, some, left < sizeof(some) ? left : sizeof(some), at);
+        if (n > 0 && write(to, some, (size_t)n) != n)
+            return errno ? -errno : -ENOSPC;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        at += n;
+    }
+    return 0;
+}
+
+int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const char *out, bool force)
+{
+    struct nibble_jobs_result info;
+    int to, from;
+    int rc = nibble_jobs_result(connection, job, which, &from, &info);
+    if (rc < 0)
+        return cli_failed(connection, "result", rc);
+    int status = cli_output_open(out, force, &to);
+    if (status == CLI_OK) {
+        errno = 0;
+        rc = copy(from, to, info.bytes);
+        if (rc < 0)
+            status = cli_error("%s: %s", out, strerror(-rc));
+        status = cli_output_close(out, force, to, status);
+    }
+    close(from);
+    return status;
+}
+
+static json_t *fetch_report(nibble *connection, uint64_t job)
+{
+    struct nibble_jobs_result info;
+    json_t *report = NULL;
+    int fd;
+    if (nibble_jobs_result(connection, job, JOBS_REPORT, &fd, &info) < 0)
+        return NULL;
+    if (info.bytes <= REPORT_MAX) {
+        char *text = cli_alloc(info.bytes + 1, 1);
+        if (pread(fd, text, info.bytes, 0) == (ssize_t)info.bytes)
+            report = json_loadb(text, info.bytes, 0, NULL);
+        free(text);
+    }
+    close(fd);
+    return report;
+}
+
+struct tensor_line {
+    char name[64], shape[32], type[48], bits[12];
+    uint64_t bytes;
+};
+
+static const char *string_at(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+static void write_tensor(const json_t *tensor, struct tensor_line *ret)
+{
+    const char *instead_of = string_at(tensor, "instead_of");
+    snprintf(ret->name, sizeof(ret->name), "%s", string_at(tensor, "name"));
+    snprintf(ret->shape, sizeof(ret->shape), "%lld x %lld",
+             (long long)json_integer_value(json_object_get(tensor, "rows")),
+             (long long)json_integer_value(json_object_get(tensor, "columns")));
+    snprintf(ret->type, sizeof(ret->type), *instead_of ? "%s (for %s)" : "%s%s",
+             string_at(tensor, "type"), instead_of);
+    snprintf(ret->bits, sizeof(ret->bits), "%.2f",
+             json_number_value(json_object_get(tensor, "bits")));
+    ret->bytes = (uint64_t)json_integer_value(json_object_get(tensor, "bytes"));
+}
+
+#define AT(member) offsetof(struct tensor_line, member)
+static const struct column tensor_columns[] = {
+    {"name", "TENSOR", COLUMN_TEXT, AT(name)},   {"shape", "SHAPE", COLUMN_TEXT, AT(shape)},
+    {"type", "TYPE", COLUMN_TEXT, AT(type)},     {"bits", "BITS", COLUMN_TEXT, AT(bits)},
+    {"bytes", "BYTES", COLUMN_BYTES, AT(bytes)}, {0},
+};
+#undef AT
+
+static int print_report(const char *out, const json_t *report)
+{
+    const json_t *tensors = json_object_get(report, "tensors");
+    const json_t *warnings = json_object_get(report, "warnings");
+    const size_t n = json_array_size(tensors);
+    struct tensor_line *lines = cli_alloc(n ? n : 1, sizeof(*lines));
+    for (size_t i = 0; i < n; i++)
+        write_tensor(json_array_get(tensors, i), &lines[i]);
+    int status = table_print("tensors", tensor_columns, lines, n, sizeof(*lines), false);
+    free(lines);
+    for (size_t i = 0; i < json_array_size(warnings); i++)
+        fprintf(stderr, "warning: %s\n", json_string_value(json_array_get(warnings, i)));
+    printf("wrote %s: %zu tensors, %s, %.2f bits a weight\n", out, n,
+           cli_bytes((uint64_t)json_integer_value(json_object_get(report, "bytes"))),
+           json_number_value(json_object_get(report, "bits")));
+    return status;
+}
+
+int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json)
+{
+    int status = jobs_save(connection, job, JOBS_MODEL, out, force);
+    if (status != CLI_OK)
+        return status;
+    json_t *report = fetch_report(connection, job);
+    if (!report)
+        status = cli_error("job %" PRIu64 " has no report that can be read", job);
+    if (status == CLI_OK && json) {
+        json_object_set_new(report, "file", json_string(out));
+        status = cli_print_json(json_incref(report), JSON_INDENT(1) | JSON_REAL_PRECISION(5));
+    } else if (status == CLI_OK) {
+        status = print_report(out, report);
+    }
+    json_decref(report);
+    if (!keep)
+        (void)nibble_jobs_control(connection, job, NIBBLE_JOBS_CANCEL);
+    return status;
+}
+
+// ---- The verbs
+
+static int parse_id(const char *text, uint64_t *ret)
+{
+    char *end;
+    errno = 0;
+    *ret = strtoull(text, &end, 10);
+    if (errno || *end || end == text || *text == '-' || !*ret)
+        return cli_usage_error("'%s' is no job's number; `nibble jobs` lists them", text);
+    return CLI_OK;
+}
+
+static nibble *connect_as(const struct common *common, bool admin)
+{
+    return admin ? cli_connect_admin(common) : cli_connect(common);
+}
+
+struct job_line {
+    struct nibble_jobs_row row;
+    char progress[16], eta[32];
+};
+
+#define AT(member) offsetof(struct job_line, member)
+static const struct column job_columns[] = {
+    {"id", "ID", COLUMN_U64, AT(row.id)},
+    {"kind", "KIND", COLUMN_TEXT, AT(row.kind)},
+    {"name", "NAME", COLUMN_TEXT, AT(row.name)},
+    {"uid", "UID", COLUMN_U32, AT(row.uid)},
+    {"state", "STATE", COLUMN_TEXT, AT(row.state)},
+    {"progress", "DONE", COLUMN_TEXT, AT(progress)},
+    {"eta", "LEFT", COLUMN_TEXT, AT(eta)},
+    {"disk_bytes", "DISK", COLUMN_BYTES, AT(row.disk_bytes)},
+    {"text", "AT", COLUMN_TEXT, AT(row.text)},
+    {"done", NULL, COLUMN_U64, AT(row.done)},
+    {"total", NULL, COLUMN_U64, AT(row.total)},
+    {"started_s", NULL, COLUMN_U64, AT(row.started_s)},
+    {"results", NULL, COLUMN_U32, AT(row.n_results)},
+    {"restarts", NULL, COLUMN_U32, AT(row.restarts)},
+    {0},
+};
+#undef AT
+
+static int print_jobs(nibble *connection, bool json)
+{
+    size_t n = 0;
+    struct nibble_jobs_row *rows = cli_jobs(connection, &n);
+    if (!rows)
+        return CLI_FAILED;
+    struct job_line *lines = cli_alloc(n ? n : 1, sizeof(*lines));
+    for (size_t i = 0; i < n; i++) {
+        lines[i].row = rows[i];
+        write_progress(&rows[i], lines[i].progress, sizeof(lines[i].progress));
+        write_eta(&rows[i], lines[i].eta, sizeof(lines[i].eta));
+    }
+    int status = table_print("jobs", job_columns, lines, n, sizeof(*lines), json);
+    free(lines);
+    free(rows);
+    return status;
+}
+
+#define ADMIN_HELP "over the admin socket: the jobs of all users"
+
+int verb_jobs(const struct verb *verb, int argc, char **argv)
+{
+    struct common common = {0};
+    bool admin = false;
+    const struct option_spec specs[] = {{"admin", 0, OPTION_FLAG, &admin, NULL, ADMIN_HELP}, {0}};
+    char **args;
+    int n = cli_parse(verb, specs, &common, argc, argv, 0, 0, &args);
+    nibble *connection = n < 0 ? NULL : connect_as(&common, admin);
+    if (!connection)
+        return n < 0 ? CLI_EXIT(n) : CLI_FAILED;
+    int status = print_jobs(connection, common.json);
+    nibble_close(connection);
+    return status;
+}
+
+// What a verb with one job's number was given.
+struct one {
+    struct common common;
+    bool admin;
+    uint64_t id;
+    nibble *connection;
+};
+
+static int begin(const struct verb *verb, int argc, char **argv, struct one *ret)
+{
+    const struct option_spec specs[] = {{"admin", 0, OPTION_FLAG, &ret->admin, NULL, ADMIN_HELP},
+                                        {0}};
+    char **args;
+    int n = cli_parse(verb, specs, &ret->common, argc, argv, 1, 1, &args);
+    int status = n < 0 ? CLI_EXIT(n) : parse_id(args[0], &ret->id);
+    if (n < 0 || status != CLI_OK)
+        return n < 0 ? n : -1 - status;
+    ret->connection = connect_as(&ret->common, ret->admin);
+    return ret->connection ? 0 : -1 - CLI_FAILED;
+}
+
+static int print_done(const struct one *one, const char *done)
+{
+    if (one->common.json)
+        return cli_print_json(json_pack("{s:I, s:s}", "id", (json_int_t)one->id, "is", done), 0);
+    printf("job %" PRIu64 " is %s\n", one->id, done);
+    return CLI_OK;
+}
+
+static int control(const struct verb *verb, int argc, char **argv, enum nibble_jobs_what what,
+                   const char *done)
+{
+    struct one one = {0};
+    int n = begin(verb, argc, argv, &one);
+    if (n < 0)
+        return CLI_EXIT(n);
+    int rc = nibble_jobs_control(one.connection, one.id, what);
+    int status = rc < 0 ? cli_failed(one.connection, verb->name, rc) : print_done(&one, done);
+    nibble_close(one.connection);
+    return status;
+}
+
+int verb_cancel(const struct verb *verb, int argc, char **argv)
+{
+    return control(verb, argc, argv, NIBBLE_JOBS_CANCEL, "cancelled");
+}
+
+int verb_pause(const struct verb *verb, int argc, char **argv)
+{
+    return control(verb, argc, argv, NIBBLE_JOBS_PAUSE, "paused");
+}
+
+int verb_resume(const struct verb *verb, int argc, char **argv)
+{
+    return control(verb, argc, argv, NIBBLE_JOBS_RESUME, "resumed");
+}
+
+int verb_wait(const struct verb *verb, int argc, char **argv)
+{
+    struct one one = {0};
+    char what[32];
+    int n = begin(verb, argc, argv, &one);
+    if (n < 0)
+        return CLI_EXIT(n);
+    snprintf(what, sizeof(what), "job %" PRIu64, one.id);
+    int status = jobs_wait(one.connection, one.id, what);
+    if (status == CLI_OK)
+        status = print_done(&one, "finished");
+    nibble_close(one.connection);
+    return status;
+}
+
+int verb_result(const struct verb *verb, int argc, char **argv)
+{
+    struct common common = {0};
+    const char *out = NULL;
+    bool force = false, keep = false, admin = false;
+    const struct option_spec specs[] = {
+        {"output", 'o', OPTION_STRING, &out, "F.gguf", "the file to write (required)"},
+        {"force", 'f', OPTION_FLAG, &force, NULL, "replace a file that is there"},
+        {"keep", 0, OPTION_FLAG, &keep, NULL, "leave the result with the daemon, too"},
+        {"admin", 0, OPTION_FLAG, &admin, NULL, ADMIN_HELP},
+        {0},
+    };
+    char **args;
+    uint64_t id;
+    int n = cli_parse(verb, specs, &common, argc, argv, 1, 1, &args);
+    if (n < 0)
+        return CLI_EXIT(n);
+    if (parse_id(args[0], &id) != CLI_OK)
+        return CLI_USAGE;
+    if (!out)
+        return cli_usage_error("result needs -o F.gguf, the file to write");
+    nibble *connection = connect_as(&common, admin);
+    if (!connection)
+        return CLI_FAILED;
+    int status = jobs_fetch(connection, id, out, force, keep, common.json);
+    nibble_close(connection);
+    return status;
+}

@@ -1,0 +1,16 @@
+// Jobs of the service, as the verbs about them share them.
+#pragma once
+
+#include "tools/cli/cli.h"
+
+// Waits with a line of progress on stderr where that is a terminal. `what`: the line's begin. An
+// exit status.
+int jobs_wait(nibble *connection, uint64_t job, const char *what);
+// The files that a compression makes; the last of a weighted one.
+enum jobs_result { JOBS_MODEL, JOBS_REPORT, JOBS_IMATRIX };
+// Writes one of them to `out`. An exit status.
+int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const char *out,
+              bool force);
+// Writes the job's model to `out` and prints its report; then the daemon forgets the job, unless
+// `keep` is set. An exit status.
+int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json);
