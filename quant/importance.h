@@ -38,7 +38,8 @@ struct nb_column_stats *nb_importance_find(const struct nb_importance *s, struct
 
 void nb_column_stats_take(struct nb_column_stats *m, uint32_t expert, const float *x);
 // The mean of each column's squares, [cols], from sums in fp32: what they are in the file of an
-// importance matrix, so that what was exported does what was measured. False, and untouched, where no row was seen.
+// importance matrix, so that what was exported does what was measured. False, and untouched, where
+// no row was seen.
 bool nb_column_stats_mean(const struct nb_column_stats *m, uint32_t expert, float *ret);
 
 // As bytes, for a journal. malloc'ed; -ENOMEM.

@@ -3,7 +3,7 @@
 #include "tensor/block.h"
 
 const int8_t nb_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                      1,    13,   25,  38,  53,  69,  89,  113};
+                                  1,    13,   25,  38,  53,  69,  89,  113};
 
 static const struct nb_codec *const codecs[] = {
     [NB_TYPE_Q4_0] = &nb_codec_q4_0,     [NB_TYPE_Q4_1] = &nb_codec_q4_1,
@@ -84,7 +84,8 @@ void nb_block_dequantize(const struct nb_layout *l, const struct nb_block *b, fl
         float ws = d * (float)scale, wm = l->sub == NB_SUB_NONE ? m : -(m * (float)min);
         const uint8_t *code = b->code + g * l->group;
         for (unsigned i = 0; i < l->group; i++) {
-            int v = l->codebook == NB_CODEBOOK_IQ4 ? nb_iq4_values[code[i]] : code[i] - (int)l->offset;
+            int v =
+                l->codebook == NB_CODEBOOK_IQ4 ? nb_iq4_values[code[i]] : code[i] - (int)l->offset;
             float w = ws * (float)v;
             // Adding a zero minimum would turn -0 into +0 where the type has none.
             *dst++ = l->has_min ? w + wm : w;

@@ -420,7 +420,7 @@ int nb_chat_template_encode(const struct nb_chat_template *c, const struct nb_to
                             struct nb_str conversation, time_t now, const atomic_bool *stop,
                             struct nb_tokens *out, struct nb_error *ret_error)
 {
-    struct nb_rendering rendering;
+    struct nb_rendering rendering = {0};
     int rc = nb_chat_template_render(c, t, conversation, now, stop, &rendering, ret_error);
 
     if (rc < 0)
