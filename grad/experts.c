@@ -31,7 +31,7 @@ static void route_rows(void *arg, uint32_t unit, uint32_t thread)
                  nb_value(w->p, &w->s->out, row));
 }
 
-static void sort_rows(const struct nb_pass *p)
+void nb_sort_rows(const struct nb_pass *p)
 {
     const struct nb_hparams *hp = &p->g->plan->hp;
     const struct nb_routing *r = &p->routing;
@@ -55,7 +55,7 @@ static void sort_rows(const struct nb_pass *p)
 void nb_route_step(const struct nb_pass *p, const struct nb_step *s)
 {
     each_token(p, s, route_rows);
-    sort_rows(p);
+    nb_sort_rows(p);
 }
 
 // Of weights w = scale * u, or scale * u / divisor of the sum of u: the gradients of u. Where the

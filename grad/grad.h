@@ -85,6 +85,37 @@ int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_t
 int nb_grad_head(struct nb_grad *g, uint32_t n, const float *x, float *ret_vectors,
                  float *ret_logits);
 
+// A layer in stages, for who replaces its matrices one after the other and wants to see what the
+// replaced ones make of the inputs of the next: no op runs twice. A site is where matrices read the
+// same rows.
+//
+//     x ─ stage 0 ─▶ state at site 0 ─ stage 1 ─▶ ... state at site n-1 ─ stage n ─▶ x of layer + 1
+//
+// A state is what the rest of the layer reads, of the present batch. As `layer` the model's number
+// of layers is the head, whose last stage gives logits.
+uint32_t nb_grad_sites(const struct nb_grad *g, uint32_t layer);
+size_t nb_grad_state_floats(const struct nb_grad *g, uint32_t layer, uint32_t site);
+// stage: from 0 to nb_grad_sites. `ret` may be `from`. 0 or -ENOMEM.
+int nb_grad_stage(struct nb_grad *g, uint32_t layer, uint32_t stage, const float *from, float *ret);
+
+#define NB_GRAD_SITE 16 // matrices of a site at most
+// In the order in which they multiply; how many.
+uint32_t nb_grad_site_matrices(const struct nb_grad *g, uint32_t layer, uint32_t site,
+                               struct nb_grad_tensor **ret);
+// n rows, `stride` floats apart, in a state.
+struct nb_grad_rows {
+    const float *x;
+    size_t stride;
+    uint32_t n;
+};
+// What a site's matrices read; of a site of experts, what one expert reads.
+struct nb_grad_rows nb_grad_site_input(const struct nb_grad *g, uint32_t layer, uint32_t site,
+                                       uint32_t expert, const float *state);
+// What the product of one of its matrices is added to (the residual stream); without rows: it is
+// not added to anything.
+struct nb_grad_rows nb_grad_site_stream(const struct nb_grad *g, uint32_t layer, uint32_t site,
+                                        const struct nb_grad_tensor *w, const float *state);
+
 // Backward passes, in reverse: they take the same x as the forward pass and may follow any number
 // of other calls, but for nb_grad_batch with another batch. `d`: the gradient with respect
 // to the result, which becomes that with respect to x. 0 or -ENOMEM.

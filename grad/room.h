@@ -217,6 +217,7 @@ void nb_take_old_back(const struct nb_pass *p, const struct nb_step *s);
 // experts.c
 void nb_route_step(const struct nb_pass *p, const struct nb_step *s);
 void nb_route_back(const struct nb_pass *p, const struct nb_step *s);
+void nb_sort_rows(const struct nb_pass *p); // makes the rest of `routing` of its experts
 void nb_gather(const struct nb_pass *p, const struct nb_step *s);
 void nb_gather_back(const struct nb_pass *p, const struct nb_step *s);
 void nb_combine(const struct nb_pass *p, const struct nb_step *s);

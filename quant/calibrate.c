@@ -1,5 +1,5 @@
-// See calibrate.h. A step has whole windows, and no logits: the last matrix's input is seen, but
-// nothing is multiplied by it.
+// See calibrate.h. No logits are computed: the last matrix's input is looked at, but nothing is
+// multiplied by it.
 #include "quant/calibrate.h"
 
 #include <errno.h>
@@ -8,26 +8,20 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "engine/kv.h"
-#include "engine/plan.h"
 #include "tensor/image.h"
 
-#define ROWS 512 // of a step, or one window where that is longer
+#define ROWS 2048 // of a batch, or one window where that is longer
 
 struct nb_calibration {
     struct nb_image *image;
     struct nb_plan *plan;
-    struct nb_device *device;
-    struct nb_device_model *model;
+    struct nb_grad *grad;
     struct nb_windows windows;
-    uint32_t batch;         // windows of a step
-    uint32_t window_blocks; // KV blocks of a window
-    // Of a step
-    uint32_t *position, *sequence, *wanted, *block_numbers;
-    const uint32_t **blocks;
-    float *vectors;
+    uint32_t batch; // windows of one
+    struct nb_grad_sequence *sequences;
+    float *x, *next, *state; // of a batch: before and behind a layer, and at the head
     // While it runs
-    struct nb_column_stats **of_op; // [n_ops]; NULL: it has no matrix
+    struct nb_column_stats **stats; // of the float engine's matrices; NULL: it is none
 };
 
 // ---- Opening
@@ -67,42 +61,25 @@ static int open_plan(struct nb_calibration *c, const struct nb_calibrate *how, s
     if (rc == 0 && how->length > c->plan->hp.context)
         rc = nb_fail(e, -EINVAL, "windows of %u tokens are longer than the model's context of %u",
                      how->length, c->plan->hp.context);
-    return rc;
+    return rc == 0 ? nb_grad_open(c->plan, how->team, &c->grad, e) : rc;
 }
 
-static int open_device(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
+static int make_batch(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
 {
-    const struct nb_device_options options = {.allowed = how->allowed};
-    const struct nb_device_model_options model = {.kv_blocks = c->batch * c->window_blocks,
-                                                  .max_rows = c->batch * how->length};
-    int rc = nb_device_create("cpu", &options, &c->device, e);
-    return rc == 0 ? c->device->ops->model_open(c->device, c->plan, &model, &c->model, e) : rc;
-}
-
-// All but the tokens is the same in every step.
-static int make_rows(struct nb_calibration *c)
-{
-    const uint32_t length = c->windows.length, n = c->batch * length;
-    c->position = calloc(n, sizeof(*c->position));
-    c->sequence = calloc(n, sizeof(*c->sequence));
-    c->wanted = calloc(n, sizeof(*c->wanted));
-    c->block_numbers = calloc((size_t)c->batch * c->window_blocks, sizeof(*c->block_numbers));
-    c->blocks = calloc(c->batch, sizeof(*c->blocks));
-    c->vectors = calloc((size_t)n * c->plan->hp.embedding, sizeof(*c->vectors));
-    c->of_op = calloc(c->plan->n_ops, sizeof(*c->of_op));
-    if (!c->position || !c->sequence || !c->wanted || !c->block_numbers || !c->blocks ||
-        !c->vectors || !c->of_op)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < n; i++) {
-        c->position[i] = i % length;
-        c->sequence[i] = i / length;
-        c->wanted[i] = i;
-    }
-    for (uint32_t i = 0; i < c->batch * c->window_blocks; i++)
-        c->block_numbers[i] = i;
-    for (uint32_t i = 0; i < c->batch; i++)
-        c->blocks[i] = c->block_numbers + (size_t)i * c->window_blocks;
-    return 0;
+    const uint32_t head = c->plan->hp.n_layers;
+    uint32_t rows = 0;
+    c->sequences = calloc(c->batch, sizeof(*c->sequences));
+    const size_t floats = (size_t)c->batch * how->length * c->plan->hp.embedding;
+    c->x = calloc(floats, sizeof(*c->x));
+    c->next = calloc(floats, sizeof(*c->next));
+    c->stats = calloc(c->plan->n_matrices + 1, sizeof(*c->stats));
+    if (!c->sequences || !c->x || !c->next || !c->stats)
+        return nb_fail(e, -ENOMEM, "no memory for the calibration's batches");
+    int rc = nb_calibration_batch(c, 0, &rows, e);
+    if (rc < 0 || !nb_grad_sites(c->grad, head))
+        return rc;
+    c->state = calloc(nb_grad_state_floats(c->grad, head, 0), sizeof(*c->state));
+    return c->state ? 0 : nb_fail(e, -ENOMEM, "no memory for the calibration's batches");
 }
 
 static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
@@ -113,17 +90,12 @@ static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, st
                        NB_WINDOWS_MAX, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH);
     c->batch = how->length < ROWS ? ROWS / how->length : 1;
     c->batch = c->batch < how->samples ? c->batch : how->samples;
-    c->window_blocks = (how->length + NB_KV_POSITIONS - 1) / NB_KV_POSITIONS;
     int rc = open_image(c, how->source, e);
     if (rc == 0)
         rc = open_plan(c, how, e);
     if (rc == 0)
         rc = open_windows(c, how, e);
-    if (rc == 0)
-        rc = open_device(c, how, e);
-    if (rc == 0 && (rc = make_rows(c)) < 0)
-        nb_fail(e, rc, "no memory for the calibration's steps");
-    return rc;
+    return rc == 0 ? make_batch(c, how, e) : rc;
 }
 
 int nb_calibration_open(const struct nb_calibrate *how, struct nb_calibration **ret,
@@ -144,79 +116,128 @@ void nb_calibration_close(struct nb_calibration *c)
 {
     if (!c)
         return;
-    if (c->model)
-        c->device->ops->model_close(c->model);
-    if (c->device)
-        c->device->ops->destroy(c->device);
+    nb_grad_close(c->grad);
     nb_plan_destroy(c->plan);
     if (c->image)
         nb_image_unmap(c->image);
     nb_windows_finish(&c->windows);
-    free(c->position);
-    free(c->sequence);
-    free(c->wanted);
-    free(c->block_numbers);
-    free(c->blocks);
-    free(c->vectors);
-    free(c->of_op);
+    free(c->sequences);
+    free(c->x);
+    free(c->next);
+    free(c->state);
+    free(c->stats);
     free(c);
+}
+
+struct nb_grad *nb_calibration_grad(struct nb_calibration *c)
+{
+    return c->grad;
+}
+
+uint32_t nb_calibration_layers(const struct nb_calibration *c)
+{
+    return c->plan->hp.n_layers;
+}
+
+uint32_t nb_calibration_width(const struct nb_calibration *c)
+{
+    return c->plan->hp.embedding;
+}
+
+uint32_t nb_calibration_batches(const struct nb_calibration *c)
+{
+    return (c->windows.n + c->batch - 1) / c->batch;
+}
+
+// Of the batch that begins with this window.
+static uint32_t windows_from(const struct nb_calibration *c, uint32_t window)
+{
+    const uint32_t left = c->windows.n - window;
+    return left < c->batch ? left : c->batch;
+}
+
+static int take_windows(struct nb_calibration *c, uint32_t first, struct nb_error *e)
+{
+    const uint32_t n = windows_from(c, first), length = c->windows.length;
+    for (uint32_t i = 0; i < n; i++)
+        c->sequences[i] = (struct nb_grad_sequence){
+            .token = c->windows.tokens + (size_t)(first + i) * length, .n = length};
+    return nb_grad_batch(c->grad, c->sequences, n, e);
+}
+
+int nb_calibration_batch(struct nb_calibration *c, uint32_t batch, uint32_t *ret,
+                         struct nb_error *ret_error)
+{
+    *ret = windows_from(c, batch * c->batch) * c->windows.length;
+    return take_windows(c, batch * c->batch, ret_error);
 }
 
 // ---- Sums
 
-static bool is_measured(const struct nb_op *op)
+static int add_matrix(struct nb_importance *s, const struct nb_grad_tensor *w)
 {
-    return op->kind == NB_OP_LINEAR && op->w;
+    return nb_importance_find(s, w->name) ? 0 : nb_importance_add(s, w->name, w->cols, w->experts);
 }
 
-static int add_matrix(struct nb_importance *s, const struct nb_matrix *w)
-{
-    return nb_importance_find(s, w->name) ? 0 : nb_importance_add(s, w->name, w->packed.cols, w->n);
-}
-
+// Sums for all matrices that the ops multiply by.
 static int find_stats(struct nb_calibration *c, struct nb_importance *s)
 {
+    uint32_t n;
+    const struct nb_grad_tensor *all = nb_grad_tensors(c->grad, &n);
     int rc = 0;
-    for (uint32_t i = 0; i < c->plan->n_ops && rc == 0; i++)
-        if (is_measured(&c->plan->ops[i]))
-            rc = add_matrix(s, c->plan->ops[i].w);
     for (uint32_t i = 0; i < c->plan->n_ops && rc == 0; i++) {
         const struct nb_op *op = &c->plan->ops[i];
-        c->of_op[i] = is_measured(op) ? nb_importance_find(s, op->w->name) : NULL;
-        if (c->of_op[i] && (c->of_op[i]->cols != op->w->packed.cols || c->of_op[i]->n != op->w->n))
+        if (op->kind == NB_OP_LINEAR && op->w)
+            rc = add_matrix(s, &all[op->w - c->plan->matrices]);
+    }
+    for (uint32_t i = 0; i < c->plan->n_matrices && rc == 0; i++) {
+        c->stats[i] = nb_importance_find(s, all[i].name);
+        if (c->stats[i] && (c->stats[i]->cols != all[i].cols || c->stats[i]->n != all[i].experts))
             rc = -ESTALE;
     }
     return rc;
 }
 
-static void on_input(void *user, uint32_t op, const float *x, uint32_t n, uint32_t width,
-                     const uint16_t *expert)
+static void on_input(void *user, const struct nb_grad_tensor *w, uint32_t expert, const float *x,
+                     size_t stride, uint32_t n)
 {
     struct nb_calibration *c = user;
-    struct nb_column_stats *m = c->of_op[op];
-    const bool each = expert && !nb_value_is_of_experts(c->plan->ops[op].in.value);
-    const uint32_t takers = each ? c->plan->hp.n_chosen : 1;
     for (uint32_t i = 0; i < n; i++)
-        for (uint32_t k = 0; k < takers; k++)
-            nb_column_stats_take(m, expert ? expert[i * takers + k] : 0, x + (size_t)i * width);
+        nb_column_stats_take(c->stats[w->matrix - c->plan->matrices], expert, x + i * stride);
 }
 
-// ---- Steps
-
-static int step(struct nb_calibration *c, uint32_t first, uint32_t n)
+// What a batch's last matrix reads.
+static int run_head(struct nb_calibration *c)
 {
-    const uint32_t length = c->windows.length;
-    float *logits = NULL;
-    const struct nb_rows rows = {.n = n * length,
-                                 .token = c->windows.tokens + (size_t)first * length,
-                                 .position = c->position,
-                                 .sequence = c->sequence,
-                                 .blocks = c->blocks,
-                                 .n_logits = n * length,
-                                 .logits_row = c->wanted,
-                                 .vectors = c->vectors,
-                                 .no_logits = true};
-    return c->device->ops->step(c->model, &rows, &logits);
+    const uint32_t head = c->plan->hp.n_layers;
+    struct nb_grad_tensor *w[NB_GRAD_SITE];
+    if (!c->state)
+        return 0;
+    int rc = nb_grad_stage(c->grad, head, 0, c->x, c->state);
+    if (rc < 0)
+        return rc;
+    const uint32_t n = nb_grad_site_matrices(c->grad, head, 0, w);
+    const struct nb_grad_rows r = nb_grad_site_input(c->grad, head, 0, 0, c->state);
+    for (uint32_t i = 0; i < n; i++)
+        on_input(c, w[i], 0, r.x, r.stride, r.n);
+    return 0;
+}
+
+static int run_batch(struct nb_calibration *c, uint32_t first, struct nb_error *e)
+{
+    int rc = take_windows(c, first, e);
+    if (rc < 0)
+        return rc;
+    rc = nb_grad_begin(c->grad, c->x);
+    for (uint32_t i = 0; i < c->plan->hp.n_layers && rc == 0; i++) {
+        rc = nb_grad_layer(c->grad, i, c->x, NULL, c->next);
+        float *behind = c->next;
+        c->next = c->x;
+        c->x = behind;
+    }
+    if (rc == 0)
+        rc = run_head(c);
+    return rc < 0 ? nb_fail(e, rc, "no memory for the calibration's batches") : 0;
 }
 
 int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_importance *s,
@@ -226,16 +247,14 @@ int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_import
     int rc = find_stats(c, s);
     if (rc < 0)
         return nb_fail(ret_error, rc, "the sums of the model's matrices: %s", strerror(-rc));
-    nb_cpu_capture(c->model, on_input, c);
+    nb_grad_see(c->grad, on_input, c);
     while (done < c->windows.n && rc == 0) {
-        const uint32_t left = c->windows.n - done, n = left < c->batch ? left : c->batch;
-        rc = step(c, done, n);
+        const uint32_t n = windows_from(c, done);
+        rc = run_batch(c, done, ret_error);
         done += n;
-        if (rc < 0)
-            nb_fail(ret_error, rc, "the calibration's step failed: %s", strerror(-rc));
-        else
+        if (rc == 0)
             rc = after(user, done);
     }
-    nb_cpu_capture(c->model, NULL, NULL);
+    nb_grad_see(c->grad, NULL, NULL);
     return rc;
 }

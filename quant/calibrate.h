@@ -1,9 +1,10 @@
-// A model run over calibration text on the CPU, at `exact`, to see what its matrices are multiplied
-// by. Batch by batch, so that it can be gone on with by another process: whatever the threads, and
-// wherever it was interrupted, the sums are the same to the bit.
+// A model and calibration text, run through the float engine to see what the model's matrices are
+// multiplied by. Batch by batch, so that it can be gone on with by another process: whatever the
+// threads, and wherever it was interrupted, the sums are the same to the bit.
 #pragma once
 
-#include "engine/device.h"
+#include "engine/plan.h"
+#include "grad/grad.h"
 #include "quant/importance.h"
 #include "quant/windows.h"
 #include "tensor/source.h"
@@ -14,8 +15,8 @@ struct nb_calibrate {
     const struct nb_source *source;
     const struct nb_source_file *texts;
     uint32_t n_texts;
-    uint32_t samples, length;             // windows, and tokens of each
-    const struct nb_cpu_allowed *allowed; // as of struct nb_device_options
+    uint32_t samples, length; // windows, and tokens of each
+    struct nb_team *team;
 };
 
 // Packs the source to memory of this process and cuts the text. Blocks. -EINVAL for a length that
@@ -23,6 +24,15 @@ struct nb_calibrate {
 int nb_calibration_open(const struct nb_calibrate *how, struct nb_calibration **ret,
                         struct nb_error *ret_error);
 void nb_calibration_close(struct nb_calibration *c); // NULL is fine
+
+struct nb_grad *nb_calibration_grad(struct nb_calibration *c);
+uint32_t nb_calibration_layers(const struct nb_calibration *c);
+uint32_t nb_calibration_width(const struct nb_calibration *c); // of the residual stream
+// Batches of whole windows, from 0 on.
+uint32_t nb_calibration_batches(const struct nb_calibration *c);
+// Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.
+int nb_calibration_batch(struct nb_calibration *c, uint32_t batch, uint32_t *ret,
+                         struct nb_error *ret_error);
 
 // Runs windows from number `done` on, one batch after the other, and adds to `s`: empty where
 // `done` is 0. `after`: `done` windows are in the sums now; a negative return ends the work. -errno

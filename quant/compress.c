@@ -1,10 +1,9 @@
-// The order of things here is what makes a resumed file the same: header, then tensors in the
-// source's order, each told in the journal with its hash when its last byte is written.
+// A tensor is whole when the journal tells its place and hash: whoever goes on looks at the file's
+// bytes there.
 #include "quant/compress.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,76 +11,149 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "quant/encode.h"
-#include "quant/rounding.h"
+#include "quant/rows.h"
 #include "tensor/convert.h"
 #include "tensor/gguf_write.h"
 #include "tensor/type.h"
 
 #define CHUNK   (UINT64_C(1) << 21) // elements that are written at a time; at least one row
-#define UNIT    (UINT64_C(1) << 14) // elements that a thread takes at a time; at least one row
 #define SYNC_NS 1000000000u         // between two syncs; the machine's stop loses no more
 #define TENSOR  1                   // a journal's kind
 #define STR(s)  (int)(s).len, (s).data
 
+struct told { // of a tensor that is in the file
+    uint32_t index, type;
+    uint64_t offset, bytes; // in the file
+    uint64_t hash;
+};
+
 struct nb_compress {
     const struct nb_source *s;
     struct nb_recipe *recipe;
+    struct nb_compress_options options;
+    struct nb_journal *journal;
     struct nb_gguf_writer *w;
     struct nb_choice *choices; // of each tensor
-    uint64_t bytes;            // of all tensors
+    struct told *told;         // by the journal, of each tensor; without bytes: nothing
+    bool *has;
+    uint64_t bytes, done; // of all tensors
+    uint64_t synced_ns;   // when
 };
 
 // ---- The plan
 
-static uint64_t bytes_of(const struct nb_source_tensor *t, uint32_t type)
+static uint64_t row_bytes(const struct nb_source_tensor *t, uint32_t type)
 {
     const struct nb_type_info *info = nb_type_info(type);
-    return nb_source_rows(t) * (t->dims[0] / info->block * info->bytes);
+    return t->dims[0] / info->block * info->bytes;
 }
 
-static int add_tensor(struct nb_compress *c, uint32_t i, struct nb_error *ret_error)
+uint64_t nb_compress_bytes(const struct nb_compress *c, uint32_t tensor)
+{
+    const struct nb_source_tensor *t = &c->s->tensors[tensor];
+    return nb_source_rows(t) * row_bytes(t, c->choices[tensor].type);
+}
+
+static int add_tensor(const struct nb_compress *c, uint32_t i, struct nb_gguf_writer *w,
+                      struct nb_error *ret_error)
 {
     const struct nb_source_tensor *t = &c->s->tensors[i];
-    char name[NB_SOURCE_NAME];
-    int rc = nb_convert_check_tensor(t, ret_error);
-    if (rc == 0)
-        rc = nb_recipe_choose(c->recipe, t, &c->choices[i], ret_error);
-    if (rc < 0)
-        return rc;
     const uint32_t type = c->choices[i].type;
+    char name[NB_SOURCE_NAME];
     snprintf(name, sizeof(name), "%.*s", STR(t->name));
-    if (nb_gguf_add_tensor(c->w, name, type, t->n_dims, t->dims) < 0)
+    if (nb_gguf_add_tensor(w, name, type, t->n_dims, t->dims) < 0)
         return nb_fail(ret_error, -EINVAL, "tensor %s does not fit a GGUF file as %s", name,
                        nb_type_name(type));
-    c->bytes += bytes_of(t, type);
     return 0;
 }
 
-static int plan(struct nb_compress *c, struct nb_error *ret_error)
+// The file as the present choices have it.
+static int list(const struct nb_compress *c, struct nb_gguf_writer **ret,
+                struct nb_error *ret_error)
 {
-    c->choices = calloc(c->s->n_tensors + 1, sizeof(*c->choices));
-    int rc = c->choices ? nb_gguf_writer_create(&c->w) : -ENOMEM;
+    struct nb_gguf_writer *w = NULL;
+    int rc = nb_gguf_writer_create(&w);
     if (rc == 0)
-        rc = nb_convert_put_type(c->w, nb_recipe_to(c->recipe));
+        rc = nb_convert_put_type(w, nb_recipe_to(c->recipe));
     if (rc == 0)
-        rc = nb_gguf_copy_metadata(c->w, c->s->metadata);
+        rc = nb_gguf_copy_metadata(w, c->s->metadata);
     if (rc < 0)
-        return nb_fail(ret_error, rc, "no memory for the list of tensors");
+        nb_fail(ret_error, rc, "no memory for the list of tensors");
     for (uint32_t i = 0; i < c->s->n_tensors && rc == 0; i++)
-        rc = add_tensor(c, i, ret_error);
+        rc = add_tensor(c, i, w, ret_error);
+    if (rc < 0)
+        nb_gguf_writer_destroy(w);
+    else
+        *ret = w;
     return rc;
 }
 
+uint64_t nb_compress_size(const struct nb_compress *c)
+{
+    struct nb_gguf_writer *w = NULL;
+    struct nb_error error;
+    if (list(c, &w, &error) < 0)
+        return 0;
+    const uint64_t size = nb_gguf_size(w);
+    nb_gguf_writer_destroy(w);
+    return size;
+}
+
+static int choose_all(struct nb_compress *c, struct nb_error *ret_error)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < c->s->n_tensors && rc == 0; i++) {
+        rc = nb_convert_check_tensor(&c->s->tensors[i], ret_error);
+        if (rc == 0)
+            rc = nb_recipe_choose(c->recipe, &c->s->tensors[i], &c->choices[i], ret_error);
+    }
+    return rc;
+}
+
+// ---- The journal
+
+static int on_record(void *user, uint32_t kind, const void *data, uint32_t bytes)
+{
+    struct nb_compress *c = user;
+    struct told told;
+    if (kind >= NB_COMPRESS_RECORDS && c->options.visit)
+        return c->options.visit(c->options.visit_user, kind, data, bytes);
+    if (kind != TENSOR || bytes != sizeof(told))
+        return 1;
+    memcpy(&told, data, sizeof(told));
+    if (told.index >= c->s->n_tensors || !told.bytes)
+        return 1;
+    c->told[told.index] = told;
+    return 0;
+}
+
+static int create(struct nb_compress *c, struct nb_error *ret_error)
+{
+    const uint32_t n = c->s->n_tensors;
+    c->choices = calloc(n + 1, sizeof(*c->choices));
+    c->told = calloc(n + 1, sizeof(*c->told));
+    c->has = calloc(n + 1, sizeof(*c->has));
+    if (!c->choices || !c->told || !c->has)
+        return nb_fail(ret_error, -ENOMEM, "no memory for the list of tensors");
+    int rc = choose_all(c, ret_error);
+    if (rc == 0)
+        rc = nb_convert_check_ends(c->s, ret_error);
+    return rc == 0 ? nb_journal_open(c->options.journal, c->options.key, on_record, c, &c->journal,
+                                     ret_error)
+                   : rc;
+}
+
 int nb_compress_create(const struct nb_source *s, struct nb_recipe *recipe,
-                       struct nb_compress **ret, struct nb_error *ret_error)
+                       const struct nb_compress_options *options, struct nb_compress **ret,
+                       struct nb_error *ret_error)
 {
     struct nb_compress *c = calloc(1, sizeof(*c));
     if (!c)
         return nb_fail(ret_error, -ENOMEM, "no memory for the list of tensors");
     c->s = s;
     c->recipe = recipe;
-    int rc = plan(c, ret_error);
+    c->options = *options;
+    int rc = create(c, ret_error);
     if (rc < 0)
         nb_compress_destroy(c);
     else
@@ -93,283 +165,43 @@ void nb_compress_destroy(struct nb_compress *c)
 {
     if (!c)
         return;
+    nb_journal_close(c->journal);
     nb_gguf_writer_destroy(c->w);
     free(c->choices);
+    free(c->told);
+    free(c->has);
     free(c);
 }
 
-const struct nb_choice *nb_compress_choices(const struct nb_compress *c)
+struct nb_journal *nb_compress_journal(struct nb_compress *c)
+{
+    return c->journal;
+}
+
+struct nb_choice *nb_compress_choices(struct nb_compress *c)
 {
     return c->choices;
 }
 
-uint64_t nb_compress_size(const struct nb_compress *c)
-{
-    return nb_gguf_size(c->w);
-}
-
-// ---- A chunk of rows, by all threads
-
-struct worker {
-    uint8_t *in;
-    float *floats;
-    uint64_t failed; // the first row that could not be done; UINT64_MAX: none
-    int rc;
-    struct nb_error error;
-};
-
-struct running {
-    const struct nb_compress *c;
-    const struct nb_compress_run *how;
-    struct nb_journal *journal;
-    struct worker *workers; // one for each thread
-    uint8_t *out;           // of a chunk
-    uint64_t room_out, room_in;
-    // The chunk
-    const struct nb_source_tensor *t;
-    uint32_t type;
-    uint64_t first, n, unit; // rows
-    struct nb_share share;
-    // So far
-    uint32_t n_done;                        // tensors that the journal tells of
-    uint64_t done;                          // bytes of tensors
-    uint64_t synced_ns;                     // when
-    const struct nb_importance *importance; // NULL: rounding to nearest
-    float *weights;                         // [experts][cols] of the tensor; NULL: all alike
-    struct nb_error *ret_error;
-};
-
-#define FAIL(r, code, ...) nb_fail((r)->ret_error, code, __VA_ARGS__)
-
-static uint64_t row_bytes(const struct running *r)
-{
-    const struct nb_type_info *info = nb_type_info(r->type);
-    return r->t->dims[0] / info->block * info->bytes;
-}
-
-// What is so large that it becomes an infinity, or a scale that is one, is no weight any more.
-static int check_range(const struct running *r, struct worker *w, const void *out, uint64_t first,
-                       uint64_t n)
-{
-    const struct nb_type_info *to = nb_type_info(r->type);
-    const uint64_t cols = r->t->dims[0], elements = n * cols;
-    if (!nb_rounding_is_risky(r->type, w->floats, elements))
-        return 0;
-    to->dequantize(out, w->floats, elements / to->block);
-    for (uint64_t i = 0; i < elements; i++)
-        if (!isfinite(w->floats[i]))
-            return nb_fail(&w->error, -ERANGE,
-                           "tensor %.*s has numbers in row %" PRIu64
-                           " that are too large for %s: name another type for it in a recipe",
-                           STR(r->t->name), first + i / cols, to->name);
-    return 0;
-}
-
-// The rows from `row` on that have the same importance: of a stack, those of one expert.
-static uint64_t alike(const struct running *r, uint64_t row, uint64_t n)
-{
-    const uint64_t each = r->t->n_dims > 2 ? r->t->dims[1] : nb_source_rows(r->t);
-    const uint64_t left = each - row % each;
-    return left < n ? left : n;
-}
-
-static int search_rows(const struct running *r, struct worker *w, uint64_t first, uint64_t n,
-                       uint8_t *out)
-{
-    const uint64_t cols = r->t->dims[0];
-    const float *x = w->floats;
-    int rc = 0;
-    for (uint64_t some; n > 0 && rc == 0; first += some, n -= some, x += some * cols) {
-        some = alike(r, first, n);
-        const uint64_t expert = r->t->n_dims > 2 ? first / r->t->dims[1] : 0;
-        const struct nb_encode how = {.type = r->type,
-                                      .effort = NB_EFFORT_SEARCH,
-                                      .by_size = true,
-                                      .importance = r->weights ? r->weights + expert * cols : NULL};
-        rc = nb_encode_rows(&how, x, some, cols, out);
-        out += some * row_bytes(r);
-    }
-    return rc;
-}
-
-static int round_rows(const struct running *r, struct worker *w, uint64_t first, uint64_t n)
-{
-    const struct nb_type_info *from = nb_type_info(r->t->type);
-    const uint64_t cols = r->t->dims[0];
-    uint8_t *out = r->out + (first - r->first) * row_bytes(r);
-    int rc = nb_source_read(r->c->s, r->t, first, n, w->in, &w->error);
-    if (rc < 0)
-        return rc;
-    from->dequantize(w->in, w->floats, n * cols / from->block);
-    rc = nb_convert_check_numbers(r->c->s, r->t, w->floats, first, n, &w->error);
-    if (rc < 0)
-        return rc;
-    if (from->type == r->type) {
-        memcpy(out, w->in, n * row_bytes(r));
-        return 0;
-    }
-    if (r->importance)
-        rc = search_rows(r, w, first, n, out);
-    else
-        rc = nb_rounding_rows(r->type, w->floats, n, cols, out);
-    if (rc < 0)
-        return nb_fail(&w->error, rc,
-                       "tensor %.*s has numbers in rows from %" PRIu64
-                       " on that are too large for %s: name another type for it in a recipe",
-                       STR(r->t->name), first, nb_type_name(r->type));
-    return check_range(r, w, out, first, n);
-}
-
-static void round_share(void *arg, uint32_t thread)
-{
-    struct running *r = arg;
-    struct worker *w = &r->workers[thread];
-    uint32_t unit, n;
-    while ((n = nb_team_take(r->how->team, thread, &r->share, &unit)))
-        for (uint32_t i = 0; i < n; i++) {
-            const uint64_t at = (uint64_t)(unit + i) * r->unit;
-            const uint64_t rows = r->n - at < r->unit ? r->n - at : r->unit;
-            if (r->first + at >= w->failed)
-                continue;
-            int rc = round_rows(r, w, r->first + at, rows);
-            if (rc < 0) {
-                w->failed = r->first + at;
-                w->rc = rc;
-            }
-        }
-}
-
-// The failure of the first row that has one, whichever thread met it.
-static int worst(struct running *r)
-{
-    const struct worker *first = &r->workers[0];
-    for (uint32_t i = 1; i < nb_team_size(r->how->team); i++)
-        if (r->workers[i].failed < first->failed)
-            first = &r->workers[i];
-    if (first->failed == UINT64_MAX)
-        return 0;
-    return FAIL(r, first->rc, "%s", first->error.text);
-}
-
-static int round_chunk(struct running *r, uint64_t first, uint64_t n)
-{
-    r->first = first;
-    r->n = n;
-    r->share.id++;
-    r->share.units = (uint32_t)((n + r->unit - 1) / r->unit);
-    nb_team_run(r->how->team, round_share, r);
-    return worst(r);
-}
-
-// ---- A tensor
-
-static int reserve(struct running *r, uint64_t step)
-{
-    const uint64_t out = step * row_bytes(r), in = r->unit * r->t->dims[0];
-    if (out > r->room_out) {
-        free(r->out);
-        r->out = malloc(out);
-        r->room_out = r->out ? out : 0;
-    }
-    for (uint32_t i = 0; i < nb_team_size(r->how->team) && in > r->room_in; i++) {
-        struct worker *w = &r->workers[i];
-        free(w->in);
-        free(w->floats);
-        w->in = malloc(in * 4); // no type has more bytes an element
-        w->floats = malloc(in * sizeof(float));
-        if (!w->in || !w->floats)
-            return FAIL(r, -ENOMEM, "no memory for a part of a tensor");
-    }
-    r->room_in = in > r->room_in ? in : r->room_in;
-    return r->out ? 0 : FAIL(r, -ENOMEM, "no memory for a part of a tensor");
-}
-
-// The importance of the tensor's columns, where calibration has seen it. An expert that no token
-// took has columns that are all alike.
-static int find_weights(struct running *r, const char *name)
-{
-    const struct nb_source_tensor *t = r->t;
-    const uint64_t experts = t->n_dims > 2 ? nb_source_rows(t) / t->dims[1] : 1;
-    const struct nb_column_stats *m =
-        r->importance ? nb_importance_find(r->importance, t->name) : NULL;
-    free(r->weights);
-    r->weights = NULL;
-    if (!m)
-        return 0;
-    if (m->cols != t->dims[0] || m->n != experts)
-        return FAIL(r, -EINVAL,
-                    "the importance matrix is of another model: its %s has %u columns of %u "
-                    "experts, the tensor %" PRIu64 " of %" PRIu64,
-                    name, m->cols, m->n, t->dims[0], experts);
-    r->weights = calloc(experts * m->cols, sizeof(*r->weights));
-    if (!r->weights)
-        return FAIL(r, -ENOMEM, "no memory for a tensor's importance");
-    for (uint32_t e = 0; e < m->n; e++) {
-        float *mean = r->weights + (size_t)e * m->cols;
-        const bool seen = nb_column_stats_mean(m, e, mean);
-        for (uint32_t i = 0; !seen && i < m->cols; i++)
-            mean[i] = 1;
-    }
-    return 0;
-}
-
-static int write_chunk(struct running *r, uint64_t bytes, const char *name)
-{
-    int rc = nb_gguf_write(r->c->w, r->out, bytes);
-    if (rc < 0)
-        return FAIL(r, rc, "the result cannot be written: %s", strerror(-rc));
-    r->done += bytes;
-    rc = r->how->progress ? r->how->progress(r->how->user, name, r->done, r->c->bytes) : 0;
-    return rc < 0 ? FAIL(r, rc, "cancelled") : 0;
-}
-
-static uint64_t rows_of(const struct nb_source_tensor *t, uint64_t elements)
-{
-    const uint64_t rows = nb_source_rows(t), some = elements / t->dims[0];
-    return some < 1 ? 1 : some < rows ? some : rows;
-}
-
-static int write_tensor(struct running *r, uint32_t i, uint64_t *ret_hash)
-{
-    const struct nb_source_tensor *t = r->t = &r->c->s->tensors[i];
-    const uint64_t rows = nb_source_rows(t), step = rows_of(t, CHUNK);
-    char name[NB_SOURCE_NAME];
-    XXH3_state_t *hash = XXH3_createState();
-    if (!hash)
-        return FAIL(r, -ENOMEM, "no memory for a hash");
-    XXH3_64bits_reset(hash);
-    snprintf(name, sizeof(name), "%.*s", STR(t->name));
-    r->type = r->c->choices[i].type;
-    r->unit = rows_of(t, UNIT);
-    int rc = reserve(r, step);
-    if (rc == 0)
-        rc = find_weights(r, name);
-    for (uint64_t row = 0; row < rows && rc == 0; row += step) {
-        const uint64_t n = rows - row < step ? rows - row : step;
-        rc = round_chunk(r, row, n);
-        if (rc == 0)
-            rc = write_chunk(r, n * row_bytes(r), name);
-        if (rc == 0)
-            XXH3_64bits_update(hash, r->out, n * row_bytes(r));
-    }
-    *ret_hash = XXH3_64bits_digest(hash);
-    XXH3_freeState(hash);
-    return rc;
-}
-
-// ---- The journal
-
-struct told { // of a tensor that is written
-    uint32_t index, type;
-    uint64_t offset, bytes; // in the file
-    uint64_t hash;
-};
+// ---- The file
 
 static uint64_t now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int fail_write(int rc, struct nb_error *ret_error)
+{
+    return nb_fail(ret_error, rc, "the result cannot be written: %s", strerror(-rc));
+}
+
+static int sync_now(struct nb_compress *c, struct nb_error *ret_error)
+{
+    int rc = nb_journal_sync(c->journal, &c->options.fd, 1);
+    c->synced_ns = now_ns();
+    return rc < 0 ? fail_write(rc, ret_error) : 0;
 }
 
 static int hash_file(int fd, uint64_t offset, uint64_t bytes, uint64_t *ret)
@@ -394,112 +226,194 @@ static int hash_file(int fd, uint64_t offset, uint64_t bytes, uint64_t *ret)
     return rc;
 }
 
-// Whether the tensor that a record tells of is the next one and lies in the file.
-static int on_record(void *user, uint32_t kind, const void *data, uint32_t bytes)
+// Whether the tensor that the journal tells of is the one that is wanted, and lies in the file.
+static int find_told(struct nb_compress *c, uint32_t i)
 {
-    struct running *r = user;
-    struct told told;
+    const struct told *told = &c->told[i];
     uint64_t hash = 0;
-    if (kind >= NB_COMPRESS_RECORDS && r->how->prelude && r->n_done == 0)
-        return r->how->prelude->visit(r->how->prelude->user, kind, data, bytes);
-    if (kind != TENSOR || bytes != sizeof(told))
-        return 1;
-    memcpy(&told, data, sizeof(told));
-    if (told.index != r->n_done || told.index >= r->c->s->n_tensors ||
-        told.type != r->c->choices[told.index].type ||
-        told.bytes != bytes_of(&r->c->s->tensors[told.index], told.type))
-        return 1;
-    int rc = hash_file(r->how->fd, told.offset, told.bytes, &hash);
-    if (rc == -ENOMEM)
+    if (told->type != c->choices[i].type || told->bytes != nb_compress_bytes(c, i) ||
+        told->offset != nb_gguf_offset(c->w, i))
+        return 0;
+    int rc = hash_file(c->options.fd, told->offset, told->bytes, &hash);
+    c->has[i] = rc == 0 && hash == told->hash;
+    c->done += c->has[i] ? told->bytes : 0;
+    return rc == -ENOMEM ? rc : 0;
+}
+
+static int begin_file(struct nb_compress *c)
+{
+    const uint64_t size = nb_gguf_size(c->w);
+    if (!size)
+        return -ENOMEM;
+    if (lseek(c->options.fd, 0, SEEK_SET) < 0)
+        return -errno;
+    int rc = nb_gguf_begin(c->w, c->options.fd);
+    if (rc == 0 && ftruncate(c->options.fd, (off_t)size) < 0)
+        rc = -errno;
+    return rc;
+}
+
+int nb_compress_begin(struct nb_compress *c, struct nb_error *ret_error)
+{
+    int rc = list(c, &c->w, ret_error);
+    if (rc < 0)
         return rc;
-    if (rc < 0 || hash != told.hash)
-        return 1;
-    r->n_done++;
-    r->done += told.bytes;
+    rc = begin_file(c);
+    for (uint32_t i = 0; i < c->s->n_tensors && rc == 0; i++) {
+        c->bytes += nb_compress_bytes(c, i);
+        rc = find_told(c, i);
+    }
+    c->synced_ns = now_ns();
+    return rc < 0 ? fail_write(rc, ret_error) : 0;
+}
+
+bool nb_compress_has(const struct nb_compress *c, uint32_t tensor)
+{
+    return c->has[tensor];
+}
+
+int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb_error *ret_error)
+{
+    const uint64_t at = nb_gguf_offset(c->w, tensor), bytes = nb_compress_bytes(c, tensor);
+    for (uint64_t done = 0; done < bytes;) {
+        ssize_t n = pread(c->options.fd, (uint8_t *)ret + done, bytes - done, (off_t)(at + done));
+        if (n <= 0)
+            return nb_fail(ret_error, n < 0 ? -errno : -EIO, "the result cannot be read: %s",
+                           n < 0 ? strerror(errno) : "it ends before");
+        done += (uint64_t)n;
+    }
     return 0;
 }
 
-static int sync_now(struct running *r)
-{
-    int rc = nb_journal_sync(r->journal, &r->how->fd, 1);
-    r->synced_ns = now_ns();
-    return rc < 0 ? FAIL(r, rc, "the result cannot be written: %s", strerror(-rc)) : 0;
-}
+// ---- Tensors
 
-static int tell(struct running *r, const struct told *told)
-{
-    int rc = nb_journal_append(r->journal, TENSOR, told, sizeof(*told));
-    if (rc < 0)
-        return FAIL(r, rc, "the job's journal cannot be written: %s", strerror(-rc));
-    return now_ns() - r->synced_ns < SYNC_NS ? 0 : sync_now(r);
-}
-
-static int do_tensor(struct running *r, uint32_t i)
-{
-    const off_t at = lseek(r->how->fd, 0, SEEK_CUR);
-    struct told told = {.index = i,
-                        .type = r->c->choices[i].type,
-                        .offset = (uint64_t)at,
-                        .bytes = bytes_of(&r->c->s->tensors[i], r->c->choices[i].type)};
-    int rc = at < 0 ? FAIL(r, -errno, "the result cannot be written: %s", strerror(errno)) : 0;
-    if (rc == 0)
-        rc = write_tensor(r, i, &told.hash);
-    return rc == 0 ? tell(r, &told) : rc;
-}
-
-// ---- The run
-
-static int begin_file(struct running *r)
-{
-    int rc = lseek(r->how->fd, 0, SEEK_SET) < 0 ? -errno : 0;
-    if (rc == 0)
-        rc = nb_gguf_begin(r->c->w, r->how->fd);
-    for (uint32_t i = 0; i < r->n_done && rc == 0; i++)
-        rc = nb_gguf_skip(r->c->w);
-    return rc < 0 ? FAIL(r, rc, "the result cannot be written: %s", strerror(-rc)) : 0;
-}
-
-static int end_file(struct running *r)
-{
-    const off_t end = lseek(r->how->fd, 0, SEEK_CUR);
-    int rc = nb_gguf_end(r->c->w);
-    if (rc == 0 && (end < 0 || ftruncate(r->how->fd, end) < 0))
-        rc = -errno;
-    return rc < 0 ? FAIL(r, rc, "the result cannot be written: %s", strerror(-rc)) : sync_now(r);
-}
-
-static int run_all(struct running *r)
-{
-    int rc = nb_convert_check_ends(r->c->s, r->ret_error);
-    if (rc == 0)
-        rc = nb_journal_open(r->how->journal, r->how->key, on_record, r, &r->journal, r->ret_error);
-    if (rc == 0 && r->how->prelude)
-        rc = r->how->prelude->run(r->how->prelude->user, r->journal, &r->importance, r->ret_error);
-    if (rc == 0)
-        rc = begin_file(r);
-    r->synced_ns = now_ns();
-    for (uint32_t i = r->n_done; i < r->c->s->n_tensors && rc == 0; i++)
-        rc = do_tensor(r, i);
-    return rc == 0 ? end_file(r) : rc;
-}
-
-int nb_compress_run(struct nb_compress *c, const struct nb_compress_run *how,
+static int write_at(struct nb_compress *c, const uint8_t *data, uint64_t bytes, uint64_t at,
                     struct nb_error *ret_error)
 {
-    const uint32_t n = nb_team_size(how->team);
-    struct running r = {.c = c, .how = how, .share = {.most = UINT32_MAX}};
-    r.ret_error = ret_error;
-    r.workers = calloc(n, sizeof(*r.workers));
-    for (uint32_t i = 0; r.workers && i < n; i++)
-        r.workers[i].failed = UINT64_MAX;
-    int rc = r.workers ? run_all(&r) : FAIL(&r, -ENOMEM, "no memory for the threads");
-    nb_journal_close(r.journal);
-    for (uint32_t i = 0; r.workers && i < n; i++) {
-        free(r.workers[i].in);
-        free(r.workers[i].floats);
+    for (uint64_t done = 0; done < bytes;) {
+        ssize_t n = pwrite(c->options.fd, data + done, bytes - done, (off_t)(at + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return fail_write(n < 0 ? -errno : -ENOSPC, ret_error);
+        done += (uint64_t)n;
     }
-    free(r.workers);
-    free(r.weights);
-    free(r.out);
+    return 0;
+}
+
+static int report(struct nb_compress *c, const struct nb_source_tensor *t, uint64_t bytes,
+                  struct nb_error *ret_error)
+{
+    char name[NB_SOURCE_NAME];
+    snprintf(name, sizeof(name), "%.*s", STR(t->name));
+    c->done += bytes;
+    int rc =
+        c->options.progress ? c->options.progress(c->options.user, name, c->done, c->bytes) : 0;
+    return rc < 0 ? nb_fail(ret_error, rc, "cancelled") : 0;
+}
+
+static int tell(struct nb_compress *c, uint32_t i, uint64_t hash, struct nb_error *ret_error)
+{
+    const struct told told = {.index = i,
+                              .type = c->choices[i].type,
+                              .offset = nb_gguf_offset(c->w, i),
+                              .bytes = nb_compress_bytes(c, i),
+                              .hash = hash};
+    int rc = nb_journal_append(c->journal, TENSOR, &told, sizeof(told));
+    if (rc < 0)
+        return nb_fail(ret_error, rc, "the job's journal cannot be written: %s", strerror(-rc));
+    c->has[i] = true;
+    return now_ns() - c->synced_ns < SYNC_NS ? 0 : sync_now(c, ret_error);
+}
+
+int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
+                    struct nb_error *ret_error)
+{
+    const uint64_t n = nb_compress_bytes(c, tensor);
+    int rc = write_at(c, bytes, n, nb_gguf_offset(c->w, tensor), ret_error);
+    if (rc == 0)
+        rc = tell(c, tensor, XXH3_64bits(bytes, n), ret_error);
+    return rc == 0 ? report(c, &c->s->tensors[tensor], n, ret_error) : rc;
+}
+
+// The importance of a tensor's columns, where calibration has seen it: [experts][cols], or NULL. An
+// expert that no token took has columns that are all alike.
+static int find_weights(const struct nb_importance *importance, const struct nb_source_tensor *t,
+                        float **ret, struct nb_error *ret_error)
+{
+    const uint64_t experts = t->n_dims > 2 ? nb_source_rows(t) / t->dims[1] : 1;
+    const struct nb_column_stats *m = importance ? nb_importance_find(importance, t->name) : NULL;
+    *ret = NULL;
+    if (!m)
+        return 0;
+    if (m->cols != t->dims[0] || m->n != experts)
+        return nb_fail(ret_error, -EINVAL,
+                       "the importance matrix is of another model: its %.*s has %u columns of %u "
+                       "experts, the tensor %" PRIu64 " of %" PRIu64,
+                       STR(t->name), m->cols, m->n, t->dims[0], experts);
+    float *weights = calloc(experts * m->cols, sizeof(*weights));
+    if (!weights)
+        return nb_fail(ret_error, -ENOMEM, "no memory for a tensor's importance");
+    for (uint32_t e = 0; e < m->n; e++) {
+        float *mean = weights + (size_t)e * m->cols;
+        const bool seen = nb_column_stats_mean(m, e, mean);
+        for (uint32_t i = 0; !seen && i < m->cols; i++)
+            mean[i] = 1;
+    }
+    *ret = weights;
+    return 0;
+}
+
+// Chunk by chunk, so that a tensor of any size takes little memory.
+static int round_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, uint32_t i,
+                        const struct nb_rows_type *how, struct nb_error *ret_error)
+{
+    const struct nb_source_tensor *t = &c->s->tensors[i];
+    const uint64_t n = nb_source_rows(t), each = row_bytes(t, how->type);
+    const uint64_t fit = CHUNK / t->dims[0], step = fit < 1 ? 1 : fit < n ? fit : n;
+    uint64_t at = nb_gguf_offset(c->w, i);
+    XXH3_state_t *hash = XXH3_createState();
+    uint8_t *out = malloc(step * each);
+    int rc = hash && out ? 0 : nb_fail(ret_error, -ENOMEM, "no memory for a part of a tensor");
+    if (rc == 0)
+        XXH3_64bits_reset(hash);
+    for (uint64_t row = 0, some; row < n && rc == 0; row += some, at += some * each) {
+        some = n - row < step ? n - row : step;
+        rc = nb_rows_encode(rows, t, how, row, some, out, ret_error);
+        if (rc == 0)
+            rc = write_at(c, out, some * each, at, ret_error);
+        if (rc == 0)
+            rc = report(c, t, some * each, ret_error);
+        if (rc == 0)
+            XXH3_64bits_update(hash, out, some * each);
+    }
+    if (rc == 0)
+        rc = tell(c, i, XXH3_64bits_digest(hash), ret_error);
+    XXH3_freeState(hash);
+    free(out);
     return rc;
+}
+
+static int finish_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, uint32_t i,
+                         const struct nb_importance *importance, struct nb_error *ret_error)
+{
+    float *weights = NULL;
+    int rc = find_weights(importance, &c->s->tensors[i], &weights, ret_error);
+    const struct nb_rows_type how = {c->choices[i].type, importance != NULL, weights};
+    if (rc == 0)
+        rc = round_tensor(c, rows, i, &how, ret_error);
+    free(weights);
+    return rc;
+}
+
+int nb_compress_finish(struct nb_compress *c, const struct nb_importance *importance,
+                       struct nb_error *ret_error)
+{
+    struct nb_rows_encoder *rows = NULL;
+    int rc = nb_rows_create(c->s, c->options.team, &rows, ret_error);
+    for (uint32_t i = 0; i < c->s->n_tensors && rc == 0; i++)
+        if (!c->has[i])
+            rc = finish_tensor(c, rows, i, importance, ret_error);
+    nb_rows_destroy(rows);
+    return rc == 0 ? sync_now(c, ret_error) : rc;
 }

@@ -1,9 +1,11 @@
-// A source written as a GGUF in the types of a recipe, one tensor after the other, rounded to
-// nearest or with scales searched under what calibration has learnt. It may be killed at any
-// instant and gone on with by another process: the file's bytes are the same, and no more than one
-// tensor is computed again.
+// A source written as a GGUF, tensor by tensor, each in a type of its own and in any order. It may
+// be killed at any instant and gone on with by another process: what the journal tells of is looked
+// up in the file, the rest is done again, and the file's bytes are the same.
+//
+//     create (opens the journal) ─▶ choose ─▶ begin (the file) ─▶ put, tensor by tensor ─▶ finish
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/cpu/threads.h"
@@ -14,38 +16,50 @@
 
 struct nb_compress;
 
-// Chooses each tensor's type. Both are borrowed. -errno with its line.
-int nb_compress_create(const struct nb_source *s, struct nb_recipe *recipe,
-                       struct nb_compress **ret, struct nb_error *ret_error);
-void nb_compress_destroy(struct nb_compress *c); // NULL is fine
-
-uint64_t nb_compress_size(const struct nb_compress *c); // of the file; 0 without memory
-
 #define NB_COMPRESS_RECORDS 16 // kinds of records below this are a compression's own
 
-// What comes before the first tensor, and tells its own records in the same journal.
-struct nb_compress_prelude {
-    nb_journal_visit visit; // a record of its own: as of nb_journal_open
-    // Once the journal is read. With *ret scales are searched, by
-    // the columns' importance where a matrix is in it; it stays until the run's end.
-    int (*run)(void *user, struct nb_journal *journal, const struct nb_importance **ret,
-               struct nb_error *ret_error);
-    void *user;
-};
-
-struct nb_compress_run {
+struct nb_compress_options {
     int fd;      // of the result, for reading and writing, perhaps with a part of it
     int journal; // fd
     const uint8_t *key;
     struct nb_team *team;
-    const struct nb_compress_prelude *prelude; // may be NULL
+    // Records of other kinds: as of nb_journal_open. NULL: there are none.
+    nb_journal_visit visit;
+    void *visit_user;
     // Of the result's bytes, often; `what` is the tensor. A negative return ends the work.
     int (*progress)(void *user, const char *what, uint64_t done, uint64_t total);
     void *user;
 };
-// Blocks. What is refused: a NaN or an infinity (by tensor and row), a file that ends in zeros, a
-// full disk. -errno with its line; what was finished stays finished.
-int nb_compress_run(struct nb_compress *c, const struct nb_compress_run *how,
+
+// Opens the journal, and chooses each tensor's type by the recipe. All are borrowed. -ESTALE as of
+// nb_journal_open, -errno with its line.
+int nb_compress_create(const struct nb_source *s, struct nb_recipe *recipe,
+                       const struct nb_compress_options *options, struct nb_compress **ret,
+                       struct nb_error *ret_error);
+void nb_compress_destroy(struct nb_compress *c); // NULL is fine
+
+// For records of other kinds: at NB_COMPRESS_RECORDS and above.
+struct nb_journal *nb_compress_journal(struct nb_compress *c);
+
+// Each tensor's type; it may be changed before nb_compress_begin.
+struct nb_choice *nb_compress_choices(struct nb_compress *c);
+
+uint64_t nb_compress_size(const struct nb_compress *c); // of the file; 0 without memory
+
+// Writes all before the tensors, and finds those that are in the file already.
+int nb_compress_begin(struct nb_compress *c, struct nb_error *ret_error);
+
+// Of a tensor, by its place in the source's list: its bytes in the file.
+uint64_t nb_compress_bytes(const struct nb_compress *c, uint32_t tensor);
+bool nb_compress_has(const struct nb_compress *c, uint32_t tensor); // it is in the file
+// Reads one that is there. -errno with its line.
+int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb_error *ret_error);
+// Writes one that somebody has encoded; the journal tells of it. -errno with its line.
+int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
                     struct nb_error *ret_error);
 
-const struct nb_choice *nb_compress_choices(const struct nb_compress *c); // of each tensor
+// Rounds all that are not there: to nearest, or with scales searched under the columns' importance.
+// Then the file is whole and durable. What is refused: a NaN or an infinity (by tensor and row), a
+// file that ends in zeros, a full disk. -errno with its line; what was put stays.
+int nb_compress_finish(struct nb_compress *c, const struct nb_importance *importance,
+                       struct nb_error *ret_error);

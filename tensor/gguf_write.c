@@ -21,6 +21,7 @@ struct nb_gguf_writer {
     struct entry *tensors;
     uint64_t n_tensors;
     uint64_t offset; // of the next tensor to add, in the data
+    uint64_t data;   // where it begins in the file
     int fd;
     uint64_t current, done; // the tensor being written, and its bytes that are
     bool begun;
@@ -183,6 +184,7 @@ int nb_gguf_begin(struct nb_gguf_writer *w, int fd)
     free(section);
     for (uint64_t i = 0; i < w->n_tensors && rc >= 0; i++)
         rc = write_entry(w, &w->tensors[i], &written);
+    w->data = align(written);
     return rc < 0 ? rc : write_padding(fd, written);
 }
 
@@ -218,12 +220,7 @@ uint64_t nb_gguf_size(const struct nb_gguf_writer *w)
     return section ? align(size) + w->offset : 0;
 }
 
-int nb_gguf_skip(struct nb_gguf_writer *w)
+uint64_t nb_gguf_offset(const struct nb_gguf_writer *w, uint64_t tensor)
 {
-    if (!w->begun || w->current == w->n_tensors || w->done)
-        return -EINVAL;
-    if (lseek(w->fd, (off_t)align(w->tensors[w->current].bytes), SEEK_CUR) < 0)
-        return -errno;
-    w->current++;
-    return 0;
+    return w->data + w->tensors[tensor].offset;
 }

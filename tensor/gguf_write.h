@@ -34,8 +34,8 @@ int nb_gguf_begin(struct nb_gguf_writer *w, int fd);
 int nb_gguf_write(struct nb_gguf_writer *w, const void *data, size_t len);
 int nb_gguf_end(struct nb_gguf_writer *w);
 
-// For a file that was written in part and is gone on with. The size of the whole file, before
-// nb_gguf_begin; 0 without memory.
+// For a file whose tensors are written in another order: the size of the whole file, before
+// nb_gguf_begin (0 without memory), and after it where a tensor's bytes begin. Between tensors lie
+// zeros.
 uint64_t nb_gguf_size(const struct nb_gguf_writer *w);
-// The next tensor is in the file already: goes past it. -EINVAL within one, or an errno of lseek.
-int nb_gguf_skip(struct nb_gguf_writer *w);
+uint64_t nb_gguf_offset(const struct nb_gguf_writer *w, uint64_t tensor);

@@ -113,7 +113,7 @@ static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
                                      .n_texts = c->n_texts,
                                      .samples = c->sampling.samples,
                                      .length = c->sampling.length,
-                                     .allowed = &c->work->allowed};
+                                     .team = c->work->team};
     c->error = e;
     c->stored = c->done;
     tell(c);
@@ -124,21 +124,15 @@ static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
     return rc;
 }
 
-int nb_jobs_calibrate_run(void *user, struct nb_journal *journal, const struct nb_importance **ret,
+int nb_jobs_calibrate_run(struct nb_jobs_calibration *c, struct nb_journal *journal,
                           struct nb_error *ret_error)
 {
-    struct nb_jobs_calibration *c = user;
-    int rc = 0;
     c->journal = journal;
     free(c->coming);
     c->coming = NULL;
     if (c->imatrix >= 0)
-        rc = nb_imatrix_read(c->imatrix, &c->importance, ret_error);
-    else if (c->done < c->sampling.samples)
-        rc = measure(c, ret_error);
-    if (rc == 0)
-        *ret = &c->importance;
-    return rc;
+        return nb_imatrix_read(c->imatrix, &c->importance, ret_error);
+    return c->done < c->sampling.samples ? measure(c, ret_error) : 0;
 }
 
 void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t bytes)

@@ -26,7 +26,8 @@ struct nb_jobs_calibration {
 
 void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t bytes);
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c);
-// As of struct nb_compress_prelude.
+// As of nb_journal_open.
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
-int nb_jobs_calibrate_run(void *user, struct nb_journal *journal, const struct nb_importance **ret,
+// Measures what the journal does not tell of: then `importance` is whole.
+int nb_jobs_calibrate_run(struct nb_jobs_calibration *c, struct nb_journal *journal,
                           struct nb_error *ret_error);

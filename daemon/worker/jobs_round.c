@@ -43,7 +43,7 @@ static int make_room(const struct nb_work *work, uint64_t bytes, struct nb_error
 }
 
 static int report(const struct nb_work *work, const struct nb_source *source,
-                  const struct nb_recipe *recipe, const struct nb_compress *c, struct nb_error *e)
+                  const struct nb_recipe *recipe, struct nb_compress *c, struct nb_error *e)
 {
     const int fd = work->results[REPORT];
     int rc = nb_report_write(source, recipe, nb_compress_choices(c), fd);
@@ -63,30 +63,45 @@ static int export(const struct nb_work *work, const struct nb_jobs_calibration *
                   : 0;
 }
 
+// What comes before the tensors, of a weighted compression.
+static int calibrate(struct nb_jobs_calibration *calibration, struct nb_compress *c,
+                     struct progress *progress, struct nb_error *e)
+{
+    nb_jobs_calibrate_init(calibration, nb_compress_size(c));
+    progress->before = calibration->load;
+    return nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
+}
+
+static int write_all(struct nb_work *work, struct nb_compress *c,
+                     struct nb_jobs_calibration *calibration, struct progress *progress,
+                     struct nb_error *e)
+{
+    int rc = make_room(work, nb_compress_size(c), e);
+    if (rc == 0 && calibration)
+        rc = calibrate(calibration, c, progress, e);
+    if (rc == 0)
+        rc = nb_compress_begin(c, e);
+    return rc == 0 ? nb_compress_finish(c, calibration ? &calibration->importance : NULL, e) : rc;
+}
+
 // `calibration`: of a weighted compression; else NULL.
 static int compress(struct nb_work *work, const struct nb_source *source, struct nb_recipe *recipe,
                     struct nb_jobs_calibration *calibration, struct nb_error *e)
 {
     struct nb_compress *c = NULL;
-    const struct nb_compress_prelude prelude = {nb_jobs_calibrate_visit, nb_jobs_calibrate_run,
-                                                calibration};
     struct progress progress = {work, 0};
-    const struct nb_compress_run how = {.fd = work->results[MODEL],
-                                        .journal = work->journal,
-                                        .key = work->key,
-                                        .team = work->team,
-                                        .prelude = calibration ? &prelude : NULL,
-                                        .progress = on_progress,
-                                        .user = &progress};
-    int rc = nb_compress_create(source, recipe, &c, e);
+    const struct nb_compress_options options = {.fd = work->results[MODEL],
+                                                .journal = work->journal,
+                                                .key = work->key,
+                                                .team = work->team,
+                                                .visit =
+                                                    calibration ? nb_jobs_calibrate_visit : NULL,
+                                                .visit_user = calibration,
+                                                .progress = on_progress,
+                                                .user = &progress};
+    int rc = nb_compress_create(source, recipe, &options, &c, e);
     if (rc == 0)
-        rc = make_room(work, nb_compress_size(c), e);
-    if (rc == 0 && calibration) {
-        nb_jobs_calibrate_init(calibration, nb_compress_size(c));
-        progress.before = calibration->load;
-    }
-    if (rc == 0)
-        rc = nb_compress_run(c, &how, e);
+        rc = write_all(work, c, calibration, &progress, e);
     if (rc == 0)
         rc = report(work, source, recipe, c, e);
     if (rc == 0 && calibration)

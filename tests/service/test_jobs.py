@@ -86,7 +86,7 @@ class Survival(JobsTest):
         return until(lambda: next((p for p, m in self.daemon.children() if m == "job"), None), "a job's worker")
 
     def test_killed_at_ten_instants(self):
-        source = self.source(model(60))
+        source = self.source(model(60, 1024))
         alone = self.run_job({"to": "Q4_0"}, source)
         job = self.client.start_job({"to": "Q4_0"}, source)
         kills, journal = 0, self.folder(job) / "journal"
@@ -160,7 +160,8 @@ class Survival(JobsTest):
             self.again()
             self.client.wait_job(job)
             self.assertEqual(self.client.job_result(job)[1], alone)
-            self.assertEqual((folder / "journal").read_bytes(), whole)
+            # What is done again is told again.
+            self.assertEqual((folder / "journal").read_bytes()[:len(whole)], whole)
 
     def test_the_source_changes(self):
         source = self.source(model(2))

@@ -291,13 +291,45 @@ static void tape_of_a_layer(void **state)
     nb_tape_destroy(tape);
 }
 
+static void stages_of_a_layer(void **state)
+{
+    static const uint32_t matrices[] = {3, 1, 2, 1}; // q k v, o, gate up, down
+    struct machine *m = *state;
+    struct nb_grad_tensor *w[NB_GRAD_SITE];
+    struct nb_grad_rows in, stream;
+    assert_int_equal(nb_grad_sites(m->g, 1), 4);
+    size_t most = sizeof(m->x) / sizeof(*m->x);
+    for (uint32_t i = 0; i < 4; i++)
+        most = nb_grad_state_floats(m->g, 1, i) > most ? nb_grad_state_floats(m->g, 1, i) : most;
+    float *at = zeros(most);
+    memcpy(at, m->x, sizeof(m->x));
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_int_equal(nb_grad_stage(m->g, 1, i, at, at), 0);
+        assert_int_equal(nb_grad_site_matrices(m->g, 1, i, w), matrices[i]);
+        in = nb_grad_site_input(m->g, 1, i, 0, at);
+        assert_int_equal(in.n, ROWS);
+        stream = nb_grad_site_stream(m->g, 1, i, w[0], at);
+        assert_int_equal(stream.n, i % 2 ? ROWS : 0);
+        for (uint32_t row = 0; i == 1 && row < ROWS; row++)
+            assert_memory_equal(stream.x + row * stream.stride, m->x + (size_t)row * E,
+                                E * sizeof(*m->x));
+    }
+    assert_int_equal(nb_grad_state_floats(m->g, 1, 4), ROWS * E);
+    assert_int_equal(nb_grad_stage(m->g, 1, 4, at, at), 0);
+    assert_int_equal(nb_grad_layer(m->g, 1, m->x, NULL, m->y), 0);
+    assert_memory_equal(at, m->y, sizeof(m->y));
+    assert_int_equal(nb_grad_sites(m->g, 2), 1); // the head
+    free(at);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refused_batches), cmocka_unit_test(refused_parts),
-        cmocka_unit_test(wanted_alone),    cmocka_unit_test(gradients_add_up),
-        cmocka_unit_test(own_values),      cmocka_unit_test(replaced_matrix),
-        cmocka_unit_test(shown_inputs),    cmocka_unit_test(tape_of_a_layer),
+        cmocka_unit_test(refused_batches),   cmocka_unit_test(refused_parts),
+        cmocka_unit_test(wanted_alone),      cmocka_unit_test(gradients_add_up),
+        cmocka_unit_test(own_values),        cmocka_unit_test(replaced_matrix),
+        cmocka_unit_test(shown_inputs),      cmocka_unit_test(tape_of_a_layer),
+        cmocka_unit_test(stages_of_a_layer),
     };
     return cmocka_run_group_tests(tests, open_machine, close_machine);
 }

@@ -55,20 +55,21 @@ static int run(int model, uint32_t threads, int result, int journal, uint32_t ca
     struct nb_error error = {""};
     assert_int_equal(nb_source_open_gguf(&file, 1, &source, &error), 0);
     assert_int_equal(nb_recipe_parse(recipe_text, strlen(recipe_text), &recipe, &error), 0);
-    assert_int_equal(nb_compress_create(source, recipe, &c, &error), 0);
     assert_int_equal(nb_team_create(threads, &team), 0);
-    const uint64_t size = nb_compress_size(c);
-    const struct nb_compress_run how = {.fd = result,
-                                        .journal = journal,
-                                        .key = key,
-                                        .team = team,
-                                        .progress = on_progress,
-                                        .user = &stop};
-    int rc = nb_compress_run(c, &how, &error);
+    const struct nb_compress_options options = {.fd = result,
+                                                .journal = journal,
+                                                .key = key,
+                                                .team = team,
+                                                .progress = on_progress,
+                                                .user = &stop};
+    assert_int_equal(nb_compress_create(source, recipe, &options, &c, &error), 0);
+    int rc = nb_compress_begin(c, &error);
     if (rc == 0)
-        assert_int_equal(lseek(result, 0, SEEK_END), size);
-    nb_team_destroy(team);
+        rc = nb_compress_finish(c, NULL, &error);
+    if (rc == 0)
+        assert_int_equal(lseek(result, 0, SEEK_END), nb_compress_size(c));
     nb_compress_destroy(c);
+    nb_team_destroy(team);
     nb_recipe_free(recipe);
     nb_source_close(source);
     return rc;

@@ -1,0 +1,216 @@
+// Units of rows, each read, checked and encoded by one thread.
+#include "quant/rows.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "quant/encode.h"
+#include "quant/rounding.h"
+#include "tensor/convert.h"
+#include "tensor/type.h"
+
+#define UNIT   (UINT64_C(1) << 14) // elements that a thread takes at a time; at least one row
+#define STR(s) (int)(s).len, (s).data
+
+struct worker {
+    uint8_t *in;
+    float *floats;
+    uint64_t failed; // the first row that could not be done; UINT64_MAX: none
+    int rc;
+    struct nb_error error;
+};
+
+struct nb_rows_encoder {
+    const struct nb_source *s;
+    struct nb_team *team;
+    struct worker *workers; // one for each thread
+    uint64_t room;          // elements of each
+    // The call
+    const struct nb_source_tensor *t;
+    const struct nb_rows_type *how;
+    uint8_t *out;
+    uint64_t first, n, unit; // rows
+    struct nb_share share;
+};
+
+int nb_rows_create(const struct nb_source *s, struct nb_team *team, struct nb_rows_encoder **ret,
+                   struct nb_error *ret_error)
+{
+    struct nb_rows_encoder *r = calloc(1, sizeof(*r));
+    if (r)
+        r->workers = calloc(nb_team_size(team), sizeof(*r->workers));
+    if (!r || !r->workers) {
+        free(r);
+        return nb_fail(ret_error, -ENOMEM, "no memory for the threads");
+    }
+    r->s = s;
+    r->team = team;
+    r->share.most = UINT32_MAX;
+    *ret = r;
+    return 0;
+}
+
+void nb_rows_destroy(struct nb_rows_encoder *r)
+{
+    if (!r)
+        return;
+    for (uint32_t i = 0; i < nb_team_size(r->team); i++) {
+        free(r->workers[i].in);
+        free(r->workers[i].floats);
+    }
+    free(r->workers);
+    free(r);
+}
+
+static uint64_t row_bytes(const struct nb_rows_encoder *r)
+{
+    const struct nb_type_info *info = nb_type_info(r->how->type);
+    return r->t->dims[0] / info->block * info->bytes;
+}
+
+// What is so large that it becomes an infinity, or a scale that is one, is no weight any more.
+static int check_range(const struct nb_rows_encoder *r, struct worker *w, const void *out,
+                       uint64_t first, uint64_t n)
+{
+    const struct nb_type_info *to = nb_type_info(r->how->type);
+    const uint64_t cols = r->t->dims[0], elements = n * cols;
+    if (!nb_rounding_is_risky(r->how->type, w->floats, elements))
+        return 0;
+    to->dequantize(out, w->floats, elements / to->block);
+    for (uint64_t i = 0; i < elements; i++)
+        if (!isfinite(w->floats[i]))
+            return nb_fail(&w->error, -ERANGE,
+                           "tensor %.*s has numbers in row %" PRIu64
+                           " that are too large for %s: name another type for it in a recipe",
+                           STR(r->t->name), first + i / cols, to->name);
+    return 0;
+}
+
+// The rows from `row` on that have the same importance: of a stack, those of one expert.
+static uint64_t alike(const struct nb_rows_encoder *r, uint64_t row, uint64_t n)
+{
+    const uint64_t each = r->t->n_dims > 2 ? r->t->dims[1] : nb_source_rows(r->t);
+    const uint64_t left = each - row % each;
+    return left < n ? left : n;
+}
+
+static int search_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first,
+                       uint64_t n, uint8_t *out)
+{
+    const uint64_t cols = r->t->dims[0];
+    const float *x = w->floats, *weights = r->how->weights;
+    int rc = 0;
+    for (uint64_t some; n > 0 && rc == 0; first += some, n -= some, x += some * cols) {
+        some = alike(r, first, n);
+        const uint64_t expert = r->t->n_dims > 2 ? first / r->t->dims[1] : 0;
+        const struct nb_encode how = {.type = r->how->type,
+                                      .effort = NB_EFFORT_SEARCH,
+                                      .by_size = true,
+                                      .importance = weights ? weights + expert * cols : NULL};
+        rc = nb_encode_rows(&how, x, some, cols, out);
+        out += some * row_bytes(r);
+    }
+    return rc;
+}
+
+static int encode_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first,
+                       uint64_t n)
+{
+    const struct nb_type_info *from = nb_type_info(r->t->type);
+    const uint64_t cols = r->t->dims[0];
+    uint8_t *out = r->out + (first - r->first) * row_bytes(r);
+    int rc = nb_source_read(r->s, r->t, first, n, w->in, &w->error);
+    if (rc < 0)
+        return rc;
+    from->dequantize(w->in, w->floats, n * cols / from->block);
+    rc = nb_convert_check_numbers(r->s, r->t, w->floats, first, n, &w->error);
+    if (rc < 0)
+        return rc;
+    if (from->type == r->how->type) {
+        memcpy(out, w->in, n * row_bytes(r));
+        return 0;
+    }
+    if (r->how->search)
+        rc = search_rows(r, w, first, n, out);
+    else
+        rc = nb_rounding_rows(r->how->type, w->floats, n, cols, out);
+    if (rc < 0)
+        return nb_fail(&w->error, rc,
+                       "tensor %.*s has numbers in rows from %" PRIu64
+                       " on that are too large for %s: name another type for it in a recipe",
+                       STR(r->t->name), first, nb_type_name(r->how->type));
+    return check_range(r, w, out, first, n);
+}
+
+static void encode_share(void *arg, uint32_t thread)
+{
+    struct nb_rows_encoder *r = arg;
+    struct worker *w = &r->workers[thread];
+    uint32_t unit, n;
+    while ((n = nb_team_take(r->team, thread, &r->share, &unit)))
+        for (uint32_t i = 0; i < n; i++) {
+            const uint64_t at = (uint64_t)(unit + i) * r->unit;
+            const uint64_t rows = r->n - at < r->unit ? r->n - at : r->unit;
+            if (r->first + at >= w->failed)
+                continue;
+            int rc = encode_rows(r, w, r->first + at, rows);
+            if (rc < 0) {
+                w->failed = r->first + at;
+                w->rc = rc;
+            }
+        }
+}
+
+// The failure of the first row that has one, whichever thread met it.
+static int worst(const struct nb_rows_encoder *r, struct nb_error *ret_error)
+{
+    const struct worker *first = &r->workers[0];
+    for (uint32_t i = 1; i < nb_team_size(r->team); i++)
+        if (r->workers[i].failed < first->failed)
+            first = &r->workers[i];
+    if (first->failed == UINT64_MAX)
+        return 0;
+    return nb_fail(ret_error, first->rc, "%s", first->error.text);
+}
+
+static int reserve(struct nb_rows_encoder *r, uint64_t elements)
+{
+    for (uint32_t i = 0; i < nb_team_size(r->team); i++) {
+        struct worker *w = &r->workers[i];
+        w->failed = UINT64_MAX;
+        if (elements <= r->room)
+            continue;
+        free(w->in);
+        free(w->floats);
+        w->in = malloc(elements * sizeof(float)); // no type has more bytes an element
+        w->floats = malloc(elements * sizeof(float));
+        if (!w->in || !w->floats)
+            return -ENOMEM;
+    }
+    r->room = elements > r->room ? elements : r->room;
+    return 0;
+}
+
+int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
+                   const struct nb_rows_type *how, uint64_t first, uint64_t n, void *out,
+                   struct nb_error *ret_error)
+{
+    const uint64_t cols = t->dims[0];
+    r->t = t;
+    r->how = how;
+    r->out = out;
+    r->first = first;
+    r->n = n;
+    r->unit = UNIT / cols > 1 ? UNIT / cols : 1;
+    if (reserve(r, r->unit * cols) < 0) {
+        r->room = 0;
+        return nb_fail(ret_error, -ENOMEM, "no memory for a part of a tensor");
+    }
+    r->share.id++;
+    r->share.units = (uint32_t)((n + r->unit - 1) / r->unit);
+    nb_team_run(r->team, encode_share, r);
+    return worst(r, ret_error);
+}

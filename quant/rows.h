@@ -1,0 +1,28 @@
+// Rows of a source's tensors, read, checked and encoded by all threads.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/cpu/threads.h"
+#include "tensor/source.h"
+
+struct nb_rows_encoder;
+
+struct nb_rows_type {
+    uint32_t type;        // enum nb_type
+    bool search;          // scales searched for the least weighted error; else to nearest
+    const float *weights; // [experts][cols]: the importance of columns; NULL: all alike
+};
+
+// Both are borrowed. -ENOMEM.
+int nb_rows_create(const struct nb_source *s, struct nb_team *team, struct nb_rows_encoder **ret,
+                   struct nb_error *ret_error);
+void nb_rows_destroy(struct nb_rows_encoder *r); // NULL is fine
+
+// Rows [first, first + n) of a tensor, whole blocks of the type, one behind the other to `out`.
+// Blocks, on the team. The failure told is that of the first row that has one: -EDOM for a NaN or
+// an infinity, -ERANGE for what is too large for the type, -errno of reading.
+int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
+                   const struct nb_rows_type *how, uint64_t first, uint64_t n, void *out,
+                   struct nb_error *ret_error);
