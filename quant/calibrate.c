@@ -134,14 +134,9 @@ struct nb_grad *nb_calibration_grad(struct nb_calibration *c)
     return c->grad;
 }
 
-uint32_t nb_calibration_layers(const struct nb_calibration *c)
+const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c)
 {
-    return c->plan->hp.n_layers;
-}
-
-uint32_t nb_calibration_width(const struct nb_calibration *c)
-{
-    return c->plan->hp.embedding;
+    return c->plan;
 }
 
 uint32_t nb_calibration_batches(const struct nb_calibration *c)

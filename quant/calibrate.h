@@ -26,8 +26,7 @@ int nb_calibration_open(const struct nb_calibrate *how, struct nb_calibration **
 void nb_calibration_close(struct nb_calibration *c); // NULL is fine
 
 struct nb_grad *nb_calibration_grad(struct nb_calibration *c);
-uint32_t nb_calibration_layers(const struct nb_calibration *c);
-uint32_t nb_calibration_width(const struct nb_calibration *c); // of the residual stream
+const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c);
 // Batches of whole windows, from 0 on.
 uint32_t nb_calibration_batches(const struct nb_calibration *c);
 // Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.

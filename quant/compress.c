@@ -33,6 +33,7 @@ struct nb_compress {
     struct nb_compress_options options;
     struct nb_journal *journal;
     struct nb_gguf_writer *w;
+    struct nb_rows_encoder *rows;
     struct nb_choice *choices; // of each tensor
     struct told *told;         // by the journal, of each tensor; without bytes: nothing
     bool *has;
@@ -135,7 +136,9 @@ static int create(struct nb_compress *c, struct nb_error *ret_error)
     c->has = calloc(n + 1, sizeof(*c->has));
     if (!c->choices || !c->told || !c->has)
         return nb_fail(ret_error, -ENOMEM, "no memory for the list of tensors");
-    int rc = choose_all(c, ret_error);
+    int rc = nb_rows_create(c->s, c->options.team, &c->rows, ret_error);
+    if (rc == 0)
+        rc = choose_all(c, ret_error);
     if (rc == 0)
         rc = nb_convert_check_ends(c->s, ret_error);
     return rc == 0 ? nb_journal_open(c->options.journal, c->options.key, on_record, c, &c->journal,
@@ -167,6 +170,7 @@ void nb_compress_destroy(struct nb_compress *c)
         return;
     nb_journal_close(c->journal);
     nb_gguf_writer_destroy(c->w);
+    nb_rows_destroy(c->rows);
     free(c->choices);
     free(c->told);
     free(c->has);
@@ -365,8 +369,8 @@ static int find_weights(const struct nb_importance *importance, const struct nb_
 }
 
 // Chunk by chunk, so that a tensor of any size takes little memory.
-static int round_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, uint32_t i,
-                        const struct nb_rows_type *how, struct nb_error *ret_error)
+static int round_tensor(struct nb_compress *c, uint32_t i, const struct nb_rows_type *how,
+                        struct nb_error *ret_error)
 {
     const struct nb_source_tensor *t = &c->s->tensors[i];
     const uint64_t n = nb_source_rows(t), each = row_bytes(t, how->type);
@@ -379,7 +383,7 @@ static int round_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, uin
         XXH3_64bits_reset(hash);
     for (uint64_t row = 0, some; row < n && rc == 0; row += some, at += some * each) {
         some = n - row < step ? n - row : step;
-        rc = nb_rows_encode(rows, t, how, row, some, out, ret_error);
+        rc = nb_rows_encode(c->rows, t, how, row, some, out, ret_error);
         if (rc == 0)
             rc = write_at(c, out, some * each, at, ret_error);
         if (rc == 0)
@@ -394,14 +398,14 @@ static int round_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, uin
     return rc;
 }
 
-static int finish_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, uint32_t i,
-                         const struct nb_importance *importance, struct nb_error *ret_error)
+int nb_compress_round(struct nb_compress *c, uint32_t tensor,
+                      const struct nb_importance *importance, struct nb_error *ret_error)
 {
     float *weights = NULL;
-    int rc = find_weights(importance, &c->s->tensors[i], &weights, ret_error);
-    const struct nb_rows_type how = {c->choices[i].type, importance != NULL, weights};
+    int rc = find_weights(importance, &c->s->tensors[tensor], &weights, ret_error);
+    const struct nb_rows_type how = {c->choices[tensor].type, importance != NULL, weights};
     if (rc == 0)
-        rc = round_tensor(c, rows, i, &how, ret_error);
+        rc = round_tensor(c, tensor, &how, ret_error);
     free(weights);
     return rc;
 }
@@ -409,11 +413,9 @@ static int finish_tensor(struct nb_compress *c, struct nb_rows_encoder *rows, ui
 int nb_compress_finish(struct nb_compress *c, const struct nb_importance *importance,
                        struct nb_error *ret_error)
 {
-    struct nb_rows_encoder *rows = NULL;
-    int rc = nb_rows_create(c->s, c->options.team, &rows, ret_error);
+    int rc = 0;
     for (uint32_t i = 0; i < c->s->n_tensors && rc == 0; i++)
         if (!c->has[i])
-            rc = finish_tensor(c, rows, i, importance, ret_error);
-    nb_rows_destroy(rows);
+            rc = nb_compress_round(c, i, importance, ret_error);
     return rc == 0 ? sync_now(c, ret_error) : rc;
 }

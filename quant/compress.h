@@ -58,8 +58,11 @@ int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb
 int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
                     struct nb_error *ret_error);
 
-// Rounds all that are not there: to nearest, or with scales searched under the columns' importance.
-// Then the file is whole and durable. What is refused: a NaN or an infinity (by tensor and row), a
-// file that ends in zeros, a full disk. -errno with its line; what was put stays.
+// Rounds one that is not there: to nearest, or with scales searched under its columns' importance.
+// What is refused: a NaN or an infinity (by tensor and row). -errno with its line.
+int nb_compress_round(struct nb_compress *c, uint32_t tensor,
+                      const struct nb_importance *importance, struct nb_error *ret_error);
+// Rounds all that are not there. Then the file is whole and durable. -errno with its line; what was
+// put stays.
 int nb_compress_finish(struct nb_compress *c, const struct nb_importance *importance,
                        struct nb_error *ret_error);

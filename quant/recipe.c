@@ -32,6 +32,7 @@ struct nb_recipe {
     json_t *json;
     uint32_t to, embedding, output, otherwise; // NONE: not said
     struct nb_sampling_plan calibration;
+    struct nb_feedback_plan feedback;
     struct rule rules[NB_RECIPE_RULES];
     uint32_t n_rules;
     pcre2_match_context *context;
@@ -53,6 +54,11 @@ void nb_recipe_free(struct nb_recipe *r)
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *r)
 {
     return r->calibration;
+}
+
+struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *r)
+{
+    return r->feedback;
 }
 
 uint32_t nb_recipe_to(const struct nb_recipe *r)
@@ -156,6 +162,40 @@ static int read_calibration(struct nb_recipe *r, const json_t *object, struct nb
     return rc < 0 ? rc : 0;
 }
 
+static int read_method(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error)
+{
+    const char *name = json_string_value(value);
+    if (!name || (strcmp(name, "search") != 0 && strcmp(name, "gptq") != 0))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"method\" is \"search\" (of scales) or \"gptq\"");
+    r->feedback.on = !strcmp(name, "gptq");
+    return 0;
+}
+
+static int read_gptq(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
+{
+    const json_t *damping = json_object_get(object, "damping");
+    const json_t *mismatch = json_object_get(object, "mismatch");
+    const json_t *passes = json_object_get(object, "passes");
+    struct nb_feedback_plan *f = &r->feedback;
+    if (!json_is_object(object) || json_object_size(object) != (damping != NULL) +
+                                                                   (size_t)(mismatch != NULL) +
+                                                                   (passes != NULL))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"gptq\" has \"damping\", \"mismatch\" and \"passes\", and "
+                       "nothing else");
+    f->damping = damping ? (float)json_number_value(damping) : f->damping;
+    f->mismatch = mismatch ? (float)json_number_value(mismatch) : f->mismatch;
+    f->passes = passes ? (uint32_t)json_integer_value(passes) : f->passes;
+    if (!(f->damping >= 1e-6f && f->damping <= 1.0f) || !(f->mismatch >= 0 && f->mismatch <= 1) ||
+        f->passes > 16 || (passes && json_integer_value(passes) < 0))
+        return nb_fail(
+            ret_error, -EINVAL,
+            "the recipe's \"gptq\": \"damping\" is from 0.000001 to 1, \"mismatch\" from "
+            "0 to 1, \"passes\" from 0 to 16");
+    return 0;
+}
+
 static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                     struct nb_error *ret_error)
 {
@@ -173,9 +213,13 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
         return read_rules(r, value, ret_error);
     if (!strcmp(key, "calibration"))
         return read_calibration(r, value, ret_error);
+    if (!strcmp(key, "method"))
+        return read_method(r, value, ret_error);
+    if (!strcmp(key, "gptq"))
+        return read_gptq(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
-                   "output, else, calibration",
+                   "output, else, calibration, method, gptq",
                    key);
 }
 
@@ -212,6 +256,7 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     if (!r)
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
     r->calibration = (struct nb_sampling_plan){128, 256};
+    r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
     r->to = r->embedding = r->output = r->otherwise = NONE;
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
     int rc;

@@ -1,6 +1,7 @@
 // What a compression makes of a model: the type of each tensor. Read from JSON, which is anyone's:
 //   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
-//    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256}}
+//    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256},
+//    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2}}
 // docs/rooms/quant.md says what each key means.
 #pragma once
 
@@ -25,6 +26,14 @@ struct nb_sampling_plan {
     uint32_t samples, length; // tokens of each
 };
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
+
+// "method" and "gptq": how the weights of a calibrated model are rounded.
+struct nb_feedback_plan {
+    bool on;                 // by error feedback (quant/layerwise.h); else by searched scales
+    float damping, mismatch; // as there
+    uint32_t passes;
+};
+struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *recipe);
 
 uint32_t nb_recipe_to(const struct nb_recipe *recipe); // "to": of most tensors
 

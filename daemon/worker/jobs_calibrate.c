@@ -105,23 +105,24 @@ static int after(void *user, uint32_t done)
                   : 0;
 }
 
-static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
+int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_error)
 {
-    struct nb_calibration *calibration = NULL;
     const struct nb_calibrate how = {.source = c->source,
                                      .texts = c->texts,
                                      .n_texts = c->n_texts,
                                      .samples = c->sampling.samples,
                                      .length = c->sampling.length,
                                      .team = c->work->team};
+    return c->open ? 0 : nb_calibration_open(&how, &c->open, ret_error);
+}
+
+static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
+{
     c->error = e;
     c->stored = c->done;
     tell(c);
-    int rc = nb_calibration_open(&how, &calibration, e);
-    if (rc == 0)
-        rc = nb_calibration_run(calibration, c->done, &c->importance, after, c, e);
-    nb_calibration_close(calibration);
-    return rc;
+    int rc = nb_jobs_calibrate_open(c, e);
+    return rc == 0 ? nb_calibration_run(c->open, c->done, &c->importance, after, c, e) : rc;
 }
 
 int nb_jobs_calibrate_run(struct nb_jobs_calibration *c, struct nb_journal *journal,
@@ -135,15 +136,20 @@ int nb_jobs_calibrate_run(struct nb_jobs_calibration *c, struct nb_journal *jour
     return c->done < c->sampling.samples ? measure(c, ret_error) : 0;
 }
 
-void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t bytes)
+uint64_t nb_jobs_calibrate_load(const struct nb_jobs_calibration *c, uint64_t bytes)
 {
-    c->bytes = bytes;
-    if (c->imatrix < 0)
-        c->load = (uint64_t)((double)bytes * LOAD * c->sampling.samples * c->sampling.length);
+    return (uint64_t)((double)bytes * LOAD * c->sampling.samples * c->sampling.length);
+}
+
+void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64_t after)
+{
+    c->bytes = after;
+    c->load = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
 }
 
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c)
 {
+    nb_calibration_close(c->open);
     nb_importance_finish(&c->importance);
     free(c->coming);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "daemon/worker/jobs.h"
+#include "quant/calibrate.h"
 #include "quant/compress.h"
 #include "quant/importance.h"
 #include "quant/recipe.h"
@@ -15,7 +16,8 @@ struct nb_jobs_calibration {
     int imatrix; // an importance matrix's fd in the place of texts, or -1
     struct nb_sampling_plan sampling;
 
-    uint64_t bytes, load; // of the tensors; what the calibration counts as beside them
+    struct nb_calibration *open; // once it is needed
+    uint64_t bytes, load;        // of the tensors; what the calibration counts as beside them
     struct nb_importance importance;
     uint32_t done, stored; // windows
     struct nb_journal *journal;
@@ -24,8 +26,13 @@ struct nb_jobs_calibration {
     uint64_t came;
 };
 
-void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t bytes);
+// What a run over its text takes, in bytes of tensors, of a model of so many bytes.
+uint64_t nb_jobs_calibrate_load(const struct nb_jobs_calibration *c, uint64_t bytes);
+// `size`: of the result; `after`: what comes after the calibration.
+void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64_t after);
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c);
+// Opens model and text (`open`), where they are not yet.
+int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_error);
 // As of nb_journal_open.
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
 // Measures what the journal does not tell of: then `importance` is whole.

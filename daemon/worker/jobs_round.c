@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,23 +12,38 @@
 #include "libclient/wire.h"
 #include "quant/compress.h"
 #include "quant/imatrix.h"
+#include "quant/layerwise.h"
 #include "quant/report.h"
 #include "tensor/hf/folder.h"
 
 #define REPORT_ROOM (1u << 20) // bytes that the report and the journal may take
+#define FEEDBACK    4          // what error feedback takes, in times of its calibration's run
 
 enum { MODEL, REPORT, IMATRIX }; // results
 
+// What is not a tensor's rounding counts as so many bytes of tensors.
 struct progress {
     struct nb_work *work;
-    uint64_t before; // what was done before the tensors counts as so many of their bytes
+    uint64_t before, feedback, bytes; // calibration; error feedback, in all; the tensors
+    uint64_t fed, done;               // of the last two, so far
 };
 
 static int on_progress(void *user, const char *what, uint64_t done, uint64_t total)
 {
-    const struct progress *p = user;
-    nb_jobs_tell(p->work, what, p->before + done, p->before + total);
+    struct progress *p = user;
+    p->done = done;
+    p->bytes = total;
+    nb_jobs_tell(p->work, what, p->before + p->fed + done, p->before + p->feedback + total);
     return 0;
+}
+
+static int on_feedback(void *user, uint32_t done, uint32_t total)
+{
+    struct progress *p = user;
+    char what[64];
+    p->fed = p->feedback * done / total;
+    snprintf(what, sizeof(what), "error feedback %u/%u", done, total);
+    return on_progress(p, what, p->done, p->bytes);
 }
 
 // Its whole room at once, so that a full disk is met before the work, not after it.
@@ -67,20 +83,49 @@ static int export(const struct nb_work *work, const struct nb_jobs_calibration *
 static int calibrate(struct nb_jobs_calibration *calibration, struct nb_compress *c,
                      struct progress *progress, struct nb_error *e)
 {
-    nb_jobs_calibrate_init(calibration, nb_compress_size(c));
+    const uint64_t size = nb_compress_size(c);
+    nb_jobs_calibrate_init(calibration, size, size + progress->feedback);
     progress->before = calibration->load;
     return nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
 }
 
-static int write_all(struct nb_work *work, struct nb_compress *c,
+// Error feedback writes most tensors by itself.
+static int feed_back(const struct nb_work *work, const struct nb_source *source,
+                     struct nb_compress *c, struct nb_jobs_calibration *calibration,
+                     const struct nb_feedback_plan *plan, struct progress *progress,
+                     struct nb_error *e)
+{
+    int rc = nb_jobs_calibrate_open(calibration, e);
+    const struct nb_layerwise how = {.source = source,
+                                     .calibration = calibration->open,
+                                     .compress = c,
+                                     .importance = &calibration->importance,
+                                     .team = work->team,
+                                     .damping = plan->damping,
+                                     .mismatch = plan->mismatch,
+                                     .passes = plan->passes,
+                                     .progress = on_feedback,
+                                     .user = progress};
+    return rc == 0 ? nb_layerwise_run(&how, e) : rc;
+}
+
+static int write_all(struct nb_work *work, const struct nb_source *source,
+                     const struct nb_recipe *recipe, struct nb_compress *c,
                      struct nb_jobs_calibration *calibration, struct progress *progress,
                      struct nb_error *e)
 {
+    const struct nb_feedback_plan feedback = nb_recipe_feedback(recipe);
+    if (feedback.on && !(calibration && calibration->n_texts))
+        return nb_fail(e, -EINVAL, "method gptq learns from text: give it (--calibration FILE)");
     int rc = make_room(work, nb_compress_size(c), e);
+    if (rc == 0 && feedback.on)
+        progress->feedback = nb_jobs_calibrate_load(calibration, FEEDBACK * nb_compress_size(c));
     if (rc == 0 && calibration)
         rc = calibrate(calibration, c, progress, e);
     if (rc == 0)
         rc = nb_compress_begin(c, e);
+    if (rc == 0 && feedback.on)
+        rc = feed_back(work, source, c, calibration, &feedback, progress, e);
     return rc == 0 ? nb_compress_finish(c, calibration ? &calibration->importance : NULL, e) : rc;
 }
 
@@ -89,7 +134,7 @@ static int compress(struct nb_work *work, const struct nb_source *source, struct
                     struct nb_jobs_calibration *calibration, struct nb_error *e)
 {
     struct nb_compress *c = NULL;
-    struct progress progress = {work, 0};
+    struct progress progress = {.work = work};
     const struct nb_compress_options options = {.fd = work->results[MODEL],
                                                 .journal = work->journal,
                                                 .key = work->key,
@@ -101,7 +146,7 @@ static int compress(struct nb_work *work, const struct nb_source *source, struct
                                                 .user = &progress};
     int rc = nb_compress_create(source, recipe, &options, &c, e);
     if (rc == 0)
-        rc = write_all(work, c, calibration, &progress, e);
+        rc = write_all(work, source, recipe, c, calibration, &progress, e);
     if (rc == 0)
         rc = report(work, source, recipe, c, e);
     if (rc == 0 && calibration)

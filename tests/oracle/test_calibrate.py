@@ -35,6 +35,10 @@ def tensors(path):
     return {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
 
 
+def floats(path):
+    return {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64) for t in gguf.GGUFReader(path).tensors}
+
+
 def windows(tokens):
     """As docs/rooms/quant.md has them: evenly over the text."""
     room = len(tokens) - LENGTH
@@ -52,10 +56,10 @@ def rope(x, base):
 class Llama:
     """A llama in float64 that keeps, of each matrix, the sums of its inputs' squares."""
 
-    def __init__(self, path):
+    def __init__(self, path, weights=None):
         reader = gguf.GGUFReader(path)
         self.get = lambda key, other=None: (reader.fields["llama." + key].contents() if "llama." + key in reader.fields else other)
-        self.w = {t.name: np.array(t.data, dtype=np.float64).reshape([int(n) for n in reversed(t.shape)]) for t in reader.tensors}
+        self.w = weights or floats(path)
         self.heads, self.kv = self.get("attention.head_count"), self.get("attention.head_count_kv")
         self.eps, self.base = self.get("attention.layer_norm_rms_epsilon"), self.get("rope.freq_base", 10000.0)
         self.sums, self.rows = {}, 0
@@ -79,12 +83,14 @@ class Llama:
         return x + self.times(inner, at + "ffn_down.weight")
 
     def run(self, tokens):
+        """What the head reads."""
         x = self.w["token_embd.weight"][tokens]
         for i in range(self.get("block_count")):
             x = self.layer(x, f"blk.{i}.")
         x = ops.rms_norm(x, self.w["output_norm.weight"], self.eps)
         self.times(x, "output.weight" if "output.weight" in self.w else "token_embd.weight")
         self.rows += len(tokens)
+        return x
 
 
 class Calibrate(unittest.TestCase):
@@ -134,13 +140,10 @@ class Calibrate(unittest.TestCase):
         again, _ = self.compress(self.model, "--to", "Q4_0", "--imatrix", (self.path / "kept.gguf").rename(self.path / "given.gguf"))
         self.assertEqual(again, compressed)
         plain, _ = self.path / "plain.gguf", self.nibble("compress", self.model, "-o", self.path / "plain.gguf", "--to", "Q4_0")
-        ours, theirs, exact = (self.floats(p) for p in (self.path / "out.gguf", plain, self.model))
+        ours, theirs, exact = (floats(p) for p in (self.path / "out.gguf", plain, self.model))
         for name, sums in oracle.sums.items():
             error = lambda found: (((found[name] - exact[name]) ** 2) @ sums).sum()
             self.assertLess(error(ours), 0.95 * error(theirs), name)
-
-    def floats(self, path):
-        return {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64) for t in gguf.GGUFReader(path).tensors}
 
     def test_for_llama_quantize(self):
         """The keys and shapes that llama.cpp's loader looks for, and its own quantizer on our numbers."""
@@ -214,8 +217,42 @@ class Calibrate(unittest.TestCase):
         router = kept["blk.1.ffn_gate_inp.weight.in_sum2"].ravel()
         self.assertLess(np.abs(both / (2 * router) - 1).max(), 1e-5)
 
+    def test_error_feedback(self):
+        """What the head reads changes least, on the text that was learnt from, in a float64 model of both files."""
+        def change(to, method):
+            self.compress(self.model, "--to", to, "--method", method, "--calibration", self.text, *HOW)
+            oracle = Llama(self.model, floats(self.path / "out.gguf"))
+            return sum(((oracle.run(w) - x) ** 2).sum() for w, x in zip(parts, exact))
+
+        theirs, oracle = llama.Model(self.model), Llama(self.model)
+        parts = windows(theirs.tokenize(TEXT))
+        theirs.close()
+        exact = [oracle.run(w) for w in parts]
+        for to in ("Q4_0", "Q4_1", "IQ4_NL", "Q5_0"):
+            search, gptq = change(to, "search"), change(to, "gptq")
+            print(f"{to}: error feedback leaves {gptq / search:.3f} of the search's error")
+            self.assertLess(gptq, 0.8 * search, to)
+        self.refused("method gptq learns from text", "--method", "gptq")
+        self.refused('"method" is "search"', "--method", "magic", "--calibration", self.text)
+
+    def test_feedback_of_experts(self):
+        case = families.Case("qwen3moe", "whole blocks", families.size(64, 96, 4, 2, 16, X=6, C=2, Y=32),
+                             keys={"expert_feed_forward_length": 32})
+        path = self.path / "experts.gguf"
+        families.write(path, case, families.weights(case))
+        self.compress(path, "--to", "Q4_0", "--method", "gptq", "--calibration", self.text, *HOW)
+        found, exact = floats(self.path / "out.gguf"), floats(path)
+        for name in (n for n in exact if "_exps" in n):
+            self.assertLess(np.abs(found[name] - exact[name]).max(), np.abs(exact[name]).max(), name)
+        model = llama.Model(self.path / "out.gguf")
+        model.close()
+
     def test_killed(self):
-        recipe = {"to": "Q4_0", "calibration": {"samples": 40, "length": 32}}
+        for method in ("search", "gptq"):
+            with self.subTest(method):
+                self.kill({"to": "Q4_0", "method": method, "calibration": {"samples": 40, "length": 32}})
+
+    def kill(self, recipe):
         client = self.daemon.client()
         self.addCleanup(client.close)
 

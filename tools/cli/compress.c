@@ -10,7 +10,7 @@
 
 struct compress {
     struct common common;
-    const char *path, *out, *to, *otherwise, *recipe, *imatrix, *save_imatrix;
+    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix;
     struct option_list calibration;
     uint32_t samples, length; // 0: not said
     bool detach, force;
@@ -51,10 +51,12 @@ static int make_recipe(const struct compress *c, char **ret)
         json_object_set_new(recipe, "to", json_string(c->to));
     if (c->otherwise)
         json_object_set_new(recipe, "else", json_string(c->otherwise));
+    if (c->method)
+        json_object_set_new(recipe, "method", json_string(c->method));
     put_sampling(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
-    return *ret ? CLI_OK : cli_error("--to, --else and --recipe are UTF-8");
+    return *ret ? CLI_OK : cli_error("--to, --else, --method and --recipe are UTF-8");
 }
 
 static int check(const struct compress *c)
@@ -131,6 +133,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "the type of those whose rows are no whole blocks of it, as F16"},
         {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
          "which tensors get which types; --to and --else go before its own"},
+        {"method", 0, OPTION_STRING, &c.method, "M",
+         "with --calibration: search (of scales, the default) or gptq (error feedback)"},
         {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
          "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
         {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N", "windows of that text (128)"},

@@ -1,0 +1,497 @@
+// See layerwise.h.
+#include "quant/layerwise.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "quant/encode.h"
+#include "quant/gptq.h"
+#include "quant/hessian.h"
+#include "quant/rounding.h"
+#include "tensor/type.h"
+
+#define STR(s) (int)(s).len, (s).data
+#define LANES  16 // columns of sums come in so many
+
+// A calibration's rows in one of the two models: of each batch the state where the walk is.
+struct stream {
+    float **batches;
+};
+
+// The sums at a site, or of one of its experts.
+struct sums {
+    double *hessian; // [cols][cols] of the quantized model's inputs
+    double *cross;   // [cols][cols]: float model's by quantized model's inputs; NULL: no pairs
+    uint32_t cols;
+};
+
+// A matrix that is encoded here.
+struct target {
+    struct nb_grad_tensor *w;
+    uint32_t tensor, type;
+    float *floats, *values; // [experts][rows][cols]: its own, and what it became
+    uint8_t *bytes;
+};
+
+struct walk {
+    const struct nb_layerwise *how;
+    struct nb_grad *g;
+    const struct nb_plan *plan;
+    uint32_t n_batches, n_layers, layer, site; // n_layers: with the head
+    uint32_t done, total;                      // sites
+    struct stream is, was;                     // the quantized model's, the float model's
+    struct target targets[NB_GRAD_SITE];
+    uint32_t n_targets;
+    // Values of the layer's matrices that were encoded, to be freed with it
+    float **values;
+    struct nb_grad_tensor **holders;
+    uint32_t n_values;
+    float *x, *f; // rows without gaps
+    size_t room;
+    struct nb_error *error;
+};
+
+static int no_memory(const struct walk *k)
+{
+    return nb_fail(k->error, -ENOMEM,
+                   "no memory for error feedback in layer %u: fewer or shorter calibration samples "
+                   "take less (--samples, --length)",
+                   k->layer);
+}
+
+// ---- Streams
+
+static void free_stream(struct stream *s, uint32_t n)
+{
+    for (uint32_t i = 0; s->batches && i < n; i++)
+        free(s->batches[i]);
+    free(s->batches); // NOLINT(bugprone-multi-level-implicit-pointer-conversion)
+}
+
+// Makes a batch the float engine's.
+static int take_batch(struct walk *k, uint32_t batch)
+{
+    uint32_t rows;
+    return nb_calibration_batch(k->how->calibration, batch, &rows, k->error);
+}
+
+// The most that a batch's state takes anywhere in the model.
+static size_t most_floats(const struct walk *k, uint32_t rows)
+{
+    size_t most = (size_t)rows * k->plan->hp.embedding;
+    for (uint32_t i = 0; i < k->n_layers; i++)
+        for (uint32_t site = 0; site < nb_grad_sites(k->g, i); site++) {
+            const size_t floats = nb_grad_state_floats(k->g, i, site);
+            most = floats > most ? floats : most;
+        }
+    return most;
+}
+
+// The quantized model's matrices stand in the float engine while its stream goes on.
+static void set_values(const struct walk *k, bool quantized)
+{
+    for (uint32_t i = 0; i < k->n_values; i++)
+        k->holders[i]->values = quantized ? k->values[i] : NULL;
+}
+
+static int run_stage(struct walk *k, uint32_t stage)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < k->n_batches && rc == 0; i++) {
+        rc = take_batch(k, i);
+        if (rc < 0)
+            break;
+        rc = nb_grad_stage(k->g, k->layer, stage, k->was.batches[i], k->was.batches[i]);
+        set_values(k, true);
+        if (rc == 0)
+            rc = nb_grad_stage(k->g, k->layer, stage, k->is.batches[i], k->is.batches[i]);
+        set_values(k, false);
+        if (rc < 0)
+            no_memory(k);
+    }
+    return rc;
+}
+
+// ---- Sums
+
+static int reserve(struct walk *k, size_t floats)
+{
+    if (floats <= k->room)
+        return 0;
+    free(k->x);
+    free(k->f);
+    k->x = malloc(floats * sizeof(*k->x));
+    k->f = malloc(floats * sizeof(*k->f));
+    k->room = k->x && k->f ? floats : 0;
+    return k->room ? 0 : no_memory(k);
+}
+
+static void copy_rows(const struct nb_grad_rows *r, uint32_t cols, float *to)
+{
+    for (uint32_t i = 0; i < r->n; i++)
+        memcpy(to + (size_t)i * cols, r->x + i * r->stride, cols * sizeof(*to));
+}
+
+// Of rows that both models have: of experts each model chooses for itself, and there are no pairs.
+static int sum_inputs(struct walk *k, uint32_t expert, struct sums *s)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < k->n_batches && rc == 0; i++) {
+        rc = take_batch(k, i);
+        if (rc < 0)
+            break;
+        const struct nb_grad_rows x =
+            nb_grad_site_input(k->g, k->layer, k->site, expert, k->is.batches[i]);
+        rc = reserve(k, (size_t)x.n * s->cols);
+        if (rc < 0 || !x.n)
+            continue;
+        copy_rows(&x, s->cols, k->x);
+        nb_hessian_add(k->how->team, s->hessian, k->x, x.n, s->cols);
+        if (!s->cross)
+            continue;
+        const struct nb_grad_rows f =
+            nb_grad_site_input(k->g, k->layer, k->site, expert, k->was.batches[i]);
+        copy_rows(&f, s->cols, k->f);
+        nb_cross_add(k->how->team, s->cross, k->f, s->cols, k->x, x.n, s->cols);
+    }
+    return rc;
+}
+
+// What the float model's residual stream has more than the quantized one's, by the inputs: [rows of
+// w][cols]. *ret stays NULL where w's product is not added to the stream.
+static int sum_residual(struct walk *k, const struct nb_grad_tensor *w, double **ret)
+{
+    int rc = take_batch(k, 0);
+    if (rc < 0 || !nb_grad_site_stream(k->g, k->layer, k->site, w, k->is.batches[0]).n ||
+        w->rows % LANES)
+        return rc;
+    double *sum = calloc((size_t)w->rows * w->cols, sizeof(*sum));
+    if (!sum)
+        return no_memory(k);
+    for (uint32_t i = 0; i < k->n_batches && rc == 0; i++) {
+        rc = take_batch(k, i);
+        if (rc < 0)
+            break;
+        const struct nb_grad_rows x =
+            nb_grad_site_input(k->g, k->layer, k->site, 0, k->is.batches[i]);
+        const struct nb_grad_rows is =
+            nb_grad_site_stream(k->g, k->layer, k->site, w, k->is.batches[i]);
+        const struct nb_grad_rows was =
+            nb_grad_site_stream(k->g, k->layer, k->site, w, k->was.batches[i]);
+        rc = reserve(k, (size_t)x.n * (w->rows > w->cols ? w->rows : w->cols));
+        if (rc < 0)
+            break;
+        copy_rows(&x, w->cols, k->x);
+        for (uint32_t row = 0; row < x.n; row++)
+            for (uint32_t j = 0; j < w->rows; j++)
+                k->f[(size_t)row * w->rows + j] =
+                    was.x[row * was.stride + j] - is.x[row * is.stride + j];
+        nb_cross_add(k->how->team, sum, k->f, w->rows, k->x, x.n, w->cols);
+    }
+    if (rc < 0)
+        free(sum);
+    else
+        *ret = sum;
+    return rc;
+}
+
+// ---- Matrices
+
+// The source's tensor of this name.
+static uint32_t index_of(const struct nb_source *s, struct nb_str name)
+{
+    uint32_t i = 0;
+    while (i < s->n_tensors && (s->tensors[i].name.len != name.len ||
+                                memcmp(s->tensors[i].name.data, name.data, name.len) != 0))
+        i++;
+    return i;
+}
+
+static bool takes_feedback(const struct nb_grad_tensor *w, uint32_t from, uint32_t type)
+{
+    return w->cols % LANES == 0 && type != from && type != NB_TYPE_F32 && type != NB_TYPE_F16 &&
+           type != NB_TYPE_BF16;
+}
+
+// The matrices of the site that are encoded, or were, with memory for what they become.
+static int find_targets(struct walk *k)
+{
+    struct nb_grad_tensor *w[NB_GRAD_SITE];
+    const uint32_t n = nb_grad_site_matrices(k->g, k->layer, k->site, w);
+    const struct nb_choice *choices = nb_compress_choices(k->how->compress);
+    const bool head = k->layer + 1 == k->n_layers; // its embedding, perhaps, which is there
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t tensor = index_of(k->how->source, w[i]->name);
+        if (tensor == k->how->source->n_tensors ||
+            !takes_feedback(w[i], k->how->source->tensors[tensor].type, choices[tensor].type) ||
+            (head && nb_compress_has(k->how->compress, tensor)))
+            continue;
+        struct target *t = &k->targets[k->n_targets++];
+        *t = (struct target){.w = w[i], .tensor = tensor, .type = choices[tensor].type};
+        const size_t floats = (size_t)w[i]->experts * w[i]->rows * w[i]->cols;
+        t->floats = malloc(floats * sizeof(*t->floats));
+        t->values = malloc(floats * sizeof(*t->values));
+        t->bytes = malloc(nb_compress_bytes(k->how->compress, tensor));
+        if (!t->floats || !t->values || !t->bytes)
+            return no_memory(k);
+        nb_grad_dequantize(k->g, w[i], t->floats);
+    }
+    return 0;
+}
+
+static void free_targets(struct walk *k)
+{
+    for (uint32_t i = 0; i < k->n_targets; i++) {
+        free(k->targets[i].floats);
+        free(k->targets[i].values);
+        free(k->targets[i].bytes);
+    }
+    k->n_targets = 0;
+}
+
+static int fail_encode(const struct walk *k, const struct target *t, int rc)
+{
+    if (rc == -ENOMEM)
+        return no_memory(k);
+    return nb_fail(k->error, rc,
+                   rc == -ERANGE
+                       ? "tensor %.*s has numbers that are too large for %s: name another "
+                         "type for it in a recipe"
+                       : "tensor %.*s cannot be encoded as %s: its numbers, or what the "
+                         "calibration gave it, are not finite",
+                   STR(t->w->name), nb_type_name(t->type));
+}
+
+static int encode_expert(struct walk *k, const struct target *t, const struct sums *s,
+                         const struct nb_factor *factor, uint32_t expert)
+{
+    const struct nb_grad_tensor *w = t->w;
+    const size_t floats = (size_t)w->rows * w->cols;
+    struct nb_gptq how = {.type = t->type,
+                          .factor = factor,
+                          .passes = k->how->passes,
+                          .hessian = s->hessian,
+                          .cross = s->cross,
+                          .mismatch = s->cross ? k->how->mismatch : 0};
+    double *residual = NULL;
+    int rc = s->cross && k->how->mismatch > 0 ? sum_residual(k, w, &residual) : 0;
+    how.residual = residual;
+    if (rc == 0) {
+        rc = nb_gptq_encode(&how, k->how->team, t->floats + expert * floats, w->rows, w->cols,
+                            t->bytes + nb_encoded_bytes(t->type, w->rows, w->cols) * expert, NULL);
+        if (rc < 0)
+            fail_encode(k, t, rc);
+    }
+    free(residual);
+    return rc;
+}
+
+// All of the site's matrices, or those of one expert, by the same sums.
+static int encode_with(struct walk *k, uint32_t expert, const struct sums *s)
+{
+    const struct nb_factor_options options = {.damping = k->how->damping, .by_size = true};
+    struct nb_factor *factor = NULL;
+    int rc = nb_factor_create(k->how->team, s->hessian, s->cols, &options, &factor);
+    if (rc < 0)
+        return fail_encode(k, &k->targets[0], rc);
+    for (uint32_t i = 0; i < k->n_targets && rc == 0; i++)
+        if (!nb_compress_has(k->how->compress, k->targets[i].tensor))
+            rc = encode_expert(k, &k->targets[i], s, factor, expert);
+    nb_factor_destroy(factor);
+    return rc;
+}
+
+static int encode_site(struct walk *k)
+{
+    const uint32_t cols = k->targets[0].w->cols, experts = k->targets[0].w->experts;
+    const size_t n = (size_t)cols * cols;
+    struct sums s = {.cols = cols};
+    s.hessian = malloc(n * sizeof(*s.hessian));
+    s.cross = experts == 1 ? malloc(n * sizeof(*s.cross)) : NULL;
+    int rc = s.hessian && (s.cross || experts > 1) ? 0 : no_memory(k);
+    for (uint32_t e = 0; e < experts && rc == 0; e++) {
+        memset(s.hessian, 0, n * sizeof(*s.hessian));
+        if (s.cross)
+            memset(s.cross, 0, n * sizeof(*s.cross));
+        rc = sum_inputs(k, e, &s);
+        if (rc == 0)
+            rc = encode_with(k, e, &s);
+    }
+    free(s.hessian);
+    free(s.cross);
+    return rc;
+}
+
+static bool are_there(const struct walk *k)
+{
+    for (uint32_t i = 0; i < k->n_targets; i++)
+        if (!nb_compress_has(k->how->compress, k->targets[i].tensor))
+            return false;
+    return true;
+}
+
+// What the matrix became stands in the quantized model from now on, until the layer is done.
+static int hold(struct walk *k, struct target *t)
+{
+    const struct nb_type_info *info = nb_type_info(t->type);
+    const bool has = nb_compress_has(k->how->compress, t->tensor);
+    int rc = has ? nb_compress_get(k->how->compress, t->tensor, t->bytes, k->error)
+                 : nb_compress_put(k->how->compress, t->tensor, t->bytes, k->error);
+    if (rc < 0)
+        return rc;
+    info->dequantize(t->bytes, t->values,
+                     (size_t)t->w->experts * t->w->rows * t->w->cols / info->block);
+    k->holders[k->n_values] = t->w;
+    k->values[k->n_values++] = t->values;
+    t->values = NULL;
+    return 0;
+}
+
+static int do_site(struct walk *k)
+{
+    int rc = find_targets(k);
+    if (rc == 0 && k->n_targets && !are_there(k))
+        rc = encode_site(k);
+    for (uint32_t i = 0; i < k->n_targets && rc == 0; i++)
+        rc = hold(k, &k->targets[i]);
+    free_targets(k);
+    k->done++;
+    if (rc == 0 && k->how->progress && k->how->progress(k->how->user, k->done, k->total) < 0)
+        rc = nb_fail(k->error, -ECANCELED, "cancelled");
+    return rc;
+}
+
+// ---- The beginning
+
+// The embedding that the quantized model begins with.
+static int round_embedding(struct walk *k, const struct nb_op *op, struct target *t)
+{
+    uint32_t n;
+    struct nb_grad_tensor *w = nb_grad_tensors(k->g, &n) + (op->w - k->plan->matrices);
+    const struct nb_compress *c = k->how->compress;
+    int rc = 0;
+    *t = (struct target){.w = w, .tensor = index_of(k->how->source, w->name)};
+    if (t->tensor == k->how->source->n_tensors)
+        return 0;
+    t->type = nb_compress_choices(k->how->compress)[t->tensor].type;
+    if (!nb_compress_has(c, t->tensor))
+        rc = nb_compress_round(k->how->compress, t->tensor, k->how->importance, k->error);
+    if (rc < 0)
+        return rc;
+    t->bytes = malloc(nb_compress_bytes(c, t->tensor));
+    t->values = malloc((size_t)w->rows * w->cols * sizeof(*t->values));
+    return t->bytes && t->values ? hold(k, t) : no_memory(k);
+}
+
+static int begin_stream(struct walk *k, struct stream *s)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < k->n_batches && rc == 0; i++) {
+        rc = take_batch(k, i);
+        if (rc == 0 && nb_grad_begin(k->g, s->batches[i]) < 0)
+            rc = no_memory(k);
+    }
+    return rc;
+}
+
+static int open_streams(struct walk *k)
+{
+    k->is.batches =
+        calloc(k->n_batches, sizeof(*k->is.batches)); // NOLINT(bugprone-sizeof-expression)
+    k->was.batches =
+        calloc(k->n_batches, sizeof(*k->was.batches)); // NOLINT(bugprone-sizeof-expression)
+    if (!k->is.batches || !k->was.batches)
+        return no_memory(k);
+    for (uint32_t i = 0; i < k->n_batches; i++) {
+        uint32_t rows;
+        int rc = nb_calibration_batch(k->how->calibration, i, &rows, k->error);
+        if (rc < 0)
+            return rc;
+        const size_t floats = most_floats(k, rows);
+        k->is.batches[i] = malloc(floats * sizeof(float));
+        k->was.batches[i] = malloc(floats * sizeof(float));
+        if (!k->is.batches[i] || !k->was.batches[i])
+            return no_memory(k);
+    }
+    return 0;
+}
+
+static void drop_values(struct walk *k)
+{
+    for (uint32_t i = 0; i < k->n_values; i++)
+        free(k->values[i]);
+    k->n_values = 0;
+}
+
+static int begin(struct walk *k)
+{
+    int rc = open_streams(k);
+    if (rc == 0)
+        rc = begin_stream(k, &k->was);
+    for (uint32_t i = 0; i < k->plan->layer_ops[0] && rc == 0; i++) {
+        struct target t = {0};
+        if (k->plan->ops[i].kind == NB_OP_EMBED && k->plan->ops[i].w)
+            rc = round_embedding(k, &k->plan->ops[i], &t);
+        free(t.bytes);
+        free(t.values);
+    }
+    set_values(k, true);
+    if (rc == 0)
+        rc = begin_stream(k, &k->is);
+    set_values(k, false);
+    drop_values(k);
+    return rc;
+}
+
+// ---- Layers
+
+static int do_layer(struct walk *k)
+{
+    const uint32_t sites = nb_grad_sites(k->g, k->layer);
+    int rc = 0;
+    for (k->site = 0; k->site < sites && rc == 0; k->site++) {
+        rc = run_stage(k, k->site);
+        if (rc == 0)
+            rc = do_site(k);
+    }
+    if (rc == 0 && k->layer + 1 < k->n_layers)
+        rc = run_stage(k, sites);
+    drop_values(k);
+    return rc;
+}
+
+static int do_layers(struct walk *k)
+{
+    uint32_t n;
+    nb_grad_tensors(k->g, &n);
+    k->values = calloc(n, sizeof(*k->values));   // NOLINT(bugprone-sizeof-expression)
+    k->holders = calloc(n, sizeof(*k->holders)); // NOLINT(bugprone-sizeof-expression)
+    if (!k->values || !k->holders)
+        return no_memory(k);
+    for (uint32_t i = 0; i < k->n_layers; i++)
+        k->total += nb_grad_sites(k->g, i);
+    int rc = begin(k);
+    for (k->layer = 0; k->layer < k->n_layers && rc == 0; k->layer++)
+        rc = do_layer(k);
+    return rc;
+}
+
+int nb_layerwise_run(const struct nb_layerwise *how, struct nb_error *ret_error)
+{
+    struct walk k = {.how = how,
+                     .g = nb_calibration_grad(how->calibration),
+                     .n_batches = nb_calibration_batches(how->calibration),
+                     .plan = nb_calibration_plan(how->calibration),
+                     .error = ret_error};
+    k.n_layers = k.plan->hp.n_layers + 1;
+    int rc = do_layers(&k);
+    free_stream(&k.is, k.n_batches);
+    free_stream(&k.was, k.n_batches);
+    free(k.values);  // NOLINT(bugprone-multi-level-implicit-pointer-conversion)
+    free(k.holders); // NOLINT(bugprone-multi-level-implicit-pointer-conversion)
+    free(k.x);
+    free(k.f);
+    return rc;
+}
