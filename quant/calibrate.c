@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "quant/written.h"
 #include "tensor/image.h"
 
 #define ROWS 2048 // of a batch, or one window where that is longer
@@ -44,9 +45,18 @@ static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how
 {
     struct nb_tokenizer *t = NULL;
     int rc = nb_tokenizer_create(nb_image_metadata(c->image), &t, e);
+    const struct nb_writing writing = {.image = c->image,
+                                       .tokenizer = t,
+                                       .allowed = how->allowed,
+                                       .n = how->samples,
+                                       .length = how->length,
+                                       .seed = how->seed,
+                                       .progress = how->writing,
+                                       .user = how->user};
     if (rc == 0)
-        rc = nb_windows_create(t, how->texts, how->n_texts, how->samples, how->length, &c->windows,
-                               e);
+        rc = how->n_texts ? nb_windows_create(t, how->texts, how->n_texts, how->samples,
+                                              how->length, &c->windows, e)
+                          : nb_windows_write(&writing, &c->windows, e);
     for (size_t i = 0; rc == 0 && i < (size_t)how->samples * how->length; i++)
         if ((uint32_t)c->windows.tokens[i] >= c->plan->hp.vocab)
             rc = nb_fail(e, -EINVAL, "the model's tokenizer has more tokens than its embedding");

@@ -14,9 +14,14 @@ struct nb_calibration;
 struct nb_calibrate {
     const struct nb_source *source;
     const struct nb_source_file *texts;
-    uint32_t n_texts;
+    uint32_t n_texts;         // 0: the model writes them (quant/written.h)
     uint32_t samples, length; // windows, and tokens of each
+    uint64_t seed;            // of what it writes
     struct nb_team *team;
+    const struct nb_cpu_allowed *allowed; // what the team is of
+    // Of what it writes: tokens so far, and in all. May be NULL.
+    void (*writing)(void *user, uint64_t done, uint64_t total);
+    void *user;
 };
 
 // Packs the source to memory of this process and cuts the text. Blocks. -EINVAL for a length that

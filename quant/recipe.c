@@ -150,15 +150,18 @@ static int read_calibration(struct nb_recipe *r, const json_t *object, struct nb
 {
     const json_t *samples = json_object_get(object, "samples");
     const json_t *length = json_object_get(object, "length");
+    const json_t *seed = json_object_get(object, "seed");
     if (!json_is_object(object) ||
-        json_object_size(object) != (samples != NULL) + (size_t)(length != NULL))
+        json_object_size(object) != (samples != NULL) + (size_t)(length != NULL) + (seed != NULL))
         return nb_fail(ret_error, -EINVAL,
-                       "the recipe's \"calibration\" has \"samples\" and \"length\", and nothing "
-                       "else");
+                       "the recipe's \"calibration\" has \"samples\", \"length\" and \"seed\", and "
+                       "nothing else");
     int rc = read_count(samples, "samples", 1, NB_WINDOWS_MAX, &r->calibration.samples, ret_error);
     if (rc >= 0)
         rc = read_count(length, "length", NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH,
                         &r->calibration.length, ret_error);
+    if (rc >= 0)
+        rc = read_count(seed, "seed", 0, UINT32_MAX, &r->calibration.seed, ret_error);
     return rc < 0 ? rc : 0;
 }
 
@@ -255,7 +258,7 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     struct nb_recipe *r = calloc(1, sizeof(*r));
     if (!r)
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
-    r->calibration = (struct nb_sampling_plan){128, 256};
+    r->calibration = (struct nb_sampling_plan){128, 256, 1};
     r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
     r->to = r->embedding = r->output = r->otherwise = NONE;
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);

@@ -1,6 +1,6 @@
 // What a compression makes of a model: the type of each tensor. Read from JSON, which is anyone's:
 //   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
-//    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256},
+//    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
 //    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2}}
 // docs/rooms/quant.md says what each key means.
 #pragma once
@@ -24,6 +24,7 @@ void nb_recipe_free(struct nb_recipe *recipe); // NULL is fine
 // "calibration": windows of text, where the job has one.
 struct nb_sampling_plan {
     uint32_t samples, length; // tokens of each
+    uint32_t seed;            // of what the model writes by itself
 };
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
 

@@ -89,7 +89,8 @@ static void tell(struct nb_jobs_calibration *c)
 {
     char what[64];
     snprintf(what, sizeof(what), "calibrating %u/%u", c->done, c->sampling.samples);
-    nb_jobs_tell(c->work, what, c->load * c->done / c->sampling.samples, c->load + c->bytes);
+    nb_jobs_tell(c->work, what, c->writing + c->load * c->done / c->sampling.samples,
+                 c->writing + c->load + c->bytes);
 }
 
 static int after(void *user, uint32_t done)
@@ -105,6 +106,13 @@ static int after(void *user, uint32_t done)
                   : 0;
 }
 
+static void on_writing(void *user, uint64_t done, uint64_t total)
+{
+    struct nb_jobs_calibration *c = user;
+    nb_jobs_tell(c->work, "the model writes its calibration text", c->writing * done / total,
+                 c->writing + c->load + c->bytes);
+}
+
 int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_error)
 {
     const struct nb_calibrate how = {.source = c->source,
@@ -112,7 +120,11 @@ int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_e
                                      .n_texts = c->n_texts,
                                      .samples = c->sampling.samples,
                                      .length = c->sampling.length,
-                                     .team = c->work->team};
+                                     .seed = c->sampling.seed,
+                                     .team = c->work->team,
+                                     .allowed = &c->work->allowed,
+                                     .writing = on_writing,
+                                     .user = c};
     return c->open ? 0 : nb_calibration_open(&how, &c->open, ret_error);
 }
 
@@ -145,6 +157,7 @@ void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64
 {
     c->bytes = after;
     c->load = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
+    c->writing = c->n_texts ? 0 : c->load;
 }
 
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c)

@@ -17,7 +17,9 @@ struct nb_jobs_calibration {
     struct nb_sampling_plan sampling;
 
     struct nb_calibration *open; // once it is needed
-    uint64_t bytes, load;        // of the tensors; what the calibration counts as beside them
+    // Of what comes after; what the calibration counts as beside that, and what writing its text
+    // does
+    uint64_t bytes, load, writing;
     struct nb_importance importance;
     uint32_t done, stored; // windows
     struct nb_journal *journal;

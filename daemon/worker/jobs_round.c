@@ -85,7 +85,7 @@ static int calibrate(struct nb_jobs_calibration *calibration, struct nb_compress
 {
     const uint64_t size = nb_compress_size(c);
     nb_jobs_calibrate_init(calibration, size, size + progress->feedback);
-    progress->before = calibration->load;
+    progress->before = calibration->writing + calibration->load;
     return nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
 }
 
@@ -115,8 +115,10 @@ static int write_all(struct nb_work *work, const struct nb_source *source,
                      struct nb_error *e)
 {
     const struct nb_feedback_plan feedback = nb_recipe_feedback(recipe);
-    if (feedback.on && !(calibration && calibration->n_texts))
-        return nb_fail(e, -EINVAL, "method gptq learns from text: give it (--calibration FILE)");
+    if (feedback.on && !(calibration && calibration->imatrix < 0))
+        return nb_fail(e, -EINVAL,
+                       "method gptq learns from text, not from an importance matrix: give text, or "
+                       "neither and the model writes it");
     int rc = make_room(work, nb_compress_size(c), e);
     if (rc == 0 && feedback.on)
         progress->feedback = nb_jobs_calibrate_load(calibration, FEEDBACK * nb_compress_size(c));
@@ -205,9 +207,10 @@ static int sort_files(const struct nb_work *work, struct given *g, struct nb_err
             g->model[g->n_model++] = *f;
         }
     }
-    if (g->n_imatrix > 1 || !g->n_imatrix == !g->n_texts)
+    if (g->n_imatrix > 1 || (g->n_imatrix && g->n_texts))
         return nb_fail(e, -EINVAL,
-                       "a weighted compression takes calibration text or one importance matrix");
+                       "a weighted compression takes calibration text or one importance matrix; "
+                       "without either the model writes text by itself");
     return 0;
 }
 

@@ -232,8 +232,23 @@ class Calibrate(unittest.TestCase):
             search, gptq = change(to, "search"), change(to, "gptq")
             print(f"{to}: error feedback leaves {gptq / search:.3f} of the search's error")
             self.assertLess(gptq, 0.8 * search, to)
-        self.refused("method gptq learns from text", "--method", "gptq")
+        self.refused("method gptq learns from text", "--method", "gptq", "--imatrix", self.path / "kept.gguf")
         self.refused('"method" is "search"', "--method", "magic", "--calibration", self.text)
+
+    def test_written_by_the_model(self):
+        """Without a text the model writes its own: the same from the same seed, another from another."""
+        def compress(seed, *words):
+            recipe = self.path / "seed.json"
+            recipe.write_text(json.dumps({"to": "IQ4_NL", "calibration": {"samples": 40, "length": 24, "seed": seed}}))
+            return self.compress(self.model, "--recipe", recipe, *words)
+
+        first, kept = compress(1, "--method", "search")
+        again, _ = compress(1, "--method", "search")
+        other, _ = compress(2, "--method", "search")
+        self.assertEqual(first, again)
+        self.assertNotEqual(first, other)
+        self.assertEqual(kept["blk.0.attn_q.weight.counts"].ravel().tolist(), [40 * 24])
+        compress(1, "--method", "gptq")
 
     def test_feedback_of_experts(self):
         case = families.Case("qwen3moe", "whole blocks", families.size(64, 96, 4, 2, 16, X=6, C=2, Y=32),

@@ -59,6 +59,12 @@ static int make_recipe(const struct compress *c, char **ret)
     return *ret ? CLI_OK : cli_error("--to, --else, --method and --recipe are UTF-8");
 }
 
+// On its user's text, or, for a method that was asked for, on text of the model's own.
+static bool calibrates(const struct compress *c)
+{
+    return c->calibration.n || (c->method && !c->imatrix);
+}
+
 static int check(const struct compress *c)
 {
     struct stat st;
@@ -71,10 +77,12 @@ static int check(const struct compress *c)
         return cli_usage_error("compress needs -o F.gguf, the file to write, or --detach");
     if (c->imatrix && c->calibration.n)
         return cli_usage_error("either --calibration or --imatrix");
-    if (!c->calibration.n && (c->samples || c->length))
-        return cli_usage_error("--samples and --length are of --calibration FILE");
-    if (c->save_imatrix && (!c->calibration.n || c->detach))
-        return cli_usage_error("--save-imatrix keeps what --calibration FILE and -o measure");
+    if (!calibrates(c) && (c->samples || c->length))
+        return cli_usage_error("--samples and --length are of --calibration FILE or --method M");
+    if (c->save_imatrix && (!calibrates(c) || c->detach))
+        return cli_usage_error(
+            "--save-imatrix keeps what --calibration FILE or --method M, and -o, "
+            "measure");
     if (c->save_imatrix && !c->force && lstat(c->save_imatrix, &st) == 0)
         return cli_error("%s exists: --force replaces it", c->save_imatrix);
     if (c->out && !c->force && lstat(c->out, &st) == 0)
@@ -110,6 +118,7 @@ static int compress(const struct compress *c, nibble *connection, const char *re
     const struct nibble_compress_options options = {.size = sizeof(options),
                                                     .detached = c->detach,
                                                     .recipe = recipe,
+                                                    .kind = calibrates(c) ? "weighted" : NULL,
                                                     .calibration = c->calibration.items,
                                                     .n_calibration = c->calibration.n,
                                                     .imatrix = c->imatrix};
@@ -134,7 +143,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
          "which tensors get which types; --to and --else go before its own"},
         {"method", 0, OPTION_STRING, &c.method, "M",
-         "with --calibration: search (of scales, the default) or gptq (error feedback)"},
+         "search (of scales) or gptq (error feedback); without --calibration the model writes "
+         "text"},
         {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
          "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
         {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N", "windows of that text (128)"},
