@@ -31,9 +31,6 @@ struct nb_unit {
 };
 
 struct nb_feed {
-    // dst[i][j] += sum over n rows of a[row][i] * b[row][j], for 16 columns i and 16 columns j.
-    void (*outer)(double *dst, uint32_t dst_stride, const float *a, uint32_t a_stride,
-                  const float *b, uint32_t b_stride, uint32_t n);
     // dst[i][j] -= sum over k < n of a[i][k] * b[j][k], for four i and four j; n a multiple of 8.
     void (*subtract)(double *dst, const double *a, const double *b, uint32_t stride, uint32_t n);
     // dst[c] += sum over j < n of by[c * stride + j] * e[j], for `cols` columns c, a multiple of 8;

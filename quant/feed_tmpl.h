@@ -20,28 +20,6 @@ FORCED void put_lanes(float *array, uint32_t i, vf x)
     f_store(array + (size_t)i * NB_LANES, x);
 }
 
-// Eight rows of sums at once: enough chains to hide an fma's latency.
-static void outer(double *dst, uint32_t dst_stride, const float *a, uint32_t a_stride,
-                  const float *b, uint32_t b_stride, uint32_t n)
-{
-    for (unsigned half = 0; half < 16; half += 8) {
-        vf sum[8];
-        for (unsigned i = 0; i < 8; i++)
-            sum[i] = f_zero();
-        for (uint32_t t = 0; t < n; t++) {
-            vf y = f_load(b + (size_t)t * b_stride);
-            for (unsigned i = 0; i < 8; i++)
-                sum[i] = f_fma(f_set1(a[(size_t)t * a_stride + half + i]), y, sum[i]);
-        }
-        for (unsigned i = 0; i < 8; i++) {
-            float out[16];
-            f_store(out, sum[i]);
-            for (unsigned j = 0; j < 16; j++)
-                dst[(size_t)(half + i) * dst_stride + j] += (double)out[j];
-        }
-    }
-}
-
 // By a pointer: an argument of 64 bytes has no calling convention without AVX-512.
 static double fold8(const eight *p)
 {

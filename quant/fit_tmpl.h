@@ -24,7 +24,6 @@ static void search(const struct nb_shape *shape, const float *x, const float *w,
 }
 
 static const struct nb_feed feed = {
-    .outer = outer,
     .subtract = subtract,
     .accumulate = accumulate,
     .solve = solve,

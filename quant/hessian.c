@@ -1,67 +1,74 @@
-// Sums of products of calibration rows: tiles of 16 by 16, shared among threads. Who sums a tile
-// does not change it.
+// Sums of products of calibration rows: GEMMs of bands of the result, which join the fp64 sums.
 #include "quant/hessian.h"
 
+#include <errno.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
 
-#include "quant/fit.h"
+#include "grad/gemm.h"
 
-#define TILE  16
-#define CHUNK 128 // rows summed in fp32 before they join the fp64 sums
+#define BAND  256  // rows of the result
+#define CHUNK 1536 // rows summed in fp32 before they join the fp64 sums
 
-struct sum {
-    const struct nb_feed *feed;
-    double *dst;
-    const float *a, *b;
-    uint64_t rows;
-    uint32_t n, cols;
-    bool mirrored; // a is b: the tiles above the diagonal are those below it
+struct band {
+    double *to;
+    const float *sums;
+    uint32_t n, width, cols;
     atomic_uint next;
 };
 
-// A band of tiles: 16 rows of dst. A chunk's rows of b stay in the cache for all of its tiles.
-static void sum_band(const struct sum *s, uint32_t i, uint32_t end)
+static void join_rows(void *arg, uint32_t thread)
 {
-    for (uint64_t first = 0; first < s->rows; first += CHUNK) {
-        uint32_t n = s->rows - first < CHUNK ? (uint32_t)(s->rows - first) : CHUNK;
-        for (uint32_t j = 0; j < end; j += TILE)
-            s->feed->outer(s->dst + (size_t)i * s->cols + j, s->cols, s->a + first * s->n + i, s->n,
-                           s->b + first * s->cols + j, s->cols, n);
+    struct band *b = arg;
+    uint32_t row;
+    while ((row = atomic_fetch_add(&b->next, 1)) < b->n)
+        for (uint32_t j = 0; j < b->width; j++)
+            b->to[(size_t)row * b->cols + j] += (double)b->sums[(size_t)row * b->width + j];
+}
+
+// Rows [first, first + BAND) of the result; of a triangle only what is left of their last column.
+static void add_band(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
+                     uint64_t rows, uint32_t cols, uint32_t first, bool triangle, float *sums)
+{
+    const uint32_t some = n - first < BAND ? n - first : BAND;
+    struct band band = {.to = c + (size_t)first * cols,
+                        .sums = sums,
+                        .n = some,
+                        .width = triangle ? first + some : cols,
+                        .cols = cols};
+    for (uint64_t row = 0; row < rows; row += CHUNK) {
+        const uint32_t k = rows - row < CHUNK ? (uint32_t)(rows - row) : CHUNK;
+        nb_sgemm(team, true, false, some, band.width, k, a + row * n + first, n, b + row * cols,
+                 cols, 0, sums, band.width);
+        atomic_store(&band.next, 0);
+        nb_team_run(team, join_rows, &band);
     }
 }
 
-static void sum_bands(void *arg, uint32_t thread)
+static int add(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
+               uint64_t rows, uint32_t cols, bool triangle)
 {
-    struct sum *s = arg;
-    uint32_t band;
-    while ((band = atomic_fetch_add(&s->next, 1)) < s->n / TILE) {
-        // The longest bands first: the last one of a triangle is as long as the matrix is wide.
-        uint32_t i = s->mirrored ? s->n - (band + 1) * TILE : band * TILE;
-        sum_band(s, i, s->mirrored ? i + TILE : s->cols);
-    }
+    float *sums = malloc((size_t)BAND * cols * sizeof(*sums));
+    if (!sums)
+        return -ENOMEM;
+    for (uint32_t first = 0; first < n; first += BAND)
+        add_band(team, c, a, n, b, rows, cols, first, triangle, sums);
+    free(sums);
+    return 0;
 }
 
-void nb_cross_add(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
-                  uint64_t rows, uint32_t cols)
+int nb_cross_add(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
+                 uint64_t rows, uint32_t cols)
 {
-    struct sum s = {
-        .feed = nb_fit_best()->feed, .a = a, .b = b, .rows = rows, .n = n, .cols = cols};
-    s.dst = c;
-    nb_team_run(team, sum_bands, &s);
+    return add(team, c, a, n, b, rows, cols, false);
 }
 
-void nb_hessian_add(struct nb_team *team, double *h, const float *x, uint64_t rows, uint32_t cols)
+int nb_hessian_add(struct nb_team *team, double *h, const float *x, uint64_t rows, uint32_t cols)
 {
-    struct sum s = {.feed = nb_fit_best()->feed,
-                    .dst = h,
-                    .a = x,
-                    .b = x,
-                    .rows = rows,
-                    .n = cols,
-                    .cols = cols,
-                    .mirrored = true};
-    nb_team_run(team, sum_bands, &s);
-    for (uint32_t i = 0; i < cols; i++)
+    int rc = add(team, h, x, cols, x, rows, cols, true);
+    for (uint32_t i = 0; i < cols && rc == 0; i++)
         for (uint32_t j = 0; j < i; j++)
             h[(size_t)j * cols + i] = h[(size_t)i * cols + j];
+    return rc;
 }

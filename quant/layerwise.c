@@ -148,13 +148,15 @@ static int sum_inputs(struct walk *k, uint32_t expert, struct sums *s)
         if (rc < 0 || !x.n)
             continue;
         copy_rows(&x, s->cols, k->x);
-        nb_hessian_add(k->how->team, s->hessian, k->x, x.n, s->cols);
-        if (!s->cross)
-            continue;
-        const struct nb_grad_rows f =
-            nb_grad_site_input(k->g, k->layer, k->site, expert, k->was.batches[i]);
-        copy_rows(&f, s->cols, k->f);
-        nb_cross_add(k->how->team, s->cross, k->f, s->cols, k->x, x.n, s->cols);
+        rc = nb_hessian_add(k->how->team, s->hessian, k->x, x.n, s->cols);
+        if (rc == 0 && s->cross) {
+            const struct nb_grad_rows f =
+                nb_grad_site_input(k->g, k->layer, k->site, expert, k->was.batches[i]);
+            copy_rows(&f, s->cols, k->f);
+            rc = nb_cross_add(k->how->team, s->cross, k->f, s->cols, k->x, x.n, s->cols);
+        }
+        if (rc < 0)
+            no_memory(k);
     }
     return rc;
 }
@@ -188,7 +190,8 @@ static int sum_residual(struct walk *k, const struct nb_grad_tensor *w, double *
             for (uint32_t j = 0; j < w->rows; j++)
                 k->f[(size_t)row * w->rows + j] =
                     was.x[row * was.stride + j] - is.x[row * is.stride + j];
-        nb_cross_add(k->how->team, sum, k->f, w->rows, k->x, x.n, w->cols);
+        if ((rc = nb_cross_add(k->how->team, sum, k->f, w->rows, k->x, x.n, w->cols)) < 0)
+            no_memory(k);
     }
     if (rc < 0)
         free(sum);

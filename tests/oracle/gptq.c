@@ -63,14 +63,15 @@ int main(int argc, char **argv)
     if (nb_team_create((uint32_t)atoi(argv[7]), &team) < 0)
         exit(2);
     double start = seconds();
-    nb_hessian_add(team, h, x, tokens, cols);
+    int rc = nb_hessian_add(team, h, x, tokens, cols);
     double summed = seconds();
-    if (f)
-        nb_cross_add(team, c, f, cols, x, tokens, cols);
-    if (r)
-        nb_cross_add(team, left, r, rows, x, tokens, cols);
+    if (f && rc == 0)
+        rc = nb_cross_add(team, c, f, cols, x, tokens, cols);
+    if (r && rc == 0)
+        rc = nb_cross_add(team, left, r, rows, x, tokens, cols);
     double crossed = seconds();
-    int rc = nb_factor_create(team, h, cols, &options, &factor);
+    if (rc == 0)
+        rc = nb_factor_create(team, h, cols, &options, &factor);
     double factored = seconds();
     struct nb_gptq how = {.type = info->type,
                           .factor = factor,

@@ -40,7 +40,7 @@ static int fill(void **state)
             x[t * COLS + k] = random_at(2, t * COLS + k) + random_at(3, (size_t)t * COLS + k / 8);
     memset(h, 0, sizeof(h));
     assert_int_equal(nb_team_create(3, &team), 0);
-    nb_hessian_add(team, h, x, TOKENS, COLS);
+    assert_int_equal(nb_hessian_add(team, h, x, TOKENS, COLS), 0);
     return 0;
 }
 
@@ -54,8 +54,9 @@ static void sums_are_the_products(void **state)
 {
     static double cross[COLS * COLS];
     memset(cross, 0, sizeof(cross));
-    nb_cross_add(team, cross, x, COLS, x, 100, COLS);
-    nb_cross_add(team, cross, x + 100 * COLS, COLS, x + 100 * COLS, TOKENS - 100, COLS);
+    assert_int_equal(nb_cross_add(team, cross, x, COLS, x, 100, COLS), 0);
+    assert_int_equal(
+        nb_cross_add(team, cross, x + 100 * COLS, COLS, x + 100 * COLS, TOKENS - 100, COLS), 0);
     for (uint32_t i = 0; i < COLS; i += 5)
         for (uint32_t j = 0; j < COLS; j += 7) {
             double sum = 0;
@@ -79,7 +80,7 @@ static void what_is_refused(void **state)
     h[0] = h[COLS + 1] = 1e-12;
     assert_int_equal(nb_factor_create(team, h, COLS, &options, &factor), -EDOM);
     memset(h, 0, sizeof(h));
-    nb_hessian_add(team, h, x, TOKENS, COLS);
+    assert_int_equal(nb_hessian_add(team, h, x, TOKENS, COLS), 0);
     assert_int_equal(nb_factor_create(team, h, COLS, &options, &factor), 0);
 
     struct nb_gptq how = {.type = NB_TYPE_F16, .factor = factor};
@@ -104,7 +105,7 @@ static void damping_is_raised(void **state)
     struct nb_factor_options options = {0, false};
     struct nb_factor *factor = NULL;
     memset(h, 0, sizeof(h));
-    nb_hessian_add(team, h, x, 20, COLS);
+    assert_int_equal(nb_hessian_add(team, h, x, 20, COLS), 0);
     assert_int_equal(nb_factor_create(team, h, COLS, &options, &factor), 0);
     assert_true(nb_factor_damping(factor) > 0 && nb_factor_damping(factor) <= 1);
     assert_int_equal(nb_factor_dead(factor), 0);
