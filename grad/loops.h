@@ -47,6 +47,8 @@ struct nb_loops {
     // dy becomes the gradient of x, where y = cap * tanh(x * scale / cap), or x * scale.
     void (*cap_back)(const float *y, float scale, float cap, uint32_t n, float *dy);
     float (*dot)(const float *a, const float *b, uint32_t n);
+    // KL(softmax(reference) || softmax(logits)); logits becomes its gradient times `weight`.
+    float (*divergence)(const float *reference, float *logits, uint32_t n, float weight);
     // Queries [q0, q0 + n) with n <= NB_QUERY_TILE. scratch: nb_attend_floats.
     void (*attend)(const struct nb_attend_head *a, uint32_t q0, uint32_t n, float *scratch);
     // All queries of the head.

@@ -202,6 +202,59 @@ static void cap_back(const float *y, float scale, float cap, uint32_t n, float *
     }
 }
 
+// --- Divergence
+
+static float largest(const float *x, uint32_t n)
+{
+    float partial[LANES], most = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++)
+        partial[lane] = -INFINITY;
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            partial[lane] = x[i + lane] > partial[lane] ? x[i + lane] : partial[lane];
+    for (int lane = 0; lane < LANES; lane++)
+        most = partial[lane] > most ? partial[lane] : most;
+    for (; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+// The logarithm of the sum of exp(x).
+static float log_sum(const float *x, uint32_t n)
+{
+    const float most = largest(x, n);
+    float sum;
+    SUM(sum, n, exp_of(x[at] - most));
+    return most + logf(sum);
+}
+
+struct softmaxes {
+    float above, below, weight; // logarithms of the reference's and the logits' sums
+};
+
+static inline void diverge(const struct softmaxes *s, const float *restrict reference,
+                           float *restrict logits, int lanes, float *restrict partial)
+{
+    for (int lane = 0; lane < lanes; lane++) {
+        const float p = reference[lane] - s->above, q = logits[lane] - s->below;
+        const float share = exp_of(p);
+        partial[lane] += share * (p - q);
+        logits[lane] = s->weight * (exp_of(q) - share);
+    }
+}
+
+static float divergence(const float *reference, float *logits, uint32_t n, float weight)
+{
+    const struct softmaxes s = {log_sum(reference, n), log_sum(logits, n), weight};
+    float partial[LANES] = {0};
+    uint32_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        diverge(&s, reference + i, logits + i, LANES, partial);
+    diverge(&s, reference + i, logits + i, (int)(n - i), partial);
+    return fold(partial);
+}
+
 // --- Attention: tiles of queries by tiles of keys, with a running maximum and sum (Dao and others,
 // FlashAttention, arXiv 2205.14135).
 
@@ -441,6 +494,7 @@ const struct nb_loops LEVEL = {
     .activate_back = activate_back,
     .cap_back = cap_back,
     .dot = dot,
+    .divergence = divergence,
     .attend = attend,
     .attend_back = attend_back,
 };

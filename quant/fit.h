@@ -4,6 +4,7 @@
 
 #include "engine/cpu/kernels.h"
 #include "quant/feed.h"
+#include "quant/latent_room.h"
 
 struct nb_fit {
     const char *name;
@@ -15,6 +16,7 @@ struct nb_fit {
     void (*search)(const struct nb_shape *shape, const float *x, const float *w,
                    struct nb_block *ret);
     const struct nb_feed *feed;
+    const struct nb_latent_loops *latent;
 };
 
 extern const struct nb_fit nb_fit_plain, nb_fit_avx2, nb_fit_avx512;

@@ -1,5 +1,6 @@
 // One ISA level's table: include after the words of lanes, with LEVEL and LEVEL_NAME set.
 #include "quant/fit.h"
+#include "quant/latent_tmpl.h"
 #include "quant/refine_tmpl.h"
 #include "quant/super_tmpl.h"
 
@@ -32,4 +33,4 @@ static const struct nb_feed feed = {
     .refine = refine,
 };
 
-const struct nb_fit LEVEL = {LEVEL_NAME, reference, search, &feed};
+const struct nb_fit LEVEL = {LEVEL_NAME, reference, search, &feed, &latent};

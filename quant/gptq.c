@@ -99,11 +99,6 @@ static void set_targets(const struct job *j, uint64_t first, struct place *p)
             p->rows[(size_t)i * j->cols + c] = u->w[(size_t)c * NB_LANES + i];
 }
 
-static float value_of(const struct nb_shape *s, uint8_t code)
-{
-    return s->table ? (float)nb_iq4_values[code] : (float)((int)code - (int)s->layout->offset);
-}
-
 // One row's block to its lane of the unit.
 static void take_block(struct nb_unit *u, unsigned lane, uint32_t block, const struct nb_block *b)
 {
@@ -122,7 +117,7 @@ static void take_block(struct nb_unit *u, unsigned lane, uint32_t block, const s
         u->by[at] = fabsf(u->d[at]) > 1e-30f ? 1 / u->d[at] : 0;
         for (uint32_t k = g * s->group; k < (g + 1) * s->group; k++) {
             size_t col = (size_t)(block * s->block + k) * NB_LANES + lane;
-            u->v[col] = value_of(s, b->code[k]);
+            u->v[col] = nb_shape_value(s, b->code[k]);
             u->q[col] = u->v[col] * u->d[at] + u->m[at];
         }
     }
@@ -139,16 +134,6 @@ static void take_rows(const struct job *j, struct place *p)
         }
 }
 
-static uint8_t code_of(const struct nb_shape *s, float v)
-{
-    if (!s->table)
-        return (uint8_t)((int)v + (int)s->layout->offset);
-    uint8_t code = 0;
-    while (code < 15 && (float)nb_iq4_values[code] < v)
-        code++;
-    return code;
-}
-
 static void write_block(const struct nb_unit *u, unsigned lane, uint32_t block, uint8_t *dst)
 {
     const struct nb_shape *s = u->shape;
@@ -159,7 +144,7 @@ static void write_block(const struct nb_unit *u, unsigned lane, uint32_t block, 
         nb_block_set_sub(s->layout->sub, b.sub, g, u->sub[at], u->sub_min[at]);
     }
     for (uint32_t k = 0; k < s->block; k++)
-        b.code[k] = code_of(s, u->v[(size_t)(block * s->block + k) * NB_LANES + lane]);
+        b.code[k] = nb_shape_code(s, u->v[(size_t)(block * s->block + k) * NB_LANES + lane]);
     s->codec->join(&b, dst);
 }
 

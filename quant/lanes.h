@@ -64,6 +64,12 @@ FORCED vf f_div(vf x, vf y)
     return x;
 }
 
+FORCED vf f_sqrt(vf x)
+{
+    EACH_LANE x.v[i] = __builtin_sqrtf(x.v[i]);
+    return x;
+}
+
 // x * y + z, rounded once.
 FORCED vf f_fma(vf x, vf y, vf z)
 {

@@ -44,3 +44,18 @@ int nb_shape_init(struct nb_shape *ret, uint32_t type)
     };
     return 0;
 }
+
+float nb_shape_value(const struct nb_shape *s, uint8_t code)
+{
+    return s->table ? (float)nb_iq4_values[code] : (float)((int)code - (int)s->layout->offset);
+}
+
+uint8_t nb_shape_code(const struct nb_shape *s, float v)
+{
+    if (!s->table)
+        return (uint8_t)((int)v + (int)s->layout->offset);
+    uint8_t code = 0;
+    while (code < 15 && (float)nb_iq4_values[code] < v)
+        code++;
+    return code;
+}

@@ -27,3 +27,6 @@ struct nb_shape {
 
 // -ENOTSUP for float types and for what Nibble does not load.
 int nb_shape_init(struct nb_shape *ret, uint32_t type);
+// What a code stands for, and the code that stands for v.
+float nb_shape_value(const struct nb_shape *s, uint8_t code);
+uint8_t nb_shape_code(const struct nb_shape *s, float v);

@@ -67,6 +67,11 @@ FORCED vf f_div(vf x, vf y)
     return VF(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b));
 }
 
+FORCED vf f_sqrt(vf x)
+{
+    return VF(_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b));
+}
+
 // x * y + z
 FORCED vf f_fma(vf x, vf y, vf z)
 {

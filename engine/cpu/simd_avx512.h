@@ -59,6 +59,11 @@ FORCED vf f_div(vf x, vf y)
     return _mm512_div_ps(x, y);
 }
 
+FORCED vf f_sqrt(vf x)
+{
+    return _mm512_sqrt_ps(x);
+}
+
 // x * y + z
 FORCED vf f_fma(vf x, vf y, vf z)
 {
