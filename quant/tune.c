@@ -250,13 +250,29 @@ static int make_rows(struct nb_tune *t)
                : -ENOMEM;
 }
 
+// The float model's results, where windows come more than once.
+static int make_kept(struct nb_tune *t, uint64_t *left)
+{
+    const struct nb_windows *w = t->windows;
+    const uint64_t floats_kept = (uint64_t)w->n * w->length * t->plan->hp.embedding;
+    if ((uint64_t)t->options.steps * t->options.batch <= w->n ||
+        floats_kept * sizeof(float) > *left)
+        return 0;
+    *left -= floats_kept * sizeof(float);
+    t->kept = floats(floats_kept);
+    t->is_kept = calloc(w->n, sizeof(*t->is_kept));
+    return t->kept && t->is_kept ? 0 : -ENOMEM;
+}
+
 // A tape for each layer until their memory is used up; whoever has none computes again.
 static int make_tapes(struct nb_tune *t, struct nb_error *e)
 {
-    uint64_t left = t->options.tapes;
+    uint64_t left = t->options.memory;
     for (uint32_t i = 0; i < t->options.batch; i++)
         t->sequence[i] = (struct nb_grad_sequence){t->windows->tokens, t->windows->length, 0};
     int rc = nb_grad_batch(t->grad, t->sequence, t->options.batch, e);
+    if (rc == 0)
+        rc = make_kept(t, &left);
     for (uint32_t i = 0; i < t->plan->n_layers && rc == 0; i++) {
         const uint64_t bytes = nb_tape_bytes(t->grad, i);
         if (bytes > left)
@@ -391,6 +407,8 @@ void nb_tune_destroy(struct nb_tune *t)
     free(t->row_loss);
     free(t->order);
     free(t->sequence);
+    free(t->kept);
+    free(t->is_kept);
     free(t->inputs);
     free(t->targets);
     free(t);

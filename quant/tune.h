@@ -13,7 +13,7 @@
 // Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
 // nor on where the work was stored and restored. Memory: 12 bytes for each tuned weight and their
 // bytes; one layer's matrices three times; those outside of layers three times; the batch's rows
-// between layers; the tapes that options allow; and with layer_steps all windows' rows of one
+// between layers; the memory that options allow; and with layer_steps all windows' rows of one
 // layer, twice. All calls block and use the team, whose thread
 // 0 is the caller; one call at a time.
 #pragma once
@@ -50,8 +50,10 @@ struct nb_tune_options {
     // step costs about the share of a layer. 0: none.
     uint32_t layer_steps;
     float layer_code_rate, layer_scale_rate, layer_vector_rate;
-    uint64_t seed;  // of the windows' order
-    uint64_t tapes; // bytes that may be taken so that less is computed again; 0: none
+    uint64_t seed; // of the windows' order
+    // Bytes that may be taken so that less is computed again: the float model's results, where
+    // windows come more than once, then tapes of layers.
+    uint64_t memory;
 };
 #define NB_TUNE_STEPS (1u << 20) // at most, of each kind
 

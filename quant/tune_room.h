@@ -45,7 +45,9 @@ struct nb_tune {
     size_t layer_floats;
     struct nb_tape **tapes; // [layers]; NULL: none
     float *x;               // [layers + 1][rows][embedding]: the quantized model's
-    float *reference;       // [2][rows][embedding]: the float model's, the last in the first
+    float *reference;       // [2][rows][embedding]: the float model's; at last x_L in the first
+    float *kept;            // [windows->n][length][embedding]: the same of all windows, or NULL
+    bool *is_kept;          // [windows->n]
     float *d;               // [rows][embedding]
     float *logits, *reference_logits; // [slice][vocab]
     float *row_loss;                  // [rows]

@@ -87,6 +87,22 @@ static int forward_float(struct nb_tune *t, uint32_t rows)
     return rc;
 }
 
+// The float model's results do not change, nor do they depend on what else is in a batch.
+static int forward_float_once(struct nb_tune *t, uint32_t first)
+{
+    const size_t n = (size_t)t->windows->length * t->plan->hp.embedding;
+    bool kept = t->kept != NULL;
+    for (uint32_t i = 0; i < t->options.batch && kept; i++)
+        kept = t->is_kept[t->order[first + i]];
+    int rc = kept ? 0 : forward_float(t, t->rows);
+    for (uint32_t i = 0; i < t->options.batch && rc == 0 && t->kept; i++) {
+        float *of = t->kept + t->order[first + i] * n, *x = t->reference + i * n;
+        memcpy(kept ? x : of, kept ? of : x, n * sizeof(*x));
+        t->is_kept[t->order[first + i]] = true;
+    }
+    return rc;
+}
+
 static int forward_quantized(struct nb_tune *t, uint32_t rows, bool taped)
 {
     nb_tune_point(t, true);
@@ -217,12 +233,12 @@ static int run_step(struct nb_tune *t, double *ret_loss, struct nb_error *e)
     const struct nb_tune_options *o = &t->options;
     const struct nb_descent how = nb_tune_descent(t->done - nb_tune_layer_steps(t), o->steps,
                                                   o->code_rate, o->scale_rate, o->vector_rate);
-    uint32_t ignored;
-    int rc = nb_tune_take_batch(t, t->done - nb_tune_layer_steps(t), &ignored, e);
+    uint32_t first;
+    int rc = nb_tune_take_batch(t, t->done - nb_tune_layer_steps(t), &first, e);
     if (rc < 0)
         return rc;
     clear_gradients(t, NB_TUNE_OUTSIDE);
-    rc = forward_float(t, t->rows);
+    rc = forward_float_once(t, first);
     if (rc == 0)
         rc = forward_quantized(t, t->rows, true);
     if (rc == 0)

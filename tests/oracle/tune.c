@@ -29,7 +29,7 @@
 
 struct run {
     const char *type, *embedding, *out;
-    double steps, batch, length, windows, held_windows, code, scale, vector, seed, threads, tapes;
+    double steps, batch, length, windows, held_windows, code, scale, vector, seed, threads, memory;
     double layer_steps, layer_code, layer_scale, layer_vector, fixes_embedding,
         reference; // encoding without a search
     struct nb_source_file train[FILES], held[FILES];
@@ -90,7 +90,7 @@ static bool take_number(struct run *r, const char *key, const char *value)
                 {"layer-vector", &r->layer_vector},
                 {"seed", &r->seed},
                 {"threads", &r->threads},
-                {"tapes", &r->tapes},
+                {"memory", &r->memory},
                 {"fixes-embedding", &r->fixes_embedding},
                 {"reference", &r->reference}};
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
@@ -237,7 +237,7 @@ static void open_tune(struct run *r)
                                             .layer_scale_rate = (float)r->layer_scale,
                                             .layer_vector_rate = (float)r->layer_vector,
                                             .seed = (uint64_t)r->seed,
-                                            .tapes = (uint64_t)r->tapes};
+                                            .memory = (uint64_t)r->memory};
     need_ok(
         nb_tune_create(r->plan, r->team, &r->train_windows, m, count, &options, &r->tune, &error),
         error.text);
@@ -360,7 +360,7 @@ int main(int argc, char **argv)
                     .layer_code = 5e-3,
                     .layer_scale = 2e-3,
                     .threads = 2,
-                    .tapes = 2e9};
+                    .memory = 2e9};
     if (argc < 2) {
         fprintf(stderr, "usage: tune MODEL.gguf [KEY=VALUE]... train=FILE... held=FILE...\n");
         return 2;

@@ -47,7 +47,7 @@ static const struct nb_tune_options options = {.batch = 2,
                                                .layer_scale_rate = 0.004f,
                                                .layer_vector_rate = 0.004f,
                                                .seed = 3,
-                                               .tapes = 1 << 20};
+                                               .memory = 1 << 20};
 
 // --- A model
 
@@ -265,7 +265,7 @@ static void threads_and_tapes_change_nothing(void **state)
     o.layer_steps = 3;
     assert_int_equal(nb_team_create(1, &alone), 0);
     struct nb_tune *a = create(m, m->team, &o), *b = create(m, alone, &o);
-    o.tapes = 0;
+    o.memory = 0;
     struct nb_tune *c = create(m, m->team, &o);
     const int all = STEPS + 2 * 3;
     const double loss = steps(a, all);
