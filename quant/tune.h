@@ -37,7 +37,7 @@ struct nb_tune_matrix {
     // [experts][rows][cols]: what the codes stand for, and what decides which of them are near to
     // flipping; NULL: the plan's. Not what `encoded` decodes to: then no code is near to.
     const float *weights;
-    bool fixed; // computed with as it is; so is a matrix of a float type
+    bool fixed; // computed with as it is; so is a matrix of a type without codes and scales
 };
 
 struct nb_tune_options {

@@ -1,5 +1,6 @@
-// Tuning from the inside: tune.c makes what the steps need, tune_step.c runs those of the whole
-// model, tune_layer.c those of one layer, tune_state.c stores them. Nobody else includes it.
+// Tuning from the inside: tune.c makes what the steps need, tune_tensors.c the tensors, tune_step.c
+// runs steps of the whole model, tune_layer.c those of one layer, tune_state.c stores them. Nobody
+// else includes it.
 #pragma once
 
 #include "grad/grad.h"
@@ -66,6 +67,12 @@ static inline uint32_t nb_tune_layer_steps(const struct nb_tune *t)
 {
     return t->plan->n_layers * t->options.layer_steps;
 }
+
+// tune_tensors.c. The engine is open; destroyed half-made, too.
+int nb_tune_tensors_create(struct nb_tune *t, const struct nb_tune_matrix *matrices, uint32_t n,
+                           struct nb_error *e);
+void nb_tune_tensors_destroy(struct nb_tune *t);
+float *nb_tune_floats(size_t n); // NULL: no memory; free() takes them
 
 // tune_step.c. The plan's tensors as the quantized model has them, or as the float one.
 void nb_tune_point(struct nb_tune *t, bool quantized);

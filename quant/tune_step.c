@@ -3,7 +3,7 @@
 // A layer's matrices are decoded when a pass comes to it, and move as soon as its backward pass is
 // done; those outside of layers at the end, since the embedding may be the head as well.
 #include <errno.h>
-#include <inttypes.h>
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
