@@ -18,8 +18,9 @@ static void diverge(void *arg, uint32_t row, uint32_t thread)
     r->ret[row] = r->loops->divergence(r->reference + at, r->logits + at, r->vocab, r->weight);
 }
 
-void nb_grad_divergence(struct nb_grad *g, uint32_t n, const float *reference, float *logits,
-                        float weight, float *ret)
+void nb_grad_divergence(struct nb_grad *g, uint32_t n, const float *reference,
+                        float *logits,            // NOLINT(*non-const-parameter)
+                        float weight, float *ret) // NOLINT(*non-const-parameter)
 {
     struct rows r = {g->loops, reference, logits, ret, g->plan->hp.vocab, weight};
     nb_each(g->team, n, diverge, &r);

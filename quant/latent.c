@@ -251,7 +251,8 @@ static void decode_unit(struct work *w, size_t first, size_t n)
     w->l->loops->decode(w->l, first, n, (float *)w->ret + first * w->l->shape.block);
 }
 
-void nb_latent_decode(const struct nb_latent *l, struct nb_team *team, float *ret)
+void nb_latent_decode(const struct nb_latent *l, struct nb_team *team,
+                      float *ret) // NOLINT(*non-const-parameter)
 {
     struct work w = {.unit = decode_unit, .l = l, .ret = ret};
     nb_team_run(team, run_units, &w);

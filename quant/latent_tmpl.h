@@ -84,7 +84,7 @@ FORCED struct pulls descend_group(const struct nb_shape *shape, const struct nb_
                                   size_t at, float ws, const float *gradient,
                                   const struct nb_descent *how)
 {
-    const float gap = mean_gap(shape), sign = ws > 0 ? 1 : ws < 0 ? -1 : 0;
+    const float gap = mean_gap(shape), sign = ws > 0 ? 1.0f : ws < 0 ? -1.0f : 0.0f;
     const vf rate = f_set1(how->code_rate * gap), by = f_set1(sign);
     const vf least = f_set1(shape->low - 0.5f * gap), most = f_set1(shape->high + 0.5f * gap);
     vf gq = f_zero(), sum = f_zero();

@@ -124,7 +124,7 @@ int nb_tune_layer_step(struct nb_tune *t, double *ret_loss, struct nb_error *e)
                                                   o->layer_scale_rate, o->layer_vector_rate);
     float *x = t->x + layer * (size_t)t->rows * t->plan->hp.embedding;
     float *y = x + (size_t)t->rows * t->plan->hp.embedding;
-    uint32_t first;
+    uint32_t first = 0;
     int rc = enter(t, layer, e);
     if (rc == 0)
         rc = nb_tune_take_batch(t, step, &first, e);

@@ -154,7 +154,8 @@ static double mean_loss(const struct nb_tune *t, uint32_t first, uint32_t n)
 struct nb_descent nb_tune_descent(uint32_t at, uint32_t n, float code_rate, float scale_rate,
                                   float vector_rate)
 {
-    const double part = (double)at / n, rising = (at + 1.0) / (n / WARM + 1);
+    const uint32_t warm = n / WARM + 1;
+    const double part = (double)at / n, rising = (at + 1.0) / warm;
     const float now = (float)(fmin(rising, 1) * 0.5 * (1 + cos(M_PI * part)));
     return (struct nb_descent){.code_rate = now * code_rate,
                                .scale_rate = now * scale_rate,

@@ -192,13 +192,18 @@ static bool is_before_layers(const struct nb_plan *plan, const struct nb_grad_te
 static void set_gradients(struct nb_tune *t)
 {
     for (uint32_t i = 0; i < t->n_matrices; i++) {
-        struct nb_tuned_matrix *m = &t->matrices[i];
+        const struct nb_tuned_matrix *m = &t->matrices[i];
+        if (!m->latent)
+            continue;
         m->tensor->gradient = m->gradient;
-        t->to_begin = t->to_begin || (m->latent && is_before_layers(t->plan, m->tensor));
+        t->to_begin = t->to_begin || is_before_layers(t->plan, m->tensor);
     }
     for (uint32_t i = 0; i < t->n_vectors; i++) {
-        t->vectors[i].tensor->gradient = t->vectors[i].gradient;
-        t->to_begin = t->to_begin || is_before_layers(t->plan, t->vectors[i].tensor);
+        const struct nb_tuned_vector *v = &t->vectors[i];
+        if (!v->x)
+            continue;
+        v->tensor->gradient = v->gradient;
+        t->to_begin = t->to_begin || is_before_layers(t->plan, v->tensor);
     }
 }
 

@@ -205,8 +205,10 @@ static bool take_matrix(struct run *r, struct nb_grad *g, const struct nb_grad_t
     const struct nb_type_info *info =
         start ? nb_type_info(start->type) : nb_type_by_name(embeds ? r->embedding : r->type);
     need_ok(info ? 0 : -EINVAL, "type");
-    if (t->cols % info->block)
+    if (t->cols % info->block) {
+        free(name);
         return false;
+    }
     *ret = (struct nb_tune_matrix){.name = name,
                                    .type = info->type,
                                    .encoded =

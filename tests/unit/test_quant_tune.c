@@ -68,12 +68,13 @@ static void encode(struct model *m, struct nb_grad *g, const struct nb_grad_tens
 {
     struct nb_tune_matrix *to = &m->matrices[m->n];
     char *name = strndup(t->name.data, t->name.len);
+    assert_non_null(name);
     const size_t rows = (size_t)t->experts * t->rows;
     const struct nb_encode how = {.type = type_of(name)};
     float *w = calloc(rows * t->cols, sizeof(*w));
     m->bytes[m->n] = nb_encoded_bytes(how.type, rows, t->cols);
     void *encoded = malloc(m->bytes[m->n]);
-    assert_true(name && w && encoded && m->n < MATRICES);
+    assert_true(w && encoded && m->n < MATRICES);
     nb_grad_dequantize(g, t, w);
     assert_int_equal(nb_encode_matrix(&how, m->team, w, rows, t->cols, encoded), 0);
     free(w);
@@ -430,7 +431,8 @@ static void divergence_beside_doubles(void **state)
     struct nb_grad *g;
     assert_int_equal(nb_grad_open(m->plan, m->team, &g, &error), 0);
     for (uint32_t i = 0; i < N * RANDOM_VOCAB; i++) {
-        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + i / RANDOM_VOCAB * 10);
+        const uint32_t row = i / RANDOM_VOCAB;
+        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 10);
         d[i] = q[i] = p[i] + 2e-10f * (float)(int32_t)nb_random(2, i);
     }
     nb_grad_divergence(g, N, p, d, 0.25f, kl);
