@@ -215,8 +215,9 @@ const struct nb_hf_pipeline *nb_hf_pipeline_of(struct nb_str model, struct nb_st
             pre = (struct nb_str){same[i][1], strlen(same[i][1])};
     for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
         const struct nb_hf_pipeline *p = &rows[i];
-        const bool other = p->sentencepiece ? p->space_prefix != space_prefix
-                           : strcmp(p->model, "bert") != 0 && !nb_hf_is(pre, p->pre);
+        const bool other = p->sentencepiece
+                               ? p->space_prefix != space_prefix
+                               : strcmp(p->model, "bert") != 0 && !nb_hf_is(pre, p->pre);
         if (nb_hf_is(model, p->model) && !other)
             return p;
     }
@@ -248,9 +249,9 @@ static json_t *json_of_step(const char *text, size_t len)
         const char *word = at + 1, *stop = word;
         while (stop < text + len && (stop == word || *stop != ' '))
             stop++;
-        json_object_set_new(step, c->fields[i].name,
-                            json_of_word((struct nb_str){word, (size_t)(stop - word)},
-                                         c->fields[i].name));
+        json_object_set_new(
+            step, c->fields[i].name,
+            json_of_word((struct nb_str){word, (size_t)(stop - word)}, c->fields[i].name));
         at = stop;
     }
     return step;

@@ -13,10 +13,17 @@
 // What a reader derives from the rest, or does not look at.
 static bool may_differ(struct nb_str key)
 {
-    static const char *const ends[] = {".vocab_size", ".rope.dimension_count", ".pooling_type",
-                                       ".rope.scaling.finetuned", ".rope.scaling.attn_factor",
-                                       "ggml.scores", "ggml.pre", "ggml.cls_token_id",
-                                       "ggml.eot_token_id", "ggml.eom_token_id", "ggml.token_type_count"};
+    static const char *const ends[] = {".vocab_size",
+                                       ".rope.dimension_count",
+                                       ".pooling_type",
+                                       ".rope.scaling.finetuned",
+                                       ".rope.scaling.attn_factor",
+                                       "ggml.scores",
+                                       "ggml.pre",
+                                       "ggml.cls_token_id",
+                                       "ggml.eot_token_id",
+                                       "ggml.eom_token_id",
+                                       "ggml.token_type_count"};
     for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
         const size_t n = strlen(ends[i]);
         if (key.len >= n && !memcmp(key.data + key.len - n, ends[i], n))

@@ -16,7 +16,7 @@
 #define EXPONENTS 7                   // of the nested map
 #define STR(s)    (int)(s).len, (s).data
 
-enum { CODES, SCALES };                                      // parts of INT8
+enum { CODES, SCALES };                                       // parts of INT8
 enum { ABSMAX = 1, VALUES, NESTED_ABSMAX, NESTED_MAP, INFO }; // of NF4, behind its codes
 
 struct writing {
@@ -109,9 +109,8 @@ static int read_rows(const struct writing *p, uint64_t first, uint64_t n)
         return nb_source_read(p->w->s, out->t, out->first + first, n, p->in, p->ret_error);
     int rc = 0;
     for (uint64_t i = 0; i < n && rc == 0; i++)
-        rc = nb_source_read(p->w->s, out->t,
-                            out->first + paired(out->rows / out->heads, first + i), 1,
-                            p->in + i * bytes, p->ret_error);
+        rc = nb_source_read(p->w->s, out->t, out->first + paired(out->rows / out->heads, first + i),
+                            1, p->in + i * bytes, p->ret_error);
     return rc;
 }
 

@@ -127,7 +127,8 @@ static void say_list(json_t *scaling, const char *key, const struct saying *s, c
     json_object_set_new(scaling, key, list);
 }
 
-// A kind of scaling as its reader wants it, or NULL where there is none that has numbers of its own.
+// A kind of scaling as its reader wants it, or NULL where there is none that has numbers of its
+// own.
 static json_t *make_scaling(const struct saying *s)
 {
     static const char *const reals[][2] = {{"rope.scaling.yarn_beta_fast", "beta_fast"},
@@ -193,8 +194,8 @@ static void say_windows(const struct saying *s)
         bool flag = false;
         if (nb_gguf_array_f64(s->g, key, i, &windowed) < 0)
             (void)nb_gguf_array_bool(s->g, key, i, &flag);
-        json_array_append_new(types, json_string(windowed != 0 || flag ? "sliding_attention"
-                                                                       : "full_attention"));
+        json_array_append_new(
+            types, json_string(windowed != 0 || flag ? "sliding_attention" : "full_attention"));
     }
     json_object_set_new(s->root, "layer_types", types);
 }
@@ -247,11 +248,10 @@ static bool makes(const struct saying *s, const float *x, uint64_t n, double fac
     struct nb_gguf_kvs kvs = {0};
     struct nb_hf_config c;
     struct nb_error error;
-    json_object_set_new(
-        s->root, "rope_scaling",
-        json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor", factor,
-                  "low_freq_factor", 1.0, "high_freq_factor", 4.0,
-                  "original_max_position_embeddings", original));
+    json_object_set_new(s->root, "rope_scaling",
+                        json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor",
+                                  factor, "low_freq_factor", 1.0, "high_freq_factor", 4.0,
+                                  "original_max_position_embeddings", original));
     bool found = read_back(s->w, s->root, &kvs, &c, &error) == 0;
     if (found) {
         found = is_near(&c, x, n);
@@ -289,7 +289,8 @@ static json_t *begin_config(const struct nb_hf_writer *w)
 {
     static const struct {
         const char *architecture, *type;
-    } types[] = {{"MistralForCausalLM", "mistral"}, {"MixtralForCausalLM", "mixtral"},
+    } types[] = {{"MistralForCausalLM", "mistral"},
+                 {"MixtralForCausalLM", "mixtral"},
                  {"Gemma3ForCausalLM", "gemma3_text"}};
     const char *type = w->family->architecture;
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)

@@ -34,9 +34,8 @@ static json_t *describe_nf4(const struct nb_hf_writer *w, const char *dtype)
 
 static json_t *describe_int8(const struct nb_hf_writer *w)
 {
-    json_t *weights =
-        json_pack("{s:i, s:s, s:b, s:s, s:b, s:n}", "num_bits", 8, "type", "int", "symmetric", 1,
-                  "strategy", "channel", "dynamic", 0, "group_size");
+    json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:b, s:n}", "num_bits", 8, "type", "int",
+                                "symmetric", 1, "strategy", "channel", "dynamic", 0, "group_size");
     json_t *group = json_pack("{s:[s], s:o, s:n, s:n}", "targets", "Linear", "weights", weights,
                               "input_activations", "output_activations");
     return json_pack("{s:s, s:s, s:s, s:{s:o}, s:o, s:n}", "quant_method", "compressed-tensors",

@@ -1,5 +1,5 @@
-// tokenizer.json and what stands beside it, of a GGUF's keys. What the result would not be read back
-// as is refused. See write.h.
+// tokenizer.json and what stands beside it, of a GGUF's keys. What the result would not be read
+// back as is refused. See write.h.
 #include "tensor/hf/tokenizer.h"
 
 #include <errno.h>
@@ -80,10 +80,10 @@ static int make_vocab(struct saying *s, json_t *added, struct nb_error *ret_erro
             return FAIL(-ENOTSUP, "token %llu is no text of UTF-8, which a tokenizer.json is",
                         (unsigned long long)id);
         if (is_added(type))
-            json_array_append_new(
-                added, json_pack("{s:I, s:O, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)id,
-                                 "content", text, "single_word", 0, "lstrip", 0, "rstrip", 0,
-                                 "normalized", 0, "special", type == NB_HF_CONTROL));
+            json_array_append_new(added, json_pack("{s:I, s:O, s:b, s:b, s:b, s:b, s:b}", "id",
+                                                   (json_int_t)id, "content", text, "single_word",
+                                                   0, "lstrip", 0, "rstrip", 0, "normalized", 0,
+                                                   "special", type == NB_HF_CONTROL));
         if (type != NB_HF_USER_DEFINED)
             json_object_setn_new(s->vocab, json_string_value(text), json_string_length(text),
                                  json_integer((json_int_t)id));
@@ -126,8 +126,7 @@ static void add_merges(const struct saying *s, struct nb_str t, json_t *merges)
     for (size_t i = 1; i < t.len && t.len <= JOINED_MAX; i++)
         if (((uint8_t)t.data[i] & 0xc0) != 0x80 && json_object_getn(s->vocab, t.data, i) &&
             json_object_getn(s->vocab, t.data + i, t.len - i))
-            json_array_append_new(
-                merges, json_pack("[s%, s%]", t.data, i, t.data + i, t.len - i));
+            json_array_append_new(merges, json_pack("[s%, s%]", t.data, i, t.data + i, t.len - i));
 }
 
 // SentencePiece joins what has the best score: as merges, all ways to make a token, the best first.
@@ -191,9 +190,9 @@ static void add_special(const struct saying *s, json_t *single, json_t *specials
     json_t *name = json_stringn(t.data, t.len);
     json_array_append_new(single,
                           json_pack("{s:{s:O, s:i}}", "SpecialToken", "id", name, "type_id", 0));
-    json_object_setn_new(specials, t.data, t.len,
-                         json_pack("{s:O, s:[I], s:[O]}", "id", name, "ids", (json_int_t)id,
-                                   "tokens", name));
+    json_object_setn_new(
+        specials, t.data, t.len,
+        json_pack("{s:O, s:[I], s:[O]}", "id", name, "ids", (json_int_t)id, "tokens", name));
     json_decref(name);
 }
 
@@ -201,8 +200,9 @@ static void add_special(const struct saying *s, json_t *single, json_t *specials
 static json_t *make_processor(const struct saying *s)
 {
     uint64_t first, last;
-    const bool bos = flag(s, KEY("add_bos_token"), s->wordpiece || s->pipeline->sentencepiece) &&
-                     (id_of(s, KEY("bos_token_id"), &first) || id_of(s, KEY("cls_token_id"), &first));
+    const bool bos =
+        flag(s, KEY("add_bos_token"), s->wordpiece || s->pipeline->sentencepiece) &&
+        (id_of(s, KEY("bos_token_id"), &first) || id_of(s, KEY("cls_token_id"), &first));
     const bool eos =
         s->wordpiece ? id_of(s, KEY("seperator_token_id"), &last)
                      : flag(s, KEY("add_eos_token"), false) && id_of(s, KEY("eos_token_id"), &last);
@@ -259,9 +259,9 @@ static int make_tokenizer(struct saying *s, json_t **ret, struct nb_error *ret_e
 static json_t *make_settings(const struct saying *s)
 {
     static const char *const roles[][2] = {
-        {"bos_token", "bos_token_id"},       {"eos_token", "eos_token_id"},
-        {"unk_token", "unknown_token_id"},   {"sep_token", "seperator_token_id"},
-        {"pad_token", "padding_token_id"},   {"mask_token", "mask_token_id"},
+        {"bos_token", "bos_token_id"},     {"eos_token", "eos_token_id"},
+        {"unk_token", "unknown_token_id"}, {"sep_token", "seperator_token_id"},
+        {"pad_token", "padding_token_id"}, {"mask_token", "mask_token_id"},
         {"cls_token", "cls_token_id"},
     };
     char key[64];
@@ -299,19 +299,19 @@ static int write_modules(struct nb_hf_writer *w, const char *architecture,
     snprintf(key, sizeof(key), "%s.embedding_length", architecture);
     (void)nb_gguf_f64(w->s->metadata, key, &width);
     (void)nb_gguf_bool(w->s->metadata, "nibble.embedding.normalize", &normalize);
-    json_t *list = json_pack("[{s:i, s:s, s:s, s:s}, {s:i, s:s, s:s, s:s}]", "idx", 0, "name", "0",
-                             "path", "", "type", "sentence_transformers.models.Transformer", "idx",
-                             1, "name", "1", "path", "1_Pooling", "type",
-                             "sentence_transformers.models.Pooling");
+    json_t *list =
+        json_pack("[{s:i, s:s, s:s, s:s}, {s:i, s:s, s:s, s:s}]", "idx", 0, "name", "0", "path", "",
+                  "type", "sentence_transformers.models.Transformer", "idx", 1, "name", "1", "path",
+                  "1_Pooling", "type", "sentence_transformers.models.Pooling");
     if (normalize)
         json_array_append_new(list, json_pack("{s:i, s:s, s:s, s:s}", "idx", 2, "name", "2", "path",
                                               "2_Normalize", "type",
                                               "sentence_transformers.models.Normalize"));
     int rc = nb_hf_write_json(w, "modules.json", list, ret_error);
-    json_t *how = json_pack("{s:I, s:b, s:b, s:b, s:b}", "word_embedding_dimension",
-                            (json_int_t)width, "pooling_mode_cls_token", pooling == 2,
-                            "pooling_mode_mean_tokens", pooling == 1, "pooling_mode_max_tokens", 0,
-                            "pooling_mode_mean_sqrt_len_tokens", 0);
+    json_t *how =
+        json_pack("{s:I, s:b, s:b, s:b, s:b}", "word_embedding_dimension", (json_int_t)width,
+                  "pooling_mode_cls_token", pooling == 2, "pooling_mode_mean_tokens", pooling == 1,
+                  "pooling_mode_max_tokens", 0, "pooling_mode_mean_sqrt_len_tokens", 0);
     if (pooling == 3)
         json_object_set_new(how, "pooling_mode", json_string(modes[3]));
     if (rc < 0)
@@ -359,10 +359,11 @@ int nb_hf_write_tokenizer(struct nb_hf_writer *w, struct nb_error *ret_error)
     s.pipeline = nb_hf_pipeline_of(model, pre, prefix);
     s.wordpiece = nb_hf_is(model, "bert");
     if (!s.pipeline)
-        return FAIL(-ENOTSUP,
-                    "the model's tokenizer is %s with the pre-tokenizer %s, which no tokenizer.json "
-                    "is written for",
-                    nb_hf_shown(model, a), nb_hf_shown(pre, b));
+        return FAIL(
+            -ENOTSUP,
+            "the model's tokenizer is %s with the pre-tokenizer %s, which no tokenizer.json "
+            "is written for",
+            nb_hf_shown(model, a), nb_hf_shown(pre, b));
     int rc = make_tokenizer(&s, &root, ret_error);
     if (rc == 0)
         rc = nb_hf_write_json(w, "tokenizer.json", root, ret_error);

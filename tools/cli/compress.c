@@ -6,14 +6,15 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "tools/cli/folder.h"
 #include "tools/cli/jobs.h"
 
 struct compress {
     struct common common;
-    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix;
+    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix, *format;
     struct option_list calibration;
     uint32_t samples, length; // 0: not said
-    bool detach, force;
+    bool detach, force, folder;
 };
 
 static void put_sampling(const struct compress *c, json_t *recipe)
@@ -63,6 +64,16 @@ static int make_recipe(const struct compress *c, char **ret)
 static bool calibrates(const struct compress *c)
 {
     return c->calibration.n || (c->method && !c->imatrix);
+}
+
+static int check_folder(struct compress *c)
+{
+    int status = folder_wanted(c->format, c->to, c->out, &c->folder);
+    if (status == CLI_OK && c->folder &&
+        (!c->to || c->recipe || c->otherwise || c->method || c->calibration.n || c->imatrix))
+        status = cli_usage_error("a folder is rounded to nearest, by --to alone: F32, F16, BF16, "
+                                 "INT8 or NF4");
+    return status;
 }
 
 static int check(const struct compress *c)
@@ -118,7 +129,9 @@ static int compress(const struct compress *c, nibble *connection, const char *re
     const struct nibble_compress_options options = {.size = sizeof(options),
                                                     .detached = c->detach,
                                                     .recipe = recipe,
-                                                    .kind = calibrates(c) ? "weighted" : NULL,
+                                                    .kind = c->folder       ? "folder"
+                                                            : calibrates(c) ? "weighted"
+                                                                            : NULL,
                                                     .calibration = c->calibration.items,
                                                     .n_calibration = c->calibration.n,
                                                     .imatrix = c->imatrix};
@@ -153,6 +166,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "llama-imatrix's file in the place of --calibration"},
         {"save-imatrix", 0, OPTION_STRING, &c.save_imatrix, "F.gguf",
          "write such a file, which llama-quantize reads, too"},
+        {"format", 0, OPTION_STRING, &c.format, "F",
+         "gguf or safetensors, a Hugging Face folder (gguf; safetensors of INT8 and NF4)"},
         {"detach", 0, OPTION_FLAG, &c.detach, NULL, "start the job and leave it to itself"},
         {"force", 'f', OPTION_FLAG, &c.force, NULL, "replace a file that is there"},
         {0},
@@ -162,7 +177,9 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
     if (n < 0)
         return CLI_EXIT(n);
     c.path = args[0];
-    int status = check(&c);
+    int status = check_folder(&c);
+    if (status == CLI_OK)
+        status = check(&c);
     if (status == CLI_OK)
         status = make_recipe(&c, &recipe);
     nibble *connection = status == CLI_OK ? cli_connect(&c.common) : NULL;

@@ -1,5 +1,5 @@
-// `nibble convert`: a model's files as one GGUF file or as a Hugging Face folder, in this process and
-// without the daemon. What is written appears whole or not at all.
+// `nibble convert`: a model's files as one GGUF file or as a Hugging Face folder, in this process
+// and without the daemon. What is written appears whole or not at all.
 #include "tools/cli/cli.h"
 
 #include <errno.h>
@@ -41,9 +41,6 @@ static int parse_type(struct convert *c, bool folder)
             c->to = types[i];
     if (!c->type || c->to != NB_CONVERT_KEEP)
         return CLI_OK;
-    if (!folder && info && info->type >= NB_TYPE_GGUF_END)
-        return cli_usage_error("--to: no GGUF has %s: with --format safetensors a folder has it",
-                               info->name);
     return cli_usage_error(folder ? "--to: '%s' is none of F32, F16, BF16, INT8 and NF4"
                                   : "--to: '%s' is none of F32, F16, BF16 and Q8_0",
                            c->type);
@@ -152,10 +149,10 @@ static int convert(struct convert *c)
     struct nb_source_file list[NB_WIRE_FILES];
     struct nb_source *source = NULL;
     struct nb_error error;
-    const bool folder = c->format && !strcmp(c->format, "safetensors");
-    if (c->format && !folder && strcmp(c->format, "gguf") != 0)
-        return cli_usage_error("--format is gguf or safetensors");
-    int status = parse_type(c, folder);
+    bool folder = false;
+    int status = folder_wanted(c->format, c->type, c->out, &folder);
+    if (status == CLI_OK)
+        status = parse_type(c, folder);
     if (status == CLI_OK &&
         nb_model_files_open(c->path, &files, error.text, sizeof(error.text)) < 0)
         status = cli_error("%s: %s", c->path, error.text);
@@ -180,7 +177,7 @@ int verb_convert(const struct verb *verb, int argc, char **argv)
          "the type of its matrices: F32, F16, BF16 or Q8_0, of a folder INT8 or NF4 (default: as "
          "they are)"},
         {"format", 0, OPTION_STRING, &c.format, "F",
-         "gguf, or safetensors: a Hugging Face folder (gguf)"},
+         "gguf or safetensors, a Hugging Face folder (gguf; safetensors of INT8 and NF4)"},
         {"force", 'f', OPTION_FLAG, &c.force, NULL, "replace a file that is there"},
         {0},
     };

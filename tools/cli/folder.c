@@ -13,6 +13,25 @@
 #define FILES     256
 #define NAME_SIZE 256
 
+static bool ends_in(const char *text, const char *end)
+{
+    const size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+int folder_wanted(const char *format, const char *to, const char *out, bool *ret)
+{
+    const bool coded = to && (!strcasecmp(to, "NF4") || !strcasecmp(to, "INT8"));
+    *ret = format ? !strcmp(format, "safetensors") : coded;
+    if (format && !*ret && strcmp(format, "gguf") != 0)
+        return cli_usage_error("--format: '%s' is none of gguf and safetensors", format);
+    if (coded && (!*ret || (out && ends_in(out, ".gguf"))))
+        return cli_usage_error("no GGUF has %s: it is written as a Hugging Face folder, which -o "
+                               "names, with --format safetensors",
+                               to);
+    return CLI_OK;
+}
+
 struct folder {
     char part[PATH_MAX];
     int dir;

@@ -5,6 +5,10 @@
 
 #include "tools/cli/cli.h"
 
+// Whether --format, or --to where that is not given, asks for a Hugging Face folder: GGUF has no
+// INT8 and no NF4. CLI_OK or an error of usage.
+int folder_wanted(const char *format, const char *to, const char *out, bool *ret);
+
 struct folder;
 
 // Says on stderr what is wrong. CLI_OK or CLI_FAILED, all of them.
