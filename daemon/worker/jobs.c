@@ -37,6 +37,7 @@ static const struct nb_work_kind kinds[] = {
      {"model.safetensors", "report.json", "texts.json"},
      nb_jobs_folder_check,
      nb_jobs_folder},
+    {"onnx", {"model.onnx", "report.json"}, nb_jobs_onnx_check, nb_jobs_onnx},
 };
 
 static const struct nb_work_kind *kind_of(const char *name)
