@@ -20,7 +20,8 @@ static int read_bytes(const struct reading *r, uint32_t file, uint64_t at, size_
 
 static int no_memory(const struct reading *r)
 {
-    return nb_fail(r->ret_error, -ENOMEM, "no memory for a tensor's scales");
+    nb_fail(r->ret_error, -ENOMEM, "no memory for a tensor's scales");
+    return -ENOMEM; // so that analyzers see that it is negative
 }
 
 // Scales [first, first + n) of the piece that stand as floats.

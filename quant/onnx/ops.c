@@ -12,7 +12,7 @@
 static float *transposed(const struct nb_packed *w)
 {
     float *row = malloc((size_t)w->cols * sizeof(*row));
-    float *out = malloc((size_t)w->cols * w->rows * sizeof(*out));
+    float *out = calloc((size_t)w->cols * w->rows, sizeof(*out));
     for (uint32_t r = 0; row && out && r < w->rows; r++) {
         nb_layout_dequantize_row(w, r, row);
         for (uint32_t k = 0; k < w->cols; k++)

@@ -63,9 +63,11 @@ struct reading {
     struct nb_hf_matrix *m;
 };
 
+// The code once more, so that analyzers see that it is negative.
 #define FAIL(r, code, format, ...)                                                                 \
-    nb_fail((r)->c->ret_error, code, "%s: tensor %.*s " format, (r)->s->files[(r)->e->file].name,  \
-            STR((r)->e->tensor->name), ##__VA_ARGS__)
+    (nb_fail((r)->c->ret_error, code, "%s: tensor %.*s " format, (r)->s->files[(r)->e->file].name, \
+             STR((r)->e->tensor->name), ##__VA_ARGS__),                                            \
+     (code))
 
 static struct nb_hf_entry *beside(const struct reading *r, const char *suffix)
 {
@@ -148,13 +150,14 @@ static int read_shape(const struct reading *r, const json_t *state)
 
 static int check_values(const struct reading *r)
 {
-    float values[16];
-    const struct nb_hf_entry *e;
+    float values[16] = {0};
+    const struct nb_hf_entry *e = NULL;
     int rc = take(r, ".quant_map", "F32", sizeof(values), &e);
     if (rc == 0)
         rc = read_floats(r, e, values, 16);
-    if (rc == 0 && memcmp(values, nb_nf4_values, sizeof(values)) != 0)
-        rc = FAIL(r, -ENOTSUP, "has a quant_map of other values than NF4's");
+    for (size_t i = 0; rc == 0 && i < 16; i++)
+        if (values[i] != nb_nf4_values[i])
+            rc = FAIL(r, -ENOTSUP, "has a quant_map of other values than NF4's");
     return rc;
 }
 
@@ -163,7 +166,7 @@ static int read_nested(const struct reading *r, const json_t *state, uint64_t n)
     struct nb_scales *s = r->m->scales;
     const int64_t each = nb_hf_id(state, "nested_blocksize");
     const json_t *shift = json_object_get(state, "nested_offset");
-    const struct nb_hf_entry *e;
+    const struct nb_hf_entry *e = NULL;
     if (each < 1 || !json_is_number(shift) || !isfinite((float)json_number_value(shift)))
         return FAIL(r, -EINVAL, "has nested scales without a nested_blocksize or nested_offset");
     s->nested = true;

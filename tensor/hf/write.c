@@ -32,11 +32,12 @@ static void place_parts(struct nb_hf_writer *w)
 
 static json_t *describe(const struct nb_hf_part *part)
 {
+    const json_int_t begin = (json_int_t)part->offset, end = begin + (json_int_t)part->bytes;
     json_t *shape = json_array();
     for (uint32_t d = 0; d < part->n_dims; d++)
         json_array_append_new(shape, json_integer((json_int_t)part->shape[d]));
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", part->dtype, "shape", shape, "data_offsets",
-                     (json_int_t)part->offset, (json_int_t)(part->offset + part->bytes));
+                     begin, end);
 }
 
 // The header is a multiple of 8 bytes, filled with spaces.

@@ -9,7 +9,8 @@
 #include "tensor/hf/config.h"
 #include "tensor/hf/write_private.h"
 
-#define FAIL(code, ...) nb_fail(ret_error, code, __VA_ARGS__)
+// The code once more, so that analyzers see that it is negative.
+#define FAIL(code, ...) (nb_fail(ret_error, code, __VA_ARGS__), (code))
 
 struct saying {
     const struct nb_hf_writer *w;

@@ -10,8 +10,9 @@
 #include "tensor/hf/config.h"
 #include "tensor/hf/write_private.h"
 
-#define STR(s)          (int)(s).len, (s).data
-#define FAIL(code, ...) nb_fail(ret_error, code, __VA_ARGS__)
+#define STR(s) (int)(s).len, (s).data
+// The code once more, so that analyzers see that it is negative.
+#define FAIL(code, ...) (nb_fail(ret_error, code, __VA_ARGS__), (code))
 
 // ---- Types
 

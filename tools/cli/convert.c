@@ -83,7 +83,7 @@ static int write_tensors(struct folder *f, struct nb_hf_writer *w, const struct 
 {
     const char *name = nb_hf_writer_name(w);
     struct nb_error error;
-    int fd, status = folder_create(f, name, &fd);
+    int fd = -1, status = folder_create(f, name, &fd);
     if (status != CLI_OK)
         return status;
     int rc = nb_hf_writer_run(w, fd, on_progress, (void *)(uintptr_t)c->path, ret, &error);

@@ -91,7 +91,7 @@ int folder_end(const struct folder *f, const char *name, int fd, int status)
 
 int folder_put(struct folder *f, const char *name, const char *text, size_t len)
 {
-    int fd, status = folder_create(f, name, &fd);
+    int fd = -1, status = folder_create(f, name, &fd);
     if (status != CLI_OK)
         return status;
     for (size_t at = 0; at < len && status == CLI_OK;) {
