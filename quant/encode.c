@@ -36,7 +36,7 @@ struct job {
     const struct nb_encode *how;
     const struct nb_type_info *info;
     const struct nb_fit *fit;
-    struct nb_shape shape; // of a quantized type
+    struct nb_shape shape; // of a type that can be searched; else zeros
     uint64_t cols;
     size_t row_bytes;
     float least, inverse_mean; // of importance
@@ -68,7 +68,7 @@ static int start(struct job *j, const struct nb_encode *how, uint64_t cols)
     if (!j->info || !j->fit || !cols || cols % j->info->block)
         return -EINVAL;
     j->row_bytes = nb_encoded_bytes(how->type, 1, cols);
-    if (j->info->block > 1 && nb_shape_init(&j->shape, how->type) < 0)
+    if (j->info->block > 1 && nb_shape_init(&j->shape, how->type) < 0 && !j->info->quantize)
         return -EINVAL;
     return weigh_columns(j);
 }
@@ -129,11 +129,11 @@ static int encode_blocks(const struct job *j, const float *x, uint8_t *dst)
 // Past these the fp16 scale, or the number itself, overflows. A search must not start there.
 static float largest(const struct job *j)
 {
-    if (j->info->block > 1)
+    if (j->shape.codec)
         return 65504 * (j->shape.high > 127 ? 127 : j->shape.high) * (float)j->shape.sub_high;
-    return j->how->type == NB_TYPE_F32   ? INFINITY
-           : j->how->type == NB_TYPE_F16 ? 65519.996f
-                                         : 0x1.fep127f;
+    return j->how->type == NB_TYPE_F16    ? 65519.996f
+           : j->how->type == NB_TYPE_BF16 ? 0x1.fep127f
+                                          : INFINITY;
 }
 
 static bool all_below(const float *x, uint64_t n, float most)
@@ -150,7 +150,7 @@ static int encode_row(const struct job *j, const float *x, uint8_t *dst)
     if (!all_below(x, j->cols, largest(j)) || !all_below(x, j->cols, 0x1.fffffep127f))
         return nb_find_not_finite(x, j->cols) < j->cols ? -EDOM : -ERANGE;
     // The plain encoders of tensor/ are every format's own.
-    if (j->info->block > 1 && (j->how->effort == NB_EFFORT_SEARCH || !j->info->quantize))
+    if (j->shape.codec && (j->how->effort == NB_EFFORT_SEARCH || !j->info->quantize))
         return encode_blocks(j, x, dst);
     j->info->quantize(x, dst, j->cols / j->info->block);
     return 0;

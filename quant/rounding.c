@@ -12,14 +12,14 @@
 bool nb_rounding_has(uint32_t type)
 {
     const struct nb_type_info *info = nb_type_info(type);
-    return info && nb_encoded_bytes(type, 1, info->block) > 0;
+    return info && type < NB_TYPE_GGUF_END && nb_encoded_bytes(type, 1, info->block) > 0;
 }
 
 const char *nb_rounding_list(char ret[NB_ROUNDING_LIST])
 {
     size_t at = 0;
     *ret = 0;
-    for (uint32_t t = 0; t < NB_TYPE_END && at < NB_ROUNDING_LIST; t++)
+    for (uint32_t t = 0; t < NB_TYPE_GGUF_END && at < NB_ROUNDING_LIST; t++)
         if (nb_rounding_has(t))
             at += (size_t)snprintf(ret + at, NB_ROUNDING_LIST - at, "%s%s", at ? ", " : "",
                                    nb_type_name(t));

@@ -21,6 +21,8 @@ int nb_shape_init(struct nb_shape *ret, uint32_t type)
     if (!codec)
         return -ENOTSUP;
     const struct nb_layout *l = nb_layout_of(type);
+    if (l->sub == NB_SUB_F32) // no search: GGUF has no such type
+        return -ENOTSUP;
     const struct sub_range *sub = &sub_ranges[l->sub];
     bool table = l->codebook == NB_CODEBOOK_IQ4;
     int last = (1 << code_bits[l->planes]) - 1, offset = (int)l->offset;

@@ -78,6 +78,7 @@ typedef struct push_planes push_planes;
 #define PLANES_4_1  5
 #define PLANES_4_2  6
 #define PLANES_2_1  8
+#define CODEBOOK_NF4 2 // of enum nb_codebook
 #define SUB_NONE    0
 #define SUB_SM8     1
 #define SUB_SM4     2

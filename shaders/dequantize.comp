@@ -17,13 +17,13 @@ void decode(uint row, uint b, out precise vec4 w[8])
     uint group1 = pc.weight1 + row / GROUP_ROWS * pc.planes.stride1;
     uint quad = row % GROUP_ROWS / 4, r = row % 4;
     uvec4 c[8];
-    if (PLANES > PLANES_BF16)
+    if (!FLOAT_WEIGHTS)
         load_codes(group1 / 4 + quad, pc.planes.high4, b, c);
     [[unroll]] for (uint q = 0; q < 8; q++) {
         uint k = b * 32 + q * 4;
-        if (PLANES <= PLANES_BF16) {
+        if (FLOAT_WEIGHTS) {
             [[unroll]] for (uint i = 0; i < 4; i++)
-                w[q][i] = load_floats(group1, quad, min(k + i, pc.cols - 1))[r];
+                w[q][i] = load_floats(group1, pc.planes, quad, min(k + i, pc.cols - 1))[r];
         } else {
             vec4 ws, wm;
             load_scales(group1, pc.planes, quad, k, ws, wm);

@@ -26,9 +26,9 @@ void main()
     uint group1 = pc.weight1 + row / GROUP_ROWS * pc.planes.stride1;
     uint quad = row % GROUP_ROWS / 4, r = row % 4;
     uint at = token * pc.out1 + b * 32;
-    if (PLANES <= PLANES_BF16) {
+    if (FLOAT_WEIGHTS) {
         for (uint k = 0; k < 32 && b * 32 + k < pc.cols; k++)
-            put(at + k, load_floats(group1, quad, b * 32 + k)[r]);
+            put(at + k, load_floats(group1, pc.planes, quad, b * 32 + k)[r]);
         return;
     }
     uvec4 c[8];

@@ -217,7 +217,7 @@ void float_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[S
             x[t] = read_floats(inputs, input_row(token + t) * pc.in4 + k / 4);
         [[unroll]] for (uint q = 0; q < 2; q++) {
             [[unroll]] for (uint i = 0; i < 4; i++) {
-                vec4 w = load_floats(at.x, quad.x % 4, min(k + i, pc.cols - 1));
+                vec4 w = load_floats(at.x, pc.planes, quad.x % 4, min(k + i, pc.cols - 1));
                 [[unroll]] for (uint t = 0; t < TOKENS; t++)
                     acc[t] = k + i < pc.cols ? fma(w, vec4(x[t][i]), acc[t]) : acc[t];
             }
@@ -234,7 +234,7 @@ void product(uint part, uint m, uvec2 quad, uint token, out precise vec4 acc[SUM
     uint group1 = first_word(part + m), bias1 = first_bias(part + m);
     [[unroll]] for (uint t = 0; t < TOKENS; t++)
         acc[t] = acc[TOKENS + t] = vec4(0.0);
-    if (PLANES <= PLANES_BF16)
+    if (FLOAT_WEIGHTS)
         float_product(group1, quad, token, acc);
     else
         quantized_product(group1, quad, token, acc);

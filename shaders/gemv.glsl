@@ -56,7 +56,7 @@ void float_chunk(uint group1, uint quad, uint chunk, uint token, uint tokens,
     for (uint k = chunk * per; k < end; k += 4) {
         vec4 w[4];
         [[unroll]] for (uint i = 0; i < 4; i++)
-            w[i] = load_floats(group1, quad, min(k + i, pc.cols - 1));
+            w[i] = load_floats(group1, pc.planes, quad, min(k + i, pc.cols - 1));
         [[unroll]] for (uint t = 0; t < TOKENS; t++) {
             if (t >= tokens)
                 break;
@@ -126,7 +126,7 @@ void compute(uint group, uint token, uint tokens)
         precise vec4 acc[TOKENS];
         [[unroll]] for (uint t = 0; t < TOKENS; t++)
             acc[t] = vec4(0.0);
-        if (PLANES <= PLANES_BF16)
+        if (FLOAT_WEIGHTS)
             float_chunk(group1, quad, chunk, token, tokens, acc);
         else
             quantized_chunk(group1, quad, chunk, token, tokens, acc);

@@ -96,7 +96,7 @@ void stage_floats(uint group1, uint column, uint token, uint tokens)
     uint me = gl_LocalInvocationID.x, quad = me % QUADS;
     for (uint k = me / QUADS; group1 != NONE && k < COLUMNS; k += LANES / QUADS)
         codes[k / 8][k % 8][quad] =
-            floatBitsToUint(load_floats(group1, quad % 4, min(column + k, pc.cols - 1)));
+            floatBitsToUint(load_floats(group1, pc.planes, quad % 4, min(column + k, pc.cols - 1)));
     for (uint i = me; i < COLUMNS / 4 * TOKENS; i += LANES) {
         uint at = i / TOKENS, t = i % TOKENS;
         if (t < tokens && column + 4 * at < pc.cols)
@@ -136,7 +136,7 @@ void product(uint group1, uint token, uint tokens, out precise vec4 total[MINE])
     precise vec4 acc[MINE];
     [[unroll]] for (uint i = 0; i < MINE; i++)
         total[i] = acc[i] = vec4(0.0);
-    if (PLANES <= PLANES_BF16)
+    if (FLOAT_WEIGHTS)
         float_product(group1, token, tokens, acc, total);
     else
         quantized_product(group1, token, tokens, acc, total);

@@ -3,6 +3,7 @@
 
 const bool WIDE = PLANES == PLANES_8 || PLANES == PLANES_4_1 || PLANES == PLANES_4_2 ||
                   CODEBOOK != 0; // codes of more than 4 bits
+const bool FLOAT_WEIGHTS = PLANES <= PLANES_BF16 || CODEBOOK == CODEBOOK_NF4; // computed with in floats
 const uint ZERO = CODEBOOK != 0 ? 128 : OFFSET; // the code that means 0
 
 uvec4 read4(uint at)
@@ -182,9 +183,28 @@ void load_scale_pair(uint group1, push_planes p, uint pair, uint k, out vec4 ws[
     }
 }
 
-// Elements of a float matrix: row quad `quad` at column k.
-vec4 load_floats(uint group1, uint quad, uint k)
+// The 16 values of NF4, as bits: bitsandbytes' documentation.
+const uint nf4_values[16] = uint[16](
+    0xbf800000u, 0xbf3239b1u, 0xbf066b30u, 0xbeca32a0u, 0xbe91a24du, 0xbe3d353fu,
+    0xbdba7871u, 0x00000000u, 0x3da2faffu, 0x3e24cae3u, 0x3e7c04ddu, 0x3ead033au,
+    0x3ee1a4b8u, 0x3f1007abu, 0x3f3913b3u, 0x3f800000u);
+
+// The codes of 4 rows at column k: a cell of 32 columns has four texels, whose low nibbles come first.
+vec4 load_nf4(uint group1, push_planes p, uint quad, uint k)
 {
+    vec4 ws, wm;
+    uvec4 codes = read4(group1 / 4 + k / 32 * 16 + k % 16 / 4 * 4 + quad) >> k % 4 * 8 + k % 32 / 16 * 4 & 15;
+    load_scales(group1, p, quad, k, ws, wm);
+    precise vec4 w = ws * uintBitsToFloat(uvec4(nf4_values[codes.x], nf4_values[codes.y],
+                                                nf4_values[codes.z], nf4_values[codes.w]));
+    return w;
+}
+
+// Elements of a float matrix: row quad `quad` at column k.
+vec4 load_floats(uint group1, push_planes p, uint quad, uint k)
+{
+    if (CODEBOOK == CODEBOOK_NF4)
+        return load_nf4(group1, p, quad, k);
     if (PLANES == PLANES_F32)
         return uintBitsToFloat(read4(group1 / 4 + k * 4 + quad));
     uvec2 w = read2(group1 / 2 + k * 4 + quad);

@@ -12,7 +12,8 @@ static const struct nb_codec *const codecs[] = {
     [NB_TYPE_Q3_K] = &nb_codec_q3_k,     [NB_TYPE_Q4_K] = &nb_codec_q4_k,
     [NB_TYPE_Q5_K] = &nb_codec_q5_k,     [NB_TYPE_Q6_K] = &nb_codec_q6_k,
     [NB_TYPE_IQ4_NL] = &nb_codec_iq4_nl, [NB_TYPE_IQ4_XS] = &nb_codec_iq4_xs,
-    [NB_TYPE_Q2_0] = &nb_codec_q2_0,
+    [NB_TYPE_Q2_0] = &nb_codec_q2_0,     [NB_TYPE_INT8] = &nb_codec_int8,
+    [NB_TYPE_NF4] = &nb_codec_nf4,
 };
 
 const struct nb_codec *nb_codec_of(uint32_t type)
@@ -25,7 +26,7 @@ void nb_block_sub(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_sca
     *ret_scale = *ret_min = 1;
     switch (kind) {
     case NB_SUB_NONE:
-    case NB_SUB_F32: // has no blocks
+    case NB_SUB_F32:
         break;
     case NB_SUB_SM8:
         *ret_scale = sub[g];
@@ -75,18 +76,24 @@ void nb_block_set_sub(enum nb_sub kind, uint8_t *sub, unsigned g, int scale, int
     }
 }
 
+static float value_of(const struct nb_layout *l, uint8_t code)
+{
+    return l->codebook == NB_CODEBOOK_NF4   ? nb_nf4_values[code]
+           : l->codebook == NB_CODEBOOK_IQ4 ? (float)nb_iq4_values[code]
+                                            : (float)(code - (int)l->offset);
+}
+
 void nb_block_dequantize(const struct nb_layout *l, const struct nb_block *b, float *dst)
 {
-    float d = nb_f16_to_f32(b->scale), m = l->has_min ? nb_f16_to_f32(b->min) : 0;
+    float d = l->sub == NB_SUB_F32 ? b->single : nb_f16_to_f32(b->scale);
+    float m = l->has_min ? nb_f16_to_f32(b->min) : 0;
     for (unsigned g = 0; g < l->scale_block / l->group; g++) {
         int scale, min;
         nb_block_sub(l->sub, b->sub, g, &scale, &min);
         float ws = d * (float)scale, wm = l->sub == NB_SUB_NONE ? m : -(m * (float)min);
         const uint8_t *code = b->code + g * l->group;
         for (unsigned i = 0; i < l->group; i++) {
-            int v =
-                l->codebook == NB_CODEBOOK_IQ4 ? nb_iq4_values[code[i]] : code[i] - (int)l->offset;
-            float w = ws * (float)v;
+            float w = ws * value_of(l, code[i]);
             // Adding a zero minimum would turn -0 into +0 where the type has none.
             *dst++ = l->has_min ? w + wm : w;
         }

@@ -16,6 +16,7 @@ struct nb_block {
     uint8_t code[NB_BLOCK_MAX]; // in the order of k, unsigned
     uint8_t sub[NB_SUB_MAX];    // a row's sub-scales, as enum nb_sub orders them
     uint16_t scale, min;        // fp16 as stored
+    float single;               // the scale in their place, where it is fp32 (NB_SUB_F32)
 };
 
 // Every bit of the file's block is in the parts and back: join(split(x)) == x for any x.
@@ -29,6 +30,7 @@ extern const struct nb_codec nb_codec_q4_0, nb_codec_q4_1, nb_codec_q5_0, nb_cod
 extern const struct nb_codec nb_codec_q2_k, nb_codec_q3_k, nb_codec_q4_k, nb_codec_q5_k,
     nb_codec_q6_k;
 extern const struct nb_codec nb_codec_iq4_nl, nb_codec_iq4_xs;
+extern const struct nb_codec nb_codec_int8, nb_codec_nf4;
 
 // NULL for float types and for types that Nibble does not load.
 const struct nb_codec *nb_codec_of(uint32_t type);
@@ -39,6 +41,7 @@ void nb_block_sub(enum nb_sub kind, const uint8_t *sub, unsigned g, int *ret_sca
 void nb_block_set_sub(enum nb_sub kind, uint8_t *sub, unsigned g, int scale, int min);
 
 extern const int8_t nb_iq4_values[16]; // ascending
+extern const float nb_nf4_values[16];  // ascending
 
 // The parts to scale_block floats: w = ws * (code - offset) + wm, docs/numerics.md.
 void nb_block_dequantize(const struct nb_layout *l, const struct nb_block *b, float *dst);
@@ -48,6 +51,8 @@ void nb_quantize_q4_1(const float *src, void *dst, size_t n_blocks);
 void nb_quantize_q5_0(const float *src, void *dst, size_t n_blocks);
 void nb_quantize_q5_1(const float *src, void *dst, size_t n_blocks);
 void nb_quantize_q8_0(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_int8(const float *src, void *dst, size_t n_blocks);
+void nb_quantize_nf4(const float *src, void *dst, size_t n_blocks);
 
 void nb_dequantize_f32(const void *src, float *dst, size_t n);
 void nb_dequantize_f16(const void *src, float *dst, size_t n);

@@ -67,6 +67,8 @@ static struct plane plane_of(const struct nb_packed *p, const uint8_t *group)
                                                             : 0x7c00,
                               l->planes == NB_PLANES_F32 ? 4 : 2};
     const size_t scales = p->cols / l->scale_block * NB_GROUP_ROWS;
+    if (l->sub == NB_SUB_F32)
+        return (struct plane){group + p->scale, scales, 0x7f800000, 4};
     return (struct plane){group + p->scale, scales * (l->has_min ? 2 : 1), 0x7c00, 2};
 }
 
@@ -141,8 +143,8 @@ static bool is_bias(const struct nb_source_tensor *t, const struct nb_piece *p)
 // Bytes in the file.
 static uint64_t piece_bytes(const struct nb_source_tensor *t)
 {
-    const struct nb_type_info *info = nb_type_info(t->stored);
-    return info ? nb_source_rows(t) / t->n_pieces * (t->dims[0] / info->block * info->bytes) : 0;
+    return nb_type_info(t->stored) ? nb_source_rows(t) / t->n_pieces * nb_source_stored_bytes(t)
+                                   : 0;
 }
 
 // Whether rows end where the zeros begin, which a cut hits by chance alone, and most of them are
@@ -150,7 +152,7 @@ static uint64_t piece_bytes(const struct nb_source_tensor *t)
 static bool is_padded(const struct nb_source_tensor *t, uint64_t kept)
 {
     const struct nb_type_info *info = nb_type_info(t->stored);
-    uint64_t row = t->dims[0] / info->block * info->bytes, into = kept % row;
+    uint64_t row = nb_source_stored_bytes(t), into = kept % row;
     return t->n_dims > 1 && kept > piece_bytes(t) / 2 && (!into || into > row - info->bytes);
 }
 

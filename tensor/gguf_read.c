@@ -249,7 +249,10 @@ static void size_tensor(struct reader *r, struct nb_gguf_tensor *t)
     const struct nb_type_info *info = nb_type_info(t->type);
     if (!info)
         return;
-    if (t->dims[0] % info->block)
+    if (t->type >= NB_TYPE_GGUF_END)
+        FAIL(r, -ENOTSUP, "tensor %.*s is of type %" PRIu32 ", which no GGUF has", STR(t->name),
+             t->type);
+    else if (t->dims[0] % info->block)
         FAIL(r, -EINVAL, "tensor %.*s: rows of %" PRIu64 " weights are not whole blocks of %s (%u)",
              STR(t->name), t->dims[0], info->name, info->block);
     else if (__builtin_mul_overflow(elements / info->block, (uint64_t)info->bytes, &t->bytes))

@@ -85,7 +85,8 @@ static uint64_t tensor_bytes(uint32_t type, uint32_t n_dims, const uint64_t *dim
 {
     const struct nb_type_info *info = nb_type_info(type);
     uint64_t n = 1, bytes;
-    if (!info || n_dims < 1 || n_dims > NB_GGUF_MAX_DIMS || dims[0] % info->block)
+    if (!info || type >= NB_TYPE_GGUF_END || n_dims < 1 || n_dims > NB_GGUF_MAX_DIMS ||
+        dims[0] % info->block)
         return 0;
     for (uint32_t d = 0; d < n_dims; d++)
         if (__builtin_mul_overflow(n, dims[d], &n))

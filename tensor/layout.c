@@ -31,6 +31,8 @@ static const struct nb_layout layouts[] = {
     LAYOUT(IQ4_NL, 4, IQ4, NONE, 0, 32, 32, false, 0),
     LAYOUT(IQ4_XS, 4, IQ4, S6X8, 0, 256, 32, false, 8),
     LAYOUT(Q2_0, 2, LINEAR, NONE, 1, 64, 64, false, 0),
+    LAYOUT(INT8, 8, LINEAR, F32, 128, 32, 32, false, 0),
+    LAYOUT(NF4, 4, NF4, F32, 0, 64, 64, false, 0),
 };
 
 // Bits of a code in the low and the high plane, or bytes of a float element.
@@ -41,6 +43,11 @@ static const struct planes {
     [NB_PLANES_8] = {8, 0, 0},   [NB_PLANES_4] = {4, 0, 0},   [NB_PLANES_4_1] = {4, 1, 0},
     [NB_PLANES_4_2] = {4, 2, 0}, [NB_PLANES_2] = {2, 0, 0},   [NB_PLANES_2_1] = {2, 1, 0},
 };
+
+static size_t scale_bytes(const struct nb_layout *l)
+{
+    return l->sub == NB_SUB_F32 ? sizeof(float) : sizeof(uint16_t);
+}
 
 const struct nb_layout *nb_layout_of(uint32_t type)
 {
@@ -59,7 +66,8 @@ int nb_packed_init(struct nb_packed *ret, uint32_t type, uint64_t rows, uint64_t
     const struct planes *k = &planes[l->planes];
     size_t end = (size_t)cols * k->element * ROWS;
     if (l->scale_block) {
-        size_t cells = cols / CELL, blocks = cols / l->scale_block, scales = blocks * 2 * ROWS;
+        size_t cells = cols / CELL, blocks = cols / l->scale_block;
+        size_t scales = blocks * scale_bytes(l) * ROWS;
         p.high = cells * k->low * 64;
         p.scale = p.high + cells * k->high * 64;
         p.min = p.scale + scales;
@@ -150,7 +158,10 @@ static void put_block(const struct nb_packed *p, uint8_t *group, size_t block, u
 {
     const struct nb_layout *l = p->layout;
     put_codes(p, group, block * (l->scale_block / CELL), row, b->code);
-    nb_store16(group + p->scale + 2 * (block * ROWS + row), b->scale);
+    if (l->sub == NB_SUB_F32)
+        memcpy(group + p->scale + 4 * (block * ROWS + row), &b->single, sizeof(b->single));
+    else
+        nb_store16(group + p->scale + 2 * (block * ROWS + row), b->scale);
     if (l->has_min)
         nb_store16(group + p->min + 2 * (block * ROWS + row), b->min);
     uint8_t *sub = group + p->sub + block * l->sub_bytes * ROWS + row;
@@ -164,7 +175,10 @@ static void get_block(const struct nb_packed *p, const uint8_t *group, size_t bl
     const struct nb_layout *l = p->layout;
     const struct planes *k = &planes[l->planes];
     get_planes(p, group, block * (l->scale_block / CELL), row, b->code, k->low, k->high);
-    b->scale = nb_load16(group + p->scale + 2 * (block * ROWS + row));
+    if (l->sub == NB_SUB_F32)
+        memcpy(&b->single, group + p->scale + 4 * (block * ROWS + row), sizeof(b->single));
+    else
+        b->scale = nb_load16(group + p->scale + 2 * (block * ROWS + row));
     b->min = l->has_min ? nb_load16(group + p->min + 2 * (block * ROWS + row)) : 0;
     const uint8_t *sub = group + p->sub + block * l->sub_bytes * ROWS + row;
     for (unsigned i = 0; i < l->sub_bytes && i < NB_SUB_MAX; i++)

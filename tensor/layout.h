@@ -12,7 +12,8 @@
 //     B1     64 bytes: byte [r][i]         holds k = 4p+i in bit p, for p in 0..7
 //           4+1, 4+2 and 2+1 bit types have a low plane (all cells), then a high plane (all cells).
 //     F32/F16/BF16: element [k][r].
-//   scale   fp16 d: [k / scale_block][r]; scale_block is 32, 64 (Q2_0) or 256 (super-blocks).
+//   scale   fp16 d: [k / scale_block][r]; scale_block is 32, 64 (Q2_0, NF4) or 256 (super-blocks);
+//           fp32 of INT8 and NF4.
 //   min     fp16 m or dmin, the same shape, where the type has one.
 //   sub     integer sub-scales of super-blocks, by super-block, `sub_bytes` a row: see enum nb_sub.
 #pragma once
@@ -39,8 +40,10 @@ enum nb_planes {
     NB_PLANES_2_1,
 };
 
-// How a code becomes an integer: code - offset, or the IQ4 table.
-enum nb_codebook { NB_CODEBOOK_LINEAR, NB_CODEBOOK_IQ4 };
+// What a code means: code - offset, an integer of the IQ4 table, or a float of the NF4 table. Those
+// are no integers in any unit, so such a matrix is of the float class: kernels multiply its weights
+// by inputs that are not quantized.
+enum nb_codebook { NB_CODEBOOK_LINEAR, NB_CODEBOOK_IQ4, NB_CODEBOOK_NF4 };
 
 // S6 keeps the low 4 bits in u8 [8][16 rows] (group g in bits 0-3, g+8 in 4-7), then the high 2
 // bits in u8 [4][16] (group g in byte g%4, bits 2(g/4)).
@@ -76,10 +79,10 @@ struct nb_packed {
     size_t high, scale, min, sub; // plane offsets; the low code plane is at 0
 };
 
-// Of the float class: no codes, no scales.
+// Of the float class: computed with in floats.
 static inline bool nb_is_float(const struct nb_packed *w)
 {
-    return w->layout->planes <= NB_PLANES_BF16;
+    return w->layout->planes <= NB_PLANES_BF16 || w->layout->codebook == NB_CODEBOOK_NF4;
 }
 
 // NULL for a type with no layout.

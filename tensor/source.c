@@ -19,6 +19,8 @@ void nb_source_close(struct nb_source *s)
         return;
     nb_gguf_close(s->metadata);
     free(s->tensors);
+    for (uint32_t i = 0; i < s->n_pieces; i++)
+        free(s->pieces[i].scales);
     free(s->pieces);
     free(s->files);
     if (s->free_kept)
@@ -61,6 +63,13 @@ uint64_t nb_source_row_bytes(const struct nb_source_tensor *t)
     return row_bytes(t, t->type);
 }
 
+uint64_t nb_source_stored_bytes(const struct nb_source_tensor *t)
+{
+    if (!t->pieces->scales)
+        return row_bytes(t, t->stored);
+    return t->stored == NB_TYPE_NF4 ? t->dims[0] / 2 : t->dims[0];
+}
+
 const struct nb_piece *nb_source_piece(const struct nb_source_tensor *t, uint64_t row)
 {
     return &t->pieces[row / (nb_source_rows(t) / t->n_pieces)];
@@ -84,29 +93,39 @@ struct reading {
     struct nb_error *ret_error;
 };
 
-static int read_at(const struct reading *rd, const struct nb_piece *piece, uint64_t at, size_t len,
-                   uint8_t *dst)
+int nb_source_read_bytes(const struct nb_source *s, uint32_t file, uint64_t at, size_t len,
+                         struct nb_str what, void *dst, struct nb_error *ret_error)
 {
-    char prefix[NB_SOURCE_NAME + 2];
-    if (piece->data) {
-        memcpy(dst, (const uint8_t *)piece->data + at, len);
-        return 0;
-    }
-    at += piece->offset;
+    uint8_t *to = dst;
     while (len) {
-        ssize_t n = pread(rd->s->files[piece->file].fd, dst, len, (off_t)at);
+        ssize_t n = pread(s->files[file].fd, to, len, (off_t)at);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
-            return nb_fail(rd->ret_error, n < 0 ? -errno : -EINVAL,
-                           "%scannot read tensor %.*s at byte %" PRIu64 ": %s",
-                           nb_source_prefix(rd->s, piece, prefix), STR(piece->name), at,
-                           n < 0 ? strerror(errno) : "the file became shorter");
-        dst += n;
+            return nb_fail(ret_error, n < 0 ? -errno : -EINVAL,
+                           "%s%scannot read tensor %.*s at byte %" PRIu64 ": %s",
+                           s->n_files > 1 ? s->files[file].name : "", s->n_files > 1 ? ": " : "",
+                           STR(what), at, n < 0 ? strerror(errno) : "the file became shorter");
+        to += n;
         at += (uint64_t)n;
         len -= (size_t)n;
     }
     return 0;
+}
+
+// Rows of a piece.
+static int read_at(const struct reading *rd, const struct nb_piece *piece, uint64_t first,
+                   uint64_t n, uint8_t *dst)
+{
+    const uint64_t bytes = row_bytes(rd->t, rd->t->stored);
+    if (piece->data) {
+        memcpy(dst, (const uint8_t *)piece->data + first * bytes, n * bytes);
+        return 0;
+    }
+    if (piece->scales)
+        return nb_source_read_scaled(rd->s, rd->t, piece, first, n, dst, rd->ret_error);
+    return nb_source_read_bytes(rd->s, piece->file, piece->offset + first * bytes, n * bytes,
+                                piece->name, dst, rd->ret_error);
 }
 
 // Where the file has what comes as number i, of heads of that length: 2i comes from i and 2i + 1
@@ -128,22 +147,22 @@ static int read_stored(const struct reading *rd, uint64_t first, uint64_t n, uin
         uint64_t row = heads ? permuted(rows / heads, first + done) : first + done;
         uint64_t left = in_piece - row % in_piece;
         run = heads ? 1 : left < n - done ? left : n - done;
-        rc = read_at(rd, &t->pieces[row / in_piece], row % in_piece * bytes, run * bytes,
-                     dst + done * bytes);
+        rc = read_at(rd, &t->pieces[row / in_piece], row % in_piece, run, dst + done * bytes);
     }
     return rc;
 }
 
-// Rows of a float type as floats.
+// Rows of another type as floats.
 static int read_floats(const struct reading *rd, uint64_t first, uint64_t n, float *dst)
 {
     const struct nb_source_tensor *t = rd->t;
     uint8_t *stored = malloc(n * row_bytes(t, t->stored));
     if (!stored)
         return nb_fail(rd->ret_error, -ENOMEM, "no memory for %" PRIu64 " rows", n);
+    const struct nb_type_info *info = nb_type_info(t->stored);
     int rc = read_stored(rd, first, n, stored);
     if (rc == 0)
-        nb_type_info(t->stored)->dequantize(stored, dst, n * t->dims[0]);
+        info->dequantize(stored, dst, n * t->dims[0] / info->block);
     free(stored);
     return rc;
 }

@@ -3,6 +3,7 @@
 // so are a GGUF that was split and a Hugging Face folder.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +24,19 @@ struct nb_source_file {
     int fd;
 };
 
+// Where a folder has the scales of a piece's codes, row by row, each of so many elements. Nested
+// ones
+// ("double quantization" of QLoRA, as bitsandbytes writes it) are bytes, each of which stands for
+// map[byte] * its block's scale + shift.
+struct nb_scales {
+    uint32_t file, nested_file;
+    uint64_t offset, nested_offset;
+    uint64_t each, nested_each;
+    uint32_t type; // F32, F16, BF16; of nested ones F32
+    bool nested;
+    float shift, map[256];
+};
+
 // Rows that lie one behind the other.
 struct nb_piece {
     struct nb_str name; // of the tensor as its file has it
@@ -30,6 +44,7 @@ struct nb_piece {
     const void *data;   // where they are in memory; NULL: in a file
     uint32_t file;
     uint64_t offset;
+    struct nb_scales *scales; // of a type that a folder keeps apart from its scales; else NULL
 };
 
 // A tensor as the model has it. A row is dims[0] elements; the others count rows, and each piece
@@ -42,7 +57,7 @@ struct nb_source_tensor {
     uint64_t bytes;   // 0 when the type is unknown to us
     const struct nb_piece *pieces;
     uint32_t n_pieces;
-    uint32_t stored; // the type in the file: `type`, or a float type that is read as F32
+    uint32_t stored; // the type in the file: `type`, or one that is read as F32
     // Not 0: the rows (of a vector the elements) of so many heads, each with the two of a rotary
     // pair half a head apart, are read with them side by side.
     uint32_t heads;
@@ -55,7 +70,8 @@ struct nb_source {
     struct nb_gguf *metadata;
     struct nb_source_tensor *tensors;
     uint32_t n_tensors;
-    struct nb_piece *pieces; // of all tensors, one tensor after the other
+    struct nb_piece
+        *pieces; // of all tensors, one tensor after the other; their scales are malloc'ed
     uint32_t n_pieces;
     void *kept; // what names and pieces lie in
     void (*free_kept)(void *kept);
@@ -76,12 +92,22 @@ int nb_source_create(const struct nb_source_file *files, uint32_t n_files, struc
 // -errno with its line.
 int nb_source_read(const struct nb_source *s, const struct nb_source_tensor *t, uint64_t first,
                    uint64_t n, void *dst, struct nb_error *ret_error);
-// Bytes of a row.
+// Bytes of a row in its file, without scales that lie elsewhere.
+uint64_t nb_source_stored_bytes(const struct nb_source_tensor *t);
+// Bytes of a row as it is read.
 uint64_t nb_source_row_bytes(const struct nb_source_tensor *t);
 uint64_t nb_source_rows(const struct nb_source_tensor *t);
 
 // The piece that has this row (of the tensor as it is read).
 const struct nb_piece *nb_source_piece(const struct nb_source_tensor *t, uint64_t row);
+
+// scaled.c: rows of a piece whose scales lie apart, as blocks of the tensor's type.
+int nb_source_read_scaled(const struct nb_source *s, const struct nb_source_tensor *t,
+                          const struct nb_piece *piece, uint64_t first, uint64_t n, void *dst,
+                          struct nb_error *ret_error);
+// `len` bytes of a file; `what` is whose they are.
+int nb_source_read_bytes(const struct nb_source *s, uint32_t file, uint64_t at, size_t len,
+                         struct nb_str what, void *dst, struct nb_error *ret_error);
 
 // "FILE: " where the source has several files, else "": what an error begins with.
 const char *nb_source_prefix(const struct nb_source *s, const struct nb_piece *piece,

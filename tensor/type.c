@@ -36,6 +36,8 @@ DEQUANTIZER(Q6_K)
 DEQUANTIZER(IQ4_NL)
 DEQUANTIZER(IQ4_XS)
 DEQUANTIZER(Q2_0)
+DEQUANTIZER(INT8)
+DEQUANTIZER(NF4)
 
 #define TYPE(T, block, bytes, dequantize, quantize)                                                \
     [NB_TYPE_##T] = {#T, NB_TYPE_##T, block, bytes, dequantize, quantize}
@@ -57,6 +59,8 @@ static const struct nb_type_info types[] = {
     TYPE(IQ4_NL, 32, 18, dequantize_IQ4_NL, NULL),
     TYPE(IQ4_XS, 256, 136, dequantize_IQ4_XS, NULL),
     TYPE(Q2_0, 64, 18, dequantize_Q2_0, NULL),
+    TYPE(INT8, 32, 36, dequantize_INT8, nb_quantize_int8),
+    TYPE(NF4, 64, 36, dequantize_NF4, nb_quantize_nf4),
 };
 
 // Every type that GGUF has defined, those withdrawn included.
@@ -87,5 +91,6 @@ const struct nb_type_info *nb_type_by_name(const char *name)
 
 const char *nb_type_name(uint32_t type)
 {
-    return type < COUNT(names) ? names[type] : "unknown";
+    const struct nb_type_info *info = nb_type_info(type);
+    return type < COUNT(names) ? names[type] : info ? info->name : "unknown";
 }

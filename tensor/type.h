@@ -1,5 +1,6 @@
 // The types a weight may have in a file: sizes, names, scalar dequantize and quantize. The numbers
-// are GGUF's own. This is the oracle of every kernel; it is not meant to be fast.
+// are GGUF's own, but for those at the end, which come from Hugging Face folders. This is the
+// oracle of every kernel; it is not meant to be fast.
 #pragma once
 
 #include <stddef.h>
@@ -22,7 +23,12 @@ enum nb_type {
     NB_TYPE_IQ4_XS = 23,
     NB_TYPE_BF16 = 30,
     NB_TYPE_Q2_0 = 42,
-    NB_TYPE_END, // past the largest
+    NB_TYPE_GGUF_END, // past the largest that a GGUF may have
+
+    // Their scales are fp32. A folder keeps them apart from the codes (source.h).
+    NB_TYPE_INT8 = 64, // int8
+    NB_TYPE_NF4 = 65,  // the 16 values of "QLoRA" (Dettmers et al., 2023), the earlier code high
+    NB_TYPE_END,       // past the largest
 };
 
 struct nb_type_info {
@@ -39,8 +45,7 @@ struct nb_type_info {
 // NULL for a type that Nibble does not load.
 const struct nb_type_info *nb_type_info(uint32_t type);
 const struct nb_type_info *nb_type_by_name(const char *name);
-// The name of any type GGUF defines, loadable or not, for error messages; "type N" never appears as
-// NULL.
+// The name of any type of ours or GGUF's, loadable or not, for error messages; "unknown" otherwise.
 const char *nb_type_name(uint32_t type);
 
 float nb_f16_to_f32(uint16_t h);

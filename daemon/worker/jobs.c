@@ -33,6 +33,11 @@ static const struct nb_work_kind kinds[] = {
      {"model.gguf", "report.json", "imatrix.gguf"},
      nb_jobs_round_check,
      nb_jobs_weighted},
+    {"folder",
+     {"model.safetensors", "report.json", "texts.json"},
+     nb_jobs_folder_check,
+     nb_jobs_folder},
+    {"onnx", {"model.onnx", "report.json"}, nb_jobs_onnx_check, nb_jobs_onnx},
 };
 
 static const struct nb_work_kind *kind_of(const char *name)

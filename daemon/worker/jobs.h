@@ -37,6 +37,10 @@ struct nb_work_kind {
 int nb_jobs_round_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_round(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_weighted(struct nb_work *work, struct nb_error *ret_error);
+int nb_jobs_folder_check(const char *recipe, size_t len, struct nb_error *ret_error);
+int nb_jobs_folder(struct nb_work *work, struct nb_error *ret_error);
+int nb_jobs_onnx_check(const char *recipe, size_t len, struct nb_error *ret_error);
+int nb_jobs_onnx(struct nb_work *work, struct nb_error *ret_error);
 
 // Waits until the broker has charged so many bytes of the disk to the job's user. A refusal is the
 // end of this process.

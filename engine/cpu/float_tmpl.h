@@ -13,6 +13,33 @@ FORCED vf float_weights(int planes, const uint8_t *p, size_t k)
     return planes == NB_PLANES_F16 ? f_of_half(h) : f_of_bits(i_sll32(i_of_u16(h), 16));
 }
 
+// The values of NF4 by their codes.
+static const float nf4_values[16] = {-1.0f,
+                                     -0.6961928009986877f,
+                                     -0.5250730514526367f,
+                                     -0.39491748809814453f,
+                                     -0.28444138169288635f,
+                                     -0.18477343022823334f,
+                                     -0.09105003625154495f,
+                                     0.0f,
+                                     0.07958029955625534f,
+                                     0.16093020141124725f,
+                                     0.24611230194568634f,
+                                     0.33791524171829224f,
+                                     0.44070982933044434f,
+                                     0.5626170039176941f,
+                                     0.7229568362236023f,
+                                     1.0f};
+
+// Sixteen weights of NF4 at one k: a cell of 32 columns is four words of each row, whose low
+// nibbles come first. Scales are [k / 64][16].
+FORCED vf nf4_weights(const uint8_t *codes, const float *scales, size_t k)
+{
+    vi words = i_load(codes + (k / 32 * 4 + k % 16 / 4) * 64);
+    vf w = f_lookup(nf4_values, i_srl32(words, (int)(k % 4 * 8 + k % 32 / 16 * 4)));
+    return f_mul(w, f_load(scales + k / 64 * 16));
+}
+
 // `steps` steps of k for all tokens: an address of a token's inputs serves so many.
 FORCED void float_steps(int planes, int tokens, int steps, const uint8_t *group, const float *x,
                         size_t ldx, vf *acc)
@@ -31,6 +58,7 @@ FORCED void float_steps(int planes, int tokens, int steps, const uint8_t *group,
 // A row group and the tokens that meet it.
 struct float_tile {
     const uint8_t *group;
+    const float *scales;  // of NF4
     const uint8_t *ahead; // to fetch meanwhile: a share of the next row group,
     size_t share;         // of so many bytes for FLOAT_STEPS steps
     uint32_t cols;
@@ -66,6 +94,36 @@ FORCED void run_float_tile(int planes, int tokens, const struct float_tile *t, f
         f_store(out + 16 * n, acc[n]);
 }
 
+// The same of NF4, a cell of codes after the other.
+FORCED void run_nf4_tile(int tokens, const struct float_tile *t, float *out)
+{
+    const uint8_t *ahead = t->ahead, *words = t->group;
+    const size_t share = t->share * 32 / FLOAT_STEPS;
+    const float *x = t->x;
+    vf acc[FLOAT_TOKENS];
+    UNROLL
+    for (int n = 0; n < tokens; n++)
+        acc[n] = f_zero();
+    for (uint32_t k = 0; k < t->cols; k += 32, words += 256, ahead += share) {
+        const vf scale = f_load(t->scales + k / 64 * 16);
+        for (size_t at = 0; at < share; at += 64)
+            __builtin_prefetch(ahead + at, 0, 2);
+        for (uint32_t j = 0; j < 8; j++, x += 4) {
+            vi codes = i_srl32(i_load(words + j % 4 * 64), (int)(j / 4 * 4));
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                vf w = f_mul(f_lookup(nf4_values, i_srl32(codes, 8 * i)), scale);
+                UNROLL
+                for (int n = 0; n < tokens; n++)
+                    acc[n] = f_fma(w, f_set1(x[(size_t)n * t->ldx + (size_t)i]), acc[n]);
+            }
+        }
+    }
+    UNROLL
+    for (int n = 0; n < tokens; n++)
+        f_store(out + 16 * n, acc[n]);
+}
+
 typedef void float_fn(const struct float_tile *t, float *out);
 
 // Tiles too wide for the registers are empty and never chosen.
@@ -74,6 +132,12 @@ typedef void float_fn(const struct float_tile *t, float *out);
     {                                                                                              \
         if (tokens <= FLOAT_TOKENS)                                                                \
             run_float_tile(planes, tokens, t, out);                                                \
+    }
+#define NF4_TILE(planes, tokens)                                                                   \
+    static void planes##_##tokens(const struct float_tile *t, float *out)                          \
+    {                                                                                              \
+        if (tokens <= FLOAT_TOKENS)                                                                \
+            run_nf4_tile(tokens, t, out);                                                          \
     }
 #define FLOAT_NAME(planes, tokens) planes##_##tokens,
 #define FLOAT_ALL(f, planes)                                                                       \
@@ -85,16 +149,19 @@ typedef void float_fn(const struct float_tile *t, float *out);
 FLOAT_ALL(FLOAT_TILE, NB_PLANES_F32)
 FLOAT_ALL(FLOAT_TILE, NB_PLANES_F16)
 FLOAT_ALL(FLOAT_TILE, NB_PLANES_BF16)
+FLOAT_ALL(NF4_TILE, NB_CODEBOOK_NF4)
 
 static float_fn *const float_f32[] = {FLOAT_ALL(FLOAT_NAME, NB_PLANES_F32)};
 static float_fn *const float_f16[] = {FLOAT_ALL(FLOAT_NAME, NB_PLANES_F16)};
 static float_fn *const float_bf16[] = {FLOAT_ALL(FLOAT_NAME, NB_PLANES_BF16)};
+static float_fn *const float_nf4[] = {FLOAT_ALL(FLOAT_NAME, NB_CODEBOOK_NF4)};
 
 static float_fn *const *float_tiles(const struct nb_layout *layout)
 {
-    return layout->planes == NB_PLANES_F32   ? float_f32
-           : layout->planes == NB_PLANES_F16 ? float_f16
-                                             : float_bf16;
+    return layout->codebook == NB_CODEBOOK_NF4 ? float_nf4
+           : layout->planes == NB_PLANES_F32   ? float_f32
+           : layout->planes == NB_PLANES_F16   ? float_f16
+                                               : float_bf16;
 }
 
 static uint32_t float_passes(uint32_t tokens)
@@ -112,6 +179,7 @@ static void gemm_float(const struct nb_packed *w, const struct nb_act *a, uint32
     for (uint32_t g = g0; g < g1; g++) {
         const uint8_t *group = w->data + g * w->stride;
         struct float_tile tile = {.group = group,
+                                  .scales = (const float *)(group + w->scale),
                                   .ahead = group + w->stride,
                                   .share = share * FLOAT_STEPS / w->cols,
                                   .cols = w->cols,

@@ -197,6 +197,23 @@ FORCED vi i_sll32(vi x, int n)
     return VI(_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n));
 }
 
+FORCED vi i_srl32(vi x, int n)
+{
+    return VI(_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n));
+}
+
+// The entry of the table that the low 4 bits of each word name. A permutation looks at 3 of them.
+FORCED vf f_lookup(const float table[16], vi x)
+{
+    __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
+    __m256 a = _mm256_castsi256_ps(_mm256_slli_epi32(x.a, 28));
+    __m256 b = _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 28));
+    return VF(_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, x.a),
+                               _mm256_permutevar8x32_ps(high, x.a), a),
+              _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, x.b),
+                               _mm256_permutevar8x32_ps(high, x.b), b));
+}
+
 // Shifts of 16-bit lanes: enough for codes in bytes once masked.
 FORCED vi i_srl16(vi x, int n)
 {

@@ -199,6 +199,17 @@ FORCED vi i_sll32(vi x, int n)
     return _mm512_slli_epi32(x, (unsigned)n);
 }
 
+FORCED vi i_srl32(vi x, int n)
+{
+    return _mm512_srli_epi32(x, (unsigned)n);
+}
+
+// The entry of the table that the low 4 bits of each word name.
+FORCED vf f_lookup(const float table[16], vi x)
+{
+    return _mm512_permutexvar_ps(x, _mm512_loadu_ps(table));
+}
+
 // Shifts of 16-bit lanes: enough for codes in bytes once masked.
 FORCED vi i_srl16(vi x, int n)
 {

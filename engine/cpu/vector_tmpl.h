@@ -416,7 +416,9 @@ static void decode_row(const struct nb_packed *w, uint32_t row, float *out)
     }
     for (size_t k = 0; k < w->cols; k++) {
         float x[16];
-        f_store(x, float_weights((int)w->layout->planes, group, k));
+        f_store(x, w->layout->codebook == NB_CODEBOOK_NF4
+                       ? nf4_weights(group, (const float *)(group + w->scale), k)
+                       : float_weights((int)w->layout->planes, group, k));
         out[k] = x[row % 16];
     }
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "tensor/fail.h"
+#include "tensor/hf/quantized.h"
 
 #define KEY_MAX 128
 
@@ -291,6 +292,8 @@ static int check(struct nb_hf_config *c)
     int rc = find_family(c);
     if (rc == 0)
         rc = check_keys(c);
+    if (rc == 0)
+        rc = nb_hf_quantization(c);
     if (rc == 0)
         rc = check_required(c, nb_hf_common_keys, nb_hf_n_common_keys);
     if (rc == 0)

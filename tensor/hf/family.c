@@ -29,7 +29,7 @@ const struct nb_hf_key nb_hf_common_keys[] = {
     U32("intermediate_size", "feed_forward_length"),
     U32("max_position_embeddings", "context_length"),
 
-    IS("quantization_config", NULL, "weights that are quantized in their own way"),
+    READ("quantization_config"),
     IS("vision_config", NULL, "a vision tower"),
     IS("audio_config", NULL, "an audio tower"),
     IS("text_config", NULL, "a model of several parts"),

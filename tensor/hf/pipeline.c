@@ -200,3 +200,94 @@ int nb_hf_pipeline_find(const json_t *root, const struct nb_hf_pipeline **ret,
         w.len ? nb_hf_shown((struct nb_str){steps, strlen(steps)}, shown) : "of no steps",
         ignore_merges ? " with ignore_merges" : "", byte_fallback ? " with byte_fallback" : "");
 }
+
+// ---- Back to JSON
+
+const struct nb_hf_pipeline *nb_hf_pipeline_of(struct nb_str model, struct nb_str pre,
+                                               bool space_prefix)
+{
+    // Other names of a row.
+    static const char *const same[][2] = {{"llama3", "llama-bpe"},    {"llama-v3", "llama-bpe"},
+                                          {"falcon3", "llama-bpe"},   {"deepseek-r1-qwen", "qwen2"},
+                                          {"jina-v2-en", "bert-bge"}, {"megrez", "qwen2"}};
+    for (size_t i = 0; i < sizeof(same) / sizeof(*same); i++)
+        if (nb_hf_is(pre, same[i][0]))
+            pre = (struct nb_str){same[i][1], strlen(same[i][1])};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        const struct nb_hf_pipeline *p = &rows[i];
+        const bool other = p->sentencepiece
+                               ? p->space_prefix != space_prefix
+                               : strcmp(p->model, "bert") != 0 && !nb_hf_is(pre, p->pre);
+        if (nb_hf_is(model, p->model) && !other)
+            return p;
+    }
+    return NULL;
+}
+
+static json_t *json_of_word(struct nb_str word, const char *field)
+{
+    if (nb_hf_is(word, "yes") || nb_hf_is(word, "no"))
+        return json_boolean(word.data[0] == 'y');
+    if (!strcmp(field, "pattern"))
+        return json_pack("{s:s%}", "String", word.data, word.len);
+    return json_stringn(word.data, word.len);
+}
+
+// A step of `len` bytes of words. A field's words are one character, "yes", "no" or a name.
+static json_t *json_of_step(const char *text, size_t len)
+{
+    const size_t cut = strlen(CUT);
+    if (len > cut && !memcmp(text, CUT, cut))
+        return json_pack("{s:s, s:{s:s%}, s:s, s:b}", "type", "Split", "pattern", "Regex",
+                         text + cut, len - cut, "behavior", "Isolated", "invert", 0);
+    const char *end = memchr(text, ' ', len), *at = end ? end : text + len;
+    const struct component *c = component_of((struct nb_str){text, (size_t)(at - text)});
+    if (!c)
+        return NULL;
+    json_t *step = json_pack("{s:s}", "type", c->type);
+    for (size_t i = 0; i < FIELDS && c->fields[i].name && at < text + len; i++) {
+        const char *word = at + 1, *stop = word;
+        while (stop < text + len && (stop == word || *stop != ' '))
+            stop++;
+        json_object_set_new(
+            step, c->fields[i].name,
+            json_of_word((struct nb_str){word, (size_t)(stop - word)}, c->fields[i].name));
+        at = stop;
+    }
+    return step;
+}
+
+// Which steps change a text before it is cut.
+static bool is_normalizer(const json_t *step)
+{
+    static const char *const types[] = {"Prepend", "Replace", "BertNormalizer"};
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++)
+        if (nb_hf_is(nb_hf_str(step, "type"), types[i]))
+            return true;
+    return false;
+}
+
+static json_t *sequence_of(json_t *steps, const char *list)
+{
+    const size_t n = json_array_size(steps);
+    json_t *whole = n == 1 ? json_incref(json_array_get(steps, 0))
+                    : n    ? json_pack("{s:s, s:O}", "type", "Sequence", list, steps)
+                           : json_null();
+    json_decref(steps);
+    return whole;
+}
+
+int nb_hf_pipeline_json(const struct nb_hf_pipeline *p, json_t **ret_normalizer,
+                        json_t **ret_pre_tokenizer)
+{
+    json_t *normalizers = json_array(), *cutters = json_array();
+    for (const char *at = p->steps, *end; *at; at = *end ? end + 2 : end) {
+        end = strstr(at, "; ");
+        end = end ? end : at + strlen(at);
+        json_t *step = json_of_step(at, (size_t)(end - at));
+        json_array_append_new(is_normalizer(step) ? normalizers : cutters, step);
+    }
+    *ret_normalizer = sequence_of(normalizers, "normalizers");
+    *ret_pre_tokenizer = sequence_of(cutters, "pretokenizers");
+    return *ret_normalizer && *ret_pre_tokenizer ? 0 : -ENOMEM;
+}

@@ -19,3 +19,11 @@ struct nb_hf_pipeline {
 // -ENOTSUP, with a line that names the steps, where no row fits `root`, the whole tokenizer.json.
 int nb_hf_pipeline_find(const json_t *root, const struct nb_hf_pipeline **ret,
                         struct nb_error *ret_error);
+
+// The row that these keys of a GGUF mean, or NULL; space_prefix counts where it is SentencePiece's.
+const struct nb_hf_pipeline *nb_hf_pipeline_of(struct nb_str model, struct nb_str pre,
+                                               bool space_prefix);
+// Its steps as tokenizer.json has them: the inverse of nb_hf_pipeline_find. Each is null where the
+// row has none of its kind. 0 or -ENOMEM.
+int nb_hf_pipeline_json(const struct nb_hf_pipeline *p, json_t **ret_normalizer,
+                        json_t **ret_pre_tokenizer);

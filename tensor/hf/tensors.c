@@ -9,6 +9,7 @@
 
 #include "tensor/fail.h"
 #include "tensor/gguf_private.h"
+#include "tensor/hf/quantized.h"
 
 #define NAME_MAX_HF 160 // longer than any that the tables make
 #define STR(s)      (int)(s).len, (s).data
@@ -69,19 +70,32 @@ static const char *file_of(const struct mapping *m, const struct nb_hf_entry *e)
     return m->s->files[e->file].name;
 }
 
-static int check_entry(const struct mapping *m, const struct nb_hf_tensor *row,
-                       const struct nb_hf_entry *e)
+static int check_shape(const struct mapping *m, const struct nb_hf_tensor *row,
+                       const struct nb_hf_entry *e, uint32_t n_dims)
 {
     const struct nb_safetensor *t = e->tensor;
-    if (!t->loadable)
-        return FAIL(m, -ENOTSUP, "%s: tensor %.*s is of dtype %s; F32, F16 and BF16 are read",
-                    file_of(m, e), STR(t->name), t->dtype);
-    const bool whole = row->flags & NB_HF_PLUS_ONE ? t->n_dims == 1 : t->n_dims <= 2;
-    if (!whole || !t->n_dims || !t->bytes || (is_stack(row) && t->n_dims != 2))
+    const bool whole = row->flags & NB_HF_PLUS_ONE ? n_dims == 1 : n_dims <= 2;
+    if (!whole || !n_dims || !t->bytes || (is_stack(row) && n_dims != 2))
         return FAIL(m, -EINVAL,
                     "%s: tensor %.*s has %" PRIu32 " dimensions or no elements, which "
                     "does not fit a %s model",
-                    file_of(m, e), STR(t->name), t->n_dims, m->c->family->architecture);
+                    file_of(m, e), STR(t->name), n_dims, m->c->family->architecture);
+    return 0;
+}
+
+static int read_entry(const struct mapping *m, const struct nb_hf_tensor *row,
+                      const struct nb_hf_entry *e, struct nb_hf_matrix *ret)
+{
+    const struct nb_safetensor *t = e->tensor;
+    int rc = check_shape(m, row, e, t->n_dims);
+    if (rc < 0)
+        return rc;
+    if (!t->loadable) {
+        rc = nb_hf_quantized(m->s, m->c, m->shards, e, ret);
+        return rc < 0 ? rc : check_shape(m, row, e, ret->n_dims);
+    }
+    *ret = (struct nb_hf_matrix){.type = t->type, .n_dims = t->n_dims};
+    memcpy(ret->shape, t->shape, sizeof(ret->shape));
     return 0;
 }
 
@@ -94,9 +108,9 @@ static uint32_t heads_of(const struct mapping *m, const struct nb_hf_tensor *row
 
 // Vectors are F32 in a GGUF, whatever they were.
 static int describe(const struct mapping *m, const struct nb_hf_tensor *row,
-                    const struct nb_hf_entry *e, struct nb_source_tensor *t)
+                    const struct nb_hf_entry *e, const struct nb_hf_matrix *from,
+                    struct nb_source_tensor *t)
 {
-    const struct nb_safetensor *from = e->tensor;
     const bool single = from->n_dims == 1 || row->flags & NB_HF_SINGLE;
     t->type = single ? NB_TYPE_F32 : from->type;
     t->stored = from->type;
@@ -110,17 +124,19 @@ static int describe(const struct mapping *m, const struct nb_hf_tensor *row,
         return FAIL(m, -EINVAL,
                     "%s: tensor %.*s has %" PRIu64 " rows, not pairs of rows in each of "
                     "%" PRIu32 " heads",
-                    file_of(m, e), STR(from->name), rows, t->heads);
+                    file_of(m, e), STR(e->tensor->name), rows, t->heads);
     return 0;
 }
 
-static void add_piece(const struct mapping *m, struct nb_source_tensor *t, struct nb_hf_entry *e)
+static void add_piece(const struct mapping *m, struct nb_source_tensor *t, struct nb_hf_entry *e,
+                      const struct nb_hf_matrix *matrix)
 {
     e->used = true;
     m->s->pieces[m->s->n_pieces++] = (struct nb_piece){.name = e->tensor->name,
                                                        .tensor = m->s->n_tensors,
                                                        .file = e->file,
-                                                       .offset = e->tensor->offset};
+                                                       .offset = e->tensor->offset,
+                                                       .scales = matrix->scales};
     t->n_pieces++;
 }
 
@@ -137,7 +153,7 @@ static struct nb_source_tensor *new_tensor(const struct mapping *m, const char *
 static void finish_tensor(const struct mapping *m, struct nb_source_tensor *t)
 {
     const struct nb_type_info *info = nb_type_info(t->type);
-    t->bytes = t->dims[0] * t->dims[1] * t->dims[2] * info->bytes; // of what files have
+    t->bytes = t->dims[0] * t->dims[1] * t->dims[2] / info->block * info->bytes;
     m->s->n_tensors++;
 }
 
@@ -155,24 +171,24 @@ static int add_plain(const struct mapping *m, const struct nb_hf_tensor *row, ui
     struct nb_hf_entry *e = find(m, row, &layer, suffix, name);
     if (!e)
         return suffix && row->flags & NB_HF_BIAS_OPTIONAL ? 0 : missing(m, name);
-    int rc = check_entry(m, row, e);
+    struct nb_hf_matrix matrix;
+    int rc = read_entry(m, row, e, &matrix);
     if (rc < 0)
         return rc;
     expand(row->gguf, &layer, base, sizeof(base));
     snprintf(gguf, sizeof(gguf), "%s.%s", base, suffixes[suffix][0]);
     struct nb_source_tensor *t = new_tensor(m, gguf);
-    if ((rc = describe(m, row, e, t)) < 0)
-        return rc;
-    add_piece(m, t, e);
+    add_piece(m, t, e, &matrix);
+    rc = describe(m, row, e, &matrix, t);
     finish_tensor(m, t);
-    return 0;
+    return rc;
 }
 
 // The experts' matrices, one slice each.
 static int add_stack(const struct mapping *m, const struct nb_hf_tensor *row, uint32_t layer)
 {
     char name[NAME_MAX_HF], base[NB_HF_NAME - 8], gguf[NB_HF_NAME];
-    const struct nb_hf_entry *first = NULL;
+    struct nb_hf_matrix first, next;
     expand(row->gguf, &layer, base, sizeof(base));
     snprintf(gguf, sizeof(gguf), "%s.weight", base);
     struct nb_source_tensor *t = new_tensor(m, gguf);
@@ -180,18 +196,20 @@ static int add_stack(const struct mapping *m, const struct nb_hf_tensor *row, ui
         struct nb_hf_entry *e = find(m, row, (uint32_t[]){layer, expert}, 0, name);
         if (!e)
             return missing(m, name);
-        int rc = check_entry(m, row, e);
-        if (!first) {
-            first = e;
-            rc = rc < 0 ? rc : describe(m, row, e, t);
+        int rc = read_entry(m, row, e, &next);
+        if (rc < 0)
+            return rc;
+        add_piece(m, t, e, &next);
+        if (!expert) {
+            first = next;
+            rc = describe(m, row, e, &next, t);
+        } else if (next.type != first.type || memcmp(next.shape, first.shape, sizeof(next.shape))) {
+            rc = FAIL(m, -EINVAL,
+                      "%s: tensor %s is of another shape or dtype than the layer's first",
+                      file_of(m, e), name);
         }
         if (rc < 0)
             return rc;
-        if (e->tensor->type != first->tensor->type ||
-            memcmp(e->tensor->shape, first->tensor->shape, sizeof(e->tensor->shape)) != 0)
-            return FAIL(m, -EINVAL, "%s: tensor %s is of another shape or dtype than %.*s",
-                        file_of(m, e), name, STR(first->tensor->name));
-        add_piece(m, t, e);
     }
     t->n_dims = 3;
     t->dims[2] = t->n_pieces;

@@ -13,7 +13,7 @@ struct report check_report;
 const uint32_t check_types[] = {
     NB_TYPE_Q4_0, NB_TYPE_Q4_1, NB_TYPE_Q5_0,   NB_TYPE_Q5_1, NB_TYPE_Q8_0, NB_TYPE_Q2_0,
     NB_TYPE_Q2_K, NB_TYPE_Q3_K, NB_TYPE_Q4_K,   NB_TYPE_Q5_K, NB_TYPE_Q6_K, NB_TYPE_IQ4_NL,
-    NB_TYPE_F32,  NB_TYPE_F16,  NB_TYPE_IQ4_XS, NB_TYPE_BF16,
+    NB_TYPE_F32,  NB_TYPE_F16,  NB_TYPE_IQ4_XS, NB_TYPE_BF16, NB_TYPE_INT8, NB_TYPE_NF4,
 };
 const uint32_t check_n_types = sizeof(check_types) / sizeof(check_types[0]);
 
@@ -151,6 +151,18 @@ static void sane_halves(uint8_t *at, size_t n)
     }
 }
 
+static void sane_scales(const struct nb_packed *w, uint8_t *at, size_t n)
+{
+    if (w->layout->sub != NB_SUB_F32) {
+        sane_halves(at, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        float f = random_float() * 0.01f;
+        memcpy(at + 4 * i, &f, 4);
+    }
+}
+
 static void sane_elements(const struct nb_packed *w, uint8_t *group)
 {
     for (size_t i = 0; i < (size_t)w->cols * 16; i++) {
@@ -179,7 +191,7 @@ struct matrix random_matrix(uint32_t type, uint32_t rows, uint32_t cols, int fil
             sane_elements(&m.w, g);
             continue;
         }
-        sane_halves(g + m.w.scale, (size_t)cols / block * 16);
+        sane_scales(&m.w, g + m.w.scale, (size_t)cols / block * 16);
         if (m.w.layout->has_min)
             sane_halves(g + m.w.min, (size_t)cols / block * 16);
     }

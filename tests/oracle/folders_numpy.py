@@ -155,20 +155,22 @@ class Decoder:
             gate, up = self.linear(f"{at}mlp.gate_proj", x), self.linear(f"{at}mlp.up_proj", x)
         return self.linear(f"{at}mlp.down_proj", self.activation(gate) * up)
 
+    def layer(self, i, x, long=False):
+        at = f"model.layers.{i}."
+        y = self.attend(i, self.norm(f"{at}input_layernorm", x), long)
+        if self.gemma:
+            x = x + self.norm(f"{at}post_attention_layernorm", y)
+            y = self.ffn(i, self.norm(f"{at}pre_feedforward_layernorm", x))
+            return x + self.norm(f"{at}post_feedforward_layernorm", y)
+        x = x + y
+        return x + self.ffn(i, self.norm(f"{at}post_attention_layernorm", x))
+
     def logits(self, tokens, long=False):
         x = self.w["model.embed_tokens.weight"][tokens]
         if self.gemma:
             x = x * math.sqrt(self.c["hidden_size"])
         for i in range(self.c["num_hidden_layers"]):
-            at = f"model.layers.{i}."
-            y = self.attend(i, self.norm(f"{at}input_layernorm", x), long)
-            if self.gemma:
-                x = x + self.norm(f"{at}post_attention_layernorm", y)
-                y = self.ffn(i, self.norm(f"{at}pre_feedforward_layernorm", x))
-                x = x + self.norm(f"{at}post_feedforward_layernorm", y)
-            else:
-                x = x + y
-                x = x + self.ffn(i, self.norm(f"{at}post_attention_layernorm", x))
+            x = self.layer(i, x, long)
         head = self.w.get("lm_head.weight", self.w["model.embed_tokens.weight"])
         return self.norm("model.norm", x) @ head.T
 

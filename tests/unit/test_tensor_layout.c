@@ -12,7 +12,7 @@
 static const uint32_t types[] = {
     NB_TYPE_F32,  NB_TYPE_F16,    NB_TYPE_BF16,   NB_TYPE_Q4_0, NB_TYPE_Q4_1, NB_TYPE_Q5_0,
     NB_TYPE_Q5_1, NB_TYPE_Q8_0,   NB_TYPE_Q2_K,   NB_TYPE_Q3_K, NB_TYPE_Q4_K, NB_TYPE_Q5_K,
-    NB_TYPE_Q6_K, NB_TYPE_IQ4_NL, NB_TYPE_IQ4_XS, NB_TYPE_Q2_0,
+    NB_TYPE_Q6_K, NB_TYPE_IQ4_NL, NB_TYPE_IQ4_XS, NB_TYPE_Q2_0, NB_TYPE_INT8, NB_TYPE_NF4,
 };
 
 #define N_TYPES (sizeof(types) / sizeof(types[0]))
@@ -174,8 +174,8 @@ static void test_padding_is_zero(void **unused)
         for (size_t i = 0; i < 5 * part.row_bytes; i++)
             whole.file[i] = part.file[i] = random_byte();
         // The file of `whole` is zero past row 5, and zero bits pack to zero bits but for the
-        // stored XOR of Q8_0 and the stored minus 32 of IQ4_XS.
-        if (types[t] != NB_TYPE_Q8_0 && types[t] != NB_TYPE_IQ4_XS) {
+        // stored XOR of Q8_0 and INT8 and the stored minus 32 of IQ4_XS.
+        if (types[t] != NB_TYPE_Q8_0 && types[t] != NB_TYPE_INT8 && types[t] != NB_TYPE_IQ4_XS) {
             pack_all(&whole);
             pack_all(&part);
             assert_memory_equal(whole.data, part.data, nb_packed_bytes(&part.packed));

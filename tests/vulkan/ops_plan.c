@@ -29,7 +29,12 @@ static void extreme_scales(const struct nb_packed *w, uint8_t *group)
 {
     uint32_t block = w->layout->scale_block, n = block ? w->cols / block * 16 : 0;
     for (uint32_t i = 0; i < n; i++) {
-        memcpy(group + w->scale + 2 * i, &extreme_halves[random_below(7)], 2);
+        const uint16_t half = extreme_halves[random_below(7)];
+        const float single = nb_f16_to_f32(half);
+        if (w->layout->sub == NB_SUB_F32)
+            memcpy(group + w->scale + 4 * i, &single, 4);
+        else
+            memcpy(group + w->scale + 2 * i, &half, 2);
         if (w->layout->has_min)
             memcpy(group + w->min + 2 * i, &extreme_halves[random_below(7)], 2);
     }
@@ -39,7 +44,7 @@ static void extreme_scales(const struct nb_packed *w, uint8_t *group)
 static void clear_rows(const struct nb_packed *w, uint8_t *group, uint32_t rows)
 {
     const uint32_t bytes = nb_type_info(w->layout->type)->bytes;
-    for (size_t k = 0; nb_is_float(w) && rows < 16 && k < w->cols; k++)
+    for (size_t k = 0; !w->layout->scale_block && rows < 16 && k < w->cols; k++)
         memset(group + (k * 16 + rows) * bytes, 0, (16 - rows) * bytes);
 }
 

@@ -6,13 +6,17 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "tools/cli/folder.h"
 #include "tools/cli/jobs.h"
 
 struct compress {
     struct common common;
-    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix;
+    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix, *format,
+        *activations;
     struct option_list calibration;
     uint32_t samples, length; // 0: not said
+    uint32_t layer;           // UINT32_MAX: not said
+    const char *kind;         // of the job; NULL: by its other options
     bool detach, force;
 };
 
@@ -53,6 +57,10 @@ static int make_recipe(const struct compress *c, char **ret)
         json_object_set_new(recipe, "else", json_string(c->otherwise));
     if (c->method)
         json_object_set_new(recipe, "method", json_string(c->method));
+    if (c->activations)
+        json_object_set_new(recipe, "activations", json_string(c->activations));
+    if (c->layer != UINT32_MAX)
+        json_object_set_new(recipe, "layer", json_integer(c->layer));
     put_sampling(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
@@ -63,6 +71,25 @@ static int make_recipe(const struct compress *c, char **ret)
 static bool calibrates(const struct compress *c)
 {
     return c->calibration.n || (c->method && !c->imatrix);
+}
+
+// The kind of job that another format than GGUF is, and what goes with it.
+static int check_format(struct compress *c)
+{
+    const bool graph = c->format && !strcmp(c->format, "onnx");
+    const bool more =
+        !c->to || c->recipe || c->otherwise || c->method || c->calibration.n || c->imatrix;
+    bool folder = false;
+    int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
+    if (status == CLI_OK && folder && more)
+        return cli_usage_error("a folder is rounded to nearest, by --to alone: F32, F16, BF16, "
+                               "INT8 or NF4");
+    if (graph && more)
+        return cli_usage_error("a graph takes --to INT8 or F32, --layer and --activations alone");
+    if (!graph && (c->activations || c->layer != UINT32_MAX))
+        return cli_usage_error("--activations and --layer are of --format onnx");
+    c->kind = graph ? "onnx" : folder ? "folder" : calibrates(c) ? "weighted" : NULL;
+    return status;
 }
 
 static int check(const struct compress *c)
@@ -118,7 +145,7 @@ static int compress(const struct compress *c, nibble *connection, const char *re
     const struct nibble_compress_options options = {.size = sizeof(options),
                                                     .detached = c->detach,
                                                     .recipe = recipe,
-                                                    .kind = calibrates(c) ? "weighted" : NULL,
+                                                    .kind = c->kind,
                                                     .calibration = c->calibration.items,
                                                     .n_calibration = c->calibration.n,
                                                     .imatrix = c->imatrix};
@@ -134,7 +161,7 @@ static int compress(const struct compress *c, nibble *connection, const char *re
 
 int verb_compress(const struct verb *verb, int argc, char **argv)
 {
-    struct compress c = {0};
+    struct compress c = {.layer = UINT32_MAX};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &c.out, "F.gguf", "the file to write (or --detach)"},
         {"to", 0, OPTION_STRING, &c.to, "T", "the type of its matrices, as Q8_0"},
@@ -153,6 +180,14 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "llama-imatrix's file in the place of --calibration"},
         {"save-imatrix", 0, OPTION_STRING, &c.save_imatrix, "F.gguf",
          "write such a file, which llama-quantize reads, too"},
+        {"format", 0, OPTION_STRING, &c.format, "F",
+         "gguf, safetensors (a Hugging Face folder), or onnx; default: gguf, safetensors of NF4 "
+         "and "
+         "INT8"},
+        {"layer", 0, OPTION_UINT(0, 1u << 20), &c.layer, "N",
+         "with onnx: the layer of a decoder; an encoder is written whole"},
+        {"activations", 0, OPTION_STRING, &c.activations, "A",
+         "with onnx: inputs of matrices are float (the default), or dynamic: bytes by their range"},
         {"detach", 0, OPTION_FLAG, &c.detach, NULL, "start the job and leave it to itself"},
         {"force", 'f', OPTION_FLAG, &c.force, NULL, "replace a file that is there"},
         {0},
@@ -162,7 +197,9 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
     if (n < 0)
         return CLI_EXIT(n);
     c.path = args[0];
-    int status = check(&c);
+    int status = check_format(&c);
+    if (status == CLI_OK)
+        status = check(&c);
     if (status == CLI_OK)
         status = make_recipe(&c, &recipe);
     nibble *connection = status == CLI_OK ? cli_connect(&c.common) : NULL;

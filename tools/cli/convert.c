@@ -1,15 +1,18 @@
-// `nibble convert`: a model's files as one GGUF file, in this process and without the daemon. The
-// file appears whole or not at all.
+// `nibble convert`: a model's files as one GGUF file or as a Hugging Face folder, in this process
+// and without the daemon. What is written appears whole or not at all.
 #include "tools/cli/cli.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "libclient/files.h"
 #include "tensor/convert.h"
 #include "tensor/fail.h"
 #include "tensor/hf/folder.h"
+#include "tensor/hf/write.h"
 #include "tensor/type.h"
+#include "tools/cli/folder.h"
 
 static int on_progress(void *user, uint64_t done, uint64_t total)
 {
@@ -17,17 +20,30 @@ static int on_progress(void *user, uint64_t done, uint64_t total)
     return 0;
 }
 
-static int parse_type(const char *name, uint32_t *ret)
+// What the command was given.
+struct convert {
+    const char *path, *out, *type, *format;
+    bool force, json;
+    uint32_t to;
+};
+
+static const uint32_t gguf_types[] = {NB_TYPE_F32, NB_TYPE_F16, NB_TYPE_BF16, NB_TYPE_Q8_0, 0};
+static const uint32_t folder_types[] = {NB_TYPE_F32, NB_TYPE_F16, NB_TYPE_BF16, NB_TYPE_INT8,
+                                        NB_TYPE_NF4};
+
+static int parse_type(struct convert *c, bool folder)
 {
-    static const uint32_t types[] = {NB_TYPE_F32, NB_TYPE_F16, NB_TYPE_BF16, NB_TYPE_Q8_0};
-    const struct nb_type_info *info = name ? nb_type_by_name(name) : NULL;
-    *ret = NB_CONVERT_KEEP;
-    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++)
+    const struct nb_type_info *info = c->type ? nb_type_by_name(c->type) : NULL;
+    const uint32_t *types = folder ? folder_types : gguf_types;
+    c->to = NB_CONVERT_KEEP;
+    for (size_t i = 0; i < 5; i++)
         if (info && info->type == types[i])
-            *ret = types[i];
-    if (!name || *ret != NB_CONVERT_KEEP)
+            c->to = types[i];
+    if (!c->type || c->to != NB_CONVERT_KEEP)
         return CLI_OK;
-    return cli_usage_error("--to: '%s' is none of F32, F16, BF16 and Q8_0", name);
+    return cli_usage_error(folder ? "--to: '%s' is none of F32, F16, BF16, INT8 and NF4"
+                                  : "--to: '%s' is none of F32, F16, BF16 and Q8_0",
+                           c->type);
 }
 
 // ---- The file
@@ -50,42 +66,102 @@ static int write_file(const struct nb_source *s, const struct nb_convert_options
     return cli_output_close(out, force, fd, status);
 }
 
+// ---- The folder
+
+static int write_texts(struct folder *f, const struct nb_hf_writer *w)
+{
+    uint32_t n = 0;
+    const struct nb_hf_text *texts = nb_hf_writer_texts(w, &n);
+    int status = CLI_OK;
+    for (uint32_t i = 0; i < n && status == CLI_OK; i++)
+        status = folder_put(f, texts[i].name, texts[i].text, texts[i].len);
+    return status;
+}
+
+static int write_tensors(struct folder *f, struct nb_hf_writer *w, const struct convert *c,
+                         struct nb_hf_written *ret)
+{
+    const char *name = nb_hf_writer_name(w);
+    struct nb_error error;
+    int fd = -1, status = folder_create(f, name, &fd);
+    if (status != CLI_OK)
+        return status;
+    int rc = nb_hf_writer_run(w, fd, on_progress, (void *)(uintptr_t)c->path, ret, &error);
+    if (rc < 0)
+        status = cli_error("%s: %s", is_about_output(rc) ? c->out : c->path, error.text);
+    return folder_end(f, name, fd, status);
+}
+
+static int write_folder(const struct nb_source *s, const struct convert *c,
+                        struct nb_hf_written *ret)
+{
+    struct nb_hf_writer *w = NULL;
+    struct folder *f = NULL;
+    struct nb_error error;
+    const uint32_t to = c->to == NB_CONVERT_KEEP ? NB_HF_WRITE_KEEP : c->to;
+    if (nb_hf_writer_create(s, to, &w, &error) < 0)
+        return cli_error("%s: %s", c->path, error.text);
+    int status = folder_open(c->out, &f);
+    if (status == CLI_OK) {
+        status = write_texts(f, w);
+        if (status == CLI_OK)
+            status = write_tensors(f, w, c, ret);
+        status = folder_close(f, c->out, status);
+    }
+    nb_hf_writer_destroy(w);
+    return status;
+}
+
 // ---- The verb
 
-static int print_converted(const char *out, const char *type, const struct nb_converted *c,
-                           bool json)
+static int print_converted(const struct convert *c, const struct nb_converted *done)
 {
-    if (json)
-        return cli_print_json(json_pack("{s:s, s:s?, s:I, s:i, s:i}", "file", out, "type", type,
-                                        "tensor_bytes", (json_int_t)c->bytes, "tensors",
-                                        (int)c->n_tensors, "unfit", (int)c->n_unfit),
+    if (c->json)
+        return cli_print_json(json_pack("{s:s, s:s?, s:I, s:i, s:i}", "file", c->out, "type",
+                                        c->type, "tensor_bytes", (json_int_t)done->bytes, "tensors",
+                                        (int)done->n_tensors, "unfit", (int)done->n_unfit),
                               0);
-    printf("wrote %s: %u tensors, %s\n", out, c->n_tensors, cli_bytes(c->bytes));
-    if (c->n_unfit)
-        printf("%u of them are F16, as %s takes rows of whole blocks alone: %s%s\n", c->n_unfit,
-               type, c->unfit, c->n_unfit > 1 ? " and others" : "");
+    printf("wrote %s: %u tensors, %s\n", c->out, done->n_tensors, cli_bytes(done->bytes));
+    if (done->n_unfit)
+        printf("%u of them are F16, as %s takes rows of whole blocks alone: %s%s\n", done->n_unfit,
+               c->type, done->unfit, done->n_unfit > 1 ? " and others" : "");
     return CLI_OK;
 }
 
-static int convert(const char *path, const char *out, const char *type, bool force, bool json)
+static int write_either(const struct nb_source *s, const struct convert *c, bool folder)
+{
+    struct nb_converted done;
+    struct nb_hf_written written;
+    const struct nb_convert_options options = {
+        .to = c->to, .progress = on_progress, .user = (void *)(uintptr_t)c->path};
+    int status = folder ? write_folder(s, c, &written)
+                        : write_file(s, &options, c->path, c->out, c->force, &done);
+    if (status == CLI_OK && folder) {
+        done = (struct nb_converted){written.bytes, written.n_tensors, written.n_unfit, ""};
+        memcpy(done.unfit, written.unfit, sizeof(done.unfit));
+    }
+    return status == CLI_OK ? print_converted(c, &done) : status;
+}
+
+static int convert(struct convert *c)
 {
     struct nb_model_files files = {0};
     struct nb_source_file list[NB_WIRE_FILES];
     struct nb_source *source = NULL;
-    struct nb_converted done;
     struct nb_error error;
-    struct nb_convert_options options = {.progress = on_progress, .user = (void *)(uintptr_t)path};
-    int status = parse_type(type, &options.to);
-    if (status == CLI_OK && nb_model_files_open(path, &files, error.text, sizeof(error.text)) < 0)
-        status = cli_error("%s: %s", path, error.text);
+    bool folder = false;
+    int status = folder_wanted(c->format, c->type, c->out, &folder);
+    if (status == CLI_OK)
+        status = parse_type(c, folder);
+    if (status == CLI_OK &&
+        nb_model_files_open(c->path, &files, error.text, sizeof(error.text)) < 0)
+        status = cli_error("%s: %s", c->path, error.text);
     for (size_t i = 0; i < files.n; i++)
         list[i] = (struct nb_source_file){files.items[i].name, files.items[i].fd};
     if (status == CLI_OK && nb_source_open(list, (uint32_t)files.n, &source, &error) < 0)
-        status = cli_error("%s: %s", path, error.text);
+        status = cli_error("%s: %s", c->path, error.text);
     if (status == CLI_OK)
-        status = write_file(source, &options, path, out, force, &done);
-    if (status == CLI_OK)
-        status = print_converted(out, type, &done, json);
+        status = write_either(source, c, folder);
     nb_source_close(source);
     nb_model_files_close(&files);
     return status;
@@ -94,20 +170,24 @@ static int convert(const char *path, const char *out, const char *type, bool for
 int verb_convert(const struct verb *verb, int argc, char **argv)
 {
     struct common common = {0};
-    const char *out = NULL, *type = NULL;
-    bool force = false;
+    struct convert c = {0};
     const struct option_spec specs[] = {
-        {"output", 'o', OPTION_STRING, &out, "F.gguf", "the file to write (required)"},
-        {"to", 0, OPTION_STRING, &type, "T",
-         "the type of its matrices: F32, F16, BF16 or Q8_0 (default: as they are)"},
-        {"force", 'f', OPTION_FLAG, &force, NULL, "replace a file that is there"},
+        {"output", 'o', OPTION_STRING, &c.out, "F.gguf", "the file or folder to write (required)"},
+        {"to", 0, OPTION_STRING, &c.type, "T",
+         "the type of its matrices: F32, F16, BF16 or Q8_0, of a folder INT8 or NF4 (default: as "
+         "they are)"},
+        {"format", 0, OPTION_STRING, &c.format, "F",
+         "gguf or safetensors, a Hugging Face folder (gguf; safetensors of INT8 and NF4)"},
+        {"force", 'f', OPTION_FLAG, &c.force, NULL, "replace a file that is there"},
         {0},
     };
     char **args;
     int n = cli_parse(verb, specs, &common, argc, argv, 1, 1, &args);
     if (n < 0)
         return CLI_EXIT(n);
-    if (!out)
+    if (!c.out)
         return cli_usage_error("convert needs -o F.gguf, the file to write");
-    return convert(args[0], out, type, force, common.json);
+    c.path = args[0];
+    c.json = common.json;
+    return convert(&c);
 }

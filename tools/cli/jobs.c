@@ -83,7 +83,7 @@ int jobs_wait(nibble *connection, uint64_t job, const char *what)
 // ---- Results
 
 // By the kernel where it can.
-static int copy(int from, int to, uint64_t bytes)
+int jobs_copy(int from, int to, uint64_t bytes)
 {
     loff_t at = 0;
     static char some[1 << 16];
@@ -114,7 +114,7 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
     int status = cli_output_open(out, force, &to);
     if (status == CLI_OK) {
         errno = 0;
-        rc = copy(from, to, info.bytes);
+        rc = jobs_copy(from, to, info.bytes);
         if (rc < 0)
             status = cli_error("%s: %s", out, strerror(-rc));
         status = cli_output_close(out, force, to, status);
@@ -193,7 +193,9 @@ static int print_report(const char *out, const json_t *report)
 
 int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json)
 {
-    int status = jobs_save(connection, job, JOBS_MODEL, out, force);
+    int status = jobs_is_folder(connection, job)
+                     ? jobs_save_folder(connection, job, out)
+                     : jobs_save(connection, job, JOBS_MODEL, out, force);
     if (status != CLI_OK)
         return status;
     json_t *report = fetch_report(connection, job);

@@ -6,11 +6,17 @@
 // Waits with a line of progress on stderr where that is a terminal. `what`: the line's begin. An
 // exit status.
 int jobs_wait(nibble *connection, uint64_t job, const char *what);
-// The files that a compression makes; the last of a weighted one.
-enum jobs_result { JOBS_MODEL, JOBS_REPORT, JOBS_IMATRIX };
+// The files that a compression makes; the last is a weighted one's importance matrix, or a folder's
+// small files.
+enum jobs_result { JOBS_MODEL, JOBS_REPORT, JOBS_IMATRIX, JOBS_TEXTS = JOBS_IMATRIX };
 // Writes one of them to `out`. An exit status.
 int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const char *out,
               bool force);
+// The whole of a file to another, from its start. -errno.
+int jobs_copy(int from, int to, uint64_t bytes);
+// Whether the job's model is a folder; and that folder as `out`. An exit status.
+bool jobs_is_folder(nibble *connection, uint64_t job);
+int jobs_save_folder(nibble *connection, uint64_t job, const char *out);
 // Writes the job's model to `out` and prints its report; then the daemon forgets the job, unless
 // `keep` is set. An exit status.
 int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json);

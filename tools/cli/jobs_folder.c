@@ -1,0 +1,77 @@
+// A job's result that is a Hugging Face folder: its small files come in one file of JSON.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tools/cli/folder.h"
+#include "tools/cli/jobs.h"
+
+#define TEXTS_MAX (256u << 20)
+
+bool jobs_is_folder(nibble *connection, uint64_t job)
+{
+    struct nibble_jobs_result info;
+    int fd;
+    if (nibble_jobs_result(connection, job, JOBS_MODEL, &fd, &info) < 0)
+        return false;
+    close(fd);
+    return !strcmp(info.name, "model.safetensors");
+}
+
+static json_t *fetch_list(nibble *connection, uint64_t job)
+{
+    struct nibble_jobs_result info;
+    json_t *list = NULL;
+    int fd;
+    if (nibble_jobs_result(connection, job, JOBS_TEXTS, &fd, &info) < 0)
+        return NULL;
+    if (info.bytes <= TEXTS_MAX) {
+        char *text = cli_alloc(info.bytes + 1, 1);
+        if (pread(fd, text, info.bytes, 0) == (ssize_t)info.bytes)
+            list = json_loadb(text, info.bytes, 0, NULL);
+        free(text);
+    }
+    close(fd);
+    return list;
+}
+
+static int save_tensors(nibble *connection, uint64_t job, struct folder *f, const char *name)
+{
+    struct nibble_jobs_result info;
+    int from, to;
+    int rc = nibble_jobs_result(connection, job, JOBS_MODEL, &from, &info);
+    if (rc < 0)
+        return cli_failed(connection, "result", rc);
+    int status = folder_create(f, name, &to);
+    if (status == CLI_OK) {
+        errno = 0;
+        rc = jobs_copy(from, to, info.bytes);
+        if (rc < 0)
+            status = cli_error("%s: %s", name, strerror(-rc));
+        status = folder_end(f, name, to, status);
+    }
+    close(from);
+    return status;
+}
+
+int jobs_save_folder(nibble *connection, uint64_t job, const char *out)
+{
+    struct folder *f = NULL;
+    const char *name;
+    json_t *text, *list = fetch_list(connection, job);
+    const char *tensors = json_string_value(json_object_get(list, "tensors"));
+    int status =
+        tensors ? folder_open(out, &f) : cli_error("the job's list of files cannot be read");
+    if (status == CLI_OK) {
+        json_object_foreach(json_object_get(list, "texts"), name, text) {
+            if (status == CLI_OK)
+                status = folder_put(f, name, json_string_value(text), json_string_length(text));
+        }
+        if (status == CLI_OK)
+            status = save_tensors(connection, job, f, tensors);
+        status = folder_close(f, out, status);
+    }
+    json_decref(list);
+    return status;
+}
