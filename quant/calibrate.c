@@ -5,9 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "quant/runner.h"
 #include "quant/written.h"
 #include "tensor/image.h"
 
@@ -17,7 +16,7 @@ struct nb_calibration {
     struct nb_image *image;
     struct nb_plan *plan;
     struct nb_grad *grad;
-    struct nb_windows windows;
+    struct nb_windows windows, held_out;
     uint32_t batch; // windows of one
     struct nb_grad_sequence *sequences;
     float *x, *next, *state; // of a batch: before and behind a layer, and at the head
@@ -27,40 +26,30 @@ struct nb_calibration {
 
 // ---- Opening
 
-static int open_image(struct nb_calibration *c, const struct nb_source *source, struct nb_error *e)
-{
-    uint64_t bytes;
-    int fd = memfd_create("nibble-calibration", MFD_CLOEXEC);
-    if (fd < 0)
-        return nb_fail(e, -errno, "no memory for the model: %s", strerror(errno));
-    int rc = nb_image_pack(source, fd, NULL, &bytes, e);
-    if (rc >= 0)
-        rc = nb_image_map(fd, 0, &c->image, e);
-    close(fd);
-    return rc < 0 ? rc : 0;
-}
-
 static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how,
                         struct nb_error *e)
 {
+    const uint32_t n = how->samples + how->held_out;
     struct nb_tokenizer *t = NULL;
     int rc = nb_tokenizer_create(nb_image_metadata(c->image), &t, e);
     const struct nb_writing writing = {.image = c->image,
                                        .tokenizer = t,
                                        .allowed = how->allowed,
-                                       .n = how->samples,
+                                       .n = n,
                                        .length = how->length,
                                        .seed = how->seed,
                                        .progress = how->writing,
                                        .user = how->user};
     if (rc == 0)
-        rc = how->n_texts ? nb_windows_create(t, how->texts, how->n_texts, how->samples,
-                                              how->length, &c->windows, e)
-                          : nb_windows_write(&writing, &c->windows, e);
-    for (size_t i = 0; rc == 0 && i < (size_t)how->samples * how->length; i++)
+        rc = how->n_texts
+                 ? nb_windows_create(t, how->texts, how->n_texts, n, how->length, &c->windows, e)
+                 : nb_windows_write(&writing, &c->windows, e);
+    for (size_t i = 0; rc == 0 && i < (size_t)n * how->length; i++)
         if ((uint32_t)c->windows.tokens[i] >= c->plan->hp.vocab)
             rc = nb_fail(e, -EINVAL, "the model's tokenizer has more tokens than its embedding");
     nb_tokenizer_destroy(t);
+    if (rc == 0 && nb_windows_hold_out(&c->windows, how->held_out, &c->held_out) < 0)
+        rc = nb_fail(e, -ENOMEM, "no memory for the calibration text");
     return rc;
 }
 
@@ -100,7 +89,7 @@ static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, st
                        NB_WINDOWS_MAX, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH);
     c->batch = how->length < ROWS ? ROWS / how->length : 1;
     c->batch = c->batch < how->samples ? c->batch : how->samples;
-    int rc = open_image(c, how->source, e);
+    int rc = nb_runner_pack(how->source, &c->image, e);
     if (rc == 0)
         rc = open_plan(c, how, e);
     if (rc == 0)
@@ -131,6 +120,7 @@ void nb_calibration_close(struct nb_calibration *c)
     if (c->image)
         nb_image_unmap(c->image);
     nb_windows_finish(&c->windows);
+    nb_windows_finish(&c->held_out);
     free(c->sequences);
     free(c->x);
     free(c->next);
@@ -147,6 +137,21 @@ struct nb_grad *nb_calibration_grad(struct nb_calibration *c)
 const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c)
 {
     return c->plan;
+}
+
+struct nb_image *nb_calibration_image(const struct nb_calibration *c)
+{
+    return c->image;
+}
+
+const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c)
+{
+    return &c->windows;
+}
+
+const struct nb_windows *nb_calibration_held_out(const struct nb_calibration *c)
+{
+    return &c->held_out;
 }
 
 uint32_t nb_calibration_batches(const struct nb_calibration *c)

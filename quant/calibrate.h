@@ -16,6 +16,7 @@ struct nb_calibrate {
     const struct nb_source_file *texts;
     uint32_t n_texts;         // 0: the model writes them (quant/written.h)
     uint32_t samples, length; // windows, and tokens of each
+    uint32_t held_out;        // windows beside them, on which something is to be judged
     uint64_t seed;            // of what it writes
     struct nb_team *team;
     const struct nb_cpu_allowed *allowed; // what the team is of
@@ -32,6 +33,9 @@ void nb_calibration_close(struct nb_calibration *c); // NULL is fine
 
 struct nb_grad *nb_calibration_grad(struct nb_calibration *c);
 const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c);
+struct nb_image *nb_calibration_image(const struct nb_calibration *c); // its source's
+const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c);
+const struct nb_windows *nb_calibration_held_out(const struct nb_calibration *c);
 // Batches of whole windows, from 0 on.
 uint32_t nb_calibration_batches(const struct nb_calibration *c);
 // Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.

@@ -2,6 +2,7 @@
 #include "quant/importance.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +69,35 @@ bool nb_column_stats_mean(const struct nb_column_stats *m, uint32_t expert, floa
     for (uint32_t i = 0; i < m->cols; i++)
         ret[i] = (float)((double)(float)sums[i] / (double)m->counts[expert]);
     return true;
+}
+
+static void fill_weights(const struct nb_column_stats *m, float *ret)
+{
+    for (uint32_t e = 0; e < m->n; e++) {
+        float *mean = ret + (size_t)e * m->cols;
+        const bool seen = nb_column_stats_mean(m, e, mean);
+        for (uint32_t i = 0; !seen && i < m->cols; i++)
+            mean[i] = 1;
+    }
+}
+
+int nb_importance_weights(const struct nb_importance *s, const struct nb_source_tensor *t,
+                          float **ret, struct nb_error *ret_error)
+{
+    const uint64_t experts = t->n_dims > 2 ? nb_source_rows(t) / t->dims[1] : 1;
+    const struct nb_column_stats *m = s ? nb_importance_find(s, t->name) : NULL;
+    float *weights = NULL;
+    if (m && (m->cols != t->dims[0] || m->n != experts))
+        return nb_fail(ret_error, -EINVAL,
+                       "the importance matrix is of another model: its %s has %u columns of %u "
+                       "experts, the tensor %" PRIu64 " of %" PRIu64,
+                       m->name, m->cols, m->n, t->dims[0], experts);
+    if (m && !(weights = calloc(experts * m->cols, sizeof(*weights))))
+        return nb_fail(ret_error, -ENOMEM, "no memory for a tensor's importance");
+    if (m)
+        fill_weights(m, weights);
+    *ret = weights;
+    return 0;
 }
 
 // ---- As bytes: of each matrix a head, the name, counts, sums

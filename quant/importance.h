@@ -10,6 +10,7 @@
 
 #include "tensor/fail.h"
 #include "tensor/gguf.h"
+#include "tensor/source.h"
 
 #define NB_IMPORTANCE_COLS     (1u << 20)
 #define NB_IMPORTANCE_EXPERTS  (1u << 16)
@@ -41,6 +42,12 @@ void nb_column_stats_take(struct nb_column_stats *m, uint32_t expert, const floa
 // importance matrix, so that what was exported does what was measured. False, and untouched, where
 // no row was seen.
 bool nb_column_stats_mean(const struct nb_column_stats *m, uint32_t expert, float *ret);
+
+// The importance of a tensor's columns, [experts][cols], malloc'ed; NULL where none was measured.
+// An expert that no token took has columns that are all alike. -EINVAL: the matrix has another
+// shape; -ENOMEM; with its line. `s` may be NULL.
+int nb_importance_weights(const struct nb_importance *s, const struct nb_source_tensor *t,
+                          float **ret, struct nb_error *ret_error);
 
 // As bytes, for a journal. malloc'ed; -ENOMEM.
 int nb_importance_store(const struct nb_importance *s, void **ret, size_t *ret_len);

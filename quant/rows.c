@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,7 +34,7 @@ struct nb_rows_encoder {
     const struct nb_rows_type *how;
     uint8_t *out;
     uint64_t first, n, unit; // rows
-    struct nb_share share;
+    atomic_ulong next;       // of them
 };
 
 int nb_rows_create(const struct nb_source *s, struct nb_team *team, struct nb_rows_encoder **ret,
@@ -48,7 +49,6 @@ int nb_rows_create(const struct nb_source *s, struct nb_team *team, struct nb_ro
     }
     r->s = s;
     r->team = team;
-    r->share.most = UINT32_MAX;
     *ret = r;
     return 0;
 }
@@ -149,19 +149,16 @@ static void encode_share(void *arg, uint32_t thread)
 {
     struct nb_rows_encoder *r = arg;
     struct worker *w = &r->workers[thread];
-    uint32_t unit, n;
-    while ((n = nb_team_take(r->team, thread, &r->share, &unit)))
-        for (uint32_t i = 0; i < n; i++) {
-            const uint64_t at = (uint64_t)(unit + i) * r->unit;
-            const uint64_t rows = r->n - at < r->unit ? r->n - at : r->unit;
-            if (r->first + at >= w->failed)
-                continue;
-            int rc = encode_rows(r, w, r->first + at, rows);
-            if (rc < 0) {
-                w->failed = r->first + at;
-                w->rc = rc;
-            }
+    for (uint64_t at; (at = atomic_fetch_add(&r->next, r->unit)) < r->n;) {
+        const uint64_t rows = r->n - at < r->unit ? r->n - at : r->unit;
+        if (r->first + at >= w->failed)
+            continue;
+        int rc = encode_rows(r, w, r->first + at, rows);
+        if (rc < 0) {
+            w->failed = r->first + at;
+            w->rc = rc;
         }
+    }
 }
 
 // The failure of the first row that has one, whichever thread met it.
@@ -185,7 +182,7 @@ static int reserve(struct nb_rows_encoder *r, uint64_t elements)
             continue;
         free(w->in);
         free(w->floats);
-        w->in = malloc(elements * sizeof(float)); // no type has more bytes an element
+        w->in = malloc(4 * elements); // no type has more bytes an element
         w->floats = malloc(elements * sizeof(float));
         if (!w->in || !w->floats)
             return -ENOMEM;
@@ -209,8 +206,7 @@ int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
         r->room = 0;
         return nb_fail(ret_error, -ENOMEM, "no memory for a part of a tensor");
     }
-    r->share.id++;
-    r->share.units = (uint32_t)((n + r->unit - 1) / r->unit);
+    atomic_store(&r->next, 0);
     nb_team_run(r->team, encode_share, r);
     return worst(r, ret_error);
 }

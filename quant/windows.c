@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,6 +84,25 @@ int nb_windows_create(const struct nb_tokenizer *tokenizer, const struct nb_sour
     if (rc == 0)
         *ret = w;
     return rc;
+}
+
+int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret)
+{
+    const size_t window = w->length * sizeof(*w->tokens);
+    struct nb_windows out = {.n = n, .length = w->length};
+    uint32_t kept = 0, taken = 0;
+    out.tokens = malloc((n + 1) * window);
+    if (!out.tokens)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < w->n; i++) {
+        const bool take = taken < n && i == (uint32_t)((2 * taken + 1) * (uint64_t)w->n / (2 * n));
+        int32_t *to = take ? out.tokens + (size_t)taken++ * w->length
+                           : w->tokens + (size_t)kept++ * w->length;
+        memmove(to, w->tokens + (size_t)i * w->length, window);
+    }
+    w->n = kept;
+    *ret = out;
+    return 0;
 }
 
 void nb_windows_finish(struct nb_windows *w)

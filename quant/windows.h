@@ -21,4 +21,7 @@ struct nb_windows {
 int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file *files,
                       uint32_t n_files, uint32_t n, uint32_t length, struct nb_windows *ret,
                       struct nb_error *ret_error);
+// Takes `n` of the windows, evenly over them, out of `w`: those on which a result is judged, which
+// nothing may be tuned on. n < w->n. -ENOMEM.
+int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret);
 void nb_windows_finish(struct nb_windows *w); // all zero is fine
