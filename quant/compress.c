@@ -68,6 +68,18 @@ static int add_tensor(const struct nb_compress *c, uint32_t i, struct nb_gguf_wr
     return 0;
 }
 
+uint32_t nb_compress_type(const struct nb_compress *c)
+{
+    uint64_t weights[NB_TYPE_END] = {0};
+    uint32_t most = NB_TYPE_F32;
+    for (uint32_t i = 0; i < c->s->n_tensors; i++) {
+        const uint32_t type = c->choices[i].type;
+        weights[type] += nb_source_rows(&c->s->tensors[i]) * c->s->tensors[i].dims[0];
+        most = weights[type] > weights[most] ? type : most;
+    }
+    return nb_recipe_target(c->recipe)->kind ? most : nb_recipe_to(c->recipe);
+}
+
 // The file as the present choices have it.
 static int list(const struct nb_compress *c, struct nb_gguf_writer **ret,
                 struct nb_error *ret_error)
@@ -75,7 +87,7 @@ static int list(const struct nb_compress *c, struct nb_gguf_writer **ret,
     struct nb_gguf_writer *w = NULL;
     int rc = nb_gguf_writer_create(&w);
     if (rc == 0)
-        rc = nb_convert_put_type(w, nb_recipe_to(c->recipe));
+        rc = nb_convert_put_type(w, nb_compress_type(c));
     if (rc == 0)
         rc = nb_gguf_copy_metadata(w, c->s->metadata);
     if (rc < 0)
@@ -340,34 +352,6 @@ int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
     return rc == 0 ? report(c, &c->s->tensors[tensor], n, ret_error) : rc;
 }
 
-// The importance of a tensor's columns, where calibration has seen it: [experts][cols], or NULL. An
-// expert that no token took has columns that are all alike.
-static int find_weights(const struct nb_importance *importance, const struct nb_source_tensor *t,
-                        float **ret, struct nb_error *ret_error)
-{
-    const uint64_t experts = t->n_dims > 2 ? nb_source_rows(t) / t->dims[1] : 1;
-    const struct nb_column_stats *m = importance ? nb_importance_find(importance, t->name) : NULL;
-    *ret = NULL;
-    if (!m)
-        return 0;
-    if (m->cols != t->dims[0] || m->n != experts)
-        return nb_fail(ret_error, -EINVAL,
-                       "the importance matrix is of another model: its %.*s has %u columns of %u "
-                       "experts, the tensor %" PRIu64 " of %" PRIu64,
-                       STR(t->name), m->cols, m->n, t->dims[0], experts);
-    float *weights = calloc(experts * m->cols, sizeof(*weights));
-    if (!weights)
-        return nb_fail(ret_error, -ENOMEM, "no memory for a tensor's importance");
-    for (uint32_t e = 0; e < m->n; e++) {
-        float *mean = weights + (size_t)e * m->cols;
-        const bool seen = nb_column_stats_mean(m, e, mean);
-        for (uint32_t i = 0; !seen && i < m->cols; i++)
-            mean[i] = 1;
-    }
-    *ret = weights;
-    return 0;
-}
-
 // Chunk by chunk, so that a tensor of any size takes little memory.
 static int round_tensor(struct nb_compress *c, uint32_t i, const struct nb_rows_type *how,
                         struct nb_error *ret_error)
@@ -402,7 +386,7 @@ int nb_compress_round(struct nb_compress *c, uint32_t tensor,
                       const struct nb_importance *importance, struct nb_error *ret_error)
 {
     float *weights = NULL;
-    int rc = find_weights(importance, &c->s->tensors[tensor], &weights, ret_error);
+    int rc = nb_importance_weights(importance, &c->s->tensors[tensor], &weights, ret_error);
     const struct nb_rows_type how = {c->choices[tensor].type, importance != NULL, weights};
     if (rc == 0)
         rc = round_tensor(c, tensor, &how, ret_error);

@@ -44,6 +44,9 @@ struct nb_journal *nb_compress_journal(struct nb_compress *c);
 // Each tensor's type; it may be changed before nb_compress_begin.
 struct nb_choice *nb_compress_choices(struct nb_compress *c);
 
+// "to" of the recipe; with a target the type of most weights.
+uint32_t nb_compress_type(const struct nb_compress *c);
+
 uint64_t nb_compress_size(const struct nb_compress *c); // of the file; 0 without memory
 
 // Writes all before the tensors, and finds those that are in the file already.

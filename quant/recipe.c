@@ -33,6 +33,7 @@ struct nb_recipe {
     uint32_t to, embedding, output, otherwise; // NONE: not said
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;
+    struct nb_recipe_target target;
     struct rule rules[NB_RECIPE_RULES];
     uint32_t n_rules;
     pcre2_match_context *context;
@@ -59,6 +60,11 @@ struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *r)
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *r)
 {
     return r->feedback;
+}
+
+const struct nb_recipe_target *nb_recipe_target(const struct nb_recipe *r)
+{
+    return &r->target;
 }
 
 uint32_t nb_recipe_to(const struct nb_recipe *r)
@@ -199,6 +205,97 @@ static int read_gptq(struct nb_recipe *r, const json_t *object, struct nb_error 
     return 0;
 }
 
+// ---- A target
+
+#define BYTES_MOST (INT64_C(1) << 50)
+
+static int read_target(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
+{
+    static const struct {
+        const char *key;
+        enum nb_target kind;
+        double least, most;
+    } kinds[] = {{"size", NB_TARGET_SIZE, 1, (double)BYTES_MOST},
+                 {"bits", NB_TARGET_BITS, 1, 32},
+                 {"max_kld", NB_TARGET_KLD, 1e-6, 100},
+                 {"fit", NB_TARGET_FIT, 1, (double)BYTES_MOST}};
+    const json_t *context = json_object_get(object, "context");
+    const json_int_t tokens = json_integer_value(context);
+    struct nb_recipe_target *t = &r->target;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        const json_t *value = json_object_get(object, kinds[i].key);
+        const double x = json_number_value(value);
+        if (!value)
+            continue;
+        if (t->kind || !json_is_number(value) || !(x >= kinds[i].least && x <= kinds[i].most))
+            return nb_fail(ret_error, -EINVAL, "the recipe's \"target\": one \"%s\", from %g to %g",
+                           kinds[i].key, kinds[i].least, kinds[i].most);
+        t->kind = kinds[i].kind;
+        t->value = x;
+        t->bytes = (uint64_t)x;
+    }
+    if (!t->kind || json_object_size(object) != 1 + (size_t)(context != NULL) ||
+        (context && (t->kind != NB_TARGET_FIT || tokens < 1 || tokens > 1 << 30)))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"target\" has one of size, bits, max_kld and fit (with fit "
+                       "perhaps a \"context\", of tokens), and nothing else");
+    t->context = (uint32_t)tokens;
+    return 0;
+}
+
+static int read_types(struct nb_recipe *r, const json_t *array, struct nb_error *ret_error)
+{
+    const size_t n = json_array_size(array);
+    int rc = 0;
+    if (!n || n > NB_RECIPE_TYPES)
+        return nb_fail(ret_error, -EINVAL, "the recipe's \"types\" is a list of 1 to %d types",
+                       NB_RECIPE_TYPES);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        rc = read_type("types", json_array_get(array, i), &r->target.types[i], ret_error);
+    r->target.n_types = (uint32_t)n;
+    return rc;
+}
+
+static int read_effort(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error)
+{
+    static const char *const names[] = {"fast", "normal", "best"};
+    const char *name = json_string_value(value);
+    for (size_t i = 0; name && i < sizeof(names) / sizeof(names[0]); i++)
+        if (!strcmp(name, names[i])) {
+            r->target.effort = (enum nb_pace)i;
+            return 0;
+        }
+    return nb_fail(ret_error, -EINVAL, "the recipe's \"effort\" is fast, normal or best");
+}
+
+static double bits_of(uint32_t type)
+{
+    const struct nb_type_info *info = nb_type_info(type);
+    return 8.0 * info->bytes / info->block;
+}
+
+// Windows for so many tokens, beside those of the calibration.
+static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
+{
+    static const uint32_t tokens[] = {1536, 2048, 4096};
+    const uint32_t n = tokens[r->target.effort] / r->calibration.length;
+    if (!r->target.kind)
+        return r->target.n_types
+                   ? nb_fail(ret_error, -EINVAL, "the recipe's \"types\" goes with a \"target\"")
+                   : 0;
+    if (r->to != NONE)
+        return nb_fail(ret_error, -EINVAL,
+                       "a recipe has either a \"to\" or a \"target\": what is to have a certain "
+                       "type is named in \"tensors\"");
+    r->to = r->target.n_types ? r->target.types[0] : NB_TYPE_Q8_0; // the largest
+    for (uint32_t i = 1; i < r->target.n_types; i++)
+        if (bits_of(r->target.types[i]) > bits_of(r->to))
+            r->to = r->target.types[i];
+    r->otherwise = r->otherwise == NONE ? NB_TYPE_F16 : r->otherwise;
+    r->calibration.held_out = n < 4 ? 4 : n;
+    return 0;
+}
+
 static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                     struct nb_error *ret_error)
 {
@@ -212,17 +309,19 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
         if (!strcmp(key, types[i].key))
             return read_type(key, value, types[i].type, ret_error);
-    if (!strcmp(key, "tensors"))
-        return read_rules(r, value, ret_error);
-    if (!strcmp(key, "calibration"))
-        return read_calibration(r, value, ret_error);
-    if (!strcmp(key, "method"))
-        return read_method(r, value, ret_error);
-    if (!strcmp(key, "gptq"))
-        return read_gptq(r, value, ret_error);
+    const struct {
+        const char *key;
+        int (*read)(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error);
+    } others[] = {{"tensors", read_rules}, {"calibration", read_calibration},
+                  {"target", read_target}, {"method", read_method},
+                  {"gptq", read_gptq},     {"types", read_types},
+                  {"effort", read_effort}};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        if (!strcmp(key, others[i].key))
+            return others[i].read(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
-                   "output, else, calibration, method, gptq",
+                   "output, else, calibration, method, gptq, target, types, effort",
                    key);
 }
 
@@ -244,8 +343,11 @@ static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
     for (void *at = json_object_iter(r->json); at && rc == 0;
          at = json_object_iter_next(r->json, at))
         rc = read_key(r, json_object_iter_key(at), json_object_iter_value(at), ret_error);
+    if (rc == 0)
+        rc = check_target(r, ret_error);
     if (rc == 0 && r->to == NONE)
-        rc = nb_fail(ret_error, -EINVAL, "the recipe has no \"to\": the type of most tensors");
+        rc = nb_fail(ret_error, -EINVAL,
+                     "the recipe has no \"to\", the type of most tensors, and no \"target\"");
     return rc == 0 ? prepare(r, ret_error) : rc;
 }
 
@@ -258,8 +360,9 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     struct nb_recipe *r = calloc(1, sizeof(*r));
     if (!r)
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
-    r->calibration = (struct nb_sampling_plan){128, 256, 1};
+    r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
+    r->target.effort = NB_PACE_NORMAL;
     r->to = r->embedding = r->output = r->otherwise = NONE;
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
     int rc;
@@ -305,17 +408,17 @@ static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t, uint
     return 0;
 }
 
-static int find_wanted(struct nb_recipe *r, const struct nb_source_tensor *t, uint32_t *ret,
+static int find_wanted(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *ret,
                        struct nb_error *ret_error)
 {
-    int rc = find_rule(r, t, ret, ret_error);
+    int rc = find_rule(r, t, &ret->wanted, ret_error);
+    ret->fixed = rc != 0 || r->target.kind == NB_TARGET_NONE;
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    *ret = r->to;
-    if (r->embedding != NONE && is_named(t, "token_embd.weight"))
-        *ret = r->embedding;
-    if (r->output != NONE && is_named(t, "output.weight"))
-        *ret = r->output;
+    const bool embedding = r->embedding != NONE && is_named(t, "token_embd.weight");
+    const bool output = r->output != NONE && is_named(t, "output.weight");
+    ret->wanted = embedding ? r->embedding : output ? r->output : r->to;
+    ret->fixed |= embedding || output;
     return 0;
 }
 
@@ -355,12 +458,12 @@ static int refuse_shape(const struct nb_recipe *r, const struct nb_source_tensor
 int nb_recipe_choose(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *ret,
                      struct nb_error *ret_error)
 {
-    struct nb_choice c = {NB_TYPE_F32, NB_TYPE_F32};
+    struct nb_choice c = {NB_TYPE_F32, NB_TYPE_F32, true};
     if (nb_convert_is_single(t)) {
         *ret = c;
         return 0;
     }
-    int rc = find_wanted(r, t, &c.wanted, ret_error);
+    int rc = find_wanted(r, t, &c, ret_error);
     if (rc < 0)
         return rc;
     c.type = c.wanted;

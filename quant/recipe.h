@@ -2,6 +2,8 @@
 //   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
 //    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
 //    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2}}
+// or, where an allocation chooses the types (allocation.h), with a target in the place of "to":
+//   {"target": {"size": 92000000}, "types": ["Q4_0", "Q8_0"], "effort": "normal"}
 // docs/rooms/quant.md says what each key means.
 #pragma once
 
@@ -13,6 +15,7 @@
 #define NB_RECIPE_MAX   (64u << 10) // bytes of the text
 #define NB_RECIPE_RULES 256         // of "tensors"
 #define NB_RECIPE_MATCH 256         // bytes of a regular expression
+#define NB_RECIPE_TYPES 32          // of "types"
 
 struct nb_recipe;
 
@@ -25,6 +28,7 @@ void nb_recipe_free(struct nb_recipe *recipe); // NULL is fine
 struct nb_sampling_plan {
     uint32_t samples, length; // tokens of each
     uint32_t seed;            // of what the model writes by itself
+    uint32_t held_out;        // windows beside them, on which a result is judged: with a target
 };
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
 
@@ -36,11 +40,35 @@ struct nb_feedback_plan {
 };
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *recipe);
 
-uint32_t nb_recipe_to(const struct nb_recipe *recipe); // "to": of most tensors
+// "to": of most tensors; with a target, what is written where no type can be chosen.
+uint32_t nb_recipe_to(const struct nb_recipe *recipe);
+
+// "target": what the types are to be chosen for.
+enum nb_target {
+    NB_TARGET_NONE,
+    NB_TARGET_SIZE, // bytes of the file, at most
+    NB_TARGET_BITS, // a weight, of all tensors together, at most
+    NB_TARGET_KLD,  // held-out divergence, at most
+    NB_TARGET_FIT,  // bytes of memory that serving takes, at most
+};
+// "effort": how long is spent on it.
+enum nb_pace { NB_PACE_FAST, NB_PACE_NORMAL, NB_PACE_BEST };
+
+struct nb_recipe_target {
+    enum nb_target kind;
+    double value;     // of KLD and BITS
+    uint64_t bytes;   // of SIZE and FIT
+    uint32_t context; // of FIT: tokens that are served; 0: the model's context
+    enum nb_pace effort;
+    uint32_t types[NB_RECIPE_TYPES]; // to choose among; none: whatever there is
+    uint32_t n_types;
+};
+const struct nb_recipe_target *nb_recipe_target(const struct nb_recipe *recipe);
 
 struct nb_choice {
     uint32_t type;
     uint32_t wanted; // another one where its blocks do not divide the rows
+    bool fixed;      // a target does not choose it: the recipe names it, or it is always F32
 };
 // The type of one tensor. -EINVAL: its rows are no whole blocks of the type, and the recipe names
 // no other; or a rule's expression takes too many steps.

@@ -8,6 +8,7 @@
 
 #include "tensor/type.h"
 
+#define TWO_BITS 3.0 // fewer are about two
 #define FEW_BITS 6.0 // a matrix of so few bits a weight has lost much already
 
 static uint64_t bytes_of(const struct nb_source_tensor *t, uint32_t type)
@@ -63,28 +64,58 @@ static void warn_of_rules(const struct nb_recipe *recipe, json_t *warnings)
             warnings, json_sprintf("the recipe's \"match\": \"%s\" matches no matrix", text));
 }
 
-static json_t *whole_json(const struct nb_source *s, const struct nb_recipe *recipe,
-                          const struct nb_choice *choices)
+// What is known to fail: each of so few codes stands for a quarter of the weights, and without
+// knowing which inputs matter the errors fall where they hurt.
+static void warn_of_types(const struct nb_report *r, json_t *warnings)
+{
+    uint64_t few = 0, all = 0;
+    for (uint32_t i = 0; i < r->source->n_tensors; i++) {
+        const struct nb_source_tensor *t = &r->source->tensors[i];
+        const uint64_t n = nb_source_rows(t) * t->dims[0];
+        all += n;
+        few += bits_of(r->choices[i].type) < TWO_BITS && r->choices[i].type != t->stored ? n : 0;
+    }
+    if (!r->calibrated && few > all / 20)
+        json_array_append_new(warnings,
+                              json_sprintf("%.0f %% of the weights have about 2 bits, and without "
+                                           "calibration such a model is of little use: give text "
+                                           "(--calibration FILE), or more bits",
+                                           100.0 * (double)few / (double)all));
+}
+
+static json_t *allocation_json(const struct nb_report *r)
+{
+    return json_pack("{s:f, s:f, s:f, s:I, s:I, s:f, s:f}", "predicted", r->allocated->predicted,
+                     "searched", r->allocated->measured, "before_search", r->allocated->first,
+                     "measurements", (json_int_t)r->allocated->n_measurements, "tokens",
+                     (json_int_t)r->divergence->tokens, "measured", r->divergence->mean, "error",
+                     r->divergence->error);
+}
+
+static json_t *whole_json(const struct nb_report *r)
 {
     json_t *tensors = json_array(), *warnings = json_array();
     uint64_t bytes = 0, elements = 0;
-    for (uint32_t i = 0; i < s->n_tensors; i++) {
-        const struct nb_source_tensor *t = &s->tensors[i];
-        bytes += bytes_of(t, choices[i].type);
+    for (uint32_t i = 0; i < r->source->n_tensors; i++) {
+        const struct nb_source_tensor *t = &r->source->tensors[i];
+        bytes += bytes_of(t, r->choices[i].type);
         elements += nb_source_rows(t) * t->dims[0];
-        json_array_append_new(tensors, tensor_json(t, &choices[i]));
+        json_array_append_new(tensors, tensor_json(t, &r->choices[i]));
     }
-    warn_of_source(s, warnings);
-    warn_of_rules(recipe, warnings);
-    return json_pack("{s:s, s:I, s:f, s:o, s:o}", "type", nb_type_name(nb_recipe_to(recipe)),
-                     "bytes", (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements,
-                     "warnings", warnings, "tensors", tensors);
+    warn_of_source(r->source, warnings);
+    warn_of_rules(r->recipe, warnings);
+    warn_of_types(r, warnings);
+    json_t *whole = json_pack("{s:s, s:I, s:f, s:o, s:o}", "type", nb_type_name(r->type), "bytes",
+                              (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements,
+                              "warnings", warnings, "tensors", tensors);
+    if (whole && r->allocated)
+        json_object_set_new(whole, "allocation", allocation_json(r));
+    return whole;
 }
 
-int nb_report_write(const struct nb_source *s, const struct nb_recipe *recipe,
-                    const struct nb_choice *choices, int fd)
+int nb_report_write(const struct nb_report *report, int fd)
 {
-    json_t *json = whole_json(s, recipe, choices);
+    json_t *json = whole_json(report);
     if (!json)
         return -ENOMEM;
     errno = 0;

@@ -2,10 +2,21 @@
 // know what is in the file.
 #pragma once
 
+#include "quant/allocation.h"
 #include "quant/recipe.h"
 #include "tensor/source.h"
 
+struct nb_report {
+    const struct nb_source *source;
+    const struct nb_recipe *recipe;
+    const struct nb_choice *choices; // one for each tensor
+    uint32_t type;                   // of most weights
+    bool calibrated;
+    // Where an allocation has chosen: what it found, and the result's divergence; else NULL.
+    const struct nb_allocated *allocated;
+    const struct nb_divergence *divergence;
+};
+
 // Writes to `fd`, from its start: the type, bits a weight and bytes of each tensor and of all, and
-// what the user is to be warned of. `choices` has one for each tensor. -errno.
-int nb_report_write(const struct nb_source *s, const struct nb_recipe *recipe,
-                    const struct nb_choice *choices, int fd);
+// what the user is to be warned of. -errno.
+int nb_report_write(const struct nb_report *report, int fd);

@@ -120,6 +120,7 @@ int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_e
                                      .n_texts = c->n_texts,
                                      .samples = c->sampling.samples,
                                      .length = c->sampling.length,
+                                     .held_out = c->sampling.held_out,
                                      .seed = c->sampling.seed,
                                      .team = c->work->team,
                                      .allowed = &c->work->allowed,

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "daemon/worker/jobs_calibrate.h"
+#include "daemon/worker/jobs_allocate.h"
 #include "libclient/wire.h"
 #include "quant/compress.h"
 #include "quant/imatrix.h"
@@ -58,11 +58,10 @@ static int make_room(const struct nb_work *work, uint64_t bytes, struct nb_error
                    (unsigned long long)bytes, strerror(errno));
 }
 
-static int report(const struct nb_work *work, const struct nb_source *source,
-                  const struct nb_recipe *recipe, struct nb_compress *c, struct nb_error *e)
+static int report(const struct nb_work *work, const struct nb_report *r, struct nb_error *e)
 {
     const int fd = work->results[REPORT];
-    int rc = nb_report_write(source, recipe, nb_compress_choices(c), fd);
+    int rc = nb_report_write(r, fd);
     if (rc == 0 && fdatasync(fd) < 0)
         rc = -errno;
     return rc < 0 ? nb_fail(e, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
@@ -79,14 +78,22 @@ static int export(const struct nb_work *work, const struct nb_jobs_calibration *
                   : 0;
 }
 
-// What comes before the tensors, of a weighted compression.
-static int calibrate(struct nb_jobs_calibration *calibration, struct nb_compress *c,
-                     struct progress *progress, struct nb_error *e)
+// What comes before the tensors; NULL, where there is none.
+struct parts {
+    struct nb_jobs_calibration *calibration;
+    struct nb_jobs_allocation *allocation;
+};
+
+static int calibrate(struct parts *p, struct nb_compress *c, struct progress *progress,
+                     struct nb_error *e)
 {
+    struct nb_jobs_calibration *calibration = p->calibration;
     const uint64_t size = nb_compress_size(c);
-    nb_jobs_calibrate_init(calibration, size, size + progress->feedback);
-    progress->before = calibration->writing + calibration->load;
-    return nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
+    const uint64_t load = p->allocation ? nb_jobs_allocate_load(p->allocation, size) : 0;
+    nb_jobs_calibrate_init(calibration, size, size + load + progress->feedback);
+    progress->before = calibration->writing + calibration->load + load;
+    int rc = nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
+    return rc == 0 && p->allocation ? nb_jobs_allocate_run(p->allocation, c, e) : rc;
 }
 
 // Error feedback writes most tensors by itself.
@@ -109,50 +116,79 @@ static int feed_back(const struct nb_work *work, const struct nb_source *source,
     return rc == 0 ? nb_layerwise_run(&how, e) : rc;
 }
 
+// Of the file, at most.
+static uint64_t most_bytes(const struct nb_recipe *recipe, const struct nb_compress *c)
+{
+    const struct nb_recipe_target *target = nb_recipe_target(recipe);
+    const uint64_t size = nb_compress_size(c);
+    return target->kind == NB_TARGET_SIZE && target->bytes < size ? target->bytes : size;
+}
+
 static int write_all(struct nb_work *work, const struct nb_source *source,
-                     const struct nb_recipe *recipe, struct nb_compress *c,
-                     struct nb_jobs_calibration *calibration, struct progress *progress,
-                     struct nb_error *e)
+                     const struct nb_recipe *recipe, struct nb_compress *c, struct parts *p,
+                     struct progress *progress, struct nb_error *e)
 {
     const struct nb_feedback_plan feedback = nb_recipe_feedback(recipe);
-    if (feedback.on && !(calibration && calibration->imatrix < 0))
+    if (feedback.on && !(p->calibration && p->calibration->imatrix < 0))
         return nb_fail(e, -EINVAL,
                        "method gptq learns from text, not from an importance matrix: give text, or "
                        "neither and the model writes it");
-    int rc = make_room(work, nb_compress_size(c), e);
+    int rc = make_room(work, most_bytes(recipe, c), e);
     if (rc == 0 && feedback.on)
-        progress->feedback = nb_jobs_calibrate_load(calibration, FEEDBACK * nb_compress_size(c));
-    if (rc == 0 && calibration)
-        rc = calibrate(calibration, c, progress, e);
+        progress->feedback = nb_jobs_calibrate_load(p->calibration, FEEDBACK * nb_compress_size(c));
+    if (rc == 0 && p->calibration)
+        rc = calibrate(p, c, progress, e);
     if (rc == 0)
         rc = nb_compress_begin(c, e);
     if (rc == 0 && feedback.on)
-        rc = feed_back(work, source, c, calibration, &feedback, progress, e);
-    return rc == 0 ? nb_compress_finish(c, calibration ? &calibration->importance : NULL, e) : rc;
+        rc = feed_back(work, source, c, p->calibration, &feedback, progress, e);
+    return rc == 0 ? nb_compress_finish(c, p->calibration ? &p->calibration->importance : NULL, e)
+                   : rc;
 }
 
-// `calibration`: of a weighted compression; else NULL.
+static int tell_all(struct nb_work *work, const struct nb_source *source,
+                    const struct nb_recipe *recipe, struct nb_compress *c, const struct parts *p,
+                    struct nb_error *e)
+{
+    struct nb_divergence divergence;
+    struct nb_report r = {.source = source,
+                          .recipe = recipe,
+                          .choices = nb_compress_choices(c),
+                          .type = nb_compress_type(c),
+                          .calibrated = p->calibration != NULL};
+    int rc = 0;
+    if (p->allocation) {
+        r.allocated = nb_allocation_result(p->allocation->allocation);
+        r.divergence = &divergence;
+        rc = nb_jobs_allocate_judge(p->allocation, work->results[MODEL], &divergence, e);
+    }
+    if (rc == 0)
+        rc = report(work, &r, e);
+    return rc == 0 && p->calibration ? export(work, p->calibration, e) : rc;
+}
+
 static int compress(struct nb_work *work, const struct nb_source *source, struct nb_recipe *recipe,
-                    struct nb_jobs_calibration *calibration, struct nb_error *e)
+                    struct parts *p, struct nb_error *e)
 {
     struct nb_compress *c = NULL;
     struct progress progress = {.work = work};
-    const struct nb_compress_options options = {.fd = work->results[MODEL],
-                                                .journal = work->journal,
-                                                .key = work->key,
-                                                .team = work->team,
-                                                .visit =
-                                                    calibration ? nb_jobs_calibrate_visit : NULL,
-                                                .visit_user = calibration,
-                                                .progress = on_progress,
-                                                .user = &progress};
-    int rc = nb_compress_create(source, recipe, &options, &c, e);
+    struct nb_compress_options options = {.fd = work->results[MODEL],
+                                          .journal = work->journal,
+                                          .key = work->key,
+                                          .team = work->team,
+                                          .progress = on_progress,
+                                          .user = &progress};
+    if (p->calibration) {
+        options.visit = p->allocation ? nb_jobs_allocate_visit : nb_jobs_calibrate_visit;
+        options.visit_user = p->allocation ? (void *)p->allocation : p->calibration;
+    }
+    int rc = p->allocation ? nb_jobs_allocate_init(p->allocation, e) : 0;
     if (rc == 0)
-        rc = write_all(work, source, recipe, c, calibration, &progress, e);
+        rc = nb_compress_create(source, recipe, &options, &c, e);
     if (rc == 0)
-        rc = report(work, source, recipe, c, e);
-    if (rc == 0 && calibration)
-        rc = export(work, calibration, e);
+        rc = write_all(work, source, recipe, c, p, &progress, e);
+    if (rc == 0)
+        rc = tell_all(work, source, recipe, c, p, e);
     nb_compress_destroy(c);
     return rc;
 }
@@ -169,11 +205,16 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
 {
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
+    struct parts parts = {NULL, NULL};
     int rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
+    if (rc == 0 && nb_recipe_target(recipe)->kind)
+        rc =
+            nb_fail(e, -EINVAL,
+                    "a target is of a job of kind weighted, which learns what to choose from text");
     if (rc == 0)
         rc = nb_source_open(work->files, work->n_files, &source, e);
     if (rc == 0)
-        rc = compress(work, source, recipe, NULL, e);
+        rc = compress(work, source, recipe, &parts, e);
     nb_source_close(source);
     nb_recipe_free(recipe);
     return rc;
@@ -231,7 +272,10 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
                                                   .n_texts = g.n_texts,
                                                   .imatrix = g.imatrix,
                                                   .sampling = nb_recipe_calibration(recipe)};
-        rc = compress(work, source, recipe, &calibration, e);
+        struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
+        struct parts parts = {&calibration, nb_recipe_target(recipe)->kind ? &allocation : NULL};
+        rc = compress(work, source, recipe, &parts, e);
+        nb_jobs_allocate_finish(&allocation);
         nb_jobs_calibrate_finish(&calibration);
     }
     nb_source_close(source);

@@ -13,7 +13,11 @@ struct compress {
     struct common common;
     const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix, *format,
         *activations;
-    struct option_list calibration;
+    struct option_list calibration, types;
+    const char *effort;
+    uint64_t target_size, fit; // 0: not said
+    float target_bits, max_kld;
+    uint32_t context;
     uint32_t samples, length; // 0: not said
     uint32_t layer;           // UINT32_MAX: not said
     const char *kind;         // of the job; NULL: by its other options
@@ -31,6 +35,31 @@ static void put_sampling(const struct compress *c, json_t *recipe)
         json_object_set_new(calibration, "samples", json_integer(c->samples));
     if (c->length)
         json_object_set_new(calibration, "length", json_integer(c->length));
+}
+
+static void put_target(const struct compress *c, json_t *recipe)
+{
+    json_t *target = json_object(), *types = json_array();
+    if (c->target_size)
+        json_object_set_new(target, "size", json_integer((json_int_t)c->target_size));
+    if (c->fit)
+        json_object_set_new(target, "fit", json_integer((json_int_t)c->fit));
+    if (c->target_bits > 0)
+        json_object_set_new(target, "bits", json_real((double)c->target_bits));
+    if (c->max_kld > 0)
+        json_object_set_new(target, "max_kld", json_real((double)c->max_kld));
+    if (c->context)
+        json_object_set_new(target, "context", json_integer(c->context));
+    for (size_t i = 0; i < c->types.n; i++)
+        json_array_append_new(types, json_string(c->types.items[i]));
+    if (json_object_size(target))
+        json_object_set(recipe, "target", target);
+    if (c->types.n)
+        json_object_set(recipe, "types", types);
+    if (c->effort)
+        json_object_set_new(recipe, "effort", json_string(c->effort));
+    json_decref(target);
+    json_decref(types);
 }
 
 // The recipe's text, malloc'ed: the file's, with what the command's options say.
@@ -62,23 +91,29 @@ static int make_recipe(const struct compress *c, char **ret)
     if (c->layer != UINT32_MAX)
         json_object_set_new(recipe, "layer", json_integer(c->layer));
     put_sampling(c, recipe);
+    put_target(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
     return *ret ? CLI_OK : cli_error("--to, --else, --method and --recipe are UTF-8");
 }
 
-// On its user's text, or, for a method that was asked for, on text of the model's own.
+static int targets(const struct compress *c)
+{
+    return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
+}
+
+// On its user's text, or, for a method or a target that was asked for, on text of the model's own.
 static bool calibrates(const struct compress *c)
 {
-    return c->calibration.n || (c->method && !c->imatrix);
+    return c->calibration.n || ((c->method || targets(c)) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
 static int check_format(struct compress *c)
 {
     const bool graph = c->format && !strcmp(c->format, "onnx");
-    const bool more =
-        !c->to || c->recipe || c->otherwise || c->method || c->calibration.n || c->imatrix;
+    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->calibration.n ||
+                      c->imatrix || targets(c);
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
     if (status == CLI_OK && folder && more)
@@ -95,8 +130,13 @@ static int check_format(struct compress *c)
 static int check(const struct compress *c)
 {
     struct stat st;
-    if (!c->to && !c->recipe)
-        return cli_usage_error("compress needs --to TYPE or --recipe FILE");
+    if (!c->to && !c->recipe && !targets(c))
+        return cli_usage_error("compress needs --to TYPE, a target (--target-size SIZE, "
+                               "--target-bits B, --max-kld X, --fit SIZE) or --recipe FILE");
+    if (targets(c) > 1 || (targets(c) && c->to))
+        return cli_usage_error("one of --to, --target-size, --target-bits, --max-kld and --fit");
+    if (c->context && !c->fit)
+        return cli_usage_error("--context is of --fit");
     if (c->detach && c->out)
         return cli_usage_error("--detach writes no file: `nibble result ID -o %s` does, later",
                                c->out);
@@ -105,7 +145,8 @@ static int check(const struct compress *c)
     if (c->imatrix && c->calibration.n)
         return cli_usage_error("either --calibration or --imatrix");
     if (!calibrates(c) && (c->samples || c->length))
-        return cli_usage_error("--samples and --length are of --calibration FILE or --method M");
+        return cli_usage_error("--samples and --length are of --calibration FILE, --method M or "
+                               "a target");
     if (c->save_imatrix && (!calibrates(c) || c->detach))
         return cli_usage_error(
             "--save-imatrix keeps what --calibration FILE or --method M, and -o, "
@@ -167,6 +208,17 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"to", 0, OPTION_STRING, &c.to, "T", "the type of its matrices, as Q8_0"},
         {"else", 0, OPTION_STRING, &c.otherwise, "T",
          "the type of those whose rows are no whole blocks of it, as F16"},
+        {"target-size", 0, OPTION_SIZE, &c.target_size, "SIZE",
+         "choose each tensor's type for a file of at most SIZE bytes, as 92M"},
+        {"target-bits", 0, OPTION_FLOAT(1, 32), &c.target_bits, "B", "or for B bits a weight"},
+        {"max-kld", 0, OPTION_FLOAT(1e-6, 100), &c.max_kld, "X",
+         "or for the smallest file whose divergence is X at most"},
+        {"fit", 0, OPTION_SIZE, &c.fit, "SIZE",
+         "or for what serves in SIZE: weights and one context's KV memory"},
+        {"context", 0, OPTION_UINT(1, 1 << 30), &c.context, "N", "tokens of it (the model's)"},
+        {"type", 0, OPTION_LIST(OPTION_LIST_MAX), &c.types, "T",
+         "choose among these types alone (each its own option)"},
+        {"effort", 0, OPTION_STRING, &c.effort, "E", "fast, normal or best: how long is searched"},
         {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
          "which tensors get which types; --to and --else go before its own"},
         {"method", 0, OPTION_STRING, &c.method, "M",

@@ -173,6 +173,22 @@ static const struct column tensor_columns[] = {
 };
 #undef AT
 
+static double number_at(const json_t *object, const char *key)
+{
+    return json_number_value(json_object_get(object, key));
+}
+
+static void print_allocation(const json_t *report)
+{
+    const json_t *allocation = json_object_get(report, "allocation");
+    if (allocation)
+        printf("divergence on held-out text: %.4f +- %.4f (predicted %.4f, %.4f after %.0f "
+               "measurements)\n",
+               number_at(allocation, "measured"), number_at(allocation, "error"),
+               number_at(allocation, "predicted"), number_at(allocation, "searched"),
+               number_at(allocation, "measurements"));
+}
+
 static int print_report(const char *out, const json_t *report)
 {
     const json_t *tensors = json_object_get(report, "tensors");
@@ -188,6 +204,7 @@ static int print_report(const char *out, const json_t *report)
     printf("wrote %s: %zu tensors, %s, %.2f bits a weight\n", out, n,
            cli_bytes((uint64_t)json_integer_value(json_object_get(report, "bytes"))),
            json_number_value(json_object_get(report, "bits")));
+    print_allocation(report);
     return status;
 }
 

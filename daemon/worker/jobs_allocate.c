@@ -1,0 +1,148 @@
+// What comes between the calibration and the tensors where a recipe has a target: which type each
+// tensor gets. Whatever takes time is told in the journal, so that a worker's death loses one
+// measurement and no more.
+#include "daemon/worker/jobs_allocate.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define RECORDS (NB_COMPRESS_RECORDS + 16) // kinds, from this one on
+
+int nb_jobs_allocate_init(struct nb_jobs_allocation *a, struct nb_error *ret_error)
+{
+    if (a->calibration->imatrix >= 0)
+        return nb_fail(ret_error, -EINVAL,
+                       "a target needs text, on part of which the result is judged: give "
+                       "--calibration FILE in the place of --imatrix, or neither and the model "
+                       "writes it");
+    int rc = nb_allocation_create(a->calibration->source, a->recipe, &a->allocation);
+    return rc < 0 ? nb_fail(ret_error, rc, "no memory for the allocation") : 0;
+}
+
+uint64_t nb_jobs_allocate_load(struct nb_jobs_allocation *a, uint64_t bytes)
+{
+    const struct nb_sampling_plan *plan = &a->calibration->sampling;
+    const double runs = (double)nb_allocation_tokens(a->recipe) / plan->samples / plan->length;
+    a->load = (uint64_t)(runs * (double)nb_jobs_calibrate_load(a->calibration, bytes));
+    return a->load;
+}
+
+void nb_jobs_allocate_finish(struct nb_jobs_allocation *a)
+{
+    nb_allocation_destroy(a->allocation);
+}
+
+int nb_jobs_allocate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
+{
+    struct nb_jobs_allocation *a = user;
+    if (kind < RECORDS)
+        return nb_jobs_calibrate_visit(a->calibration, kind, data, bytes);
+    return nb_allocation_restore(a->allocation, (enum nb_allocation_record)(kind - RECORDS), data,
+                                 bytes);
+}
+
+static int on_record(void *user, enum nb_allocation_record kind, const void *data, uint32_t bytes)
+{
+    struct nb_jobs_allocation *a = user;
+    int rc = nb_journal_append(a->journal, RECORDS + (uint32_t)kind, data, bytes);
+    if (rc == 0)
+        rc = nb_journal_sync(a->journal, NULL, 0);
+    return rc < 0 ? nb_fail(a->error, rc, "the job's journal cannot be written: %s", strerror(-rc))
+                  : 0;
+}
+
+static int on_progress(void *user, const char *what, uint64_t done)
+{
+    struct nb_jobs_allocation *a = user;
+    const struct nb_jobs_calibration *c = a->calibration;
+    const uint64_t all = nb_allocation_tokens(a->recipe), before = c->writing + c->load;
+    const double part = (double)(done < all ? done : all) / (double)all;
+    nb_jobs_tell(c->work, what, before + (uint64_t)((double)a->load * part), before + c->bytes);
+    return 0;
+}
+
+// Model and text, of which the judge takes as many windows as fit.
+static int open_text(struct nb_jobs_allocation *a, struct nb_error *e)
+{
+    struct nb_jobs_calibration *c = a->calibration;
+    int rc = nb_jobs_calibrate_open(c, e);
+    if (rc < 0)
+        return rc;
+    const uint32_t vocab = nb_calibration_plan(c->open)->hp.vocab;
+    const uint32_t room = nb_judge_room(vocab, c->sampling.length);
+    if (!room)
+        return nb_fail(e, -EINVAL, "a target judges by windows of %u tokens at most (--length)",
+                       nb_judge_room(vocab, 1));
+    a->held_out = *nb_calibration_held_out(c->open);
+    a->held_out.n = a->held_out.n < room ? a->held_out.n : room;
+    return 0;
+}
+
+static struct nb_judging judging(const struct nb_jobs_allocation *a)
+{
+    return (struct nb_judging){.source = a->calibration->source,
+                               .image = nb_calibration_image(a->calibration->open),
+                               .windows = &a->held_out,
+                               .allowed = &a->calibration->work->allowed,
+                               .team = a->calibration->work->team};
+}
+
+// Bytes of the file that are no tensors'.
+static uint64_t other_bytes(struct nb_compress *c, uint32_t n_tensors)
+{
+    uint64_t bytes = nb_compress_size(c);
+    for (uint32_t i = 0; i < n_tensors; i++)
+        bytes -= (nb_compress_bytes(c, i) + NB_ALLOCATION_ALIGN - 1) / NB_ALLOCATION_ALIGN *
+                 NB_ALLOCATION_ALIGN;
+    return bytes;
+}
+
+static int allocate(struct nb_jobs_allocation *a, struct nb_compress *c, struct nb_error *e)
+{
+    int rc = open_text(a, e);
+    if (rc < 0)
+        return rc;
+    const struct nb_allocation_run how = {.choices = nb_compress_choices(c),
+                                          .other =
+                                              other_bytes(c, a->calibration->source->n_tensors),
+                                          .importance = &a->calibration->importance,
+                                          .windows = nb_calibration_windows(a->calibration->open),
+                                          .judging = judging(a),
+                                          .keep = on_record,
+                                          .progress = on_progress,
+                                          .user = a};
+    a->journal = nb_compress_journal(c);
+    a->error = e;
+    return nb_allocation_run(a->allocation, &how, e);
+}
+
+int nb_jobs_allocate_run(struct nb_jobs_allocation *a, struct nb_compress *c,
+                         struct nb_error *ret_error)
+{
+    struct nb_choice *choices = nb_compress_choices(c);
+    int rc = nb_allocation_types(a->allocation) ? 0 : allocate(a, c, ret_error);
+    for (uint32_t i = 0; i < a->calibration->source->n_tensors && rc == 0; i++)
+        if (!choices[i].fixed)
+            choices[i].type = choices[i].wanted = nb_allocation_types(a->allocation)[i];
+    return rc;
+}
+
+int nb_jobs_allocate_judge(struct nb_jobs_allocation *a, int fd, struct nb_divergence *ret,
+                           struct nb_error *ret_error)
+{
+    const struct nb_source_file file = {"model.gguf", fd};
+    struct nb_source *result = NULL;
+    struct nb_judge *judge = NULL;
+    int rc = open_text(a, ret_error);
+    if (rc < 0)
+        return rc;
+    const struct nb_judging how = judging(a);
+    rc = nb_source_open_gguf(&file, 1, &result, ret_error);
+    if (rc == 0)
+        rc = nb_judge_open(&how, &judge, ret_error);
+    if (rc == 0)
+        rc = nb_judge_measure_source(judge, result, ret, ret_error);
+    nb_judge_close(judge);
+    nb_source_close(result);
+    return rc;
+}
