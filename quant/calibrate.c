@@ -53,7 +53,10 @@ static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how
                                        .seed = how->seed,
                                        .progress = how->writing,
                                        .user = how->user};
-    if (rc == 0)
+    if (rc == 0 && how->windows && how->windows->n) {
+        c->windows = *how->windows;
+        *how->windows = (struct nb_windows){0};
+    } else if (rc == 0)
         rc = how->n_texts ? nb_windows_create(t, how->texts, how->n_texts, how->samples,
                                               how->length, &c->windows, e)
                           : nb_windows_write(&writing, &c->windows, e);
@@ -147,6 +150,17 @@ struct nb_grad *nb_calibration_grad(struct nb_calibration *c)
 const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c)
 {
     return c->plan;
+}
+
+const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c)
+{
+    return &c->windows;
+}
+
+void nb_calibration_give_windows(struct nb_calibration *c, struct nb_windows *ret)
+{
+    *ret = c->windows;
+    c->windows = (struct nb_windows){0};
 }
 
 uint32_t nb_calibration_batches(const struct nb_calibration *c)

@@ -17,6 +17,8 @@ struct nb_calibrate {
     uint32_t n_texts;         // 0: the model writes them (quant/written.h)
     uint32_t samples, length; // windows, and tokens of each
     uint64_t seed;            // of what it writes
+    struct nb_windows
+        *windows; // of another calibration, taken in place of texts; NULL or empty: none
     struct nb_team *team;
     const struct nb_cpu_allowed *allowed; // what the team is of
     // Of what it writes: tokens so far, and in all. May be NULL.
@@ -32,6 +34,9 @@ void nb_calibration_close(struct nb_calibration *c); // NULL is fine
 
 struct nb_grad *nb_calibration_grad(struct nb_calibration *c);
 const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c);
+const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c);
+// Gives the windows away, for a calibration of the same text; this one is to be closed then.
+void nb_calibration_give_windows(struct nb_calibration *c, struct nb_windows *ret);
 // Batches of whole windows, from 0 on.
 uint32_t nb_calibration_batches(const struct nb_calibration *c);
 // Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.

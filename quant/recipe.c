@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quant/fold_search.h"
 #include "quant/rounding.h"
 #include "quant/windows.h"
 #include "tensor/convert.h"
@@ -33,6 +34,7 @@ struct nb_recipe {
     uint32_t to, embedding, output, otherwise; // NONE: not said
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;
+    uint32_t folds;
     struct rule rules[NB_RECIPE_RULES];
     uint32_t n_rules;
     pcre2_match_context *context;
@@ -59,6 +61,11 @@ struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *r)
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *r)
 {
     return r->feedback;
+}
+
+uint32_t nb_recipe_folds(const struct nb_recipe *r)
+{
+    return r->folds;
 }
 
 uint32_t nb_recipe_to(const struct nb_recipe *r)
@@ -199,6 +206,23 @@ static int read_gptq(struct nb_recipe *r, const json_t *object, struct nb_error 
     return 0;
 }
 
+static int read_fold(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error)
+{
+    const size_t n = json_is_string(value) ? 1 : json_array_size(value);
+    bool known = n > 0;
+    for (size_t i = 0; i < n && known; i++) {
+        const json_t *one = json_is_string(value) ? value : json_array_get(value, i);
+        const uint32_t methods = json_is_string(one) ? nb_fold_methods(json_string_value(one)) : 0;
+        known = methods != 0;
+        r->folds |= methods;
+    }
+    if (!known || (r->folds & NB_FOLD_AWQ && r->folds & NB_FOLD_SMOOTH))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"fold\" is a list of \"awq\" or \"smooth\", \"permute\", "
+                       "and \"rotate\" or \"rotate-values\"");
+    return 0;
+}
+
 static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                     struct nb_error *ret_error)
 {
@@ -220,9 +244,11 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
         return read_method(r, value, ret_error);
     if (!strcmp(key, "gptq"))
         return read_gptq(r, value, ret_error);
+    if (!strcmp(key, "fold"))
+        return read_fold(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
-                   "output, else, calibration, method, gptq",
+                   "output, else, calibration, method, gptq, fold",
                    key);
 }
 

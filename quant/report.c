@@ -63,8 +63,40 @@ static void warn_of_rules(const struct nb_recipe *recipe, json_t *warnings)
             warnings, json_sprintf("the recipe's \"match\": \"%s\" matches no matrix", text));
 }
 
+static json_t *joint_json(const struct nb_joint *j)
+{
+    json_t *object = json_pack("{s:s}", "joint", nb_joint_names[j->kind]);
+    if (object && j->layer != NB_FOLD_OUTSIDE)
+        json_object_set_new(object, "layer", json_integer(j->layer));
+    if (object && j->gain.searched)
+        json_object_update_new(object, json_pack("{s:f, s:f}", "error", (double)j->gain.after,
+                                                 "error_without", (double)j->gain.before));
+    if (object && j->scale)
+        json_object_set_new(object, "exponent", json_real((double)j->gain.exponent));
+    if (object && j->order)
+        json_object_set_new(object, "order", json_true());
+    if (object && j->rotation)
+        json_object_set_new(object, "rotation", json_true());
+    return object;
+}
+
+// The joints that were folded or searched, and why others are none.
+static json_t *fold_json(const struct nb_fold *f)
+{
+    json_t *joints = json_array(), *notes = json_array();
+    uint32_t n, places;
+    const struct nb_joint *j = nb_fold_joints(f, &n);
+    const char *note;
+    for (uint32_t i = 0; i < n; i++)
+        if (j[i].gain.searched || j[i].rotation)
+            json_array_append_new(joints, joint_json(&j[i]));
+    for (uint32_t i = 0; (note = nb_fold_note(f, i, &places)); i++)
+        json_array_append_new(notes, json_sprintf("%s (%u)", note, places));
+    return json_pack("{s:o, s:o}", "joints", joints, "left_out", notes);
+}
+
 static json_t *whole_json(const struct nb_source *s, const struct nb_recipe *recipe,
-                          const struct nb_choice *choices)
+                          const struct nb_choice *choices, const struct nb_fold *fold)
 {
     json_t *tensors = json_array(), *warnings = json_array();
     uint64_t bytes = 0, elements = 0;
@@ -76,15 +108,19 @@ static json_t *whole_json(const struct nb_source *s, const struct nb_recipe *rec
     }
     warn_of_source(s, warnings);
     warn_of_rules(recipe, warnings);
-    return json_pack("{s:s, s:I, s:f, s:o, s:o}", "type", nb_type_name(nb_recipe_to(recipe)),
-                     "bytes", (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements,
-                     "warnings", warnings, "tensors", tensors);
+    json_t *json =
+        json_pack("{s:s, s:I, s:f, s:o, s:o}", "type", nb_type_name(nb_recipe_to(recipe)), "bytes",
+                  (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements, "warnings",
+                  warnings, "tensors", tensors);
+    if (json && fold)
+        json_object_set_new(json, "fold", fold_json(fold));
+    return json;
 }
 
 int nb_report_write(const struct nb_source *s, const struct nb_recipe *recipe,
-                    const struct nb_choice *choices, int fd)
+                    const struct nb_choice *choices, const struct nb_fold *fold, int fd)
 {
-    json_t *json = whole_json(s, recipe, choices);
+    json_t *json = whole_json(s, recipe, choices, fold);
     if (!json)
         return -ENOMEM;
     errno = 0;

@@ -11,6 +11,7 @@
 #include "daemon/worker/jobs_calibrate.h"
 #include "libclient/wire.h"
 #include "quant/compress.h"
+#include "quant/fold_search.h"
 #include "quant/imatrix.h"
 #include "quant/layerwise.h"
 #include "quant/report.h"
@@ -59,10 +60,11 @@ static int make_room(const struct nb_work *work, uint64_t bytes, struct nb_error
 }
 
 static int report(const struct nb_work *work, const struct nb_source *source,
-                  const struct nb_recipe *recipe, struct nb_compress *c, struct nb_error *e)
+                  const struct nb_recipe *recipe, struct nb_compress *c, const struct nb_fold *fold,
+                  struct nb_error *e)
 {
     const int fd = work->results[REPORT];
-    int rc = nb_report_write(source, recipe, nb_compress_choices(c), fd);
+    int rc = nb_report_write(source, recipe, nb_compress_choices(c), fold, fd);
     if (rc == 0 && fdatasync(fd) < 0)
         rc = -errno;
     return rc < 0 ? nb_fail(e, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
@@ -84,9 +86,12 @@ static int calibrate(struct nb_jobs_calibration *calibration, struct nb_compress
                      struct progress *progress, struct nb_error *e)
 {
     const uint64_t size = nb_compress_size(c);
+    int rc = 0;
     nb_jobs_calibrate_init(calibration, size, size + progress->feedback);
-    progress->before = calibration->writing + calibration->load;
-    return nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
+    progress->before = calibration->writing + calibration->folding + calibration->load;
+    if (calibration->fold.methods)
+        rc = nb_jobs_fold_run(calibration, nb_compress_choices(c), nb_compress_journal(c), e);
+    return rc == 0 ? nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e) : rc;
 }
 
 // Error feedback writes most tensors by itself.
@@ -115,10 +120,12 @@ static int write_all(struct nb_work *work, const struct nb_source *source,
                      struct nb_error *e)
 {
     const struct nb_feedback_plan feedback = nb_recipe_feedback(recipe);
-    if (feedback.on && !(calibration && calibration->imatrix < 0))
+    const bool has_text = calibration && calibration->imatrix < 0;
+    if ((feedback.on || nb_recipe_folds(recipe)) && !has_text)
         return nb_fail(e, -EINVAL,
-                       "method gptq learns from text, not from an importance matrix: give text, or "
-                       "neither and the model writes it");
+                       "%s learns from text, not from an importance matrix: give text, or neither "
+                       "and the model writes it",
+                       feedback.on ? "method gptq" : "a fold");
     int rc = make_room(work, nb_compress_size(c), e);
     if (rc == 0 && feedback.on)
         progress->feedback = nb_jobs_calibrate_load(calibration, FEEDBACK * nb_compress_size(c));
@@ -150,7 +157,7 @@ static int compress(struct nb_work *work, const struct nb_source *source, struct
     if (rc == 0)
         rc = write_all(work, source, recipe, c, calibration, &progress, e);
     if (rc == 0)
-        rc = report(work, source, recipe, c, e);
+        rc = report(work, source, recipe, c, calibration ? calibration->fold.fold : NULL, e);
     if (rc == 0 && calibration)
         rc = export(work, calibration, e);
     nb_compress_destroy(c);
@@ -224,13 +231,16 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
         rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
     if (rc == 0)
         rc = nb_source_open(g.model, g.n_model, &source, e);
+    if (rc == 0 && (nb_recipe_folds(recipe) & NB_FOLD_ROTATE_STREAM))
+        rc = nb_fold_untie(source, e);
     if (rc == 0) {
         struct nb_jobs_calibration calibration = {.work = work,
                                                   .source = source,
                                                   .texts = g.texts,
                                                   .n_texts = g.n_texts,
                                                   .imatrix = g.imatrix,
-                                                  .sampling = nb_recipe_calibration(recipe)};
+                                                  .sampling = nb_recipe_calibration(recipe),
+                                                  .fold = {.methods = nb_recipe_folds(recipe)}};
         rc = compress(work, source, recipe, &calibration, e);
         nb_jobs_calibrate_finish(&calibration);
     }

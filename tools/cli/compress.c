@@ -11,14 +11,26 @@
 
 struct compress {
     struct common common;
-    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix, *format,
-        *activations;
+    const char *path, *out, *to, *otherwise, *method, *fold, *recipe, *imatrix, *save_imatrix,
+        *format, *activations;
     struct option_list calibration;
     uint32_t samples, length; // 0: not said
     uint32_t layer;           // UINT32_MAX: not said
     const char *kind;         // of the job; NULL: by its other options
     bool detach, force;
 };
+
+// "awq,permute" as a list.
+static void put_fold(const struct compress *c, json_t *recipe)
+{
+    json_t *list = json_array();
+    for (const char *at = c->fold; *at;) {
+        const size_t n = strcspn(at, ",");
+        json_array_append_new(list, json_stringn(at, n));
+        at += n + (at[n] == ',');
+    }
+    json_object_set_new(recipe, "fold", list);
+}
 
 static void put_sampling(const struct compress *c, json_t *recipe)
 {
@@ -61,24 +73,26 @@ static int make_recipe(const struct compress *c, char **ret)
         json_object_set_new(recipe, "activations", json_string(c->activations));
     if (c->layer != UINT32_MAX)
         json_object_set_new(recipe, "layer", json_integer(c->layer));
+    if (c->fold)
+        put_fold(c, recipe);
     put_sampling(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
-    return *ret ? CLI_OK : cli_error("--to, --else, --method and --recipe are UTF-8");
+    return *ret ? CLI_OK : cli_error("--to, --else, --method, --fold and --recipe are UTF-8");
 }
 
-// On its user's text, or, for a method that was asked for, on text of the model's own.
+// On its user's text, or, for a method or fold that was asked for, on text of the model's own.
 static bool calibrates(const struct compress *c)
 {
-    return c->calibration.n || (c->method && !c->imatrix);
+    return c->calibration.n || ((c->method || c->fold) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
 static int check_format(struct compress *c)
 {
     const bool graph = c->format && !strcmp(c->format, "onnx");
-    const bool more =
-        !c->to || c->recipe || c->otherwise || c->method || c->calibration.n || c->imatrix;
+    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold ||
+                      c->calibration.n || c->imatrix;
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
     if (status == CLI_OK && folder && more)
@@ -172,6 +186,9 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"method", 0, OPTION_STRING, &c.method, "M",
          "search (of scales) or gptq (error feedback); without --calibration the model writes "
          "text"},
+        {"fold", 0, OPTION_STRING, &c.fold, "LIST",
+         "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
+         "rotate-values"},
         {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
          "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
         {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N", "windows of that text (128)"},
