@@ -394,13 +394,14 @@ static int read_layers(const struct nb_keys *r, struct nb_hparams *hp)
 static int read_pooling(const struct nb_keys *r, struct nb_hparams *hp)
 {
     const uint32_t usual = hp->arch->encoder ? NB_POOLING_MEAN : NB_POOLING_LAST;
-    uint32_t pooling = usual;
+    uint32_t pooling = 0; // not said
     int rc;
     hp->causal = !hp->arch->encoder;
     if ((rc = nb_keys_u32(r, "pooling_type", false, 0, NB_POOLING_LAST, &pooling)) < 0 ||
         (rc = nb_keys_bool(r, "attention.causal", &hp->causal)) < 0)
         return rc;
     hp->pooling = (enum nb_pooling)(pooling ? pooling : usual);
+    hp->for_vectors = hp->arch->encoder || pooling;
     // Of a sentence-transformers folder: whether its modules end in Normalize.
     bool normalises = true;
     if (nb_gguf_bool(r->g, "nibble.embedding.normalize", &normalises) == -EINVAL)

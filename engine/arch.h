@@ -125,6 +125,7 @@ struct nb_hparams {
     bool causal;
     enum nb_pooling pooling; // of a text's vector
     bool any_length;         // which its makers do not normalise
+    bool for_vectors;        // which the model is made for: its file names a pooling
 
     uint32_t n_experts, n_chosen; // 0: none
     enum nb_gating gating;

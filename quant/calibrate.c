@@ -40,6 +40,13 @@ static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how
                                        .seed = how->seed,
                                        .progress = how->writing,
                                        .user = how->user};
+    if (rc == 0 && how->given && how->given->learnt.n) {
+        c->windows = how->given->learnt;
+        c->held_out = how->given->held_out;
+        *how->given = (struct nb_calibration_text){0};
+        nb_tokenizer_destroy(t);
+        return 0;
+    }
     if (rc == 0)
         rc = how->n_texts
                  ? nb_windows_create(t, how->texts, how->n_texts, n, how->length, &c->windows, e)
@@ -152,6 +159,12 @@ const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c)
 const struct nb_windows *nb_calibration_held_out(const struct nb_calibration *c)
 {
     return &c->held_out;
+}
+
+void nb_calibration_give(struct nb_calibration *c, struct nb_calibration_text *ret)
+{
+    *ret = (struct nb_calibration_text){c->windows, c->held_out};
+    c->windows = c->held_out = (struct nb_windows){0};
 }
 
 uint32_t nb_calibration_batches(const struct nb_calibration *c)

@@ -11,6 +11,10 @@
 
 struct nb_calibration;
 
+struct nb_calibration_text {
+    struct nb_windows learnt, held_out;
+};
+
 struct nb_calibrate {
     const struct nb_source *source;
     const struct nb_source_file *texts;
@@ -18,6 +22,7 @@ struct nb_calibrate {
     uint32_t samples, length; // windows, and tokens of each
     uint32_t held_out;        // windows beside them, on which something is to be judged
     uint64_t seed;            // of what it writes
+    struct nb_calibration_text *given; // by another calibration; NULL or empty: none
     struct nb_team *team;
     const struct nb_cpu_allowed *allowed; // what the team is of
     // Of what it writes: tokens so far, and in all. May be NULL.
@@ -36,6 +41,8 @@ const struct nb_plan *nb_calibration_plan(const struct nb_calibration *c);
 struct nb_image *nb_calibration_image(const struct nb_calibration *c); // its source's
 const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c);
 const struct nb_windows *nb_calibration_held_out(const struct nb_calibration *c);
+// Gives its text away, for a calibration of another source; this one is to be closed then.
+void nb_calibration_give(struct nb_calibration *c, struct nb_calibration_text *ret);
 // Batches of whole windows, from 0 on.
 uint32_t nb_calibration_batches(const struct nb_calibration *c);
 // Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.

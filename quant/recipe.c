@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quant/fold_search.h"
 #include "quant/rounding.h"
 #include "quant/windows.h"
 #include "tensor/convert.h"
@@ -34,6 +35,7 @@ struct nb_recipe {
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;
     struct nb_recipe_target target;
+    uint32_t folds;
     struct rule rules[NB_RECIPE_RULES];
     uint32_t n_rules;
     pcre2_match_context *context;
@@ -65,6 +67,11 @@ struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *r)
 const struct nb_recipe_target *nb_recipe_target(const struct nb_recipe *r)
 {
     return &r->target;
+}
+
+uint32_t nb_recipe_folds(const struct nb_recipe *r)
+{
+    return r->folds;
 }
 
 uint32_t nb_recipe_to(const struct nb_recipe *r)
@@ -296,6 +303,23 @@ static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
     return 0;
 }
 
+static int read_fold(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error)
+{
+    const size_t n = json_is_string(value) ? 1 : json_array_size(value);
+    bool known = n > 0;
+    for (size_t i = 0; i < n && known; i++) {
+        const json_t *one = json_is_string(value) ? value : json_array_get(value, i);
+        const uint32_t methods = json_is_string(one) ? nb_fold_methods(json_string_value(one)) : 0;
+        known = methods != 0;
+        r->folds |= methods;
+    }
+    if (!known || (r->folds & NB_FOLD_AWQ && r->folds & NB_FOLD_SMOOTH))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"fold\" is a list of \"awq\" or \"smooth\", \"permute\", "
+                       "and \"rotate\" or \"rotate-values\"");
+    return 0;
+}
+
 static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                     struct nb_error *ret_error)
 {
@@ -315,13 +339,13 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
     } others[] = {{"tensors", read_rules}, {"calibration", read_calibration},
                   {"target", read_target}, {"method", read_method},
                   {"gptq", read_gptq},     {"types", read_types},
-                  {"effort", read_effort}};
+                  {"effort", read_effort}, {"fold", read_fold}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (!strcmp(key, others[i].key))
             return others[i].read(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
-                   "output, else, calibration, method, gptq, target, types, effort",
+                   "output, else, calibration, method, gptq, target, types, effort, fold",
                    key);
 }
 

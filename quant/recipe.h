@@ -1,7 +1,8 @@
 // What a compression makes of a model: the type of each tensor. Read from JSON, which is anyone's:
 //   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
 //    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
-//    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2}}
+//    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2},
+//    "fold": ["awq", "permute"]}
 // or, where an allocation chooses the types (allocation.h), with a target in the place of "to":
 //   {"target": {"size": 92000000}, "types": ["Q4_0", "Q8_0"], "effort": "normal"}
 // docs/rooms/quant.md says what each key means.
@@ -39,6 +40,9 @@ struct nb_feedback_plan {
     uint32_t passes;
 };
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *recipe);
+
+// "fold": bits of quant/fold_search.h, 0 without it.
+uint32_t nb_recipe_folds(const struct nb_recipe *recipe);
 
 // "to": of most tensors; with a target, what is written where no type can be chosen.
 uint32_t nb_recipe_to(const struct nb_recipe *recipe);

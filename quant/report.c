@@ -92,6 +92,38 @@ static json_t *allocation_json(const struct nb_report *r)
                      r->divergence->error);
 }
 
+static json_t *joint_json(const struct nb_joint *j)
+{
+    json_t *object = json_pack("{s:s}", "joint", nb_joint_names[j->kind]);
+    if (object && j->layer != NB_FOLD_OUTSIDE)
+        json_object_set_new(object, "layer", json_integer(j->layer));
+    if (object && j->gain.searched)
+        json_object_update_new(object, json_pack("{s:f, s:f}", "error", (double)j->gain.after,
+                                                 "error_without", (double)j->gain.before));
+    if (object && j->scale)
+        json_object_set_new(object, "exponent", json_real((double)j->gain.exponent));
+    if (object && j->order)
+        json_object_set_new(object, "order", json_true());
+    if (object && j->rotation)
+        json_object_set_new(object, "rotation", json_true());
+    return object;
+}
+
+// The joints that were folded or searched, and why others are none.
+static json_t *fold_json(const struct nb_fold *f)
+{
+    json_t *joints = json_array(), *notes = json_array();
+    uint32_t n, places;
+    const struct nb_joint *j = nb_fold_joints(f, &n);
+    const char *note;
+    for (uint32_t i = 0; i < n; i++)
+        if (j[i].gain.searched || j[i].rotation)
+            json_array_append_new(joints, joint_json(&j[i]));
+    for (uint32_t i = 0; (note = nb_fold_note(f, i, &places)); i++)
+        json_array_append_new(notes, json_sprintf("%s (%u)", note, places));
+    return json_pack("{s:o, s:o}", "joints", joints, "left_out", notes);
+}
+
 static json_t *whole_json(const struct nb_report *r)
 {
     json_t *tensors = json_array(), *warnings = json_array();
@@ -110,6 +142,8 @@ static json_t *whole_json(const struct nb_report *r)
                               "warnings", warnings, "tensors", tensors);
     if (whole && r->allocated)
         json_object_set_new(whole, "allocation", allocation_json(r));
+    if (whole && r->fold)
+        json_object_set_new(whole, "fold", fold_json(r->fold));
     return whole;
 }
 

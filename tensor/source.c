@@ -47,6 +47,30 @@ int nb_source_create(const struct nb_source_file *files, uint32_t n_files, struc
     return 0;
 }
 
+static const struct nb_source_tensor *find(const struct nb_source *s, const char *name)
+{
+    for (uint32_t i = 0; i < s->n_tensors; i++)
+        if (s->tensors[i].name.len == strlen(name) &&
+            !memcmp(s->tensors[i].name.data, name, strlen(name)))
+            return &s->tensors[i];
+    return NULL;
+}
+
+int nb_source_repeat(struct nb_source *s, const char *of, const char *name)
+{
+    const struct nb_source_tensor *t = find(s, of);
+    if (!t || find(s, name))
+        return t ? -EEXIST : -ENOENT;
+    struct nb_source_tensor copy = *t;
+    struct nb_source_tensor *grown = reallocarray(s->tensors, s->n_tensors + 1, sizeof(*grown));
+    if (!grown)
+        return -ENOMEM;
+    copy.name = (struct nb_str){name, strlen(name)};
+    s->tensors = grown;
+    s->tensors[s->n_tensors++] = copy;
+    return 0;
+}
+
 uint64_t nb_source_rows(const struct nb_source_tensor *t)
 {
     return t->dims[1] * t->dims[2] * t->dims[3];
@@ -185,6 +209,8 @@ int nb_source_read(const struct nb_source *s, const struct nb_source_tensor *t, 
 {
     struct reading rd = {.s = s, .t = t};
     float *floats = dst;
+    if (s->read)
+        return s->read(s->read_user, t, first, n, dst, ret_error);
     rd.ret_error = ret_error;
     int rc =
         t->stored == t->type ? read_stored(&rd, first, n, dst) : read_floats(&rd, first, n, floats);

@@ -75,6 +75,10 @@ struct nb_source {
     uint32_t n_pieces;
     void *kept; // what names and pieces lie in
     void (*free_kept)(void *kept);
+    // Gives rows in the files' place, from any thread; as nb_source_read. NULL: the files are read.
+    int (*read)(void *user, const struct nb_source_tensor *t, uint64_t first, uint64_t n, void *dst,
+                struct nb_error *ret_error);
+    void *read_user;
 };
 
 // One GGUF, or the parts of one in their order. On failure `ret_error` says in one line what is
@@ -86,6 +90,10 @@ void nb_source_close(struct nb_source *s); // NULL is fine
 // For who opens a kind of source: all but the files is empty. -EINVAL of their number, -ENOMEM.
 int nb_source_create(const struct nb_source_file *files, uint32_t n_files, struct nb_source **ret,
                      struct nb_error *ret_error);
+
+// One more tensor, at the end: `name` (not copied) with the numbers of tensor `of`. -EEXIST: there
+// is one of this name; -ENOENT: there is no `of`; -ENOMEM.
+int nb_source_repeat(struct nb_source *s, const char *of, const char *name);
 
 // Rows [first, first + n) of the tensor (of a vector its only one), as it has them in `type`, which
 // must be one that we load.

@@ -28,6 +28,8 @@ int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_
 {
     struct nb_jobs_calibration *c = user;
     struct part part;
+    if (kind == NB_JOBS_FOLD_RECORD)
+        return nb_jobs_fold_visit(&c->fold, data, bytes);
     if (kind != RECORD || bytes < sizeof(part))
         return 1;
     memcpy(&part, data, sizeof(part));
@@ -89,8 +91,9 @@ static void tell(struct nb_jobs_calibration *c)
 {
     char what[64];
     snprintf(what, sizeof(what), "calibrating %u/%u", c->done, c->sampling.samples);
-    nb_jobs_tell(c->work, what, c->writing + c->load * c->done / c->sampling.samples,
-                 c->writing + c->load + c->bytes);
+    const uint64_t before = c->writing + c->folding;
+    nb_jobs_tell(c->work, what, before + c->load * c->done / c->sampling.samples,
+                 before + c->load + c->bytes);
 }
 
 static int after(void *user, uint32_t done)
@@ -110,7 +113,7 @@ static void on_writing(void *user, uint64_t done, uint64_t total)
 {
     struct nb_jobs_calibration *c = user;
     nb_jobs_tell(c->work, "the model writes its calibration text", c->writing * done / total,
-                 c->writing + c->load + c->bytes);
+                 c->writing + c->folding + c->load + c->bytes);
 }
 
 int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_error)
@@ -122,11 +125,20 @@ int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_e
                                      .length = c->sampling.length,
                                      .held_out = c->sampling.held_out,
                                      .seed = c->sampling.seed,
+                                     .given = &c->text,
                                      .team = c->work->team,
                                      .allowed = &c->work->allowed,
                                      .writing = on_writing,
                                      .user = c};
     return c->open ? 0 : nb_calibration_open(&how, &c->open, ret_error);
+}
+
+void nb_jobs_calibrate_close(struct nb_jobs_calibration *c)
+{
+    if (c->open)
+        nb_calibration_give(c->open, &c->text);
+    nb_calibration_close(c->open);
+    c->open = NULL;
 }
 
 static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
@@ -159,11 +171,15 @@ void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64
     c->bytes = after;
     c->load = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
     c->writing = c->n_texts ? 0 : c->load;
+    c->folding = c->fold.methods ? c->load : 0; // about as much work
 }
 
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c)
 {
-    nb_calibration_close(c->open);
+    nb_jobs_calibrate_close(c);
+    nb_windows_finish(&c->text.learnt);
+    nb_windows_finish(&c->text.held_out);
+    nb_jobs_fold_finish(&c->fold);
     nb_importance_finish(&c->importance);
     free(c->coming);
 }

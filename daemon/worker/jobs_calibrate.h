@@ -2,6 +2,7 @@
 #pragma once
 
 #include "daemon/worker/jobs.h"
+#include "daemon/worker/jobs_fold.h"
 #include "quant/calibrate.h"
 #include "quant/compress.h"
 #include "quant/importance.h"
@@ -10,16 +11,18 @@
 // The first members are the caller's; the rest is zero before.
 struct nb_jobs_calibration {
     struct nb_work *work;
-    const struct nb_source *source;
+    struct nb_source *source; // which a fold changes
     const struct nb_source_file *texts;
     uint32_t n_texts;
     int imatrix; // an importance matrix's fd in the place of texts, or -1
     struct nb_sampling_plan sampling;
+    struct nb_jobs_fold fold;
 
     struct nb_calibration *open; // once it is needed
+    struct nb_calibration_text text; // of the one that was closed
     // Of what comes after; what the calibration counts as beside that, and what writing its text
-    // does
-    uint64_t bytes, load, writing;
+    // and the fold do
+    uint64_t bytes, load, writing, folding;
     struct nb_importance importance;
     uint32_t done, stored; // windows
     struct nb_journal *journal;
@@ -35,6 +38,9 @@ void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c);
 // Opens model and text (`open`), where they are not yet.
 int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_error);
+// Closes it but for the text, because its source changes: the next calibration has the same
+// windows.
+void nb_jobs_calibrate_close(struct nb_jobs_calibration *c);
 // As of nb_journal_open.
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
 // Measures what the journal does not tell of: then `importance` is whole.

@@ -11,6 +11,7 @@
 #include "daemon/worker/jobs_allocate.h"
 #include "libclient/wire.h"
 #include "quant/compress.h"
+#include "quant/fold_search.h"
 #include "quant/imatrix.h"
 #include "quant/layerwise.h"
 #include "quant/report.h"
@@ -90,9 +91,13 @@ static int calibrate(struct parts *p, struct nb_compress *c, struct progress *pr
     struct nb_jobs_calibration *calibration = p->calibration;
     const uint64_t size = nb_compress_size(c);
     const uint64_t load = p->allocation ? nb_jobs_allocate_load(p->allocation, size) : 0;
+    int rc = 0;
     nb_jobs_calibrate_init(calibration, size, size + load + progress->feedback);
-    progress->before = calibration->writing + calibration->load + load;
-    int rc = nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
+    progress->before = calibration->writing + calibration->folding + calibration->load + load;
+    if (calibration->fold.methods)
+        rc = nb_jobs_fold_run(calibration, nb_compress_choices(c), nb_compress_journal(c), e);
+    if (rc == 0)
+        rc = nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
     return rc == 0 && p->allocation ? nb_jobs_allocate_run(p->allocation, c, e) : rc;
 }
 
@@ -129,10 +134,12 @@ static int write_all(struct nb_work *work, const struct nb_source *source,
                      struct progress *progress, struct nb_error *e)
 {
     const struct nb_feedback_plan feedback = nb_recipe_feedback(recipe);
-    if (feedback.on && !(p->calibration && p->calibration->imatrix < 0))
+    const bool has_text = p->calibration && p->calibration->imatrix < 0;
+    if ((feedback.on || nb_recipe_folds(recipe)) && !has_text)
         return nb_fail(e, -EINVAL,
-                       "method gptq learns from text, not from an importance matrix: give text, or "
-                       "neither and the model writes it");
+                       "%s learns from text, not from an importance matrix: give text, or neither "
+                       "and the model writes it",
+                       feedback.on ? "method gptq" : "a fold");
     int rc = make_room(work, most_bytes(recipe, c), e);
     if (rc == 0 && feedback.on)
         progress->feedback = nb_jobs_calibrate_load(p->calibration, FEEDBACK * nb_compress_size(c));
@@ -155,7 +162,8 @@ static int tell_all(struct nb_work *work, const struct nb_source *source,
                           .recipe = recipe,
                           .choices = nb_compress_choices(c),
                           .type = nb_compress_type(c),
-                          .calibrated = p->calibration != NULL};
+                          .calibrated = p->calibration != NULL,
+                          .fold = p->calibration ? p->calibration->fold.fold : NULL};
     int rc = 0;
     if (p->allocation) {
         r.allocated = nb_allocation_result(p->allocation->allocation);
@@ -265,13 +273,16 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
         rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
     if (rc == 0)
         rc = nb_source_open(g.model, g.n_model, &source, e);
+    if (rc == 0 && (nb_recipe_folds(recipe) & NB_FOLD_ROTATE_STREAM))
+        rc = nb_fold_untie(source, e);
     if (rc == 0) {
         struct nb_jobs_calibration calibration = {.work = work,
                                                   .source = source,
                                                   .texts = g.texts,
                                                   .n_texts = g.n_texts,
                                                   .imatrix = g.imatrix,
-                                                  .sampling = nb_recipe_calibration(recipe)};
+                                                  .sampling = nb_recipe_calibration(recipe),
+                                                  .fold = {.methods = nb_recipe_folds(recipe)}};
         struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
         struct parts parts = {&calibration, nb_recipe_target(recipe)->kind ? &allocation : NULL};
         rc = compress(work, source, recipe, &parts, e);

@@ -11,8 +11,8 @@
 
 struct compress {
     struct common common;
-    const char *path, *out, *to, *otherwise, *method, *recipe, *imatrix, *save_imatrix, *format,
-        *activations;
+    const char *path, *out, *to, *otherwise, *method, *fold, *recipe, *imatrix, *save_imatrix,
+        *format, *activations;
     struct option_list calibration, types;
     const char *effort;
     uint64_t target_size, fit; // 0: not said
@@ -23,6 +23,18 @@ struct compress {
     const char *kind;         // of the job; NULL: by its other options
     bool detach, force;
 };
+
+// "awq,permute" as a list.
+static void put_fold(const struct compress *c, json_t *recipe)
+{
+    json_t *list = json_array();
+    for (const char *at = c->fold; *at;) {
+        const size_t n = strcspn(at, ",");
+        json_array_append_new(list, json_stringn(at, n));
+        at += n + (at[n] == ',');
+    }
+    json_object_set_new(recipe, "fold", list);
+}
 
 static void put_sampling(const struct compress *c, json_t *recipe)
 {
@@ -90,11 +102,13 @@ static int make_recipe(const struct compress *c, char **ret)
         json_object_set_new(recipe, "activations", json_string(c->activations));
     if (c->layer != UINT32_MAX)
         json_object_set_new(recipe, "layer", json_integer(c->layer));
+    if (c->fold)
+        put_fold(c, recipe);
     put_sampling(c, recipe);
     put_target(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
-    return *ret ? CLI_OK : cli_error("--to, --else, --method and --recipe are UTF-8");
+    return *ret ? CLI_OK : cli_error("--to, --else, --method, --fold and --recipe are UTF-8");
 }
 
 static int targets(const struct compress *c)
@@ -102,17 +116,17 @@ static int targets(const struct compress *c)
     return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
 }
 
-// On its user's text, or, for a method or a target that was asked for, on text of the model's own.
+// On its user's text, or, for a method, a fold or a target that was asked for, on text of the model's own.
 static bool calibrates(const struct compress *c)
 {
-    return c->calibration.n || ((c->method || targets(c)) && !c->imatrix);
+    return c->calibration.n || ((c->method || c->fold || targets(c)) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
 static int check_format(struct compress *c)
 {
     const bool graph = c->format && !strcmp(c->format, "onnx");
-    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->calibration.n ||
+    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold || c->calibration.n ||
                       c->imatrix || targets(c);
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
@@ -224,6 +238,9 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"method", 0, OPTION_STRING, &c.method, "M",
          "search (of scales) or gptq (error feedback); without --calibration the model writes "
          "text"},
+        {"fold", 0, OPTION_STRING, &c.fold, "LIST",
+         "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
+         "rotate-values"},
         {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
          "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
         {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N", "windows of that text (128)"},
