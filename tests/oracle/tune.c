@@ -356,13 +356,13 @@ int main(int argc, char **argv)
                     .length = 256,
                     .windows = 400,
                     .held_windows = 8,
-                    .code = 2e-3,
-                    .scale = 1e-3,
-                    .vector = 1e-3,
+                    .code = (double)NB_TUNE_CODE_RATE,
+                    .scale = (double)NB_TUNE_SCALE_RATE,
+                    .vector = (double)NB_TUNE_VECTOR_RATE,
                     .layer_code = 5e-3,
                     .layer_scale = 2e-3,
                     .threads = 2,
-                    .memory = 2e9};
+                    .memory = 1e9};
     if (argc < 2) {
         fprintf(stderr, "usage: tune MODEL.gguf [KEY=VALUE]... train=FILE... held=FILE...\n");
         return 2;
