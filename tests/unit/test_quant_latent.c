@@ -13,7 +13,7 @@
 
 #include "engine/sampler.h"
 #include "quant/encode.h"
-#include "quant/latent_room.h"
+#include "quant/fit.h"
 #include "tensor/type.h"
 
 #define ROWS    37
@@ -236,6 +236,31 @@ static void a_team_gives_the_same_bits(void **state)
     nb_team_destroy(alone);
 }
 
+static void every_level_gives_the_same_bits(void **state)
+{
+    for (int isa = NB_ISA_SCALAR; isa < NB_ISA_COUNT; isa++) {
+        if (!nb_fits[isa] || !nb_kernels_of((enum nb_isa)isa))
+            continue;
+        for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++) {
+            struct nb_latent *l = searched(types[i]), *plain = searched(types[i]);
+            size_t n;
+            l->loops = nb_fits[isa]->latent;
+            plain->loops = nb_fits[NB_ISA_SCALAR]->latent;
+            for (int step = 0; step < 3; step++) {
+                nb_latent_descend(l, team, gradient, &one_step);
+                nb_latent_descend(plain, team, gradient, &one_step);
+            }
+            const float *a = nb_latent_state(l, &n), *b = nb_latent_state(plain, &n);
+            assert_memory_equal(a, b, n * sizeof(*a));
+            nb_latent_decode(l, team, decoded[0]);
+            nb_latent_decode(plain, team, decoded[1]);
+            assert_memory_equal(decoded[0], decoded[1], sizeof(decoded[0]));
+            nb_latent_destroy(l);
+            nb_latent_destroy(plain);
+        }
+    }
+}
+
 static void what_is_refused(void **state)
 {
     struct nb_latent *l = NULL;
@@ -263,6 +288,7 @@ int main(void)
         cmocka_unit_test(scales_have_their_derivatives),
         cmocka_unit_test(codes_go_straight_through),
         cmocka_unit_test(a_team_gives_the_same_bits),
+        cmocka_unit_test(every_level_gives_the_same_bits),
         cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests(tests, fill, finish);
