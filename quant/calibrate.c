@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "quant/runner.h"
+#include "quant/hessian.h"
 #include "quant/written.h"
 #include "tensor/image.h"
 
@@ -15,12 +16,16 @@
 struct nb_calibration {
     struct nb_image *image;
     struct nb_plan *plan;
+    struct nb_team *team;
     struct nb_grad *grad;
     struct nb_windows windows, held_out;
     uint32_t batch; // windows of one
     struct nb_grad_sequence *sequences;
     float *x, *next, *state; // of a batch: before and behind a layer, and at the head
+    double *head;            // the Hessian of the head's inputs,
+    uint32_t head_end;       // of the windows before this one
     // While it runs
+    bool sees;
     struct nb_column_stats **stats; // of the float engine's matrices; NULL: it is none
 };
 
@@ -84,8 +89,10 @@ static int make_batch(struct nb_calibration *c, const struct nb_calibrate *how, 
     int rc = nb_calibration_batch(c, 0, &rows, e);
     if (rc < 0 || !nb_grad_sites(c->grad, head))
         return rc;
+    const size_t n = c->plan->hp.embedding;
     c->state = calloc(nb_grad_state_floats(c->grad, head, 0), sizeof(*c->state));
-    return c->state ? 0 : nb_fail(e, -ENOMEM, "no memory for the calibration's batches");
+    c->head = calloc(n * n, sizeof(*c->head));
+    return c->state && c->head ? 0 : nb_fail(e, -ENOMEM, "no memory for the calibration's batches");
 }
 
 static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
@@ -94,6 +101,7 @@ static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, st
         how->length > NB_WINDOWS_LENGTH)
         return nb_fail(e, -EINVAL, "calibration takes 1 to %d samples of %d to %d tokens",
                        NB_WINDOWS_MAX, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH);
+    c->team = how->team;
     c->batch = how->length < ROWS ? ROWS / how->length : 1;
     c->batch = c->batch < how->samples ? c->batch : how->samples;
     int rc = nb_runner_pack(how->source, &c->image, e);
@@ -132,6 +140,7 @@ void nb_calibration_close(struct nb_calibration *c)
     free(c->x);
     free(c->next);
     free(c->state);
+    free(c->head);
     free(c->stats);
     free(c);
 }
@@ -229,8 +238,8 @@ static void on_input(void *user, const struct nb_grad_tensor *w, uint32_t expert
         nb_column_stats_take(c->stats[w->matrix - c->plan->matrices], expert, x + i * stride);
 }
 
-// What a batch's last matrix reads.
-static int run_head(struct nb_calibration *c)
+// What a batch's last matrix reads: its sums, and its Hessian where the windows come in a row.
+static int run_head(struct nb_calibration *c, uint32_t first)
 {
     const uint32_t head = c->plan->hp.n_layers;
     struct nb_grad_tensor *w[NB_GRAD_SITE];
@@ -241,9 +250,12 @@ static int run_head(struct nb_calibration *c)
         return rc;
     const uint32_t n = nb_grad_site_matrices(c->grad, head, 0, w);
     const struct nb_grad_rows r = nb_grad_site_input(c->grad, head, 0, 0, c->state);
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n && c->sees; i++)
         on_input(c, w[i], 0, r.x, r.stride, r.n);
-    return 0;
+    if (first != c->head_end || r.stride != c->plan->hp.embedding)
+        return 0;
+    c->head_end += windows_from(c, first);
+    return nb_hessian_add(c->team, c->head, r.x, r.n, c->plan->hp.embedding);
 }
 
 static int run_batch(struct nb_calibration *c, uint32_t first, struct nb_error *e)
@@ -259,8 +271,26 @@ static int run_batch(struct nb_calibration *c, uint32_t first, struct nb_error *
         c->x = behind;
     }
     if (rc == 0)
-        rc = run_head(c);
+        rc = run_head(c, first);
     return rc < 0 ? nb_fail(e, rc, "no memory for the calibration's batches") : 0;
+}
+
+int nb_calibration_head(struct nb_calibration *c, const double **ret, struct nb_error *ret_error)
+{
+    const size_t n = c->plan->hp.embedding;
+    int rc = 0;
+    *ret = NULL;
+    if (!c->state)
+        return 0;
+    if (c->head_end < c->windows.n) {
+        memset(c->head, 0, n * n * sizeof(*c->head));
+        c->head_end = 0;
+    }
+    for (uint32_t i = c->head_end; i < c->windows.n && rc == 0; i += windows_from(c, i))
+        rc = run_batch(c, i, ret_error);
+    if (rc == 0 && c->head_end == c->windows.n)
+        *ret = c->head;
+    return rc;
 }
 
 int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_importance *s,
@@ -271,6 +301,7 @@ int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_import
     if (rc < 0)
         return nb_fail(ret_error, rc, "the sums of the model's matrices: %s", strerror(-rc));
     nb_grad_see(c->grad, on_input, c);
+    c->sees = true;
     while (done < c->windows.n && rc == 0) {
         const uint32_t n = windows_from(c, done);
         rc = run_batch(c, done, ret_error);
@@ -279,5 +310,6 @@ int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_import
             rc = after(user, done);
     }
     nb_grad_see(c->grad, NULL, NULL);
+    c->sees = false;
     return rc;
 }

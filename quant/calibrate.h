@@ -18,10 +18,10 @@ struct nb_calibration_text {
 struct nb_calibrate {
     const struct nb_source *source;
     const struct nb_source_file *texts;
-    uint32_t n_texts;         // 0: the model writes them (quant/written.h)
-    uint32_t samples, length; // windows, and tokens of each
-    uint32_t held_out;        // windows beside them, on which something is to be judged
-    uint64_t seed;            // of what it writes
+    uint32_t n_texts;                  // 0: the model writes them (quant/written.h)
+    uint32_t samples, length;          // windows, and tokens of each
+    uint32_t held_out;                 // windows beside them, on which something is to be judged
+    uint64_t seed;                     // of what it writes
     struct nb_calibration_text *given; // by another calibration; NULL or empty: none
     struct nb_team *team;
     const struct nb_cpu_allowed *allowed; // what the team is of
@@ -43,6 +43,10 @@ const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c);
 const struct nb_windows *nb_calibration_held_out(const struct nb_calibration *c);
 // Gives its text away, for a calibration of another source; this one is to be closed then.
 void nb_calibration_give(struct nb_calibration *c, struct nb_calibration_text *ret);
+// The Hessian (quant/hessian.h) of what the head reads in the float model: [embedding][embedding],
+// which lives as long as `c`. Free after nb_calibration_run over all windows, else another run.
+// NULL: there is no head. -errno with its line.
+int nb_calibration_head(struct nb_calibration *c, const double **ret, struct nb_error *ret_error);
 // Batches of whole windows, from 0 on.
 uint32_t nb_calibration_batches(const struct nb_calibration *c);
 // Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.

@@ -368,24 +368,60 @@ static int do_site(struct walk *k)
 
 // ---- The beginning
 
+static bool is_head(const struct walk *k, const struct nb_grad_tensor *w)
+{
+    struct nb_grad_tensor *of_head[NB_GRAD_SITE];
+    const uint32_t head = k->n_layers - 1;
+    const uint32_t n =
+        nb_grad_sites(k->g, head) ? nb_grad_site_matrices(k->g, head, 0, of_head) : 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (of_head[i] == w)
+            return true;
+    return false;
+}
+
+// One that is the head as well, for what the head reads in the float model: the quantized one has
+// not begun.
+static int feed_embedding(struct walk *k, struct target *t)
+{
+    const struct nb_factor_options options = {.damping = k->how->damping, .by_size = true};
+    struct nb_factor *factor = NULL;
+    const double *hessian;
+    int rc = nb_calibration_head(k->how->calibration, &hessian, k->error);
+    t->floats = malloc((size_t)t->w->rows * t->w->cols * sizeof(*t->floats));
+    if (rc < 0 || !t->floats)
+        return rc < 0 ? rc : no_memory(k);
+    nb_grad_dequantize(k->g, t->w, t->floats);
+    rc = nb_factor_create(k->how->team, hessian, t->w->cols, &options, &factor);
+    const struct nb_gptq how = {.type = t->type, .factor = factor, .passes = k->how->passes};
+    if (rc == 0)
+        rc = nb_gptq_encode(&how, k->how->team, t->floats, t->w->rows, t->w->cols, t->bytes, NULL);
+    nb_factor_destroy(factor);
+    free(t->floats);
+    t->floats = NULL;
+    return rc < 0 ? fail_encode(k, t, rc) : 0;
+}
+
 // The embedding that the quantized model begins with.
 static int round_embedding(struct walk *k, const struct nb_op *op, struct target *t)
 {
     uint32_t n;
     struct nb_grad_tensor *w = nb_grad_tensors(k->g, &n) + (op->w - k->plan->matrices);
-    const struct nb_compress *c = k->how->compress;
-    int rc = 0;
-    *t = (struct target){.w = w, .tensor = index_of(k->how->source, w->name)};
-    if (t->tensor == k->how->source->n_tensors)
+    const struct nb_source *s = k->how->source;
+    struct nb_compress *c = k->how->compress;
+    *t = (struct target){.w = w, .tensor = index_of(s, w->name)};
+    if (t->tensor == s->n_tensors)
         return 0;
-    t->type = nb_compress_choices(k->how->compress)[t->tensor].type;
-    if (!nb_compress_has(c, t->tensor))
-        rc = nb_compress_round(k->how->compress, t->tensor, k->how->importance, k->error);
-    if (rc < 0)
-        return rc;
+    t->type = nb_compress_choices(c)[t->tensor].type;
     t->bytes = malloc(nb_compress_bytes(c, t->tensor));
     t->values = malloc((size_t)w->rows * w->cols * sizeof(*t->values));
-    return t->bytes && t->values ? hold(k, t) : no_memory(k);
+    if (!t->bytes || !t->values)
+        return no_memory(k);
+    const bool feeds = is_head(k, w) && takes_feedback(w, s->tensors[t->tensor].type, t->type);
+    int rc = nb_compress_has(c, t->tensor) ? 0
+             : feeds                       ? feed_embedding(k, t)
+                     : nb_compress_round(c, t->tensor, k->how->importance, k->error);
+    return rc == 0 ? hold(k, t) : rc;
 }
 
 static int begin_stream(struct walk *k, struct stream *s)

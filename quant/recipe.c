@@ -34,6 +34,7 @@ struct nb_recipe {
     uint32_t to, embedding, output, otherwise; // NONE: not said
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;
+    struct nb_tuning_plan tuning;
     struct nb_recipe_target target;
     uint32_t folds;
     struct rule rules[NB_RECIPE_RULES];
@@ -62,6 +63,15 @@ struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *r)
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *r)
 {
     return r->feedback;
+}
+
+struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *r)
+{
+    static const uint32_t tokens[] = {
+        [NB_PACE_FAST] = 1u << 14, [NB_PACE_NORMAL] = 3u << 15, [NB_PACE_BEST] = 3u << 18};
+    struct nb_tuning_plan p = r->tuning;
+    p.tokens = p.tokens ? p.tokens : tokens[r->target.effort];
+    return p;
 }
 
 const struct nb_recipe_target *nb_recipe_target(const struct nb_recipe *r)
@@ -181,10 +191,48 @@ static int read_calibration(struct nb_recipe *r, const json_t *object, struct nb
 static int read_method(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error)
 {
     const char *name = json_string_value(value);
-    if (!name || (strcmp(name, "search") != 0 && strcmp(name, "gptq") != 0))
+    r->tuning.on = name && !strcmp(name, "tune");
+    r->feedback.on = name && (r->tuning.on || !strcmp(name, "gptq"));
+    if (!r->feedback.on && !(name && !strcmp(name, "search")))
         return nb_fail(ret_error, -EINVAL,
-                       "the recipe's \"method\" is \"search\" (of scales) or \"gptq\"");
-    r->feedback.on = !strcmp(name, "gptq");
+                       "the recipe's \"method\" is \"search\" (of scales), \"gptq\" (error "
+                       "feedback) or \"tune\" (that, and then descent)");
+    return 0;
+}
+
+static int read_tune(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
+{
+    const struct {
+        const char *key;
+        float *rate;
+    } rates[] = {{"code", &r->tuning.code_rate},
+                 {"scale", &r->tuning.scale_rate},
+                 {"vector", &r->tuning.vector_rate}};
+    const struct {
+        const char *key;
+        uint32_t *count;
+    } counts[] = {{"tokens", &r->tuning.tokens}, {"batch", &r->tuning.batch}};
+    size_t n = 0;
+    bool good = json_is_object(object);
+    for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
+        const json_t *value = json_object_get(object, rates[i].key);
+        const double x = json_number_value(value);
+        n += value != NULL;
+        good &= !value || (json_is_number(value) && x >= 0 && x <= 1);
+        *rates[i].rate = value ? (float)x : *rates[i].rate;
+    }
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        const json_t *value = json_object_get(object, counts[i].key);
+        const json_int_t x = json_integer_value(value);
+        n += value != NULL;
+        good &= !value || (x >= 8 && x <= 1 << 30);
+        *counts[i].count = value ? (uint32_t)x : *counts[i].count;
+    }
+    if (!good || n != json_object_size(object))
+        return nb_fail(
+            ret_error, -EINVAL,
+            "the recipe's \"tune\" has numbers of \"tokens\" and of a \"batch\", from 8 on, "
+            "and rates from 0 to 1, \"code\", \"scale\" and \"vector\"");
     return 0;
 }
 
@@ -339,13 +387,14 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
     } others[] = {{"tensors", read_rules}, {"calibration", read_calibration},
                   {"target", read_target}, {"method", read_method},
                   {"gptq", read_gptq},     {"types", read_types},
-                  {"effort", read_effort}, {"fold", read_fold}};
+                  {"effort", read_effort}, {"fold", read_fold},
+                  {"tune", read_tune}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (!strcmp(key, others[i].key))
             return others[i].read(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
-                   "output, else, calibration, method, gptq, target, types, effort, fold",
+                   "output, else, calibration, method, gptq, target, types, effort, fold, tune",
                    key);
 }
 
@@ -386,6 +435,8 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
     r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
+    r->tuning = (struct nb_tuning_plan){
+        .batch = 1024, .code_rate = 2e-3f, .scale_rate = 1e-3f, .vector_rate = 1e-3f};
     r->target.effort = NB_PACE_NORMAL;
     r->to = r->embedding = r->output = r->otherwise = NONE;
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);

@@ -2,7 +2,9 @@
 //   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
 //    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
 //    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2},
-//    "fold": ["awq", "permute"]}
+//    "fold": ["awq", "permute"],
+//    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 16,
+//             "code": 0.00025, "scale": 0.001, "vector": 0.0005}}
 // or, where an allocation chooses the types (allocation.h), with a target in the place of "to":
 //   {"target": {"size": 92000000}, "types": ["Q4_0", "Q8_0"], "effort": "normal"}
 // docs/rooms/quant.md says what each key means.
@@ -33,13 +35,24 @@ struct nb_sampling_plan {
 };
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
 
-// "method" and "gptq": how the weights of a calibrated model are rounded.
+// "method" and "gptq": how the weights of a calibrated model are rounded. The method "tune" begins
+// with gptq.
 struct nb_feedback_plan {
     bool on;                 // by error feedback (quant/layerwise.h); else by searched scales
     float damping, mismatch; // as there
     uint32_t passes;
 };
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *recipe);
+
+// "tune": what is moved afterwards towards the float model's logits (quant/tune.h). Without a
+// number of "tokens" the effort decides.
+struct nb_tuning_plan {
+    bool on;
+    uint32_t tokens, batch; // in all, and of a step
+    uint32_t layer_steps;   // of each layer by itself before; UINT32_MAX: the effort decides
+    float code_rate, scale_rate, vector_rate;
+};
+struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *recipe);
 
 // "fold": bits of quant/fold_search.h, 0 without it.
 uint32_t nb_recipe_folds(const struct nb_recipe *recipe);

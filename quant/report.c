@@ -124,6 +124,12 @@ static json_t *fold_json(const struct nb_fold *f)
     return json_pack("{s:o, s:o}", "joints", joints, "left_out", notes);
 }
 
+static json_t *tuned_json(const struct nb_tuned *t)
+{
+    return json_pack("{s:I, s:f, s:f, s:f, s:b}", "steps", (json_int_t)t->steps, "before",
+                     t->before, "after", t->after, "error", t->error, "kept", t->kept != 0);
+}
+
 static json_t *whole_json(const struct nb_report *r)
 {
     json_t *tensors = json_array(), *warnings = json_array();
@@ -144,6 +150,8 @@ static json_t *whole_json(const struct nb_report *r)
         json_object_set_new(whole, "allocation", allocation_json(r));
     if (whole && r->fold)
         json_object_set_new(whole, "fold", fold_json(r->fold));
+    if (whole && r->tuned)
+        json_object_set_new(whole, "tuning", tuned_json(r->tuned));
     return whole;
 }
 

@@ -7,13 +7,21 @@
 #include "quant/recipe.h"
 #include "tensor/source.h"
 
+// What a tuning has gained, in KL on held-out text; `error`: the standard error of the difference.
+struct nb_tuned {
+    double before, after, error;
+    uint32_t steps;
+    uint32_t kept; // else nothing has changed
+};
+
 struct nb_report {
     const struct nb_source *source;
     const struct nb_recipe *recipe;
     const struct nb_choice *choices; // one for each tensor
     uint32_t type;                   // of most weights
     bool calibrated;
-    const struct nb_fold *fold; // what was folded before, or NULL
+    const struct nb_fold *fold;   // what was folded before, or NULL
+    const struct nb_tuned *tuned; // or NULL
     // Where an allocation has chosen: what it found, and the result's divergence; else NULL.
     const struct nb_allocated *allocated;
     const struct nb_divergence *divergence;

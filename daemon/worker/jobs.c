@@ -190,6 +190,11 @@ static int open_results(const struct nb_work_kind *kind, struct nb_work *work, s
         work->results[i] = open_to_write(name, e);
         rc = work->results[i] < 0 ? work->results[i] : 0;
     }
+    for (uint32_t i = 0; rc == 0 && i < NB_JOB_SCRATCH; i++) {
+        snprintf(name, sizeof(name), "scratch.%u", i);
+        work->scratch[i] = open_to_write(name, e);
+        rc = work->scratch[i] < 0 ? work->scratch[i] : 0;
+    }
     return rc;
 }
 

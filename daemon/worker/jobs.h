@@ -11,6 +11,8 @@
 #include "tensor/fail.h"
 #include "tensor/source.h"
 
+#define NB_JOB_SCRATCH 2
+
 // What a kind of job gets. Whatever it says, it says through these: it has no other file, and it
 // may be killed at any instant, and begun again with the same.
 struct nb_work {
@@ -20,6 +22,7 @@ struct nb_work {
     uint32_t n_files;
     int journal;
     int results[NB_JOB_RESULTS];
+    int scratch[NB_JOB_SCRATCH]; // files that the work keeps its state in; empty at its end
     uint8_t key[NB_JOURNAL_KEY]; // of recipe, files and kind
     struct nb_team *team;
     struct nb_cpu_allowed allowed; // what the team is of

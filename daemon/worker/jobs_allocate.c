@@ -55,7 +55,8 @@ static int on_progress(void *user, const char *what, uint64_t done)
 {
     struct nb_jobs_allocation *a = user;
     const struct nb_jobs_calibration *c = a->calibration;
-    const uint64_t all = nb_allocation_tokens(a->recipe), before = c->writing + c->folding + c->load;
+    const uint64_t all = nb_allocation_tokens(a->recipe),
+                   before = c->writing + c->folding + c->load;
     const double part = (double)(done < all ? done : all) / (double)all;
     nb_jobs_tell(c->work, what, before + (uint64_t)((double)a->load * part), before + c->bytes);
     return 0;

@@ -18,7 +18,7 @@ struct nb_jobs_calibration {
     struct nb_sampling_plan sampling;
     struct nb_jobs_fold fold;
 
-    struct nb_calibration *open; // once it is needed
+    struct nb_calibration *open;     // once it is needed
     struct nb_calibration_text text; // of the one that was closed
     // Of what comes after; what the calibration counts as beside that, and what writing its text
     // and the fold do

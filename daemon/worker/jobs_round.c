@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "daemon/worker/jobs_allocate.h"
+#include "daemon/worker/jobs_tune.h"
 #include "libclient/wire.h"
 #include "quant/compress.h"
 #include "quant/fold_search.h"
@@ -18,6 +19,7 @@
 #include "tensor/hf/folder.h"
 
 #define REPORT_ROOM (1u << 20) // bytes that the report and the journal may take
+#define TUNING      6          // and a token of tuning
 #define FEEDBACK    4          // what error feedback takes, in times of its calibration's run
 
 enum { MODEL, REPORT, IMATRIX }; // results
@@ -25,8 +27,9 @@ enum { MODEL, REPORT, IMATRIX }; // results
 // What is not a tensor's rounding counts as so many bytes of tensors.
 struct progress {
     struct nb_work *work;
-    uint64_t before, feedback, bytes; // calibration; error feedback, in all; the tensors
-    uint64_t fed, done;               // of the last two, so far
+    uint64_t before, feedback, tuning,
+        bytes;          // calibration; error feedback and tuning, in all; tensors
+    uint64_t fed, done; // of the last two, so far
 };
 
 static int on_progress(void *user, const char *what, uint64_t done, uint64_t total)
@@ -34,7 +37,8 @@ static int on_progress(void *user, const char *what, uint64_t done, uint64_t tot
     struct progress *p = user;
     p->done = done;
     p->bytes = total;
-    nb_jobs_tell(p->work, what, p->before + p->fed + done, p->before + p->feedback + total);
+    nb_jobs_tell(p->work, what, p->before + p->fed + done,
+                 p->before + p->feedback + p->tuning + total);
     return 0;
 }
 
@@ -48,9 +52,10 @@ static int on_feedback(void *user, uint32_t done, uint32_t total)
 }
 
 // Its whole room at once, so that a full disk is met before the work, not after it.
-static int make_room(const struct nb_work *work, uint64_t bytes, struct nb_error *e)
+static int make_room(const struct nb_work *work, uint64_t bytes, uint64_t scratch,
+                     struct nb_error *e)
 {
-    int rc = nb_jobs_need(bytes + REPORT_ROOM);
+    int rc = nb_jobs_need(bytes + scratch + REPORT_ROOM);
     if (rc < 0)
         return nb_fail(e, rc, "the daemon did not answer");
     if (fallocate(work->results[MODEL], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
@@ -83,7 +88,18 @@ static int export(const struct nb_work *work, const struct nb_jobs_calibration *
 struct parts {
     struct nb_jobs_calibration *calibration;
     struct nb_jobs_allocation *allocation;
+    struct nb_jobs_tuning *tuning;
 };
+
+// Records of the journal, by their kinds.
+static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
+{
+    const struct parts *p = user;
+    if (p->tuning && kind >= NB_JOBS_TUNE_RECORDS)
+        return nb_jobs_tune_visit(p->tuning, kind, data, bytes);
+    return p->allocation ? nb_jobs_allocate_visit(p->allocation, kind, data, bytes)
+                         : nb_jobs_calibrate_visit(p->calibration, kind, data, bytes);
+}
 
 static int calibrate(struct parts *p, struct nb_compress *c, struct progress *progress,
                      struct nb_error *e)
@@ -92,7 +108,7 @@ static int calibrate(struct parts *p, struct nb_compress *c, struct progress *pr
     const uint64_t size = nb_compress_size(c);
     const uint64_t load = p->allocation ? nb_jobs_allocate_load(p->allocation, size) : 0;
     int rc = 0;
-    nb_jobs_calibrate_init(calibration, size, size + load + progress->feedback);
+    nb_jobs_calibrate_init(calibration, size, size + load + progress->feedback + progress->tuning);
     progress->before = calibration->writing + calibration->folding + calibration->load + load;
     if (calibration->fold.methods)
         rc = nb_jobs_fold_run(calibration, nb_compress_choices(c), nb_compress_journal(c), e);
@@ -129,6 +145,38 @@ static uint64_t most_bytes(const struct nb_recipe *recipe, const struct nb_compr
     return target->kind == NB_TARGET_SIZE && target->bytes < size ? target->bytes : size;
 }
 
+static uint64_t tuning_load(const struct nb_jobs_calibration *calibration,
+                            const struct nb_recipe *recipe, uint64_t size)
+{
+    const struct nb_sampling_plan *s = &calibration->sampling;
+    const double runs = (double)nb_recipe_tuning(recipe).tokens / s->samples / s->length;
+    return (uint64_t)(TUNING * runs * (double)nb_jobs_calibrate_load(calibration, size));
+}
+
+static int on_tuning(void *user, const char *what, uint32_t done, uint32_t total)
+{
+    struct progress *p = user;
+    p->fed = p->feedback + p->tuning * done / total;
+    return on_progress(p, what, p->done, p->bytes);
+}
+
+static int tune(struct nb_work *work, const struct nb_source *source,
+                const struct nb_recipe *recipe, struct nb_compress *c, struct parts *p,
+                struct progress *progress, struct nb_error *e)
+{
+    int rc = nb_jobs_calibrate_open(p->calibration, e);
+    const struct nb_jobs_tune how = {.work = work,
+                                     .source = source,
+                                     .calibration = p->calibration->open,
+                                     .compress = c,
+                                     .plan = nb_recipe_tuning(recipe),
+                                     .progress = on_tuning,
+                                     .user = progress};
+    if (rc == 0)
+        rc = nb_jobs_tune_run(&how, p->tuning, e);
+    return rc == 0 ? nb_compress_finish(c, &p->calibration->importance, e) : rc;
+}
+
 static int write_all(struct nb_work *work, const struct nb_source *source,
                      const struct nb_recipe *recipe, struct nb_compress *c, struct parts *p,
                      struct progress *progress, struct nb_error *e)
@@ -140,17 +188,21 @@ static int write_all(struct nb_work *work, const struct nb_source *source,
                        "%s learns from text, not from an importance matrix: give text, or neither "
                        "and the model writes it",
                        feedback.on ? "method gptq" : "a fold");
-    int rc = make_room(work, most_bytes(recipe, c), e);
+    int rc = make_room(work, most_bytes(recipe, c),
+                       p->tuning ? nb_jobs_tune_bytes(source, most_bytes(recipe, c)) : 0, e);
     if (rc == 0 && feedback.on)
         progress->feedback = nb_jobs_calibrate_load(p->calibration, FEEDBACK * nb_compress_size(c));
+    if (rc == 0 && p->tuning)
+        progress->tuning = tuning_load(p->calibration, recipe, nb_compress_size(c));
     if (rc == 0 && p->calibration)
         rc = calibrate(p, c, progress, e);
     if (rc == 0)
         rc = nb_compress_begin(c, e);
     if (rc == 0 && feedback.on)
         rc = feed_back(work, source, c, p->calibration, &feedback, progress, e);
-    return rc == 0 ? nb_compress_finish(c, p->calibration ? &p->calibration->importance : NULL, e)
-                   : rc;
+    if (rc == 0)
+        rc = nb_compress_finish(c, p->calibration ? &p->calibration->importance : NULL, e);
+    return rc == 0 && p->tuning ? tune(work, source, recipe, c, p, progress, e) : rc;
 }
 
 static int tell_all(struct nb_work *work, const struct nb_source *source,
@@ -163,7 +215,8 @@ static int tell_all(struct nb_work *work, const struct nb_source *source,
                           .choices = nb_compress_choices(c),
                           .type = nb_compress_type(c),
                           .calibrated = p->calibration != NULL,
-                          .fold = p->calibration ? p->calibration->fold.fold : NULL};
+                          .fold = p->calibration ? p->calibration->fold.fold : NULL,
+                          .tuned = p->tuning ? &p->tuning->tuned : NULL};
     int rc = 0;
     if (p->allocation) {
         r.allocated = nb_allocation_result(p->allocation->allocation);
@@ -187,8 +240,8 @@ static int compress(struct nb_work *work, const struct nb_source *source, struct
                                           .progress = on_progress,
                                           .user = &progress};
     if (p->calibration) {
-        options.visit = p->allocation ? nb_jobs_allocate_visit : nb_jobs_calibrate_visit;
-        options.visit_user = p->allocation ? (void *)p->allocation : p->calibration;
+        options.visit = visit;
+        options.visit_user = p;
     }
     int rc = p->allocation ? nb_jobs_allocate_init(p->allocation, e) : 0;
     if (rc == 0)
@@ -213,7 +266,7 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
 {
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
-    struct parts parts = {NULL, NULL};
+    struct parts parts = {NULL, NULL, NULL};
     int rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
     if (rc == 0 && nb_recipe_target(recipe)->kind)
         rc =
@@ -284,7 +337,9 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
                                                   .sampling = nb_recipe_calibration(recipe),
                                                   .fold = {.methods = nb_recipe_folds(recipe)}};
         struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
-        struct parts parts = {&calibration, nb_recipe_target(recipe)->kind ? &allocation : NULL};
+        struct nb_jobs_tuning tuning = {0};
+        struct parts parts = {&calibration, nb_recipe_target(recipe)->kind ? &allocation : NULL,
+                              nb_recipe_tuning(recipe).on ? &tuning : NULL};
         rc = compress(work, source, recipe, &parts, e);
         nb_jobs_allocate_finish(&allocation);
         nb_jobs_calibrate_finish(&calibration);

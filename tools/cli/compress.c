@@ -116,7 +116,8 @@ static int targets(const struct compress *c)
     return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
 }
 
-// On its user's text, or, for a method, a fold or a target that was asked for, on text of the model's own.
+// On its user's text, or, for a method, a fold or a target that was asked for, on text of the
+// model's own.
 static bool calibrates(const struct compress *c)
 {
     return c->calibration.n || ((c->method || c->fold || targets(c)) && !c->imatrix);
@@ -126,8 +127,8 @@ static bool calibrates(const struct compress *c)
 static int check_format(struct compress *c)
 {
     const bool graph = c->format && !strcmp(c->format, "onnx");
-    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold || c->calibration.n ||
-                      c->imatrix || targets(c);
+    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold ||
+                      c->calibration.n || c->imatrix || targets(c);
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
     if (status == CLI_OK && folder && more)
@@ -236,8 +237,7 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
          "which tensors get which types; --to and --else go before its own"},
         {"method", 0, OPTION_STRING, &c.method, "M",
-         "search (of scales) or gptq (error feedback); without --calibration the model writes "
-         "text"},
+         "search (of scales), gptq (error feedback) or tune (and descent); alone on text of its own"},
         {"fold", 0, OPTION_STRING, &c.fold, "LIST",
          "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
          "rotate-values"},

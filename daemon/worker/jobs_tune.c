@@ -1,0 +1,422 @@
+// The tuning of a compression. What it starts from stays in the result's file until its last step;
+// its states lie in the job's scratch files, in turns, and the journal says which is whole. What it
+// ends with is saved there too, and only then put in the file.
+#include "daemon/worker/jobs_tune.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/worker/worker.h"
+#include "quant/tune.h"
+#include "tensor/type.h"
+
+#define SAVE_NS    UINT64_C(120000000000) // between two states
+#define MEMORY     (UINT64_C(768) << 20)  // bytes that computing less again may take
+#define HELD_SHARE 16                     // one window of so many is held out
+#define STATE      12                     // bytes of a weight's state
+
+// Kinds of records: the windows' KL before; a slot; a slot and what came of it; what came of it.
+enum { BEFORE = NB_JOBS_TUNE_RECORDS, SAVED, OVER, PUT };
+
+struct record {
+    uint32_t slot, pad;
+    struct nb_tuned tuned;
+};
+
+struct tuning {
+    const struct nb_jobs_tune *how;
+    struct nb_jobs_tuning *t;
+    struct nb_journal *journal;
+    struct nb_tune *tune;
+    struct nb_windows learnt, held;
+    struct nb_tune_matrix *matrices;
+    uint32_t *tensors; // of each matrix: in the source's list
+    uint32_t n, steps;
+    uint64_t saved_ns;
+    int fd; // of the scratch file under way
+    struct nb_error *error;
+};
+
+static int no_memory(const struct tuning *k)
+{
+    return nb_fail(k->error, -ENOMEM, "no memory to tune this model: --effort fast does without");
+}
+
+// ---- The journal
+
+int nb_jobs_tune_visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
+{
+    struct nb_jobs_tuning *t = user;
+    struct record r;
+    if (kind == BEFORE && bytes <= sizeof(t->before) && bytes % sizeof(*t->before) == 0) {
+        memcpy(t->before, data, bytes);
+        t->n_before = bytes / (uint32_t)sizeof(*t->before);
+        return 0;
+    }
+    if (kind < SAVED || kind > PUT || bytes != sizeof(r))
+        return 1;
+    memcpy(&r, data, sizeof(r));
+    if (r.slot >= NB_JOB_SCRATCH)
+        return 1;
+    t->slot = r.slot;
+    t->tuned = r.tuned;
+    t->saved = kind == SAVED;
+    t->over = kind >= OVER;
+    t->put = kind == PUT;
+    return 0;
+}
+
+static int append(const struct tuning *k, uint32_t kind, const void *data, size_t bytes)
+{
+    int rc = nb_journal_append(k->journal, kind, data, (uint32_t)bytes);
+    if (rc == 0)
+        rc = nb_journal_sync(k->journal, &k->how->work->scratch[k->t->slot], 1);
+    return rc < 0 ? nb_fail(k->error, rc, "the job's journal cannot be written: %s", strerror(-rc))
+                  : 0;
+}
+
+static int append_record(const struct tuning *k, uint32_t kind)
+{
+    struct record r = {.slot = k->t->slot, .tuned = k->t->tuned};
+    return append(k, kind, &r, sizeof(r));
+}
+
+// ---- Scratch files
+
+static int write_scratch(void *user, void *data, size_t bytes)
+{
+    const struct tuning *k = user;
+    const uint8_t *at = data;
+    for (ssize_t n; bytes; at += n, bytes -= (size_t)n) {
+        n = write(k->fd, at, bytes);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        n = n < 0 ? 0 : n;
+    }
+    return 0;
+}
+
+static int read_scratch(void *user, void *data, size_t bytes)
+{
+    const struct tuning *k = user;
+    uint8_t *at = data;
+    for (ssize_t n; bytes; at += n, bytes -= (size_t)n) {
+        n = read(k->fd, at, bytes);
+        if (n == 0 || (n < 0 && errno != EINTR))
+            return n < 0 ? -errno : -EBADMSG;
+        n = n < 0 ? 0 : n;
+    }
+    return 0;
+}
+
+// Makes a scratch file the one under way, from its start.
+static int turn_to(struct tuning *k, uint32_t slot)
+{
+    k->fd = k->how->work->scratch[slot];
+    return lseek(k->fd, 0, SEEK_SET) < 0 ? -errno : 0;
+}
+
+static int fail_scratch(const struct tuning *k, int rc)
+{
+    return nb_fail(k->error, rc, "the tuning's state cannot be written: %s", strerror(-rc));
+}
+
+// The other slot is written, so that one is whole at any instant.
+static int save(struct tuning *k)
+{
+    const uint32_t slot = (k->t->slot + 1) % NB_JOB_SCRATCH;
+    int rc = turn_to(k, slot);
+    if (rc == 0)
+        rc = nb_tune_store(k->tune, write_scratch, k);
+    if (rc < 0)
+        return fail_scratch(k, rc);
+    k->t->slot = slot;
+    k->saved_ns = nb_now_ns();
+    return append_record(k, SAVED);
+}
+
+// A state that cannot be read any more costs the steps before it, nothing else.
+static int restore(struct tuning *k)
+{
+    int rc = turn_to(k, k->t->slot);
+    if (rc == 0)
+        rc = nb_tune_restore(k->tune, read_scratch, k);
+    k->t->saved = rc == 0;
+    return rc == -ENOMEM ? no_memory(k) : 0;
+}
+
+// ---- The beginning
+
+static uint32_t find_tensor(const struct nb_source *s, struct nb_str name)
+{
+    uint32_t i = 0;
+    while (i < s->n_tensors && (s->tensors[i].name.len != name.len ||
+                                memcmp(s->tensors[i].name.data, name.data, name.len) != 0))
+        i++;
+    return i;
+}
+
+static int add_matrix(struct tuning *k, const struct nb_matrix *m)
+{
+    const uint32_t tensor = find_tensor(k->how->source, m->name);
+    if (tensor == k->how->source->n_tensors)
+        return 0; // what the image has made of others
+    struct nb_tune_matrix *to = &k->matrices[k->n];
+    char *name = strndup(m->name.data, m->name.len);
+    void *encoded = malloc(nb_compress_bytes(k->how->compress, tensor));
+    *to = (struct nb_tune_matrix){.name = name,
+                                  .type = nb_compress_choices(k->how->compress)[tensor].type,
+                                  .encoded = encoded};
+    k->tensors[k->n++] = tensor;
+    if (!name || !encoded)
+        return no_memory(k);
+    return nb_compress_get(k->how->compress, tensor, encoded, k->error);
+}
+
+static void drop_encoded(struct tuning *k)
+{
+    for (uint32_t i = 0; i < k->n; i++) {
+        free((void *)k->matrices[i].encoded);
+        k->matrices[i].encoded = NULL;
+    }
+}
+
+// The last windows are held out.
+static void split_windows(struct tuning *k)
+{
+    const struct nb_windows *all = nb_calibration_windows(k->how->calibration);
+    uint32_t held = all->n / HELD_SHARE;
+    held = held > NB_JOBS_TUNE_HELD ? NB_JOBS_TUNE_HELD : held;
+    k->learnt = *all;
+    k->learnt.n -= held;
+    k->held =
+        (struct nb_windows){held, all->length, all->tokens + (size_t)k->learnt.n * all->length};
+}
+
+// Of a step.
+static uint32_t windows_of(const struct tuning *k)
+{
+    const uint32_t fit = k->how->plan.batch / k->learnt.length, n = fit > 1 ? fit : 1;
+    return n < k->learnt.n ? n : k->learnt.n;
+}
+
+static uint32_t count_steps(const struct tuning *k)
+{
+    const uint32_t n = k->how->plan.tokens / (windows_of(k) * k->learnt.length);
+    return n < 1 ? 1 : n < NB_TUNE_STEPS ? n : NB_TUNE_STEPS;
+}
+
+static int open_tune(struct tuning *k)
+{
+    const struct nb_plan *plan = nb_calibration_plan(k->how->calibration);
+    const struct nb_tuning_plan *p = &k->how->plan;
+    k->matrices = calloc(plan->n_matrices + 1, sizeof(*k->matrices));
+    k->tensors = calloc(plan->n_matrices + 1, sizeof(*k->tensors));
+    int rc = k->matrices && k->tensors ? 0 : no_memory(k);
+    for (uint32_t i = 0; i < plan->n_matrices && rc == 0; i++)
+        rc = add_matrix(k, &plan->matrices[i]);
+    if (rc < 0)
+        return rc;
+    split_windows(k);
+    k->steps = count_steps(k);
+    const struct nb_tune_options options = {.batch = windows_of(k),
+                                            .steps = k->steps,
+                                            .code_rate = p->code_rate,
+                                            .scale_rate = p->scale_rate,
+                                            .vector_rate = p->vector_rate,
+                                            .memory = MEMORY};
+    rc = nb_tune_create(plan, k->how->work->team, &k->learnt, k->matrices, k->n, &options, &k->tune,
+                        k->error);
+    drop_encoded(k);
+    return rc;
+}
+
+// What it begins with on the windows that are held out.
+static int measure_before(struct tuning *k)
+{
+    if (k->t->n_before == k->held.n || !k->held.n)
+        return 0;
+    int rc = nb_tune_measure(k->tune, &k->held, k->t->before, k->error);
+    k->t->n_before = k->held.n;
+    return rc == 0 ? append(k, BEFORE, k->t->before, k->held.n * sizeof(*k->t->before)) : rc;
+}
+
+// ---- Steps
+
+static int run_steps(struct tuning *k)
+{
+    double loss;
+    int rc = 0;
+    k->saved_ns = nb_now_ns();
+    while (nb_tune_done(k->tune) < k->steps && rc == 0) {
+        char what[64];
+        rc = nb_tune_step(k->tune, &loss, k->error);
+        if (rc < 0)
+            break;
+        snprintf(what, sizeof(what), "tuning %u/%u, KL %.4f", nb_tune_done(k->tune), k->steps,
+                 loss);
+        rc = k->how->progress(k->how->user, what, nb_tune_done(k->tune), k->steps);
+        if (rc == 0 && nb_now_ns() - k->saved_ns > SAVE_NS)
+            rc = save(k);
+    }
+    return rc;
+}
+
+// Pairs of windows; Student's t of their differences is 2 or more where there is a gain.
+static void compare(struct tuning *k, const double *after)
+{
+    struct nb_tuned *r = &k->t->tuned;
+    double squares = 0, n = k->held.n;
+    for (uint32_t i = 0; i < k->held.n; i++) {
+        r->before += k->t->before[i] / n;
+        r->after += after[i] / n;
+    }
+    for (uint32_t i = 0; i < k->held.n; i++) {
+        const double d = k->t->before[i] - after[i] - (r->before - r->after);
+        squares += d * d;
+    }
+    r->error = n > 1 ? sqrt(squares / (n - 1) / n) : INFINITY;
+    r->kept = r->before - r->after > 2 * r->error;
+}
+
+static int save_results(struct tuning *k)
+{
+    uint32_t n;
+    struct nb_str name;
+    const float *x;
+    int rc = turn_to(k, (k->t->slot + 1) % NB_JOB_SCRATCH);
+    for (uint32_t i = 0; i < k->n && rc == 0; i++) {
+        const uint64_t bytes = nb_compress_bytes(k->how->compress, k->tensors[i]);
+        void *encoded = malloc(bytes);
+        if (!encoded)
+            return no_memory(k);
+        nb_tune_encode(k->tune, i, encoded);
+        rc = write_scratch(k, encoded, bytes);
+        free(encoded);
+    }
+    for (uint32_t i = 0; rc == 0 && (x = nb_tune_vector(k->tune, i, &name, &n)); i++) {
+        const uint32_t head[2] = {find_tensor(k->how->source, name), n};
+        rc = write_scratch(k, (void *)head, sizeof(head));
+        if (rc == 0)
+            rc = write_scratch(k, (void *)x, n * sizeof(*x));
+    }
+    const uint32_t end[2] = {UINT32_MAX, 0};
+    if (rc == 0)
+        rc = write_scratch(k, (void *)end, sizeof(end));
+    return rc < 0 ? fail_scratch(k, rc) : 0;
+}
+
+static int finish_steps(struct tuning *k)
+{
+    double after[NB_JOBS_TUNE_HELD];
+    k->t->tuned = (struct nb_tuned){.steps = k->steps};
+    int rc = k->held.n ? nb_tune_measure(k->tune, &k->held, after, k->error) : 0;
+    if (rc < 0)
+        return rc;
+    compare(k, after);
+    rc = save_results(k);
+    if (rc < 0)
+        return rc;
+    k->t->slot = (k->t->slot + 1) % NB_JOB_SCRATCH;
+    return append_record(k, OVER);
+}
+
+// ---- The end
+
+static int put(struct tuning *k, uint32_t tensor, uint64_t bytes)
+{
+    void *data = malloc(bytes);
+    if (!data)
+        return no_memory(k);
+    int rc = read_scratch(k, data, bytes);
+    if (rc < 0)
+        nb_fail(k->error, rc, "the tuning's results cannot be read: %s", strerror(-rc));
+    else
+        rc = nb_compress_put(k->how->compress, tensor, data, k->error);
+    free(data);
+    return rc;
+}
+
+static int put_vectors(struct tuning *k)
+{
+    uint32_t head[2];
+    int rc = read_scratch(k, head, sizeof(head));
+    while (rc == 0 && head[0] < k->how->source->n_tensors) {
+        if (nb_compress_choices(k->how->compress)[head[0]].type != NB_TYPE_F32 ||
+            head[1] * sizeof(float) != nb_compress_bytes(k->how->compress, head[0]))
+            return nb_fail(k->error, -EBADMSG, "the tuning's results are of another model");
+        rc = put(k, head[0], head[1] * sizeof(float));
+        if (rc == 0)
+            rc = read_scratch(k, head, sizeof(head));
+    }
+    return rc;
+}
+
+static int put_results(struct tuning *k)
+{
+    int rc = k->t->tuned.kept ? turn_to(k, k->t->slot) : 0;
+    for (uint32_t i = 0; k->t->tuned.kept && i < k->n && rc == 0; i++)
+        rc = put(k, k->tensors[i], nb_compress_bytes(k->how->compress, k->tensors[i]));
+    if (rc == 0 && k->t->tuned.kept)
+        rc = put_vectors(k);
+    return rc == 0 ? append_record(k, PUT) : rc;
+}
+
+static int list_tensors(struct tuning *k)
+{
+    const struct nb_plan *plan = nb_calibration_plan(k->how->calibration);
+    k->tensors = calloc(plan->n_matrices + 1, sizeof(*k->tensors));
+    if (!k->tensors)
+        return no_memory(k);
+    for (uint32_t i = 0; i < plan->n_matrices; i++) {
+        const uint32_t tensor = find_tensor(k->how->source, plan->matrices[i].name);
+        if (tensor < k->how->source->n_tensors)
+            k->tensors[k->n++] = tensor;
+    }
+    return 0;
+}
+
+static int run(struct tuning *k)
+{
+    int rc = k->t->over ? list_tensors(k) : open_tune(k);
+    if (rc == 0 && !k->t->over && k->t->saved)
+        rc = restore(k);
+    if (rc == 0 && !k->t->over && !k->t->saved)
+        rc = measure_before(k);
+    if (rc == 0 && !k->t->over)
+        rc = run_steps(k);
+    if (rc == 0 && !k->t->over)
+        rc = finish_steps(k);
+    return rc == 0 ? put_results(k) : rc;
+}
+
+int nb_jobs_tune_run(const struct nb_jobs_tune *how, struct nb_jobs_tuning *t,
+                     struct nb_error *ret_error)
+{
+    struct tuning k = {
+        .how = how, .t = t, .journal = nb_compress_journal(how->compress), .error = ret_error};
+    int rc = t->put ? 0 : run(&k);
+    nb_tune_destroy(k.tune);
+    drop_encoded(&k);
+    for (uint32_t i = 0; k.matrices && i < k.n; i++)
+        free((void *)k.matrices[i].name);
+    free(k.matrices);
+    free(k.tensors);
+    for (uint32_t i = 0; i < NB_JOB_SCRATCH && rc == 0; i++)
+        if (ftruncate(how->work->scratch[i], 0) < 0)
+            rc = nb_fail(ret_error, -errno, "the state directory cannot be written: %s",
+                         strerror(errno));
+    return rc;
+}
+
+uint64_t nb_jobs_tune_bytes(const struct nb_source *s, uint64_t file_bytes)
+{
+    uint64_t weights = 0;
+    for (uint32_t i = 0; i < s->n_tensors; i++)
+        weights += nb_source_rows(&s->tensors[i]) * s->tensors[i].dims[0];
+    return NB_JOB_SCRATCH * (STATE * weights + (1u << 20)) + file_bytes;
+}
