@@ -17,17 +17,19 @@ struct nb_jobs_calibration {
     int imatrix; // an importance matrix's fd in the place of texts, or -1
     struct nb_sampling_plan sampling;
     struct nb_jobs_fold fold;
+    bool sees_ranges; // of inputs, for static activations
 
-    struct nb_calibration *open; // once it is needed
+    struct nb_calibration *open;     // once it is needed
     struct nb_calibration_text text; // of the one that was closed
     // Of what comes after; what the calibration counts as beside that, and what writing its text
     // and the fold do
     uint64_t bytes, load, writing, folding;
     struct nb_importance importance;
+    struct nb_ranges ranges;
     uint32_t done, stored; // windows
     struct nb_journal *journal;
     struct nb_error *error;
-    void *coming; // sums of which some parts were read
+    void *coming; // what some parts were read of
     uint64_t came;
 };
 
