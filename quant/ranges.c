@@ -35,15 +35,15 @@ struct nb_input_range *nb_ranges_of(struct nb_ranges *r, struct nb_str name)
         return found;
     if (r->count == MOST || !name.len || memchr(name.data, 0, name.len))
         return NULL;
-    struct nb_input_range *grown = reallocarray(r->items, r->count + 1, sizeof(*grown));
     char *copy = strndup(name.data, name.len);
-    r->items = grown ? grown : r->items;
-    if (!grown || !copy) {
+    void *grown = copy ? reallocarray(r->items, r->count + 1, sizeof(*r->items)) : NULL;
+    if (!grown) {
         free(copy);
         return NULL;
     }
-    grown[r->count] = (struct nb_input_range){.name = copy};
-    return &grown[r->count++];
+    r->items = grown;
+    r->items[r->count] = (struct nb_input_range){.name = copy};
+    return &r->items[r->count++];
 }
 
 void nb_input_range_take(struct nb_input_range *r, const float *x, size_t n)

@@ -480,7 +480,7 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
     r->target.effort = NB_PACE_NORMAL;
-    r->activations = (struct nb_activations){NB_INPUT_BLOCK, NB_RANGE_MSE, 99.99, 16};
+    r->activations = (struct nb_activations){NB_INPUT_BLOCK, NB_RANGE_MSE, 99.99, 6};
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
     int rc;
     if (!r->json)

@@ -278,7 +278,7 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"range", 0, OPTION_STRING, &c.range, "R",
          "of static ones: mse (default), minmax, or so many per cent of the magnitudes, as 99.99"},
         {"spread", 0, OPTION_FLOAT(0, 1e9), &c.spread, "N",
-         "inputs N times larger than most stay dynamic (16; 0: none do)"},
+         "inputs N times larger than most stay dynamic (6; 0: none do)"},
         {"imatrix", 0, OPTION_STRING, &c.imatrix, "F.gguf",
          "llama-imatrix's file in the place of --calibration"},
         {"save-imatrix", 0, OPTION_STRING, &c.save_imatrix, "F.gguf",
