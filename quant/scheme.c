@@ -47,7 +47,7 @@ static const struct nb_scheme schemes[] = {
     EXACT("q4_k", 4, 32, true, Q4_K),
     EXACT("iq4_nl", 4, 32, false, IQ4_NL),
     EXACT("iq4_xs", 4, 32, false, IQ4_XS),
-    NONE("nf4", 4, 64, false, "IQ4_NL has sixteen other levels, and groups of 32"),
+    NONE("nf4", 4, 64, false, "a Hugging Face folder does (--format safetensors)"),
     EXACT("q3_k", 3, 16, false, Q3_K),
     HELD("int3-g32", 3, 32, false, Q4_0),
     HELD("int3-g32-min", 3, 32, true, Q4_1),

@@ -19,8 +19,7 @@ struct nb_scheme {
     bool has_min;         // as int8-*-zero: a zero point
     uint32_t type;        // that holds it; NB_TYPE_END: none does
     bool exact;           // the type is the scheme
-    const char
-        *instead; // the nearest that GGUF has, where no type holds it: ends a sentence for the user
+    const char *instead;  // where no type holds it: what to do, the end of a sentence
 };
 
 // All schemes, ordered by bits. ret_n: how many.

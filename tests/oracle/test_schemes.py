@@ -361,7 +361,7 @@ class Schemes(unittest.TestCase):
                  {"to": "Q8_0", "activations": {"scheme": "static", "percentile": 99}}),
                 ('its "spread" is a number from 0 to', "--recipe", {"to": "Q8_0", "activations": {"scheme": "static", "spread": -1}}),
                 ('"activations" has a "scheme"', "--recipe", {"to": "Q8_0", "activations": {"scheme": "static", "clip": 1}}),
-                ("no type of GGUF holds nf4", "--to", "nf4"),
+                ("no type of GGUF holds nf4: a Hugging Face folder does", "--recipe", {"to": "nf4"}),
                 ("nor a scheme as int8-channel", "--to", "int9-channel")):
             with self.subTest(complaint):
                 if isinstance(words[1], dict):
