@@ -17,6 +17,7 @@ struct builder {
     struct nb_plan *plan;
     bool *bound; // of each tensor of the image
     enum nb_precision precision;
+    struct nb_inputs inputs;
     uint32_t layer;
     bool in_layer;
     struct nb_error *error;
@@ -77,6 +78,25 @@ static uint32_t terms_of(const struct builder *b, enum nb_section section)
         return b->precision == NB_PRECISION_EXACT ? 2 : 1;
     bool qkv = section == NB_SECTION_QKV && b->layer >= layers / 4;
     return section == NB_SECTION_HEAD || qkv || (b->in_layer && b->layer + last >= layers) ? 2 : 1;
+}
+
+// A file's scheme of activations has one term, whatever `balanced` would spend; `exact` leaves it
+// out, so that it shows the weights alone.
+static int set_inputs(const struct builder *b, struct nb_op *op)
+{
+    const struct nb_str name = op->w->name;
+    float range = 0;
+    if (b->inputs.scale == NB_INPUT_BLOCK || b->precision == NB_PRECISION_EXACT)
+        return 0;
+    if (b->inputs.scale == NB_INPUT_FIXED && nb_inputs_range(&b->inputs, name, &range) < 0)
+        return nb_is_float(&op->w->packed)
+                   ? 0
+                   : nb_fail(b->error, -EINVAL, "%s has no matrix %.*s: its inputs have no range",
+                             NB_KEY_ACTIVATIONS_MATRICES, (int)name.len, name.data);
+    op->terms = 1;
+    op->scaled = range > 0 ? NB_INPUT_FIXED : NB_INPUT_ROW;
+    op->range = range;
+    return 0;
 }
 
 // --- Tensors
@@ -196,6 +216,9 @@ static int bind_weights(struct builder *b, const struct nb_op_row *row, struct n
     // An embedding is looked up, and nothing is added to it.
     if (row->kind != NB_OP_LINEAR)
         return 0;
+    rc = set_inputs(b, op);
+    if (rc < 0)
+        return rc;
     name_of(b, row->weight, "bias", name);
     rc = bind_vector(b, name, hp->dim[row->rows], op->w->n, &op->bias, &op->bias_name, NULL);
     return rc == -ENOENT ? 0 : rc;
@@ -443,6 +466,9 @@ int nb_plan_create(const struct nb_image *image, const struct nb_plan_options *o
     int rc = nb_hparams_read(image, options->max_context, &plan->hp, ret_error);
     if (rc == 0)
         rc = check_kv(plan, ret_error);
+    if (rc == 0)
+        rc = nb_inputs_read(nb_image_metadata(image), nb_image_n_tensors(image), &b.inputs,
+                            ret_error);
     if (rc == 0)
         rc = build(&b);
     if (rc < 0) {

@@ -5,6 +5,7 @@
 
 #include "engine/arch.h"
 #include "engine/engine.h"
+#include "engine/inputs.h"
 #include "tensor/fail.h"
 #include "tensor/gguf.h"
 #include "tensor/layout.h"
@@ -28,8 +29,10 @@ struct nb_slice {
 struct nb_op {
     enum nb_op_kind kind;
     enum nb_section section;
-    uint32_t layer; // 0 outside the layers
-    uint32_t terms; // of a matrix's quantized input: 1 or 2
+    uint32_t layer;             // 0 outside the layers
+    uint32_t terms;             // of a matrix's quantized input: 1 or 2
+    enum nb_input_scale scaled; // what of that input stands under one scale,
+    float range;                // and of a fixed one the largest magnitude that has a code
     struct nb_slice in, other, out;
     struct nb_matrix *w;
     const float *weight; // NORM's, or NULL: ones
@@ -111,6 +114,12 @@ uint32_t nb_plan_tail_values(const struct nb_plan *plan);
 static inline bool nb_same_slice(const struct nb_slice *a, const struct nb_slice *b)
 {
     return a->value == b->value && a->at == b->at && a->width == b->width;
+}
+
+// Whether what quantizes the input of one matrix gives the other's as well.
+static inline bool nb_same_codes(const struct nb_op *a, const struct nb_op *b)
+{
+    return a->terms == b->terms && a->scaled == b->scaled && a->range == b->range;
 }
 
 // The rows of the value that an op reads or writes, for so many tokens.

@@ -27,6 +27,7 @@ struct nb_calibration {
     // While it runs
     bool sees;
     struct nb_column_stats **stats; // of the float engine's matrices; NULL: it is none
+    struct nb_ranges *ranges;       // NULL: nobody asks
 };
 
 // ---- Opening
@@ -236,6 +237,9 @@ static void on_input(void *user, const struct nb_grad_tensor *w, uint32_t expert
     struct nb_calibration *c = user;
     for (uint32_t i = 0; i < n; i++)
         nb_column_stats_take(c->stats[w->matrix - c->plan->matrices], expert, x + i * stride);
+    struct nb_input_range *r = c->ranges ? nb_ranges_find(c->ranges, w->name) : NULL;
+    for (uint32_t i = 0; r && i < n; i++)
+        nb_input_range_take(r, x + i * stride, w->cols);
 }
 
 // What a batch's last matrix reads: its sums, and its Hessian where the windows come in a row.
@@ -293,11 +297,27 @@ int nb_calibration_head(struct nb_calibration *c, const double **ret, struct nb_
     return rc;
 }
 
+// Before any row, so that they are there and stay where they are.
+static int make_ranges(struct nb_calibration *c)
+{
+    for (uint32_t i = 0; c->ranges && i < c->plan->n_matrices; i++)
+        if (c->stats[i] && !nb_ranges_of(c->ranges, c->plan->matrices[i].name))
+            return -ENOMEM;
+    return 0;
+}
+
+void nb_calibration_see(struct nb_calibration *c, struct nb_ranges *ranges)
+{
+    c->ranges = ranges;
+}
+
 int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_importance *s,
                        int (*after)(void *user, uint32_t done), void *user,
                        struct nb_error *ret_error)
 {
     int rc = find_stats(c, s);
+    if (rc == 0)
+        rc = make_ranges(c);
     if (rc < 0)
         return nb_fail(ret_error, rc, "the sums of the model's matrices: %s", strerror(-rc));
     nb_grad_see(c->grad, on_input, c);

@@ -6,6 +6,7 @@
 #include "engine/plan.h"
 #include "grad/grad.h"
 #include "quant/importance.h"
+#include "quant/ranges.h"
 #include "quant/windows.h"
 #include "tensor/source.h"
 
@@ -52,6 +53,9 @@ uint32_t nb_calibration_batches(const struct nb_calibration *c);
 // Makes one the float engine's batch; the number of its rows to *ret. -ENOMEM with its line.
 int nb_calibration_batch(struct nb_calibration *c, uint32_t batch, uint32_t *ret,
                          struct nb_error *ret_error);
+
+// From now on `ranges` is added to as well, by the same windows; NULL: not. It stays until the end.
+void nb_calibration_see(struct nb_calibration *c, struct nb_ranges *ranges);
 
 // Runs windows from number `done` on, one batch after the other, and adds to `s`: empty where
 // `done` is 0. `after`: `done` windows are in the sums now; a negative return ends the work. -errno

@@ -34,8 +34,9 @@ struct nb_compress {
     struct nb_journal *journal;
     struct nb_gguf_writer *w;
     struct nb_rows_encoder *rows;
-    struct nb_choice *choices; // of each tensor
-    struct told *told;         // by the journal, of each tensor; without bytes: nothing
+    struct nb_choice *choices;      // of each tensor
+    const struct nb_ranges *ranges; // of inputs; NULL: not yet, or never
+    struct told *told;              // by the journal, of each tensor; without bytes: nothing
     bool *has;
     uint64_t bytes, done; // of all tensors
     uint64_t synced_ns;   // when
@@ -77,7 +78,31 @@ uint32_t nb_compress_type(const struct nb_compress *c)
         weights[type] += nb_source_rows(&c->s->tensors[i]) * c->s->tensors[i].dims[0];
         most = weights[type] > weights[most] ? type : most;
     }
-    return nb_recipe_target(c->recipe)->kind ? most : nb_recipe_to(c->recipe);
+    return nb_recipe_target(c->recipe)->kind ? most : nb_recipe_to(c->recipe)->type;
+}
+
+// The ranges of a static scheme come once calibration has found them.
+static int put_activations(const struct nb_compress *c, struct nb_gguf_writer *w)
+{
+    static const char *const schemes[] = {
+        [NB_INPUT_ROW] = NB_ACTIVATIONS_DYNAMIC, [NB_INPUT_FIXED] = NB_ACTIVATIONS_STATIC};
+    const struct nb_activations how = nb_recipe_activations(c->recipe);
+    if (how.scale == NB_INPUT_BLOCK)
+        return 0;
+    int rc = nb_gguf_put_str(w, NB_KEY_ACTIVATIONS,
+                             (struct nb_str){schemes[how.scale], strlen(schemes[how.scale])});
+    return rc == 0 && c->ranges ? nb_ranges_put(c->ranges, &how, w) : rc;
+}
+
+static int check_activations(const struct nb_compress *c, struct nb_error *ret_error)
+{
+    struct nb_str scheme;
+    if (nb_recipe_activations(c->recipe).scale == NB_INPUT_BLOCK ||
+        nb_gguf_str(c->s->metadata, NB_KEY_ACTIVATIONS, &scheme) == -ENOENT)
+        return 0;
+    return nb_fail(ret_error, -EINVAL,
+                   "the source has a scheme of activations already (%s): compress the original",
+                   NB_KEY_ACTIVATIONS);
 }
 
 // The file as the present choices have it.
@@ -88,6 +113,8 @@ static int list(const struct nb_compress *c, struct nb_gguf_writer **ret,
     int rc = nb_gguf_writer_create(&w);
     if (rc == 0)
         rc = nb_convert_put_type(w, nb_compress_type(c));
+    if (rc == 0)
+        rc = put_activations(c, w);
     if (rc == 0)
         rc = nb_gguf_copy_metadata(w, c->s->metadata);
     if (rc < 0)
@@ -149,6 +176,8 @@ static int create(struct nb_compress *c, struct nb_error *ret_error)
     if (!c->choices || !c->told || !c->has)
         return nb_fail(ret_error, -ENOMEM, "no memory for the list of tensors");
     int rc = nb_rows_create(c->s, c->options.team, &c->rows, ret_error);
+    if (rc == 0)
+        rc = check_activations(c, ret_error);
     if (rc == 0)
         rc = choose_all(c, ret_error);
     if (rc == 0)
@@ -269,8 +298,18 @@ static int begin_file(struct nb_compress *c)
     return rc;
 }
 
+void nb_compress_set_ranges(struct nb_compress *c, const struct nb_ranges *ranges)
+{
+    c->ranges = ranges;
+}
+
 int nb_compress_begin(struct nb_compress *c, struct nb_error *ret_error)
 {
+    const bool wants = nb_recipe_activations(c->recipe).scale == NB_INPUT_FIXED;
+    if (wants && !(c->ranges && c->ranges->count))
+        return nb_fail(ret_error, -EINVAL,
+                       "static activations have ranges that calibration text shows "
+                       "(--calibration); an importance matrix does not");
     int rc = list(c, &c->w, ret_error);
     if (rc < 0)
         return rc;
@@ -387,7 +426,12 @@ int nb_compress_round(struct nb_compress *c, uint32_t tensor,
 {
     float *weights = NULL;
     int rc = nb_importance_weights(importance, &c->s->tensors[tensor], &weights, ret_error);
-    const struct nb_rows_type how = {c->choices[tensor].type, importance != NULL, weights};
+    struct nb_rows_type how = {.type = c->choices[tensor].type,
+                               .search = importance != NULL,
+                               .weights = weights,
+                               .scheme = nb_choice_scheme(&c->choices[tensor])};
+    if (rc == 0 && how.scheme->group == NB_GROUP_TENSOR)
+        rc = nb_rows_extent(c->rows, &c->s->tensors[tensor], &how.least, &how.most, ret_error);
     if (rc == 0)
         rc = round_tensor(c, tensor, &how, ret_error);
     free(weights);

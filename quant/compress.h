@@ -11,6 +11,7 @@
 #include "engine/cpu/threads.h"
 #include "quant/importance.h"
 #include "quant/journal.h"
+#include "quant/ranges.h"
 #include "quant/recipe.h"
 #include "tensor/source.h"
 
@@ -48,6 +49,9 @@ struct nb_choice *nb_compress_choices(struct nb_compress *c);
 uint32_t nb_compress_type(const struct nb_compress *c);
 
 uint64_t nb_compress_size(const struct nb_compress *c); // of the file; 0 without memory
+
+// Of static activations: what calibration has seen, before nb_compress_begin, where it is read.
+void nb_compress_set_ranges(struct nb_compress *c, const struct nb_ranges *ranges);
 
 // Writes all before the tensors, and finds those that are in the file already.
 int nb_compress_begin(struct nb_compress *c, struct nb_error *ret_error);

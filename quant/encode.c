@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 
 #include "quant/fit.h"
 
@@ -61,6 +62,20 @@ static int weigh_columns(struct job *j)
     return 0;
 }
 
+// Narrows the codes to the scheme's bits.
+static bool fit_scheme(struct job *j, const struct nb_scheme *s)
+{
+    float low, high;
+    if (s->type != j->how->type || j->cols > NB_MAX_COLS)
+        return false;
+    nb_scheme_codes(s, &low, &high);
+    if (!s->exact && j->info->block > 1 && high - low < j->shape.high - j->shape.low) {
+        j->shape.low = low;
+        j->shape.high = high;
+    }
+    return true;
+}
+
 static int start(struct job *j, const struct nb_encode *how, uint64_t cols)
 {
     *j = (struct job){
@@ -69,6 +84,8 @@ static int start(struct job *j, const struct nb_encode *how, uint64_t cols)
         return -EINVAL;
     j->row_bytes = nb_encoded_bytes(how->type, 1, cols);
     if (j->info->block > 1 && nb_shape_init(&j->shape, how->type) < 0 && !j->info->quantize)
+        return -EINVAL;
+    if (how->scheme && !fit_scheme(j, how->scheme))
         return -EINVAL;
     return weigh_columns(j);
 }
@@ -126,6 +143,74 @@ static int encode_blocks(const struct job *j, const float *x, uint8_t *dst)
     return 0;
 }
 
+// ---- Schemes that a type holds
+
+// The scale of one group of a row: w is a row's room for factors.
+static void find_scale(const struct job *j, const float *x, uint64_t first, unsigned n, float *w,
+                       float inverse_s2, uint16_t *ret_scale, uint16_t *ret_min)
+{
+    const struct nb_encode *how = j->how;
+    *ret_min = 0;
+    if (how->scheme->group == NB_GROUP_TENSOR) {
+        *ret_scale = nb_f32_to_f16(fmaxf(-how->least, how->most) / j->shape.high);
+        return;
+    }
+    if (w)
+        weigh(j, x + first, first, n, inverse_s2, w);
+    j->fit->scale(&j->shape, x + first, w, n, ret_scale, ret_min);
+}
+
+static int encode_group(const struct job *j, const float *x, unsigned n, uint16_t scale,
+                        uint16_t min, uint8_t *dst)
+{
+    const struct nb_shape *shape = &j->shape;
+    struct nb_block b = {.scale = scale, .min = min};
+    if (overflows(&b))
+        return -ERANGE;
+    for (unsigned k = 0; k < n; k += shape->block, dst += shape->bytes) {
+        j->fit->codes(shape, x + k, scale, min, &b);
+        shape->codec->join(&b, dst);
+    }
+    return 0;
+}
+
+static int encode_groups(const struct job *j, const float *x, uint8_t *dst)
+{
+    const bool search = j->how->effort == NB_EFFORT_SEARCH;
+    const uint64_t group = nb_scheme_group(j->how->scheme, 1, j->cols);
+    const double s2 = search && j->how->by_size ? mean_square(x, j->cols) : 1;
+    float *w = search ? malloc(group * sizeof(*w)) : NULL;
+    int rc = search && !w ? -ENOMEM : 0;
+    for (uint64_t k = 0; k < j->cols && rc == 0; k += group) {
+        const unsigned n = (unsigned)(j->cols - k < group ? j->cols - k : group);
+        uint16_t scale, min;
+        find_scale(j, x, k, n, w, s2 > 1e-30 ? (float)(1 / s2) : 0, &scale, &min);
+        rc = encode_group(j, x + k, n, scale, min,
+                          dst + k / j->shape.block * (size_t)j->shape.bytes);
+    }
+    free(w);
+    return rc;
+}
+
+// Codes of 8 bits with a zero point, as halves: scale * (code - zero). The range has 0 in it, so
+// that 0 stays 0.
+static void encode_with_zero(const struct job *j, const float *x, uint8_t *dst)
+{
+    float least = j->how->least, most = j->how->most;
+    for (uint64_t k = 0; j->how->scheme->group == NB_GROUP_ROW && k < j->cols; k++) {
+        least = k == 0 || x[k] < least ? x[k] : least;
+        most = k == 0 || x[k] > most ? x[k] : most;
+    }
+    least = fminf(least, 0);
+    const float scale = (fmaxf(most, 0) - least) / 255,
+                zero = scale > 0 ? rintf(-least / scale) : 0;
+    for (uint64_t k = 0; k < j->cols; k++) {
+        float code = scale > 0 ? rintf(x[k] / scale) + zero : 0;
+        code = fminf(fmaxf(code, 0), 255);
+        nb_store16(dst + 2 * k, nb_f32_to_f16(scale * (code - zero)));
+    }
+}
+
 // Past these the fp16 scale, or the number itself, overflows. A search must not start there.
 static float largest(const struct job *j)
 {
@@ -149,6 +234,12 @@ static int encode_row(const struct job *j, const float *x, uint8_t *dst)
     // Never true of a NaN; an infinity is found by hand for F32.
     if (!all_below(x, j->cols, largest(j)) || !all_below(x, j->cols, 0x1.fffffep127f))
         return nb_find_not_finite(x, j->cols) < j->cols ? -EDOM : -ERANGE;
+    if (j->how->scheme && !j->how->scheme->exact) {
+        if (j->info->block > 1)
+            return encode_groups(j, x, dst);
+        encode_with_zero(j, x, dst);
+        return 0;
+    }
     // The plain encoders of tensor/ are every format's own.
     if (j->shape.codec && (j->how->effort == NB_EFFORT_SEARCH || !j->info->quantize))
         return encode_blocks(j, x, dst);
@@ -173,7 +264,7 @@ struct shared {
     uint8_t *dst;
     uint64_t rows;
     atomic_uint_fast64_t next;
-    atomic_bool not_finite, too_large;
+    atomic_bool not_finite, too_large, no_memory;
 };
 
 #define ROWS_AT_ONCE 16
@@ -186,7 +277,10 @@ static void encode_shared(void *arg, uint32_t thread)
         for (uint64_t r = first; r < first + ROWS_AT_ONCE && r < s->rows; r++) {
             int rc = encode_row(&s->job, s->src + r * s->job.cols, s->dst + r * s->job.row_bytes);
             if (rc < 0)
-                atomic_store(rc == -EDOM ? &s->not_finite : &s->too_large, true);
+                atomic_store(rc == -EDOM     ? &s->not_finite
+                             : rc == -ENOMEM ? &s->no_memory
+                                             : &s->too_large,
+                             true);
         }
 }
 
@@ -198,7 +292,10 @@ int nb_encode_matrix(const struct nb_encode *how, struct nb_team *team, const fl
     if (rc < 0)
         return rc;
     nb_team_run(team, encode_shared, &s);
-    return atomic_load(&s.not_finite) ? -EDOM : atomic_load(&s.too_large) ? -ERANGE : 0;
+    return atomic_load(&s.not_finite)  ? -EDOM
+           : atomic_load(&s.too_large) ? -ERANGE
+           : atomic_load(&s.no_memory) ? -ENOMEM
+                                       : 0;
 }
 
 static double row_error(const struct job *j, const float *x, const uint8_t *encoded)

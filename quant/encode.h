@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "engine/cpu/threads.h"
+#include "quant/scheme.h"
 
 enum nb_effort {
     NB_EFFORT_REFERENCE, // scales that span each group's weights; the importance is not looked at
@@ -26,17 +27,22 @@ struct nb_encode {
     enum nb_effort effort;
     bool by_size;            // llama.cpp's measure; false: the plain weighted error
     const float *importance; // [cols], >= 0: the mean of x^2 of each input. NULL: all alike
+    // NULL: the type's own. Else one that this type holds. Its scales are as the effort says, but
+    // for one scale of a whole tensor, and for a zero point, which span the weights always.
+    const struct nb_scheme *scheme;
+    float least, most; // of all weights, for a scheme with one scale of a whole tensor
 };
 
 // Bytes of a matrix; 0 when the type is unknown or cols is not a multiple of its block.
 size_t nb_encoded_bytes(uint32_t type, uint64_t rows, uint64_t cols);
 
-// src: [rows][cols] floats, row after row. dst: nb_encoded_bytes(). Does not block, allocates
-// nothing. On failure dst is undefined:
+// src: [rows][cols] floats, row after row. dst: nb_encoded_bytes(). Does not block. On failure dst
+// is undefined:
 //   -EINVAL  the type is unknown, cols is not a multiple of its block, or the importance holds a
 //            negative number, a NaN, or an infinity
 //   -EDOM    a weight is a NaN or an infinity (nb_find_not_finite says which)
 //   -ERANGE  a weight is too large for the type's fp16 scale, or for fp16 itself
+//   -ENOMEM  of a search of scales for more weights than a block
 int nb_encode_rows(const struct nb_encode *how, const float *src, uint64_t rows, uint64_t cols,
                    void *dst);
 // The same on all threads of a team; the caller is the team's thread 0. -EDOM goes before -ERANGE.

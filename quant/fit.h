@@ -15,6 +15,13 @@ struct nb_fit {
     // as many factors as weights, all positive.
     void (*search)(const struct nb_shape *shape, const float *x, const float *w,
                    struct nb_block *ret);
+    // Of a type without sub-scales: the scale, and the minimum where it has one, of n weights (a
+    // multiple of 16) that share them, in fp16. w NULL: they span the weights; else the search's.
+    void (*scale)(const struct nb_shape *shape, const float *x, const float *w, unsigned n,
+                  uint16_t *ret_scale, uint16_t *ret_min);
+    // One block's nearest codes under them.
+    void (*codes)(const struct nb_shape *shape, const float *x, uint16_t scale, uint16_t min,
+                  struct nb_block *ret);
     const struct nb_feed *feed;
     const struct nb_latent_loops *latent;
 };

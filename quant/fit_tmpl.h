@@ -24,6 +24,29 @@ static void search(const struct nb_shape *shape, const float *x, const float *w,
         search_simple(&s, ret);
 }
 
+static void scale(const struct nb_shape *shape, const float *x, const float *w, unsigned n,
+                  uint16_t *ret_scale, uint16_t *ret_min)
+{
+    struct nb_shape wide = *shape;
+    wide.group = wide.block = n;
+    struct stored best;
+    if (w) {
+        best = find_stored(&(struct span){&wide, x, w, n});
+    } else {
+        struct line l = span_of(&wide, x);
+        best = (struct stored){nb_f32_to_f16(l.d), nb_f32_to_f16(l.m), 0};
+    }
+    *ret_scale = best.d;
+    *ret_min = best.m;
+}
+
+static void codes(const struct nb_shape *shape, const float *x, uint16_t d, uint16_t m,
+                  struct nb_block *ret)
+{
+    memset(ret, 0, sizeof(*ret));
+    put_simple(shape, x, d, m, ret);
+}
+
 static const struct nb_feed feed = {
     .subtract = subtract,
     .accumulate = accumulate,
@@ -33,4 +56,4 @@ static const struct nb_feed feed = {
     .refine = refine,
 };
 
-const struct nb_fit LEVEL = {LEVEL_NAME, reference, search, &feed, &latent};
+const struct nb_fit LEVEL = {LEVEL_NAME, reference, search, scale, codes, &feed, &latent};

@@ -253,6 +253,9 @@ int nb_gptq_encode(const struct nb_gptq *how, struct nb_team *team, const float 
         !(how->mismatch >= 0 && how->mismatch <= 1))
         return -EINVAL;
     j.feed = nb_fit_best()->feed;
-    j.scales = (struct nb_encode){how->type, NB_EFFORT_SEARCH, how->by_size, how->factor->diagonal};
+    j.scales = (struct nb_encode){.type = how->type,
+                                  .effort = NB_EFFORT_SEARCH,
+                                  .by_size = how->by_size,
+                                  .importance = how->factor->diagonal};
     return run(&j, team, ret);
 }

@@ -231,6 +231,11 @@ static int find_targets(struct walk *k)
             !takes_feedback(w[i], k->how->source->tensors[tensor].type, choices[tensor].type) ||
             (head && nb_compress_has(k->how->compress, tensor)))
             continue;
+        if (!nb_choice_scheme(&choices[tensor])->exact)
+            return nb_fail(k->error, -ENOTSUP,
+                           "tensor %.*s as %s: error feedback knows the types' own groups alone; "
+                           "name a type, or search scales (--method search)",
+                           STR(w[i]->name), nb_choice_scheme(&choices[tensor])->name);
         struct target *t = &k->targets[k->n_targets++];
         *t = (struct target){.w = w[i], .tensor = tensor, .type = choices[tensor].type};
         const size_t floats = (size_t)w[i]->experts * w[i]->rows * w[i]->cols;

@@ -12,6 +12,7 @@
 
 #include "quant/fold_search.h"
 #include "quant/rounding.h"
+#include "quant/tune.h"
 #include "quant/windows.h"
 #include "tensor/convert.h"
 #include "tensor/type.h"
@@ -19,24 +20,24 @@
 #define MATCH_STEPS 100000
 #define MATCH_DEPTH 1000
 #define MATCH_KIB   1024
-#define NONE        UINT32_MAX
 #define STR(s)      (int)(s).len, (s).data
 
 struct rule {
     pcre2_code *code;
     const char *text; // in the JSON
-    uint32_t to;
+    const struct nb_scheme *to;
     bool used;
 };
 
 struct nb_recipe {
     json_t *json;
-    uint32_t to, embedding, output, otherwise; // NONE: not said
+    const struct nb_scheme *to, *embedding, *output, *otherwise; // NULL: not said
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;
     struct nb_tuning_plan tuning;
     struct nb_recipe_target target;
     uint32_t folds;
+    struct nb_activations activations;
     struct rule rules[NB_RECIPE_RULES];
     uint32_t n_rules;
     pcre2_match_context *context;
@@ -70,7 +71,10 @@ struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *r)
     static const uint32_t tokens[] = {
         [NB_PACE_FAST] = 1u << 14, [NB_PACE_NORMAL] = 3u << 15, [NB_PACE_BEST] = 3u << 18};
     struct nb_tuning_plan p = r->tuning;
+    static const uint32_t layer_steps[] = {
+        [NB_PACE_FAST] = 0, [NB_PACE_NORMAL] = 16, [NB_PACE_BEST] = 32};
     p.tokens = p.tokens ? p.tokens : tokens[r->target.effort];
+    p.layer_steps = p.layer_steps == UINT32_MAX ? layer_steps[r->target.effort] : p.layer_steps;
     return p;
 }
 
@@ -84,27 +88,35 @@ uint32_t nb_recipe_folds(const struct nb_recipe *r)
     return r->folds;
 }
 
-uint32_t nb_recipe_to(const struct nb_recipe *r)
+struct nb_activations nb_recipe_activations(const struct nb_recipe *r)
+{
+    return r->activations;
+}
+
+const struct nb_scheme *nb_recipe_to(const struct nb_recipe *r)
 {
     return r->to;
 }
 
 // ---- Reading
 
-static int read_type(const char *key, const json_t *value, uint32_t *ret,
-                     struct nb_error *ret_error)
+static int read_scheme(const char *key, const json_t *value, const struct nb_scheme **ret,
+                       struct nb_error *ret_error)
 {
     char known[NB_ROUNDING_LIST];
     const char *name = json_string_value(value);
-    const struct nb_type_info *info = name ? nb_type_by_name(name) : NULL;
+    const struct nb_scheme *scheme = name ? nb_scheme_by_name(name) : NULL;
     if (!name)
         return nb_fail(ret_error, -EINVAL, "the recipe's \"%s\" is no type's name", key);
-    if (!info || !nb_rounding_has(info->type))
-        return nb_fail(
-            ret_error, -EINVAL,
-            "the recipe's \"%s\": \"%.32s\" is no type that Nibble writes; these are: %s", key,
-            name, nb_rounding_list(known));
-    *ret = info->type;
+    if (scheme && scheme->instead)
+        return nb_fail(ret_error, -EINVAL, "the recipe's \"%s\": no type of GGUF holds %s: %s", key,
+                       scheme->name, scheme->instead);
+    if (!scheme || !nb_rounding_has(scheme->type))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"%s\": \"%.32s\" is no type that Nibble writes; these are: "
+                       "%s; nor a scheme as int8-channel or int4-g128-min",
+                       key, name, nb_rounding_list(known));
+    *ret = scheme;
     return 0;
 }
 
@@ -135,7 +147,7 @@ static int read_rule(struct nb_recipe *r, const json_t *object, struct nb_error 
                        "each of the recipe's \"tensors\" has a \"match\" and a \"to\", and nothing "
                        "else");
     rule->text = json_string_value(match);
-    int rc = read_type("to", to, &rule->to, ret_error);
+    int rc = read_scheme("to", to, &rule->to, ret_error);
     if (rc == 0)
         rc = compile(rule, ret_error);
     if (rc == 0)
@@ -211,7 +223,10 @@ static int read_tune(struct nb_recipe *r, const json_t *object, struct nb_error 
     const struct {
         const char *key;
         uint32_t *count;
-    } counts[] = {{"tokens", &r->tuning.tokens}, {"batch", &r->tuning.batch}};
+        uint32_t least;
+    } counts[] = {{"tokens", &r->tuning.tokens, 8},
+                  {"batch", &r->tuning.batch, 8},
+                  {"layer_steps", &r->tuning.layer_steps, 0}};
     size_t n = 0;
     bool good = json_is_object(object);
     for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
@@ -225,14 +240,14 @@ static int read_tune(struct nb_recipe *r, const json_t *object, struct nb_error 
         const json_t *value = json_object_get(object, counts[i].key);
         const json_int_t x = json_integer_value(value);
         n += value != NULL;
-        good &= !value || (x >= 8 && x <= 1 << 30);
+        good &= !value || (json_is_integer(value) && x >= counts[i].least && x <= 1 << 20);
         *counts[i].count = value ? (uint32_t)x : *counts[i].count;
     }
     if (!good || n != json_object_size(object))
-        return nb_fail(
-            ret_error, -EINVAL,
-            "the recipe's \"tune\" has numbers of \"tokens\" and of a \"batch\", from 8 on, "
-            "and rates from 0 to 1, \"code\", \"scale\" and \"vector\"");
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"tune\" has numbers of \"tokens\", of those of a \"batch\" "
+                       "and of \"layer_steps\", 1048576 at most, and rates from 0 to 1: \"code\", "
+                       "\"scale\", \"vector\"");
     return 0;
 }
 
@@ -305,8 +320,13 @@ static int read_types(struct nb_recipe *r, const json_t *array, struct nb_error 
     if (!n || n > NB_RECIPE_TYPES)
         return nb_fail(ret_error, -EINVAL, "the recipe's \"types\" is a list of 1 to %d types",
                        NB_RECIPE_TYPES);
-    for (size_t i = 0; i < n && rc == 0; i++)
-        rc = read_type("types", json_array_get(array, i), &r->target.types[i], ret_error);
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        const struct nb_scheme *scheme = NULL;
+        rc = read_scheme("types", json_array_get(array, i), &scheme, ret_error);
+        if (rc == 0 && !scheme->exact)
+            rc = nb_fail(ret_error, -EINVAL, "the recipe's \"types\": %s is no type", scheme->name);
+        r->target.types[i] = rc == 0 ? scheme->type : 0;
+    }
     r->target.n_types = (uint32_t)n;
     return rc;
 }
@@ -338,15 +358,16 @@ static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
         return r->target.n_types
                    ? nb_fail(ret_error, -EINVAL, "the recipe's \"types\" goes with a \"target\"")
                    : 0;
-    if (r->to != NONE)
+    if (r->to)
         return nb_fail(ret_error, -EINVAL,
                        "a recipe has either a \"to\" or a \"target\": what is to have a certain "
                        "type is named in \"tensors\"");
-    r->to = r->target.n_types ? r->target.types[0] : NB_TYPE_Q8_0; // the largest
+    uint32_t to = r->target.n_types ? r->target.types[0] : (uint32_t)NB_TYPE_Q8_0; // the largest
     for (uint32_t i = 1; i < r->target.n_types; i++)
-        if (bits_of(r->target.types[i]) > bits_of(r->to))
-            r->to = r->target.types[i];
-    r->otherwise = r->otherwise == NONE ? NB_TYPE_F16 : r->otherwise;
+        if (bits_of(r->target.types[i]) > bits_of(to))
+            to = r->target.types[i];
+    r->to = nb_scheme_of_type(to);
+    r->otherwise = r->otherwise ? r->otherwise : nb_scheme_of_type(NB_TYPE_F16);
     r->calibration.held_out = n < 4 ? 4 : n;
     return 0;
 }
@@ -368,19 +389,92 @@ static int read_fold(struct nb_recipe *r, const json_t *value, struct nb_error *
     return 0;
 }
 
+// One of `words`, of which the last is NULL; without a value *ret stays.
+static int read_word(const json_t *value, const char *key, const char *const *words,
+                     const char *listed, uint32_t *ret, struct nb_error *ret_error)
+{
+    const char *word = json_string_value(value);
+    uint32_t i = 0;
+    if (!value)
+        return 0;
+    while (words[i] && (!word || strcmp(word, words[i]) != 0))
+        i++;
+    if (!words[i])
+        return nb_fail(ret_error, -EINVAL, "the recipe's \"activations\": its \"%s\" is one of %s",
+                       key, listed);
+    *ret = i;
+    return 0;
+}
+
+// Of static ones. `value` NULL: *ret stays.
+static int read_number(const json_t *value, const char *key, double least, double most, double *ret,
+                       struct nb_error *ret_error)
+{
+    const double number = json_number_value(value);
+    if (!value)
+        return 0;
+    if (!json_is_number(value) || !(number >= least && number <= most))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"activations\": its \"%s\" is a number from %g to %g", key,
+                       least, most);
+    *ret = number;
+    return 0;
+}
+
+static int read_static(struct nb_activations *a, const json_t *object, struct nb_error *ret_error)
+{
+    static const char *const ranges[] = {"minmax", "percentile", "mse", NULL};
+    const json_t *percentile = json_object_get(object, "percentile");
+    uint32_t range = a->range;
+    int rc = read_word(json_object_get(object, "range"), "range", ranges, "minmax, percentile, mse",
+                       &range, ret_error);
+    a->range = (enum nb_range)range;
+    if (rc == 0 && percentile && a->range != NB_RANGE_PERCENTILE)
+        rc = nb_fail(
+            ret_error, -EINVAL,
+            "the recipe's \"activations\": a \"percentile\" is of the \"range\" percentile");
+    if (rc == 0)
+        rc = read_number(percentile, "percentile", 50, 100, &a->percentile, ret_error);
+    return rc == 0 ? read_number(json_object_get(object, "spread"), "spread", 0, 1e9, &a->spread,
+                                 ret_error)
+                   : rc;
+}
+
+static int read_activations(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
+{
+    static const char *const schemes[] = {"block", "dynamic", "static", NULL};
+    static const char *const keys[] = {"scheme", "range", "percentile", "spread"};
+    uint32_t scale = NB_INPUT_BLOCK;
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+        n += json_object_get(object, keys[i]) != NULL;
+    if (!json_object_get(object, "scheme") || n != json_object_size(object))
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"activations\" has a \"scheme\", and a static one a "
+                       "\"range\", a \"percentile\" and a \"spread\"");
+    int rc = read_word(json_object_get(object, "scheme"), "scheme", schemes,
+                       "block, dynamic, static", &scale, ret_error);
+    r->activations.scale = (enum nb_input_scale)scale;
+    if (rc == 0 && n > 1 && scale != NB_INPUT_FIXED)
+        rc = nb_fail(
+            ret_error, -EINVAL,
+            "the recipe's \"activations\": what is beside the \"scheme\" is of a static one");
+    return rc == 0 ? read_static(&r->activations, object, ret_error) : rc;
+}
+
 static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                     struct nb_error *ret_error)
 {
     const struct {
         const char *key;
-        uint32_t *type;
-    } types[] = {{"to", &r->to},
-                 {"embedding", &r->embedding},
-                 {"output", &r->output},
-                 {"else", &r->otherwise}};
-    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
-        if (!strcmp(key, types[i].key))
-            return read_type(key, value, types[i].type, ret_error);
+        const struct nb_scheme **scheme;
+    } schemes[] = {{"to", &r->to},
+                   {"embedding", &r->embedding},
+                   {"output", &r->output},
+                   {"else", &r->otherwise}};
+    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
+        if (!strcmp(key, schemes[i].key))
+            return read_scheme(key, value, schemes[i].scheme, ret_error);
     const struct {
         const char *key;
         int (*read)(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error);
@@ -388,13 +482,14 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                   {"target", read_target}, {"method", read_method},
                   {"gptq", read_gptq},     {"types", read_types},
                   {"effort", read_effort}, {"fold", read_fold},
-                  {"tune", read_tune}};
+                  {"tune", read_tune},     {"activations", read_activations}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (!strcmp(key, others[i].key))
             return others[i].read(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
-                   "output, else, calibration, method, gptq, target, types, effort, fold, tune",
+                   "output, else, calibration, method, gptq, target, types, effort, fold, "
+                   "tune, activations",
                    key);
 }
 
@@ -418,7 +513,7 @@ static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
         rc = read_key(r, json_object_iter_key(at), json_object_iter_value(at), ret_error);
     if (rc == 0)
         rc = check_target(r, ret_error);
-    if (rc == 0 && r->to == NONE)
+    if (rc == 0 && !r->to)
         rc = nb_fail(ret_error, -EINVAL,
                      "the recipe has no \"to\", the type of most tensors, and no \"target\"");
     return rc == 0 ? prepare(r, ret_error) : rc;
@@ -435,10 +530,14 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
     r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
-    r->tuning = (struct nb_tuning_plan){
-        .batch = 1024, .code_rate = 2e-3f, .scale_rate = 1e-3f, .vector_rate = 1e-3f};
+    // Half of the rates that serve after plain rounding: error feedback is near already.
+    r->tuning = (struct nb_tuning_plan){.batch = 1024,
+                                        .layer_steps = UINT32_MAX,
+                                        .code_rate = NB_TUNE_CODE_RATE / 2,
+                                        .scale_rate = NB_TUNE_SCALE_RATE / 2,
+                                        .vector_rate = NB_TUNE_VECTOR_RATE / 2};
     r->target.effort = NB_PACE_NORMAL;
-    r->to = r->embedding = r->output = r->otherwise = NONE;
+    r->activations = (struct nb_activations){NB_INPUT_BLOCK, NB_RANGE_MSE, 99.99, 6};
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
     int rc;
     if (!r->json)
@@ -462,9 +561,9 @@ static bool is_named(const struct nb_source_tensor *t, const char *name)
     return t->name.len == strlen(name) && !memcmp(t->name.data, name, t->name.len);
 }
 
-// The first rule that matches. 1 and its type, or 0.
-static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t, uint32_t *ret,
-                     struct nb_error *ret_error)
+// The first rule that matches. 1 and what it says, or 0.
+static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t,
+                     const struct nb_scheme **ret, struct nb_error *ret_error)
 {
     for (uint32_t i = 0; i < r->n_rules; i++) {
         int rc = pcre2_match(r->rules[i].code, (PCRE2_SPTR)t->name.data, t->name.len, 0, 0,
@@ -483,28 +582,28 @@ static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t, uint
     return 0;
 }
 
-static int find_wanted(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *ret,
-                       struct nb_error *ret_error)
+static int find_wanted(struct nb_recipe *r, const struct nb_source_tensor *t,
+                       const struct nb_scheme **ret, bool *ret_fixed, struct nb_error *ret_error)
 {
-    int rc = find_rule(r, t, &ret->wanted, ret_error);
-    ret->fixed = rc != 0 || r->target.kind == NB_TARGET_NONE;
+    int rc = find_rule(r, t, ret, ret_error);
+    *ret_fixed = rc != 0 || r->target.kind == NB_TARGET_NONE;
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    const bool embedding = r->embedding != NONE && is_named(t, "token_embd.weight");
-    const bool output = r->output != NONE && is_named(t, "output.weight");
-    ret->wanted = embedding ? r->embedding : output ? r->output : r->to;
-    ret->fixed |= embedding || output;
+    const bool embedding = r->embedding && is_named(t, "token_embd.weight");
+    const bool output = r->output && is_named(t, "output.weight");
+    *ret = embedding ? r->embedding : output ? r->output : r->to;
+    *ret_fixed |= embedding || output;
     return 0;
 }
 
-static bool fits(const struct nb_source_tensor *t, uint32_t type)
+static bool fits(const struct nb_source_tensor *t, const struct nb_scheme *s)
 {
-    return t->dims[0] % nb_type_info(type)->block == 0;
+    return t->dims[0] % nb_type_info(s->type)->block == 0;
 }
 
 // What takes a k-quant's place where rows are no whole blocks of 256: a type of blocks of 32 with
 // at least as many bits.
-static uint32_t of_smaller_blocks(uint32_t type)
+static const struct nb_scheme *of_smaller_blocks(uint32_t type)
 {
     static const struct {
         uint32_t type, instead;
@@ -515,8 +614,8 @@ static uint32_t of_smaller_blocks(uint32_t type)
     };
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
         if (table[i].type == type && nb_rounding_has(table[i].instead))
-            return table[i].instead;
-    return NONE;
+            return nb_scheme_of_type(table[i].instead);
+    return NULL;
 }
 
 static int refuse_shape(const struct nb_recipe *r, const struct nb_source_tensor *t, uint32_t type,
@@ -526,27 +625,24 @@ static int refuse_shape(const struct nb_recipe *r, const struct nb_source_tensor
                    "tensor %.*s has rows of %" PRIu64 ", no whole blocks of %u as %s%s%s takes: "
                    "name another type for such tensors (--else F16, \"else\" in a recipe)",
                    STR(t->name), t->dims[0], nb_type_info(type)->block, nb_type_name(type),
-                   r->otherwise == NONE ? "" : " or the recipe's \"else\" ",
-                   r->otherwise == NONE ? "" : nb_type_name(r->otherwise));
+                   !r->otherwise ? "" : " or the recipe's \"else\" ",
+                   !r->otherwise ? "" : nb_type_name(r->otherwise->type));
 }
 
 int nb_recipe_choose(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *ret,
                      struct nb_error *ret_error)
 {
-    struct nb_choice c = {NB_TYPE_F32, NB_TYPE_F32, true};
-    if (nb_convert_is_single(t)) {
-        *ret = c;
-        return 0;
-    }
-    int rc = find_wanted(r, t, &c, ret_error);
+    const struct nb_scheme *wanted = nb_scheme_of_type(NB_TYPE_F32), *s;
+    bool fixed = nb_convert_is_single(t);
+    int rc = fixed ? 0 : find_wanted(r, t, &wanted, &fixed, ret_error);
     if (rc < 0)
         return rc;
-    c.type = c.wanted;
-    if (!fits(t, c.type))
-        c.type = r->otherwise != NONE ? r->otherwise : of_smaller_blocks(c.wanted);
-    if (c.type == NONE || !fits(t, c.type))
-        return refuse_shape(r, t, c.wanted, ret_error);
-    *ret = c;
+    s = wanted;
+    if (!fits(t, s))
+        s = r->otherwise ? r->otherwise : s->exact ? of_smaller_blocks(s->type) : NULL;
+    if (!s || !fits(t, s))
+        return refuse_shape(r, t, wanted->type, ret_error);
+    *ret = (struct nb_choice){s->type, wanted->type, fixed, s};
     return 0;
 }
 

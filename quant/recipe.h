@@ -4,7 +4,8 @@
 //    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2},
 //    "fold": ["awq", "permute"],
 //    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 16,
-//             "code": 0.00025, "scale": 0.001, "vector": 0.0005}}
+//             "code": 0.00025, "scale": 0.001, "vector": 0.0005},
+//    "activations": {"scheme": "static", "range": "mse", "spread": 6}}
 // or, where an allocation chooses the types (allocation.h), with a target in the place of "to":
 //   {"target": {"size": 92000000}, "types": ["Q4_0", "Q8_0"], "effort": "normal"}
 // docs/rooms/quant.md says what each key means.
@@ -13,6 +14,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "engine/inputs.h"
+#include "quant/scheme.h"
 #include "tensor/source.h"
 
 #define NB_RECIPE_MAX   (64u << 10) // bytes of the text
@@ -58,7 +61,7 @@ struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *recipe);
 uint32_t nb_recipe_folds(const struct nb_recipe *recipe);
 
 // "to": of most tensors; with a target, what is written where no type can be chosen.
-uint32_t nb_recipe_to(const struct nb_recipe *recipe);
+const struct nb_scheme *nb_recipe_to(const struct nb_recipe *recipe);
 
 // "target": what the types are to be chosen for.
 enum nb_target {
@@ -82,12 +85,33 @@ struct nb_recipe_target {
 };
 const struct nb_recipe_target *nb_recipe_target(const struct nb_recipe *recipe);
 
+// "activations": how inputs of matrices become int8 codes (engine/inputs.h), and how calibration
+// finds a fixed range.
+enum nb_range { NB_RANGE_MINMAX, NB_RANGE_PERCENTILE, NB_RANGE_MSE };
+struct nb_activations {
+    enum nb_input_scale scale;
+    enum nb_range range;
+    double percentile; // of magnitudes that the range holds
+    // A matrix stays dynamic when its inputs' largest magnitude is more than so many times the one
+    // that 99.9 % of them do not exceed: no single scale fits both. 0: none does.
+    double spread;
+};
+struct nb_activations nb_recipe_activations(const struct nb_recipe *recipe);
+
 struct nb_choice {
     uint32_t type;
     uint32_t wanted; // another one where its blocks do not divide the rows
     bool fixed;      // a target does not choose it: the recipe names it, or it is always F32
+    const struct nb_scheme *scheme; // that the type is, or holds; NULL, or of another type: itself
 };
-// The type of one tensor. -EINVAL: its rows are no whole blocks of the type, and the recipe names
+
+// Whoever changes a choice's type alone gets that type.
+static inline const struct nb_scheme *nb_choice_scheme(const struct nb_choice *c)
+{
+    return c->scheme && c->scheme->type == c->type ? c->scheme : nb_scheme_of_type(c->type);
+}
+
+// What one tensor becomes. -EINVAL: its rows are no whole blocks of the type, and the recipe names
 // no other; or a rule's expression takes too many steps.
 int nb_recipe_choose(struct nb_recipe *recipe, const struct nb_source_tensor *t,
                      struct nb_choice *ret, struct nb_error *ret_error);

@@ -30,9 +30,27 @@ static json_t *tensor_json(const struct nb_source_tensor *t, const struct nb_cho
                   "rows", (json_int_t)nb_source_rows(t), "columns", (json_int_t)t->dims[0], "from",
                   nb_type_name(t->stored), "type", nb_type_name(c->type), "bits", bits_of(c->type),
                   "bytes", (json_int_t)bytes_of(t, c->type));
+    if (object && !nb_choice_scheme(c)->exact) {
+        json_object_set_new(object, "scheme", json_string(nb_choice_scheme(c)->name));
+        json_object_set_new(
+            object, "scheme_bits",
+            json_real(nb_scheme_bits(nb_choice_scheme(c), nb_source_rows(t), t->dims[0])));
+    }
     if (object && c->wanted != c->type)
         json_object_set_new(object, "instead_of", json_string(nb_type_name(c->wanted)));
     return object;
+}
+
+// Of static activations: the range of the inputs, or that they are dynamic.
+static void put_range(const struct nb_source_tensor *t, const struct nb_activations *how,
+                      const struct nb_ranges *ranges, json_t *tensor)
+{
+    const struct nb_input_range *r = ranges ? nb_ranges_find(ranges, t->name) : NULL;
+    if (how->scale != NB_INPUT_FIXED || !r)
+        return;
+    const float range = nb_input_range_choose(r, how);
+    json_object_set_new(tensor, "inputs",
+                        range > 0 ? json_real((double)range) : json_string(NB_ACTIVATIONS_DYNAMIC));
 }
 
 // Most of a source's weights in few bits: what they lost does not come back.
@@ -134,18 +152,28 @@ static json_t *whole_json(const struct nb_report *r)
 {
     json_t *tensors = json_array(), *warnings = json_array();
     uint64_t bytes = 0, elements = 0;
+    double scheme_bits = 0;
+    const struct nb_activations activations = nb_recipe_activations(r->recipe);
     for (uint32_t i = 0; i < r->source->n_tensors; i++) {
         const struct nb_source_tensor *t = &r->source->tensors[i];
+        const struct nb_scheme *scheme = nb_choice_scheme(&r->choices[i]);
+        const uint64_t n = nb_source_rows(t) * t->dims[0];
+        json_t *tensor = tensor_json(t, &r->choices[i]);
         bytes += bytes_of(t, r->choices[i].type);
-        elements += nb_source_rows(t) * t->dims[0];
-        json_array_append_new(tensors, tensor_json(t, &r->choices[i]));
+        elements += n;
+        scheme_bits += (double)n * nb_scheme_bits(scheme, nb_source_rows(t), t->dims[0]);
+        put_range(t, &activations, r->ranges, tensor);
+        json_array_append_new(tensors, tensor);
     }
     warn_of_source(r->source, warnings);
     warn_of_rules(r->recipe, warnings);
     warn_of_types(r, warnings);
-    json_t *whole = json_pack("{s:s, s:I, s:f, s:o, s:o}", "type", nb_type_name(r->type), "bytes",
-                              (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements,
-                              "warnings", warnings, "tensors", tensors);
+    static const char *const scales[] = {"block", NB_ACTIVATIONS_DYNAMIC, NB_ACTIVATIONS_STATIC};
+    json_t *whole =
+        json_pack("{s:s, s:I, s:f, s:f, s:s, s:o, s:o}", "type", nb_type_name(r->type), "bytes",
+                  (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements, "scheme_bits",
+                  scheme_bits / (double)elements, "activations", scales[activations.scale],
+                  "warnings", warnings, "tensors", tensors);
     if (whole && r->allocated)
         json_object_set_new(whole, "allocation", allocation_json(r));
     if (whole && r->fold)

@@ -4,6 +4,7 @@
 
 #include "quant/allocation.h"
 #include "quant/fold.h"
+#include "quant/ranges.h"
 #include "quant/recipe.h"
 #include "tensor/source.h"
 
@@ -20,8 +21,9 @@ struct nb_report {
     const struct nb_choice *choices; // one for each tensor
     uint32_t type;                   // of most weights
     bool calibrated;
-    const struct nb_fold *fold;   // what was folded before, or NULL
-    const struct nb_tuned *tuned; // or NULL
+    const struct nb_tuned *tuned;   // or NULL
+    const struct nb_ranges *ranges; // of static activations, or NULL
+    const struct nb_fold *fold;     // what was folded before, or NULL
     // Where an allocation has chosen: what it found, and the result's divergence; else NULL.
     const struct nb_allocated *allocated;
     const struct nb_divergence *divergence;

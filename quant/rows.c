@@ -21,6 +21,7 @@ struct worker {
     float *floats;
     uint64_t failed; // the first row that could not be done; UINT64_MAX: none
     int rc;
+    float least, most; // of what it has seen
     struct nb_error error;
 };
 
@@ -31,6 +32,7 @@ struct nb_rows_encoder {
     uint64_t room;          // elements of each
     // The call
     const struct nb_source_tensor *t;
+    int (*what)(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n);
     const struct nb_rows_type *how;
     uint8_t *out;
     uint64_t first, n, unit; // rows
@@ -71,6 +73,11 @@ static uint64_t row_bytes(const struct nb_rows_encoder *r)
     return r->t->dims[0] / info->block * info->bytes;
 }
 
+static bool is_exact(const struct nb_rows_type *how)
+{
+    return !how->scheme || how->scheme->exact;
+}
+
 // What is so large that it becomes an infinity, or a scale that is one, is no weight any more.
 static int check_range(const struct nb_rows_encoder *r, struct worker *w, const void *out,
                        uint64_t first, uint64_t n)
@@ -97,8 +104,8 @@ static uint64_t alike(const struct nb_rows_encoder *r, uint64_t row, uint64_t n)
     return left < n ? left : n;
 }
 
-static int search_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first,
-                       uint64_t n, uint8_t *out)
+static int fit_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n,
+                    uint8_t *out)
 {
     const uint64_t cols = r->t->dims[0];
     const float *x = w->floats, *weights = r->how->weights;
@@ -107,11 +114,36 @@ static int search_rows(const struct nb_rows_encoder *r, struct worker *w, uint64
         some = alike(r, first, n);
         const uint64_t expert = r->t->n_dims > 2 ? first / r->t->dims[1] : 0;
         const struct nb_encode how = {.type = r->how->type,
-                                      .effort = NB_EFFORT_SEARCH,
+                                      .effort =
+                                          r->how->search ? NB_EFFORT_SEARCH : NB_EFFORT_REFERENCE,
                                       .by_size = true,
-                                      .importance = weights ? weights + expert * cols : NULL};
+                                      .importance = weights ? weights + expert * cols : NULL,
+                                      .scheme = r->how->scheme,
+                                      .least = r->how->least,
+                                      .most = r->how->most};
         rc = nb_encode_rows(&how, x, some, cols, out);
         out += some * row_bytes(r);
+    }
+    return rc;
+}
+
+// Rows of the source as floats, which are numbers.
+static int read_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n)
+{
+    const struct nb_type_info *from = nb_type_info(r->t->type);
+    int rc = nb_source_read(r->s, r->t, first, n, w->in, &w->error);
+    if (rc < 0)
+        return rc;
+    from->dequantize(w->in, w->floats, n * r->t->dims[0] / from->block);
+    return nb_convert_check_numbers(r->s, r->t, w->floats, first, n, &w->error);
+}
+
+static int see_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n)
+{
+    int rc = read_rows(r, w, first, n);
+    for (uint64_t i = 0; rc == 0 && i < n * r->t->dims[0]; i++) {
+        w->least = fminf(w->least, w->floats[i]);
+        w->most = fmaxf(w->most, w->floats[i]);
     }
     return rc;
 }
@@ -119,22 +151,17 @@ static int search_rows(const struct nb_rows_encoder *r, struct worker *w, uint64
 static int encode_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first,
                        uint64_t n)
 {
-    const struct nb_type_info *from = nb_type_info(r->t->type);
     const uint64_t cols = r->t->dims[0];
     uint8_t *out = r->out + (first - r->first) * row_bytes(r);
-    int rc = nb_source_read(r->s, r->t, first, n, w->in, &w->error);
+    int rc = read_rows(r, w, first, n);
     if (rc < 0)
         return rc;
-    from->dequantize(w->in, w->floats, n * cols / from->block);
-    rc = nb_convert_check_numbers(r->s, r->t, w->floats, first, n, &w->error);
-    if (rc < 0)
-        return rc;
-    if (from->type == r->how->type) {
+    if (r->t->type == r->how->type && is_exact(r->how)) {
         memcpy(out, w->in, n * row_bytes(r));
         return 0;
     }
-    if (r->how->search)
-        rc = search_rows(r, w, first, n, out);
+    if (r->how->search || !is_exact(r->how))
+        rc = fit_rows(r, w, first, n, out);
     else
         rc = nb_rounding_rows(r->how->type, w->floats, n, cols, out);
     if (rc < 0)
@@ -145,7 +172,7 @@ static int encode_rows(const struct nb_rows_encoder *r, struct worker *w, uint64
     return check_range(r, w, out, first, n);
 }
 
-static void encode_share(void *arg, uint32_t thread)
+static void run_share(void *arg, uint32_t thread)
 {
     struct nb_rows_encoder *r = arg;
     struct worker *w = &r->workers[thread];
@@ -153,7 +180,7 @@ static void encode_share(void *arg, uint32_t thread)
         const uint64_t rows = r->n - at < r->unit ? r->n - at : r->unit;
         if (r->first + at >= w->failed)
             continue;
-        int rc = encode_rows(r, w, r->first + at, rows);
+        int rc = r->what(r, w, r->first + at, rows);
         if (rc < 0) {
             w->failed = r->first + at;
             w->rc = rc;
@@ -191,14 +218,12 @@ static int reserve(struct nb_rows_encoder *r, uint64_t elements)
     return 0;
 }
 
-int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
-                   const struct nb_rows_type *how, uint64_t first, uint64_t n, void *out,
-                   struct nb_error *ret_error)
+// r->what on rows [first, first + n) of a tensor.
+static int run(struct nb_rows_encoder *r, const struct nb_source_tensor *t, uint64_t first,
+               uint64_t n, struct nb_error *ret_error)
 {
     const uint64_t cols = t->dims[0];
     r->t = t;
-    r->how = how;
-    r->out = out;
     r->first = first;
     r->n = n;
     r->unit = UNIT / cols > 1 ? UNIT / cols : 1;
@@ -207,6 +232,34 @@ int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
         return nb_fail(ret_error, -ENOMEM, "no memory for a part of a tensor");
     }
     atomic_store(&r->next, 0);
-    nb_team_run(r->team, encode_share, r);
+    nb_team_run(r->team, run_share, r);
     return worst(r, ret_error);
+}
+
+int nb_rows_extent(struct nb_rows_encoder *r, const struct nb_source_tensor *t, float *ret_least,
+                   float *ret_most, struct nb_error *ret_error)
+{
+    const uint32_t threads = nb_team_size(r->team);
+    r->what = see_rows;
+    for (uint32_t i = 0; i < threads; i++)
+        r->workers[i].least = r->workers[i].most = 0;
+    int rc = run(r, t, 0, nb_source_rows(t), ret_error);
+    if (rc < 0)
+        return rc;
+    *ret_least = *ret_most = 0;
+    for (uint32_t i = 0; i < threads; i++) {
+        *ret_least = fminf(*ret_least, r->workers[i].least);
+        *ret_most = fmaxf(*ret_most, r->workers[i].most);
+    }
+    return 0;
+}
+
+int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
+                   const struct nb_rows_type *how, uint64_t first, uint64_t n, void *out,
+                   struct nb_error *ret_error)
+{
+    r->what = encode_rows;
+    r->how = how;
+    r->out = out;
+    return run(r, t, first, n, ret_error);
 }

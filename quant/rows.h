@@ -5,14 +5,17 @@
 #include <stdint.h>
 
 #include "engine/cpu/threads.h"
+#include "quant/scheme.h"
 #include "tensor/source.h"
 
 struct nb_rows_encoder;
 
 struct nb_rows_type {
-    uint32_t type;        // enum nb_type
-    bool search;          // scales searched for the least weighted error; else to nearest
-    const float *weights; // [experts][cols]: the importance of columns; NULL: all alike
+    uint32_t type;                  // enum nb_type
+    bool search;                    // scales searched for the least weighted error; else to nearest
+    const float *weights;           // [experts][cols]: the importance of columns; NULL: all alike
+    const struct nb_scheme *scheme; // that the type is, or holds; NULL: the type
+    float least, most;              // of the tensor, where the scheme has one scale for it
 };
 
 // Both are borrowed. -ENOMEM.
@@ -20,6 +23,9 @@ int nb_rows_create(const struct nb_source *s, struct nb_team *team, struct nb_ro
                    struct nb_error *ret_error);
 void nb_rows_destroy(struct nb_rows_encoder *r); // NULL is fine
 
+// The least and the largest weight of a tensor, and 0. Blocks, on the team. As of nb_rows_encode.
+int nb_rows_extent(struct nb_rows_encoder *r, const struct nb_source_tensor *t, float *ret_least,
+                   float *ret_most, struct nb_error *ret_error);
 // Rows [first, first + n) of a tensor, whole blocks of the type, one behind the other to `out`.
 // Blocks, on the team. The failure told is that of the first row that has one: -EDOM for a NaN or
 // an infinity, -ERANGE for what is too large for the type, -errno of reading.

@@ -86,16 +86,24 @@ static inline void try_exact(const struct span *s, struct stored *best)
     }
 }
 
-static inline void search_simple(const struct span *s, struct nb_block *ret)
+// What a group's scale and minimum are stored as, for the least error.
+static inline struct stored find_stored(const struct span *s)
 {
     struct line l = span_of(s->shape, s->x), free[2];
     struct stored best = {0, 0, INFINITY};
     try_stored(s, &best, 0, 0);
     try_stored(s, &best, nb_f32_to_f16(l.d), nb_f32_to_f16(l.m));
-    try_exact(s, &best);
+    if (s->n <= NB_BLOCK_MAX)
+        try_exact(s, &best);
     fit_lines(s, &best, free);
     for (unsigned i = 0; i < POLISHES; i++)
         if (!refit_stored(s, &best) && !nudge_stored(s, &best) && !shake_stored(s, &best))
             break;
+    return best;
+}
+
+static inline void search_simple(const struct span *s, struct nb_block *ret)
+{
+    const struct stored best = find_stored(s);
     put_simple(s->shape, s->x, best.d, best.m, ret);
 }

@@ -82,7 +82,7 @@ static int encode(struct nb_variant *v, struct encoded *e, struct nb_error *erro
 {
     float *weights = NULL;
     int rc = nb_importance_weights(v->how.importance, e->t, &weights, error);
-    const struct nb_rows_type how = {e->type, true, weights};
+    const struct nb_rows_type how = {.type = e->type, .search = true, .weights = weights};
     e->out = rc == 0 ? malloc(e->rows * e->row_bytes) : NULL;
     if (rc == 0 && !e->out)
         rc = nb_fail(error, -ENOMEM, "no memory for a compressed tensor");

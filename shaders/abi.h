@@ -107,6 +107,8 @@ typedef struct push_planes push_planes;
 #define MODE_FLOATS    32 // of F32; else of F16
 #define MODE_ODD       64 // heads have an odd number of elements
 #define MODE_MEAN      128
+#define MODE_ROW_SCALE 256 // quantize: a row has one scale,
+#define MODE_RANGE     512 // or all rows have, for numbers up to push_quantize.range
 
 // rows.comp
 #define MODE_ACTIVATE 0
@@ -154,6 +156,7 @@ struct push_quantize {
     uint gather1; // a table of rows in the step's words, or NONE
     uint cols, in4, out4, act4, norm1, bias1;
     float eps;
+    float range;
 };
 
 // Up to three matrices of one shape but for their rows stand side by side: their row groups, and

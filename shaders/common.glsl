@@ -157,8 +157,8 @@ uint cached_half(float x)
     return sign | (most - 0x38000000u + 0xfff + (most >> 13 & 1)) >> 13;
 }
 
-// 32 values as a record of quantized inputs.
-void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
+// The largest magnitude among 32 values, a NaN's bits where one of them is not finite.
+uint most_of(vec4 v[8])
 {
     vec4 most = vec4(0.0);
     bool finite = true;
@@ -166,7 +166,14 @@ void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
         most = max(most, abs(v[i]));
         finite = finite && all(are_finite(v[i]));
     }
-    float amax = max(max(most.x, most.y), max(most.z, most.w));
+    return finite ? floatBitsToUint(max(max(most.x, most.y), max(most.z, most.w))) : NAN_BITS;
+}
+
+// 32 values as a record of quantized inputs, under a scale for magnitudes up to that of these bits.
+void quantize_under(uint most, vec4 v[8], uint terms, out uvec4 record[5])
+{
+    bool finite = most != NAN_BITS;
+    float amax = finite ? uintBitsToFloat(most) : 0.0;
     bool zero = !finite || amax < 1e-30;
     precise float s = zero ? 0.0 : amax / 127.0;
     precise float inv = zero ? 0.0 : 127.0 / amax;
@@ -176,7 +183,8 @@ void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
     // Rolled, because a driver's time to compile counts as well; values, words and sums go round.
     [[dont_unroll]] for (int i = 0; i < 8; i++) {
         precise vec4 x = zero ? vec4(0.0) : v[0];
-        precise vec4 r1 = roundEven(x * inv);
+        precise vec4 scaled = x * inv;
+        precise vec4 r1 = roundEven(clamp(scaled, vec4(-127.0), vec4(127.0)));
         precise vec4 r2 = roundEven(fma(vec4(-s), r1, x) * inv2);
         ivec4 a = ivec4(r1), b = ivec4(clamp(r2, vec4(-127.0), vec4(127.0)));
         uvec4 u = uvec4(a + 128), w = uvec4(b + 128);
@@ -200,4 +208,9 @@ void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
         record[1 + i] = q1[i];
         record[3 + i] = q2[i];
     }
+}
+
+void quantize_block(vec4 v[8], uint terms, out uvec4 record[5])
+{
+    quantize_under(most_of(v), v, terms, record);
 }

@@ -44,6 +44,35 @@ float row_sum(uint row4, bool squares, float mean)
     return sum;
 }
 
+// Block `b` of a row, normalized where that is asked for.
+void block_values(uint from4, uint b, float mean, float scale, out vec4 v[8])
+{
+    [[unroll]] for (uint i = 0; i < 8; i++) {
+        precise vec4 y = read_floats(inputs, from4 + b * 8 + i);
+        if (MEAN)
+            y = centred(y, b * 32 + i * 4, mean);
+        if ((MODE & MODE_NORM) != 0) {
+            y = y * scale;
+            y = y * read_floats(vectors, pc.norm1 / 4 + b * 8 + i);
+        }
+        if (MEAN && pc.bias1 != NONE)
+            y = y + read_floats(vectors, pc.bias1 / 4 + b * 8 + i);
+        v[i] = y;
+    }
+}
+
+// As most_of, over a row.
+uint row_most(uint from4, float mean, float scale)
+{
+    uint most = 0;
+    for (uint b = 0; b * 32 < pc.cols; b++) {
+        vec4 v[8];
+        block_values(from4, b, mean, scale, v);
+        most = max(most, most_of(v)); // a NaN's bits are above every number's
+    }
+    return most;
+}
+
 void main()
 {
     uint row = invocation() / pc.lanes, first = invocation() % pc.lanes;
@@ -56,24 +85,19 @@ void main()
         precise float spread = row_sum(from4, true, mean) / float(pc.cols);
         scale = factor_of(spread, pc.eps);
     }
+    uint most = (MODE & MODE_ROW_SCALE) != 0 ? row_most(from4, mean, scale) : floatBitsToUint(pc.range);
     for (uint b = first; b * 32 < pc.cols; b += pc.lanes) {
-        precise vec4 v[8];
-        [[unroll]] for (uint i = 0; i < 8; i++) {
-            v[i] = read_floats(inputs, from4 + b * 8 + i);
-            if (MEAN)
-                v[i] = centred(v[i], b * 32 + i * 4, mean);
-            if ((MODE & MODE_NORM) != 0) {
-                v[i] = v[i] * scale;
-                v[i] = v[i] * read_floats(vectors, pc.norm1 / 4 + b * 8 + i);
-            }
-            if (MEAN && pc.bias1 != NONE)
-                v[i] = v[i] + read_floats(vectors, pc.bias1 / 4 + b * 8 + i);
-            if ((MODE & MODE_FLOAT) != 0)
+        vec4 v[8];
+        block_values(from4, b, mean, scale, v);
+        if ((MODE & MODE_FLOAT) != 0)
+            [[unroll]] for (uint i = 0; i < 8; i++)
                 floats[row * pc.out4 + b * 8 + i] = v[i];
-        }
         if ((MODE & MODE_QUANTIZED) != 0) {
             uvec4 record[5];
-            quantize_block(v, TERMS, record);
+            uint mine = (MODE & MODE_ROW_SCALE) != 0 ? most : most_of(v);
+            if ((MODE & MODE_RANGE) != 0 && mine != NAN_BITS)
+                mine = most;
+            quantize_under(mine, v, TERMS, record);
             [[unroll]] for (uint i = 0; i < RECORD; i++)
                 act[row * pc.act4 + b * RECORD + i] = record[i];
         }

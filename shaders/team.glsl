@@ -24,6 +24,10 @@ uint bytes_from(ivec4 v)
     return u.x | u.y << 8 | u.z << 16 | u.w << 24;
 }
 
+// Magnitudes up to that of these bits have a code in each block, those of a NaN: no number has one.
+// 0: each block has a scale of its own.
+uint shared_most = 0;
+
 // The lane's four values of a block whose record, of `terms`, begins at word `at`. Unlike those of
 // common.glsl's quantize_block, bytes are signed and in order: what packed dot products take.
 void quantize_team(vec4 v, uint terms, uint at)
@@ -35,11 +39,16 @@ void quantize_team(vec4 v, uint terms, uint at)
         odd |= subgroupShuffleXor(odd, i);
         amax = max(amax, subgroupShuffleXor(amax, i));
     }
+    if (shared_most == NAN_BITS)
+        odd = 1;
+    else if (shared_most != 0)
+        amax = uintBitsToFloat(shared_most);
     bool zero = odd != 0 || amax < 1e-30;
     precise float s = zero ? 0.0 : amax / 127.0;
     precise float inv = zero ? 0.0 : 127.0 / amax;
     precise vec4 x = zero ? vec4(0.0) : v;
-    precise vec4 q1 = roundEven(x * inv);
+    precise vec4 scaled = x * inv;
+    precise vec4 q1 = roundEven(clamp(scaled, vec4(-127.0), vec4(127.0)));
     uint i = lane() % 8;
     act[at + 4 + i] = bytes_from(ivec4(q1));
     int sum1 = half_sum(ivec4(q1)), sum2 = 0;

@@ -14,6 +14,7 @@
 #define PART        (UINT64_C(32) << 20)  // bytes of sums in a record
 #define STORED      (UINT64_C(512) << 20) // bytes of sums in the journal, but for one more
 #define CHECKPOINTS 64                    // at most
+#define RANGE       (16u << 10)           // bytes of a matrix's histogram, about
 #define LOAD        0.0002 // of a tensor's byte, a token's: of the time that they take
 
 // Before the bytes of a part.
@@ -23,6 +24,44 @@ struct part {
 };
 
 // ---- The journal
+
+// Both kinds of sums, one behind the other: how many bytes the first has, then these, then the
+// others'.
+static int store(const struct nb_jobs_calibration *c, uint8_t **ret, size_t *ret_len)
+{
+    void *sums = NULL, *ranges = NULL;
+    size_t n = 0, n_ranges = 0;
+    int rc = nb_importance_store(&c->importance, &sums, &n);
+    if (rc == 0)
+        rc = nb_ranges_store(&c->ranges, &ranges, &n_ranges);
+    const uint64_t first = n;
+    uint8_t *data = rc == 0 ? malloc(sizeof(first) + n + n_ranges) : NULL;
+    if (data) {
+        memcpy(data, &first, sizeof(first));
+        memcpy(data + sizeof(first), sums, n);
+        memcpy(data + sizeof(first) + n, ranges, n_ranges);
+        *ret = data;
+        *ret_len = sizeof(first) + n + n_ranges;
+    }
+    free(sums);
+    free(ranges);
+    return rc < 0 ? rc : data ? 0 : -ENOMEM;
+}
+
+static int restore(struct nb_jobs_calibration *c, const uint8_t *data, size_t len)
+{
+    uint64_t first = 0;
+    nb_importance_finish(&c->importance);
+    nb_ranges_finish(&c->ranges);
+    if (len < sizeof(first))
+        return -EINVAL;
+    memcpy(&first, data, sizeof(first));
+    if (first > len - sizeof(first))
+        return -EINVAL;
+    data += sizeof(first);
+    int rc = nb_importance_restore(data, first, &c->importance);
+    return rc < 0 ? rc : nb_ranges_restore(data + first, len - sizeof(first) - first, &c->ranges);
+}
 
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
 {
@@ -47,9 +86,8 @@ int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_
     c->came += n;
     if (c->came < part.total)
         return 0;
-    nb_importance_finish(&c->importance);
     c->done = part.windows;
-    return nb_importance_restore(c->coming, part.total, &c->importance) < 0 ? 1 : 0;
+    return restore(c, c->coming, part.total) < 0 ? 1 : 0;
 }
 
 static int append_part(struct nb_jobs_calibration *c, struct part *head, const uint8_t *data,
@@ -62,9 +100,9 @@ static int append_part(struct nb_jobs_calibration *c, struct part *head, const u
 
 static int append(struct nb_jobs_calibration *c)
 {
-    void *data = NULL;
+    uint8_t *data = NULL;
     size_t len = 0;
-    int rc = nb_importance_store(&c->importance, &data, &len);
+    int rc = store(c, &data, &len);
     uint8_t *record = rc == 0 ? malloc(sizeof(struct part) + (len < PART ? len : PART)) : NULL;
     struct part head = {.windows = c->done, .total = len};
     rc = rc < 0 ? rc : record ? 0 : -ENOMEM;
@@ -82,7 +120,8 @@ static int append(struct nb_jobs_calibration *c)
 // Windows between two checkpoints.
 static uint32_t stride(const struct nb_jobs_calibration *c)
 {
-    const uint64_t bytes = 8 * c->importance.values + 1, fit = STORED / bytes;
+    const uint64_t bytes = 8 * c->importance.values + (uint64_t)RANGE * c->ranges.count + 1;
+    const uint64_t fit = STORED / bytes;
     const uint64_t n = fit < 1 ? 1 : fit < CHECKPOINTS ? fit : CHECKPOINTS;
     return (uint32_t)((c->sampling.samples + n - 1) / n);
 }
@@ -147,6 +186,8 @@ static int measure(struct nb_jobs_calibration *c, struct nb_error *e)
     c->stored = c->done;
     tell(c);
     int rc = nb_jobs_calibrate_open(c, e);
+    if (rc == 0 && c->sees_ranges)
+        nb_calibration_see(c->open, &c->ranges);
     return rc == 0 ? nb_calibration_run(c->open, c->done, &c->importance, after, c, e) : rc;
 }
 
@@ -181,5 +222,6 @@ void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c)
     nb_windows_finish(&c->text.held_out);
     nb_jobs_fold_finish(&c->fold);
     nb_importance_finish(&c->importance);
+    nb_ranges_finish(&c->ranges);
     free(c->coming);
 }

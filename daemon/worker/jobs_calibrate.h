@@ -17,6 +17,7 @@ struct nb_jobs_calibration {
     int imatrix; // an importance matrix's fd in the place of texts, or -1
     struct nb_sampling_plan sampling;
     struct nb_jobs_fold fold;
+    bool sees_ranges; // of inputs, for static activations
 
     struct nb_calibration *open;     // once it is needed
     struct nb_calibration_text text; // of the one that was closed
@@ -24,10 +25,11 @@ struct nb_jobs_calibration {
     // and the fold do
     uint64_t bytes, load, writing, folding;
     struct nb_importance importance;
+    struct nb_ranges ranges;
     uint32_t done, stored; // windows
     struct nb_journal *journal;
     struct nb_error *error;
-    void *coming; // sums of which some parts were read
+    void *coming; // what some parts were read of
     uint64_t came;
 };
 

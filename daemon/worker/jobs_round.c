@@ -196,6 +196,7 @@ static int write_all(struct nb_work *work, const struct nb_source *source,
         progress->tuning = tuning_load(p->calibration, recipe, nb_compress_size(c));
     if (rc == 0 && p->calibration)
         rc = calibrate(p, c, progress, e);
+    nb_compress_set_ranges(c, p->calibration ? &p->calibration->ranges : NULL);
     if (rc == 0)
         rc = nb_compress_begin(c, e);
     if (rc == 0 && feedback.on)
@@ -215,6 +216,7 @@ static int tell_all(struct nb_work *work, const struct nb_source *source,
                           .choices = nb_compress_choices(c),
                           .type = nb_compress_type(c),
                           .calibrated = p->calibration != NULL,
+                          .ranges = p->calibration ? &p->calibration->ranges : NULL,
                           .fold = p->calibration ? p->calibration->fold.fold : NULL,
                           .tuned = p->tuning ? &p->tuning->tuned : NULL};
     int rc = 0;
@@ -329,13 +331,15 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
     if (rc == 0 && (nb_recipe_folds(recipe) & NB_FOLD_ROTATE_STREAM))
         rc = nb_fold_untie(source, e);
     if (rc == 0) {
-        struct nb_jobs_calibration calibration = {.work = work,
-                                                  .source = source,
-                                                  .texts = g.texts,
-                                                  .n_texts = g.n_texts,
-                                                  .imatrix = g.imatrix,
-                                                  .sampling = nb_recipe_calibration(recipe),
-                                                  .fold = {.methods = nb_recipe_folds(recipe)}};
+        struct nb_jobs_calibration calibration = {
+            .work = work,
+            .source = source,
+            .texts = g.texts,
+            .n_texts = g.n_texts,
+            .imatrix = g.imatrix,
+            .sampling = nb_recipe_calibration(recipe),
+            .fold = {.methods = nb_recipe_folds(recipe)},
+            .sees_ranges = nb_recipe_activations(recipe).scale == NB_INPUT_FIXED};
         struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
         struct nb_jobs_tuning tuning = {0};
         struct parts parts = {&calibration, nb_recipe_target(recipe)->kind ? &allocation : NULL,

@@ -14,10 +14,11 @@
 #include "quant/tune.h"
 #include "tensor/type.h"
 
-#define SAVE_NS    UINT64_C(120000000000) // between two states
-#define MEMORY     (UINT64_C(768) << 20)  // bytes that computing less again may take
-#define HELD_SHARE 16                     // one window of so many is held out
-#define STATE      12                     // bytes of a weight's state
+#define SAVE_NS     UINT64_C(120000000000) // between two states
+#define MEMORY      (UINT64_C(768) << 20)  // bytes that computing less again may take
+#define HELD_SHARE  16                     // one window of so many is held out
+#define LAYER_RATES 10                     // a layer's codes move so many times as fast
+#define STATE       12                     // bytes of a weight's state
 
 // Kinds of records: the windows' KL before; a slot; a slot and what came of it; what came of it.
 enum { BEFORE = NB_JOBS_TUNE_RECORDS, SAVED, OVER, PUT };
@@ -34,8 +35,8 @@ struct tuning {
     struct nb_tune *tune;
     struct nb_windows learnt, held;
     struct nb_tune_matrix *matrices;
-    uint32_t *tensors; // of each matrix: in the source's list
-    uint32_t n, steps;
+    uint32_t *tensors;            // of each matrix: in the source's list
+    uint32_t n, steps, all_steps; // of the whole model; with those of layers
     uint64_t saved_ns;
     int fd; // of the scratch file under way
     struct nb_error *error;
@@ -223,11 +224,15 @@ static int open_tune(struct tuning *k)
         return rc;
     split_windows(k);
     k->steps = count_steps(k);
+    k->all_steps = k->steps + plan->hp.n_layers * p->layer_steps;
     const struct nb_tune_options options = {.batch = windows_of(k),
                                             .steps = k->steps,
                                             .code_rate = p->code_rate,
                                             .scale_rate = p->scale_rate,
                                             .vector_rate = p->vector_rate,
+                                            .layer_steps = p->layer_steps,
+                                            .layer_code_rate = LAYER_RATES * p->code_rate,
+                                            .layer_scale_rate = p->scale_rate,
                                             .memory = MEMORY};
     rc = nb_tune_create(plan, k->how->work->team, &k->learnt, k->matrices, k->n, &options, &k->tune,
                         k->error);
@@ -252,14 +257,14 @@ static int run_steps(struct tuning *k)
     double loss;
     int rc = 0;
     k->saved_ns = nb_now_ns();
-    while (nb_tune_done(k->tune) < k->steps && rc == 0) {
+    while (nb_tune_done(k->tune) < k->all_steps && rc == 0) {
         char what[64];
         rc = nb_tune_step(k->tune, &loss, k->error);
         if (rc < 0)
             break;
-        snprintf(what, sizeof(what), "tuning %u/%u, KL %.4f", nb_tune_done(k->tune), k->steps,
+        snprintf(what, sizeof(what), "tuning %u/%u, loss %.4f", nb_tune_done(k->tune), k->steps,
                  loss);
-        rc = k->how->progress(k->how->user, what, nb_tune_done(k->tune), k->steps);
+        rc = k->how->progress(k->how->user, what, nb_tune_done(k->tune), k->all_steps);
         if (rc == 0 && nb_now_ns() - k->saved_ns > SAVE_NS)
             rc = save(k);
     }
@@ -313,7 +318,7 @@ static int save_results(struct tuning *k)
 static int finish_steps(struct tuning *k)
 {
     double after[NB_JOBS_TUNE_HELD];
-    k->t->tuned = (struct nb_tuned){.steps = k->steps};
+    k->t->tuned = (struct nb_tuned){.steps = k->all_steps};
     int rc = k->held.n ? nb_tune_measure(k->tune, &k->held, after, k->error) : 0;
     if (rc < 0)
         return rc;

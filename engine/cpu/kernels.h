@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "engine/activation.h"
+#include "engine/inputs.h"
 #include "engine/kv.h"
 #include "tensor/layout.h"
 
@@ -20,7 +21,9 @@ enum nb_isa { NB_ISA_SCALAR, NB_ISA_AVX2, NB_ISA_AVX512, NB_ISA_COUNT };
 // aligned, token-major.
 struct nb_act {
     uint32_t n, k;
-    uint32_t terms;       // 1 or 2
+    uint32_t terms; // 1 or 2; 1 where not every block has its own scale
+    enum nb_input_scale scaled;
+    float range;          // of NB_INPUT_FIXED: codes saturate there
     float *x;             // [n][k]
     int8_t *q1, *q2;      // [n][k]; q2 unused with one term
     float *s;             // [n][k/32]
@@ -53,7 +56,9 @@ void nb_act_init(struct nb_act *ret, void *mem, uint32_t n, uint32_t k, uint32_t
 struct nb_kernels {
     const char *name;
 
-    // x[k] of token t of `a` is set: fill q1, q2, s, sums for tokens [t0, t1).
+    // x[k] of token t of `a` is set: fill q1, q2, s, sums for tokens [t0, t1). Blocks of a row, or
+    // of all rows, may have one scale (`scaled`): s has it once for each block nevertheless, so
+    // that products know nothing of it.
     void (*quantize)(struct nb_act *a, uint32_t t0, uint32_t t1);
 
     // out[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * weight[i]. `weight` may be NULL (ones); in and

@@ -73,6 +73,8 @@ static void make_input(struct nb_cpu_walk *w, struct products *p)
     const uint32_t n = nb_plan_rows(w->plan, in->value, w->n);
     const bool few = n <= NB_CPU_FEW_ROWS;
     nb_act_init(&p->a, few ? w->s->act : w->m->act, n, in->width, p->ops[0].terms);
+    p->a.scaled = p->ops[0].scaled;
+    p->a.range = p->ops[0].range;
     if (!p->stage->has_norm)
         p->a.x = nb_cpu_row(w->m, in, 0);
     if (few || (!p->stage->has_norm && !wants_codes(p))) {

@@ -64,23 +64,30 @@ static float fold16(float p[16])
     return p[0];
 }
 
-static void quantize_block(const struct nb_act *a, size_t at)
+// What stands under one scale: the largest magnitude that has a code, NaN where a number among
+// those that are looked at is not finite.
+static float most_of(const float *x, size_t n)
+{
+    float most = 0.0f;
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        finite = finite && isfinite(x[i]);
+        most = fmaxf(most, fabsf(x[i]));
+    }
+    return finite ? most : NAN;
+}
+
+static void quantize_block(const struct nb_act *a, size_t at, float most)
 {
     const float *x = a->x + at;
-    float amax = 0.0f;
-    bool finite = true;
-    for (int i = 0; i < NB_ACT_BLOCK; i++) {
-        finite = finite && isfinite(x[i]);
-        amax = fmaxf(amax, fabsf(x[i]));
-    }
-    bool zero = !finite || amax < 1e-30f;
-    float s = !finite ? NAN : zero ? 0.0f : amax / 127.0f;
-    float inv = zero ? 0.0f : 127.0f / amax;
+    bool zero = !(most >= 1e-30f);
+    float s = isnan(most) ? NAN : zero ? 0.0f : most / 127.0f;
+    float inv = zero ? 0.0f : 127.0f / most;
     a->s[at / NB_ACT_BLOCK] = s;
     for (int half_n = 0; half_n < 2; half_n++) {
         int sum1 = 0, sum2 = 0;
         for (int i = 16 * half_n; i < 16 * half_n + 16; i++) {
-            float q1 = zero ? 0.0f : rintf(x[i] * inv);
+            float q1 = zero ? 0.0f : rintf(fminf(fmaxf(x[i] * inv, -127.0f), 127.0f));
             a->q1[at + i] = (int8_t)q1;
             sum1 += (int)q1;
             if (a->terms < 2)
@@ -98,8 +105,17 @@ static void quantize_block(const struct nb_act *a, size_t at)
 
 static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
 {
-    for (size_t at = (size_t)t0 * a->k; at < (size_t)t1 * a->k; at += NB_ACT_BLOCK)
-        quantize_block(a, at);
+    for (size_t row = (size_t)t0 * a->k; row < (size_t)t1 * a->k; row += a->k) {
+        float of_row = most_of(a->x + row, a->k);
+        for (size_t at = row; at < row + a->k; at += NB_ACT_BLOCK) {
+            float most = most_of(a->x + at, NB_ACT_BLOCK);
+            if (a->scaled == NB_INPUT_ROW)
+                most = of_row;
+            if (a->scaled == NB_INPUT_FIXED && !isnan(most))
+                most = a->range;
+            quantize_block(a, at, most);
+        }
+    }
 }
 
 static void rmsnorm(const float *x, const float *weight, float eps, uint32_t n, float *out)

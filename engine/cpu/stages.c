@@ -59,7 +59,8 @@ static uint32_t count_products(const struct nb_plan *plan, uint32_t i)
     const struct nb_op *first = &plan->ops[i];
     uint32_t n = 0;
     while (i + n < plan->n_ops && first[n].kind == NB_OP_LINEAR &&
-           nb_same_slice(&first[n].in, &first->in) && first[n].out.value != first->in.value &&
+           nb_same_slice(&first[n].in, &first->in) && nb_same_codes(&first[n], first) &&
+           first[n].out.value != first->in.value &&
            nb_value_is_of_experts(first[n].out.value) == nb_value_is_of_experts(first->out.value))
         n++;
     return n;

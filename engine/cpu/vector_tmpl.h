@@ -67,29 +67,56 @@ FORCED uint32_t most_of(vf a, vf b)
     return i_fold_max_u32(i_max_u32(i_and(f_bits(a), magnitude), i_and(f_bits(b), magnitude)));
 }
 
+// 32 numbers under a scale for numbers up to `most`, given by its bits.
+FORCED void quantize_cell(struct nb_act *a, size_t at, uint32_t bits_max)
+{
+    float most;
+    memcpy(&most, &bits_max, 4);
+    bool finite = bits_max < 0x7f800000u, zero = !finite || most < 1e-30f;
+    float s = zero ? 0.0f : most / 127.0f, inv = zero ? 0.0f : 127.0f / most;
+    a->s[at / NB_ACT_BLOCK] = finite ? s : NAN;
+    for (int i = 0; i < 2; i++) {
+        vf v = zero ? f_zero() : f_load(a->x + at + 16 * i);
+        vf scaled = f_max(f_set1(-127.0f), f_mul(v, f_set1(inv)));
+        vf q1 = f_rint(f_min(f_set1(127.0f), scaled));
+        vi q = f_to_int(q1);
+        i_to_s8(a->q1 + at + 16 * i, q);
+        a->sum1[at / 16 + i] = (int16_t)i_fold(q);
+        if (a->terms < 2)
+            continue;
+        q = second_term(v, q1, s, inv);
+        i_to_s8(a->q2 + at + 16 * i, q);
+        a->sum2[at / 16 + i] = (int16_t)i_fold(q);
+    }
+}
+
+FORCED uint32_t most_at(const struct nb_act *a, size_t at)
+{
+    return most_of(f_load(a->x + at), f_load(a->x + at + 16));
+}
+
+// Blocks whose scale is not their own.
+static void quantize_row(struct nb_act *a, size_t row)
+{
+    uint32_t most = 0, range;
+    memcpy(&range, &a->range, 4);
+    for (size_t at = row; a->scaled == NB_INPUT_ROW && at < row + a->k; at += NB_ACT_BLOCK) {
+        uint32_t mine = most_at(a, at);
+        most = mine > most ? mine : most;
+    }
+    for (size_t at = row; at < row + a->k; at += NB_ACT_BLOCK) {
+        uint32_t mine = a->scaled == NB_INPUT_ROW ? most : most_at(a, at);
+        quantize_cell(a, at, a->scaled == NB_INPUT_ROW || mine >= 0x7f800000u ? mine : range);
+    }
+}
+
 static void quantize(struct nb_act *a, uint32_t t0, uint32_t t1)
 {
-    for (size_t at = (size_t)t0 * a->k; at < (size_t)t1 * a->k; at += NB_ACT_BLOCK) {
-        vf x[2] = {f_load(a->x + at), f_load(a->x + at + 16)};
-        uint32_t bits_max = most_of(x[0], x[1]);
-        float amax;
-        memcpy(&amax, &bits_max, 4);
-        bool finite = bits_max < 0x7f800000u, zero = !finite || amax < 1e-30f;
-        float s = zero ? 0.0f : amax / 127.0f, inv = zero ? 0.0f : 127.0f / amax;
-        a->s[at / NB_ACT_BLOCK] = finite ? s : NAN;
-        for (int i = 0; i < 2; i++) {
-            vf v = zero ? f_zero() : x[i];
-            vf q1 = f_rint(f_mul(v, f_set1(inv)));
-            vi q = f_to_int(q1);
-            i_to_s8(a->q1 + at + 16 * i, q);
-            a->sum1[at / 16 + i] = (int16_t)i_fold(q);
-            if (a->terms < 2)
-                continue;
-            q = second_term(v, q1, s, inv);
-            i_to_s8(a->q2 + at + 16 * i, q);
-            a->sum2[at / 16 + i] = (int16_t)i_fold(q);
-        }
-    }
+    size_t end = (size_t)t1 * a->k, at = (size_t)t0 * a->k;
+    for (; a->scaled != NB_INPUT_BLOCK && at < end; at += a->k)
+        quantize_row(a, at);
+    for (; at < end; at += NB_ACT_BLOCK)
+        quantize_cell(a, at, most_at(a, at));
 }
 
 // The first n <= 16 of a row's floats: a constant 16 costs a plain load.

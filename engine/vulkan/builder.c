@@ -116,7 +116,8 @@ struct nb_vulkan_dispatch *build_rows(struct builder *b, const struct rows *r)
                                  .act4 = nb_vulkan_record_words4(r->cols, r->terms),
                                  .norm1 = NONE,
                                  .bias1 = NONE,
-                                 .eps = m->plan->hp.norm_eps};
+                                 .eps = m->plan->hp.norm_eps,
+                                 .range = r->range};
     if (norm)
         push.norm1 = b->finisher ? b->norm1 : build_vector(b, norm->weight, r->cols);
     if (norm && norm->bias)
@@ -124,9 +125,12 @@ struct nb_vulkan_dispatch *build_rows(struct builder *b, const struct rows *r)
     struct nb_vulkan_dispatch *p = build_add(b, NB_VULKAN_ROWS, r->value, 2);
     p->few_units = (r->cols + 31) / 32;
     build_push(p, &push, sizeof(push));
+    static const uint32_t scales[] = {
+        [NB_INPUT_BLOCK] = 0, [NB_INPUT_ROW] = MODE_ROW_SCALE, [NB_INPUT_FIXED] = MODE_RANGE};
     uint32_t c[CONST_TIER] = {[CONST_TERMS] = r->records ? r->terms : 1};
     c[CONST_MODE] = (norm ? MODE_NORM : 0) | (centres ? MODE_MEAN : 0) |
-                    (r->floats ? MODE_FLOAT : 0) | (r->records ? MODE_QUANTIZED : 0);
+                    (r->floats ? MODE_FLOAT : 0) |
+                    (r->records ? MODE_QUANTIZED | scales[r->scaled] : 0);
     build_specialise(b, p, NB_SHADER_QUANTIZE, c);
     // What a mode does not write is bound nevertheless.
     build_bind(b, p, NULL,

@@ -11,10 +11,10 @@ struct builder {
     struct nb_vulkan_stage stage; // under way
     uint32_t count;               // STEP_ROWS; in the tail STEP_WANTED
     uint32_t k, v;                // where keys and values begin in a row of QKV
-    // What the buffers of records have: a value as it is now, with so many terms.
+    // What the buffers of records have: a value as it is now.
     struct {
         enum nb_value value;
-        uint32_t terms;
+        const struct nb_op *as; // the codes that this op reads
     } made[2];
     // The dispatch that may leave its result as the next stage's input, + 1, and that stage's norm
     // then, in the buffer of vectors.
@@ -78,6 +78,8 @@ struct rows {
     enum nb_value value;                                    // whose rows they are
     const struct nb_vulkan_buffer *from, *floats, *records; // the last two may be NULL
     uint32_t cols, width, terms, gather;
+    enum nb_input_scale scaled; // as of struct nb_op, of records
+    float range;
 };
 struct nb_vulkan_dispatch *build_rows(struct builder *b, const struct rows *r);
 

@@ -38,7 +38,7 @@ struct source build_source(struct builder *b)
                                   nb_vulkan_stride(m->plan, v)};
     bool floats, quantized;
     inputs_wanted(m->plan, s, &floats, &quantized);
-    if (norm || (quantized && (b->made[of].value != v || b->made[of].terms != first->terms))) {
+    if (norm || (quantized && (b->made[of].value != v || !nb_same_codes(b->made[of].as, first)))) {
         const struct rows rows = {.norm = norm,
                                   .value = v,
                                   .from = norm ? build_buffer(b, norm->in.value) : source.floats,
@@ -47,13 +47,15 @@ struct source build_source(struct builder *b)
                                   .cols = first->in.width,
                                   .width = source.width,
                                   .terms = first->terms,
+                                  .scaled = first->scaled,
+                                  .range = first->range,
                                   .gather = NONE};
         build_rows(b, &rows)->unless = b->finisher;
         if (norm)
             build_wrote(b, v);
         if (quantized) {
             b->made[of].value = v;
-            b->made[of].terms = first->terms;
+            b->made[of].as = first;
         }
     }
     b->finisher = 0;
@@ -81,7 +83,7 @@ static struct target plain_target(const struct builder *b, const struct nb_op *o
 }
 
 // Lets a dispatch make its result the next stage's input, where it can: the tier's GEMMs do, the
-// next stage reads the same rows, and one dispatch makes them all.
+// next stage reads the same rows, each block under its own scale, and one dispatch makes them all.
 static void finish(struct builder *b, const struct nb_vulkan_part *part, const struct source *from,
                    struct target *to, enum nb_value v)
 {
@@ -97,7 +99,7 @@ static void finish(struct builder *b, const struct nb_vulkan_part *part, const s
     const struct nb_op *first = &plan->ops[at + next.has_norm];
     const struct nb_vulkan_buffer *second =
         &m->buffers.records[nb_vulkan_records_of(first->in.value)];
-    if (!next.n_gemms || (norm ? norm : first)->in.value != v ||
+    if (!next.n_gemms || first->scaled != NB_INPUT_BLOCK || (norm ? norm : first)->in.value != v ||
         (norm && plan->hp.arch->norm != NB_NORM_RMS) || nb_value_is_of_experts(first->out.value) ||
         second == from->records)
         return;

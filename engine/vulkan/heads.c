@@ -133,7 +133,8 @@ static const struct nb_op *quantized_reader(const struct nb_plan *plan, uint32_t
 {
     const struct nb_op *op = &plan->ops[i], *next = op + 1;
     const bool reads = i + 1 < plan->n_ops && next->kind == NB_OP_LINEAR &&
-                       next->in.value == op->out.value && !nb_is_float(&next->w->packed);
+                       next->in.value == op->out.value && next->scaled == NB_INPUT_BLOCK &&
+                       !nb_is_float(&next->w->packed);
     return reads && plan->hp.v_dim % 32 == 0 && !nb_plan_is_read(plan, i + 2, op->out.value) ? next
                                                                                              : NULL;
 }
@@ -187,6 +188,6 @@ void build_attention(struct builder *b, bool beside)
                           [BIND_FLOATS] = out});
     if (reader) {
         b->made[of].value = v;
-        b->made[of].terms = terms;
+        b->made[of].as = reader;
     }
 }

@@ -18,7 +18,7 @@ static uint32_t count_gemms(const struct nb_plan *plan, uint32_t i)
     const uint32_t end = end_of(plan, i);
     uint32_t n = 0;
     while (i + n < end && first[n].kind == NB_OP_LINEAR &&
-           nb_same_slice(&first[n].in, &first->in) && first[n].terms == first->terms &&
+           nb_same_slice(&first[n].in, &first->in) && nb_same_codes(&first[n], first) &&
            first[n].out.value != first->in.value &&
            is_of_experts(&first[n]) == is_of_experts(first))
         n++;

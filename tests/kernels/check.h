@@ -57,7 +57,7 @@ struct matrix {
 };
 struct matrix random_matrix(uint32_t type, uint32_t rows, uint32_t cols, int fill, bool hostile);
 
-// Activations quantized by the scalar kernel. Free `mem`.
+// Activations quantized by the scalar kernel, a scale for each block. Free `mem`.
 struct act {
     struct nb_act a;
     void *mem;

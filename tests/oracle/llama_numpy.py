@@ -18,19 +18,20 @@ def rope(x, base):
 
 
 class Llama:
-    """A llama in float64, of a GGUF's weights as they are. It keeps, of each matrix, the sums of its inputs' squares."""
+    """A llama in float64, of a GGUF's weights as they are. It keeps, of each matrix, the sums of its inputs' squares.
+    `see` is shown the input of each matrix, and may change it; `kv` is how keys and values are kept."""
 
-    def __init__(self, path, weights=None):
+    def __init__(self, path, weights=None, see=lambda x, name: x, kv=lambda x: x):
         reader = gguf.GGUFReader(path)
         self.get = lambda key, other=None: (reader.fields["llama." + key].contents() if "llama." + key in reader.fields else other)
         self.w = weights or floats(path)
         self.heads, self.kv = self.get("attention.head_count"), self.get("attention.head_count_kv")
         self.eps, self.base = self.get("attention.layer_norm_rms_epsilon"), self.get("rope.freq_base", 10000.0)
-        self.sums, self.rows = {}, 0
+        self.sums, self.rows, self.see, self.keep = {}, 0, see, kv
 
     def times(self, x, name):
         self.sums[name] = self.sums.get(name, 0) + (x * x).sum(axis=0)
-        return x @ self.w[name].T
+        return self.see(x, name) @ self.w[name].T
 
     def layer(self, x, at):
         h = ops.rms_norm(x, self.w[at + "attn_norm.weight"], self.eps)
@@ -38,7 +39,7 @@ class Llama:
         q = rope(split(self.times(h, at + "attn_q.weight"), self.heads), self.base)
         k = rope(split(self.times(h, at + "attn_k.weight"), self.kv), self.base)
         v = split(self.times(h, at + "attn_v.weight"), self.kv)
-        k, v = (np.repeat(y, self.heads // self.kv, axis=0) for y in (k, v))
+        k, v = (np.repeat(self.keep(y), self.heads // self.kv, axis=0) for y in (k, v))
         score = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]) + np.triu(np.full((len(x), len(x)), -np.inf), 1)
         a = (ops.softmax(score) @ v).swapaxes(0, 1).reshape(len(x), -1)
         x = x + self.times(a, at + "attn_output.weight")
@@ -57,7 +58,8 @@ class Llama:
         return x
 
     def logits(self, tokens):
-        return self.run(tokens) @ self.w[self.head()].T
+        x = self.run(tokens)
+        return self.see(x, self.head()) @ self.w[self.head()].T
 
     def head(self):
         return "output.weight" if "output.weight" in self.w else "token_embd.weight"

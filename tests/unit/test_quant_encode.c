@@ -85,7 +85,10 @@ static void a_team_gives_the_same_bytes(void **state)
     struct nb_team *team = NULL;
     assert_int_equal(nb_team_create(3, &team), 0);
     for (unsigned t = 0; t < TYPES; t++) {
-        struct nb_encode how = {types[t], NB_EFFORT_SEARCH, true, importance};
+        struct nb_encode how = {.type = types[t],
+                                .effort = NB_EFFORT_SEARCH,
+                                .by_size = true,
+                                .importance = importance};
         size_t n = nb_encoded_bytes(types[t], ROWS, COLS);
         assert_int_equal(nb_encode_rows(&how, matrix, ROWS, COLS, bytes[0]), 0);
         assert_int_equal(nb_encode_matrix(&how, team, matrix, ROWS, COLS, bytes[1]), 0);
@@ -126,7 +129,7 @@ static void a_search_is_never_worse(void **state)
     fill();
     for (unsigned t = 0; t < TYPES; t++)
         for (int by_size = 0; by_size < 2; by_size++) {
-            struct nb_encode how = {types[t], NB_EFFORT_REFERENCE, by_size, importance};
+            struct nb_encode how = {.type = types[t], .by_size = by_size, .importance = importance};
             double nearest, searched;
             assert_int_equal(nb_encode_rows(&how, matrix, ROWS, COLS, bytes[0]), 0);
             assert_int_equal(nb_encode_error(&how, matrix, bytes[0], ROWS, COLS, &nearest), 0);
@@ -138,27 +141,99 @@ static void a_search_is_never_worse(void **state)
         }
 }
 
-// A scheme's type has its bits, group and minimum; every quantized type is one scheme's.
-static void schemes_are_their_types(void **state)
+static unsigned codes_of(const struct nb_shape *shape)
+{
+    return shape->table ? 16 : (unsigned)(shape->high - shape->low) + 1;
+}
+
+// A scheme that is a type has its bits, group and minimum; one that a type holds has room in it.
+// Every type is one scheme's.
+static void schemes_fit_their_types(void **state)
 {
     size_t n, found = 0;
     const struct nb_scheme *schemes = nb_schemes(&n);
     for (size_t i = 0; i < n; i++) {
         const struct nb_scheme *s = &schemes[i];
+        struct nb_shape shape;
         assert_ptr_equal(nb_scheme_by_name(s->name), s);
         assert_true((s->type == NB_TYPE_END) == (s->instead != NULL));
-        struct nb_shape shape;
-        if (s->instead)
+        found += s->exact;
+        if (s->exact)
+            assert_ptr_equal(nb_scheme_by_name(nb_type_name(s->type)), s);
+        if (s->instead || nb_shape_init(&shape, s->type) < 0)
             continue;
-        found++;
-        assert_int_equal(nb_shape_init(&shape, s->type), 0);
-        assert_int_equal(shape.group, s->group);
         assert_int_equal(shape.has_min, s->has_min);
-        unsigned codes = shape.table ? 16 : (unsigned)(shape.high - shape.low) + 1;
-        assert_in_range(codes, (1u << s->bits) - 1, 1u << s->bits);
+        if (s->exact) {
+            assert_int_equal(shape.group, s->group);
+            assert_in_range(codes_of(&shape), (1u << s->bits) - 1, 1u << s->bits);
+            continue;
+        }
+        assert_false(shape.super);
+        assert_true(s->group >= shape.group && codes_of(&shape) >= (1u << s->bits) - 1);
+        assert_true(nb_scheme_bits(s, 576, 576) <=
+                    8.0 * nb_type_info(s->type)->bytes / nb_type_info(s->type)->block);
     }
-    assert_int_equal(found, TYPES - 3); // but for F32, F16 and BF16
+    assert_int_equal(found, TYPES);
     assert_null(nb_scheme_by_name("int4"));
+    assert_null(nb_scheme_by_name("Q8_1"));
+}
+
+static void wide_scales_are_the_same_on_every_level(void **state)
+{
+    fill();
+    float factors[COLS];
+    for (uint32_t k = 0; k < COLS; k++)
+        factors[k] = importance[k] + 0.01f;
+    for (unsigned t = 0; t < TYPES; t++)
+        for (int isa = NB_ISA_SCALAR + 1; isa < NB_ISA_COUNT; isa++) {
+            struct nb_shape shape;
+            if (!nb_fits[isa] || !nb_kernels_of((enum nb_isa)isa) ||
+                nb_shape_init(&shape, types[t]) < 0 || shape.super)
+                continue;
+            for (int search = 0; search < 2; search++) {
+                const float *w = search ? factors : NULL;
+                uint16_t d[2], m[2];
+                struct nb_block a, b;
+                nb_fit_plain.scale(&shape, matrix, w, COLS - 64, &d[0], &m[0]);
+                nb_fits[isa]->scale(&shape, matrix, w, COLS - 64, &d[1], &m[1]);
+                assert_true(d[0] == d[1] && m[0] == m[1]);
+                nb_fit_plain.codes(&shape, matrix, d[0], m[0], &a);
+                nb_fits[isa]->codes(&shape, matrix, d[0], m[0], &b);
+                assert_memory_equal(&a, &b, sizeof(a));
+            }
+        }
+}
+
+// By whichever way, and never worse than rounding to nearest.
+static void schemes_are_searched(void **state)
+{
+    size_t n;
+    const struct nb_scheme *schemes = nb_schemes(&n);
+    struct nb_team *team = NULL;
+    assert_int_equal(nb_team_create(3, &team), 0);
+    fill();
+    for (size_t i = 0; i < n; i++) {
+        struct nb_encode how = {.type = schemes[i].type,
+                                .importance = importance,
+                                .scheme = &schemes[i],
+                                .least = -0.07f,
+                                .most = 0.9f};
+        double nearest, searched;
+        if (schemes[i].instead)
+            continue;
+        assert_int_equal(nb_encode_rows(&how, matrix, ROWS, COLS, bytes[0]), 0);
+        assert_int_equal(nb_encode_error(&how, matrix, bytes[0], ROWS, COLS, &nearest), 0);
+        how.effort = NB_EFFORT_SEARCH;
+        assert_int_equal(nb_encode_rows(&how, matrix, ROWS, COLS, bytes[0]), 0);
+        assert_int_equal(nb_encode_error(&how, matrix, bytes[0], ROWS, COLS, &searched), 0);
+        assert_true(searched <= nearest);
+        assert_int_equal(nb_encode_matrix(&how, team, matrix, ROWS, COLS, bytes[1]), 0);
+        assert_memory_equal(bytes[0], bytes[1], nb_encoded_bytes(how.type, ROWS, COLS));
+        how.type = NB_TYPE_BF16;
+        assert_int_equal(nb_encode_rows(&how, matrix, ROWS, COLS, bytes[0]),
+                         schemes[i].type == NB_TYPE_BF16 ? 0 : -EINVAL);
+    }
+    nb_team_destroy(team);
 }
 
 int main(void)
@@ -169,7 +244,9 @@ int main(void)
         cmocka_unit_test(a_team_gives_the_same_bytes),
         cmocka_unit_test(every_level_gives_the_same_bytes),
         cmocka_unit_test(a_search_is_never_worse),
-        cmocka_unit_test(schemes_are_their_types),
+        cmocka_unit_test(schemes_fit_their_types),
+        cmocka_unit_test(wide_scales_are_the_same_on_every_level),
+        cmocka_unit_test(schemes_are_searched),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

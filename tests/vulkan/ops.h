@@ -27,14 +27,16 @@ enum op_head_norm {
 struct op_case {
     const char *what;
     enum op_middle middle;
-    uint32_t type, type2; // of the matrices tested; of the second where an op has several
-    uint32_t terms;       // of their inputs
-    bool embeds;          // the embedding is what is tested; else it is F32 and holds the inputs
-    bool norm, bias;      // whether ops have them
-    bool sane;            // no extreme inputs and scales: for what has functions in it
-    uint32_t embedding;   // width of the residual stream
-    uint32_t vocab;       // rows of a head that is tested; 0: an identity
-    uint32_t ffn;         // MIDDLE_FFN
+    uint32_t type, type2;       // of the matrices tested; of the second where an op has several
+    uint32_t terms;             // of their inputs
+    enum nb_input_scale scaled; // of these, with one term
+    float range;
+    bool embeds;        // the embedding is what is tested; else it is F32 and holds the inputs
+    bool norm, bias;    // whether ops have them
+    bool sane;          // no extreme inputs and scales: for what has functions in it
+    uint32_t embedding; // width of the residual stream
+    uint32_t vocab;     // rows of a head that is tested; 0: an identity
+    uint32_t ffn;       // MIDDLE_FFN
     uint32_t heads, kv_heads, k_dim, v_dim, rope_dims, window; // MIDDLE_ATTENTION
     bool neox;
     float softcap;
@@ -157,6 +159,7 @@ void op_check_activations(struct nb_device *reference, struct nb_device *device)
 void op_check_heads(struct nb_device *reference, struct nb_device *device);
 void op_check_texts(struct nb_device *reference, struct nb_device *device);
 void op_check_layers(struct nb_device *reference, struct nb_device *device);
+void op_check_inputs(struct nb_device *reference, struct nb_device *device);
 void op_check_experts(struct nb_device *reference, struct nb_device *device);
 // Of a Vulkan device in the tier "registers".
 void op_check_dispatches(struct nb_device *device);

@@ -247,17 +247,12 @@ static const struct {
     const char *name;
     void (*run)(struct nb_device *reference, struct nb_device *device);
 } groups[] = {
-    {"embedding", check_embed},
-    {"gemm", check_product},
-    {"ffn", check_ffn},
-    {"attention", check_attend},
-    {"norms", op_check_norms},
-    {"activations", op_check_activations},
-    {"heads", op_check_heads},
-    {"texts", op_check_texts},
-    {"layers", op_check_layers},
-    {"experts", op_check_experts},
-    {"dispatches", check_dispatches},
+    {"embedding", check_embed},  {"gemm", check_product},
+    {"ffn", check_ffn},          {"attention", check_attend},
+    {"norms", op_check_norms},   {"activations", op_check_activations},
+    {"heads", op_check_heads},   {"texts", op_check_texts},
+    {"layers", op_check_layers}, {"experts", op_check_experts},
+    {"inputs", op_check_inputs}, {"dispatches", check_dispatches},
     {"limits", op_check_limits},
 };
 

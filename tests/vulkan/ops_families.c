@@ -37,6 +37,29 @@ static void run(struct nb_device *r, struct nb_device *d, const struct op_case *
     }
 }
 
+// Inputs whose blocks share a scale: by rows, and by a range that some of them exceed.
+void op_check_inputs(struct nb_device *r, struct nb_device *d)
+{
+    static const struct op_case cases[] = {
+        {"inputs", .embedding = 160, .vocab = 101},
+        {"inputs, normalized", .embedding = 576, .vocab = 40, .norm = true},
+        {"inputs, by LayerNorm", FFN(96, 64), .norm_kind = NB_NORM_LAYER, .bias = true},
+        {"inputs, gated", FFN(160, 96)},
+        {"inputs, attention", BOTH(64, 96), HEADS(3, 1, 64, 64), .rope_dims = 64},
+        {"inputs, experts", EXPERTS(64, 96, 5, 2)},
+    };
+    static const uint32_t types[] = {NB_TYPE_Q8_0, NB_TYPE_Q4_1};
+    for (size_t i = 0; i < 2 * COUNT(cases); i++) {
+        struct op_case c = cases[i / 2];
+        c.terms = 1;
+        c.type = c.type2 = types[(i + i / 2) % 2];
+        c.scaled = i % 2 ? NB_INPUT_FIXED : NB_INPUT_ROW;
+        c.range = 0.75f;
+        if (op_is_wanted(c.type))
+            op_check_case(r, d, &c, &few);
+    }
+}
+
 void op_check_norms(struct nb_device *r, struct nb_device *d)
 {
     static const struct op_case cases[] = {

@@ -186,6 +186,8 @@ static struct nb_op *add(struct op_plan *p, const struct op_case *c, enum nb_op_
     if (plan->n_ops > OP_OPS)
         abort();
     *op = (struct nb_op){.kind = kind, .terms = c->terms, .scale = 1.0f, .rope = NB_NO_ROPE};
+    op->scaled = c->scaled;
+    op->range = c->range;
     struct nb_slice *const slices[] = {&op->in, &op->other, &op->out};
     const enum nb_value values[] = {in, other, out};
     for (int i = 0; i < 3; i++) {

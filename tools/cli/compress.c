@@ -12,7 +12,8 @@
 struct compress {
     struct common common;
     const char *path, *out, *to, *otherwise, *method, *fold, *recipe, *imatrix, *save_imatrix,
-        *format, *activations;
+        *format, *activations, *range;
+    float spread; // below 0: not said
     struct option_list calibration, types;
     const char *effort;
     uint64_t target_size, fit; // 0: not said
@@ -74,6 +75,28 @@ static void put_target(const struct compress *c, json_t *recipe)
     json_decref(types);
 }
 
+static void put_activations(const struct compress *c, json_t *recipe)
+{
+    json_t *activations = json_object();
+    char *end = NULL;
+    const bool graph = c->kind && !strcmp(c->kind, "onnx");
+    const double percent = c->range ? strtod(c->range, &end) : 0;
+    if (c->activations)
+        json_object_set_new(activations, "scheme", json_string(c->activations));
+    if (c->range && *end) {
+        json_object_set_new(activations, "range", json_string(c->range));
+    } else if (c->range) {
+        json_object_set_new(activations, "range", json_string("percentile"));
+        json_object_set_new(activations, "percentile", json_real(percent));
+    }
+    if (c->spread >= 0)
+        json_object_set_new(activations, "spread", json_real((double)c->spread));
+    if (c->activations)
+        json_object_set(recipe, "activations",
+                        graph ? json_object_get(activations, "scheme") : activations);
+    json_decref(activations);
+}
+
 // The recipe's text, malloc'ed: the file's, with what the command's options say.
 static int make_recipe(const struct compress *c, char **ret)
 {
@@ -98,14 +121,13 @@ static int make_recipe(const struct compress *c, char **ret)
         json_object_set_new(recipe, "else", json_string(c->otherwise));
     if (c->method)
         json_object_set_new(recipe, "method", json_string(c->method));
-    if (c->activations)
-        json_object_set_new(recipe, "activations", json_string(c->activations));
     if (c->layer != UINT32_MAX)
         json_object_set_new(recipe, "layer", json_integer(c->layer));
     if (c->fold)
         put_fold(c, recipe);
     put_sampling(c, recipe);
     put_target(c, recipe);
+    put_activations(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
     return *ret ? CLI_OK : cli_error("--to, --else, --method, --fold and --recipe are UTF-8");
@@ -116,11 +138,12 @@ static int targets(const struct compress *c)
     return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
 }
 
-// On its user's text, or, for a method, a fold or a target that was asked for, on text of the
-// model's own.
+// On its user's text, or, for a method, a fold, a target or ranges that were asked for, on text of
+// the model's own.
 static bool calibrates(const struct compress *c)
 {
-    return c->calibration.n || ((c->method || c->fold || targets(c)) && !c->imatrix);
+    const bool ranges = c->activations && !strcmp(c->activations, "static");
+    return c->calibration.n || ((c->method || c->fold || targets(c) || ranges) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
@@ -131,13 +154,13 @@ static int check_format(struct compress *c)
                       c->calibration.n || c->imatrix || targets(c);
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
-    if (status == CLI_OK && folder && more)
+    if (status == CLI_OK && folder && (more || c->activations))
         return cli_usage_error("a folder is rounded to nearest, by --to alone: F32, F16, BF16, "
                                "INT8 or NF4");
     if (graph && more)
         return cli_usage_error("a graph takes --to INT8 or F32, --layer and --activations alone");
-    if (!graph && (c->activations || c->layer != UINT32_MAX))
-        return cli_usage_error("--activations and --layer are of --format onnx");
+    if (!graph && c->layer != UINT32_MAX)
+        return cli_usage_error("--layer is of --format onnx");
     c->kind = graph ? "onnx" : folder ? "folder" : calibrates(c) ? "weighted" : NULL;
     return status;
 }
@@ -157,6 +180,8 @@ static int check(const struct compress *c)
                                c->out);
     if (!c->detach && !c->out)
         return cli_usage_error("compress needs -o F.gguf, the file to write, or --detach");
+    if ((c->range || c->spread >= 0) && (!c->activations || strcmp(c->activations, "static") != 0))
+        return cli_usage_error("--range and --spread are of --activations static");
     if (c->imatrix && c->calibration.n)
         return cli_usage_error("either --calibration or --imatrix");
     if (!calibrates(c) && (c->samples || c->length))
@@ -217,10 +242,11 @@ static int compress(const struct compress *c, nibble *connection, const char *re
 
 int verb_compress(const struct verb *verb, int argc, char **argv)
 {
-    struct compress c = {.layer = UINT32_MAX};
+    struct compress c = {.layer = UINT32_MAX, .spread = -1};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &c.out, "F.gguf", "the file to write (or --detach)"},
-        {"to", 0, OPTION_STRING, &c.to, "T", "the type of its matrices, as Q8_0"},
+        {"to", 0, OPTION_STRING, &c.to, "T",
+         "the type of its matrices, as Q8_0, or a scheme, as int8-channel or int4-g128-min"},
         {"else", 0, OPTION_STRING, &c.otherwise, "T",
          "the type of those whose rows are no whole blocks of it, as F16"},
         {"target-size", 0, OPTION_SIZE, &c.target_size, "SIZE",
@@ -237,7 +263,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
          "which tensors get which types; --to and --else go before its own"},
         {"method", 0, OPTION_STRING, &c.method, "M",
-         "search (of scales), gptq (error feedback) or tune (and descent); alone on text of its own"},
+         "search (of scales), gptq (error feedback) or tune (and descent); alone on text of its "
+         "own"},
         {"fold", 0, OPTION_STRING, &c.fold, "LIST",
          "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
          "rotate-values"},
@@ -245,6 +272,13 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
         {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N", "windows of that text (128)"},
         {"length", 0, OPTION_UINT(8, 8192), &c.length, "L", "tokens of a window (256)"},
+        {"activations", 0, OPTION_STRING, &c.activations, "S",
+         "inputs as int8 codes under one scale for a row (dynamic) or for good (static); of a "
+         "graph dynamic, or float (its default)"},
+        {"range", 0, OPTION_STRING, &c.range, "R",
+         "of static ones: mse (default), minmax, or so many per cent of the magnitudes, as 99.99"},
+        {"spread", 0, OPTION_FLOAT(0, 1e9), &c.spread, "N",
+         "inputs N times larger than most stay dynamic (6; 0: none do)"},
         {"imatrix", 0, OPTION_STRING, &c.imatrix, "F.gguf",
          "llama-imatrix's file in the place of --calibration"},
         {"save-imatrix", 0, OPTION_STRING, &c.save_imatrix, "F.gguf",
@@ -255,8 +289,6 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "INT8"},
         {"layer", 0, OPTION_UINT(0, 1u << 20), &c.layer, "N",
          "with onnx: the layer of a decoder; an encoder is written whole"},
-        {"activations", 0, OPTION_STRING, &c.activations, "A",
-         "with onnx: inputs of matrices are float (the default), or dynamic: bytes by their range"},
         {"detach", 0, OPTION_FLAG, &c.detach, NULL, "start the job and leave it to itself"},
         {"force", 'f', OPTION_FLAG, &c.force, NULL, "replace a file that is there"},
         {0},

@@ -141,7 +141,7 @@ static json_t *fetch_report(nibble *connection, uint64_t job)
 }
 
 struct tensor_line {
-    char name[64], shape[32], type[48], bits[12];
+    char name[64], shape[32], type[64], bits[24];
     uint64_t bytes;
 };
 
@@ -158,10 +158,15 @@ static void write_tensor(const json_t *tensor, struct tensor_line *ret)
     snprintf(ret->shape, sizeof(ret->shape), "%lld x %lld",
              (long long)json_integer_value(json_object_get(tensor, "rows")),
              (long long)json_integer_value(json_object_get(tensor, "columns")));
-    snprintf(ret->type, sizeof(ret->type), *instead_of ? "%s (for %s)" : "%s%s",
-             string_at(tensor, "type"), instead_of);
-    snprintf(ret->bits, sizeof(ret->bits), "%.2f",
-             json_number_value(json_object_get(tensor, "bits")));
+    const char *scheme = string_at(tensor, "scheme");
+    const double bits = json_number_value(json_object_get(tensor, "bits"));
+    snprintf(ret->type, sizeof(ret->type),
+             *instead_of ? "%s (for %s)"
+             : *scheme   ? "%s, %s"
+                         : "%s%s",
+             string_at(tensor, "type"), *instead_of ? instead_of : scheme);
+    snprintf(ret->bits, sizeof(ret->bits), *scheme ? "%.2f (%.2f)" : "%.2f", bits,
+             json_number_value(json_object_get(tensor, "scheme_bits")));
     ret->bytes = (uint64_t)json_integer_value(json_object_get(tensor, "bytes"));
 }
 
