@@ -28,57 +28,71 @@ struct searching {
 
 // ---- A joint's readers
 
-struct reading {
-    struct nb_trial_reader reader[READERS];
+// Whole, as the fold has them so far: [experts][rows][cols] each.
+struct matrices {
+    const struct nb_grad_tensor *tensor[READERS];
     float *w[READERS];
-    uint32_t n, cols;
+    uint32_t n;
 };
 
-static void finish_reading(struct reading *r)
+static void finish_matrices(struct matrices *m)
 {
-    for (uint32_t i = 0; i < r->n; i++)
-        free(r->w[i]);
+    for (uint32_t i = 0; i < m->n; i++)
+        free(m->w[i]);
 }
 
-// Some rows of a matrix of [rows], evenly, moved to its front.
-static uint32_t thin(float *w, uint64_t rows, uint32_t cols)
+static int read_matrix(struct searching *s, const struct nb_grad_tensor *t, struct matrices *m)
 {
-    const uint32_t n = rows < READER_ROWS ? (uint32_t)rows : READER_ROWS;
-    for (uint32_t i = 0; i < n; i++)
-        memmove(w + (size_t)i * cols, w + i * rows / n * cols, cols * sizeof(*w));
-    return n;
-}
-
-// The matrix as the fold has it so far; of experts with channels of their own, one expert's rows.
-static int read_reader(struct searching *s, const struct nb_grad_tensor *t,
-                       const struct nb_joint *j, uint32_t expert, struct reading *r)
-{
-    const uint64_t each = (uint64_t)t->rows * t->cols, all = each * t->experts;
-    float *w = malloc(all * sizeof(*w));
-    if (!w || r->n == READERS) {
-        free(w);
+    const uint64_t all = (uint64_t)t->experts * t->rows * t->cols;
+    float *w = m->n < READERS ? malloc(all * sizeof(*w)) : NULL;
+    if (!w)
         return -ENOMEM;
-    }
-    r->w[r->n] = w;
-    r->cols = t->cols;
+    m->tensor[m->n] = t;
+    m->w[m->n++] = w;
     nb_grad_dequantize(s->how->grad, t, w);
-    int rc = nb_fold_tensor(s->f, s->how->team, t->name, 0, all, w);
-    const bool own = j->experts > 1;
-    float *from = own ? w + expert * each : w;
-    const uint32_t n = thin(from, own ? t->rows : (uint64_t)t->rows * t->experts, t->cols);
-    r->reader[r->n++] = (struct nb_trial_reader){from, n, s->how->type_of(s->how->user, t->name)};
-    return rc;
+    return nb_fold_tensor(s->f, s->how->team, t->name, 0, all, w);
 }
 
-static int read_readers(struct searching *s, uint32_t joint, uint32_t expert, struct reading *r)
+static int read_matrices(struct searching *s, uint32_t joint, struct matrices *m)
 {
     uint32_t n;
     int rc = 0;
     const struct nb_grad_tensor *t = nb_grad_tensors(s->how->grad, &n);
     for (uint32_t i = 0; i < n && rc == 0; i++)
         if (t[i].matrix && nb_fold_reads(s->f, t[i].name, joint))
-            rc = read_reader(s, &t[i], &s->joints[joint], expert, r);
+            rc = read_matrix(s, &t[i], m);
     return rc;
+}
+
+// Some rows of each.
+struct reading {
+    struct nb_trial_reader reader[READERS];
+    float *w;
+    uint32_t n, cols;
+};
+
+// Evenly from all rows of a matrix, or, of experts with channels of their own, from one expert's.
+static int take_rows(struct searching *s, const struct matrices *m, const struct nb_joint *j,
+                     uint32_t expert, struct reading *ret)
+{
+    const uint32_t cols = m->n ? m->tensor[0]->cols : 1;
+    *ret = (struct reading){.cols = cols};
+    ret->w = malloc((size_t)READERS * READER_ROWS * cols * sizeof(*ret->w));
+    if (!ret->w)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < m->n; i++) {
+        const struct nb_grad_tensor *t = m->tensor[i];
+        const bool own = j->experts > 1;
+        const uint64_t rows = own ? t->rows : (uint64_t)t->rows * t->experts;
+        const float *from = m->w[i] + (own ? (uint64_t)expert * t->rows * cols : 0);
+        const uint32_t n = rows < READER_ROWS ? (uint32_t)rows : READER_ROWS;
+        float *to = ret->w + (size_t)i * READER_ROWS * cols;
+        for (uint32_t k = 0; k < n; k++)
+            memcpy(to + (size_t)k * cols, from + k * rows / n * cols, cols * sizeof(*to));
+        ret->reader[ret->n++] =
+            (struct nb_trial_reader){to, n, s->how->type_of(s->how->user, t->name)};
+    }
+    return 0;
 }
 
 // Of each channel, [n]: the largest |w|, and the root of the mean of w^2, over all readers.
@@ -191,7 +205,7 @@ static int search_in(struct searching *s, uint32_t joint, uint32_t expert, struc
 }
 
 static int search_expert(struct searching *s, uint32_t joint, uint32_t expert,
-                         struct nb_joint_gain *sum)
+                         const struct matrices *m, struct nb_joint_gain *sum)
 {
     const struct nb_joint *j = &s->joints[joint];
     const struct nb_fold_rows_seen *x = nb_fold_inputs_find(s->inputs, joint, expert);
@@ -200,7 +214,7 @@ static int search_expert(struct searching *s, uint32_t joint, uint32_t expert,
     struct nb_trial *t = NULL;
     if (!x || x->n < 2)
         return 0;
-    int rc = read_readers(s, joint, expert, &r);
+    int rc = take_rows(s, m, j, expert, &r);
     if (rc == 0)
         rc = make_channels(j, &c);
     if (rc == 0) {
@@ -221,7 +235,20 @@ static int search_expert(struct searching *s, uint32_t joint, uint32_t expert,
     nb_trial_destroy(t);
     free(c.scale);
     free(c.order);
-    finish_reading(&r);
+    free(r.w);
+    return rc;
+}
+
+static int search_joint(struct searching *s, uint32_t joint)
+{
+    struct nb_joint_gain gain = {.taken = 0};
+    struct matrices m = {.n = 0};
+    int rc = read_matrices(s, joint, &m);
+    for (uint32_t e = 0; e < s->joints[joint].experts && rc == 0; e++)
+        rc = search_expert(s, joint, e, &m, &gain);
+    finish_matrices(&m);
+    average(&gain);
+    nb_fold_tell(s->f, joint, &gain);
     return rc;
 }
 
@@ -235,15 +262,9 @@ static bool is_searched(const struct searching *s, uint32_t joint)
 static int search_joints(struct searching *s, uint32_t layer)
 {
     int rc = 0;
-    for (uint32_t i = 0; i < s->n_joints && rc == 0; i++) {
-        struct nb_joint_gain gain = {.taken = 0};
-        if (s->joints[i].layer != layer || !is_searched(s, i))
-            continue;
-        for (uint32_t e = 0; e < s->joints[i].experts && rc == 0; e++)
-            rc = search_expert(s, i, e, &gain);
-        average(&gain);
-        nb_fold_tell(s->f, i, &gain);
-    }
+    for (uint32_t i = 0; i < s->n_joints && rc == 0; i++)
+        if (s->joints[i].layer == layer && is_searched(s, i))
+            rc = search_joint(s, i);
     nb_fold_inputs_clear(s->inputs);
     return rc;
 }

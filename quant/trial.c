@@ -231,7 +231,7 @@ int nb_trial_search(struct nb_trial *t, nb_trial_fill *fill, void *user, float *
                     struct nb_gain *ret)
 {
     struct search s = {.t = t, .fill = fill, .user = user, .exponent = -1};
-    struct nb_trial_error without;
+    struct nb_trial_error without = {0, 0};
     s.scale = malloc(t->n * sizeof(*s.scale));
     int rc = s.scale ? nb_trial_run(t, NULL, NULL, &without) : -ENOMEM;
     s.best = without;
