@@ -22,7 +22,7 @@ struct nibble_jobs_row {
     int32_t status;     /* of a failed one: its code */
     uint32_t n_results; /* files of nibble_jobs_result, once it is finished */
     uint32_t restarts;  /* workers that died of it or with it */
-    char kind[16];      /* "round", "weighted" */
+    char kind[16];      /* "round", "weighted", "folder", "onnx" */
     char state[16];     /* "storing", "waiting", "running", "paused", "finished", "failed" */
     char name[64];      /* the source's file */
     char text[240];     /* what it is at, or why it failed */
