@@ -129,20 +129,7 @@ uint64_t nb_hf_writer_size(const struct nb_hf_writer *w)
     return w->header_len + w->data;
 }
 
-// ---- The run
-
-struct running {
-    nb_progress progress;
-    void *user;
-    uint64_t done, total;
-};
-
-static int on_wrote(void *user, uint64_t bytes)
-{
-    struct running *r = user;
-    r->done += bytes;
-    return r->progress ? r->progress(r->user, r->done, r->total) : 0;
-}
+// ---- The file
 
 static int write_header(const struct nb_hf_writer *w, int fd, struct nb_error *ret_error)
 {
@@ -157,19 +144,31 @@ static int write_header(const struct nb_hf_writer *w, int fd, struct nb_error *r
     return 0;
 }
 
-int nb_hf_writer_run(struct nb_hf_writer *w, int fd, nb_progress progress, void *user,
-                     struct nb_hf_written *ret, struct nb_error *ret_error)
+int nb_hf_writer_begin(const struct nb_hf_writer *w, int fd, struct nb_error *ret_error)
 {
-    struct running r = {progress, user, 0, w->data};
     int rc = nb_convert_check_ends(w->s, ret_error);
-    if (rc == 0)
-        rc = write_header(w, fd, ret_error);
-    for (uint32_t i = 0; i < w->n_outs && rc == 0; i++)
-        rc = nb_hf_write_data(w, &w->outs[i], fd, on_wrote, &r, ret_error);
-    if (rc < 0)
-        return rc;
-    w->done.bytes = w->data;
-    w->done.n_tensors = w->n_outs;
-    *ret = w->done;
-    return 0;
+    return rc < 0 ? rc : write_header(w, fd, ret_error);
+}
+
+int nb_hf_writer_tensor(const struct nb_hf_writer *w, uint32_t tensor, int fd,
+                        struct nb_error *ret_error)
+{
+    return nb_hf_write_data(w, &w->outs[tensor], fd, ret_error);
+}
+
+uint32_t nb_hf_writer_extents(const struct nb_hf_writer *w, uint32_t tensor,
+                              struct nb_hf_extent ret[NB_HF_WRITER_EXTENTS])
+{
+    const struct nb_hf_out *out = &w->outs[tensor];
+    for (uint32_t p = 0; p < out->n_parts; p++)
+        ret[p] = (struct nb_hf_extent){w->header_len + out->parts[p].offset, out->parts[p].bytes};
+    return out->n_parts;
+}
+
+struct nb_hf_written nb_hf_writer_written(const struct nb_hf_writer *w)
+{
+    struct nb_hf_written done = w->done;
+    done.bytes = w->data;
+    done.n_tensors = w->n_outs;
+    return done;
 }

@@ -48,7 +48,18 @@ uint64_t nb_hf_writer_size(const struct nb_hf_writer *w); // of the tensors' fil
 // NULL without memory, or where a text is not UTF-8.
 json_t *nb_hf_writer_report(const struct nb_hf_writer *w);
 json_t *nb_hf_writer_list(const struct nb_hf_writer *w);
-// Writes the tensors' file by pwrite. Blocks. Refuses what is no number and what is too large for
-// the type, by tensor and row. -errno with its line.
-int nb_hf_writer_run(struct nb_hf_writer *w, int fd, nb_progress progress, void *user,
-                     struct nb_hf_written *ret, struct nb_error *ret_error);
+// Writes the tensors' file by pwrite: what comes before its first tensor, then tensors in any
+// order. They block. Refuse what is no number and what is too large for the type, by tensor and
+// row. -errno with their line.
+int nb_hf_writer_begin(const struct nb_hf_writer *w, int fd, struct nb_error *ret_error);
+int nb_hf_writer_tensor(const struct nb_hf_writer *w, uint32_t tensor, int fd,
+                        struct nb_error *ret_error);
+
+#define NB_HF_WRITER_EXTENTS 6
+struct nb_hf_extent {
+    uint64_t offset, bytes;
+};
+// Where a tensor lies in the file; returns how many pieces there are.
+uint32_t nb_hf_writer_extents(const struct nb_hf_writer *w, uint32_t tensor,
+                              struct nb_hf_extent ret[NB_HF_WRITER_EXTENTS]);
+struct nb_hf_written nb_hf_writer_written(const struct nb_hf_writer *w);

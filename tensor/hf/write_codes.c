@@ -26,8 +26,6 @@ struct writing {
     uint8_t *in, *coded;
     float *floats, *scales; // scales: of the whole tensor
     uint64_t step;          // rows at a time
-    int (*wrote)(void *user, uint64_t bytes);
-    void *user;
     struct nb_error *ret_error;
 };
 
@@ -74,7 +72,6 @@ void nb_hf_write_parts(struct nb_hf_out *out)
 static int put(const struct writing *p, uint32_t part, uint64_t at, const void *data, uint64_t len)
 {
     const uint8_t *from = data;
-    const uint64_t total = len;
     at += p->w->header_len + p->out->parts[part].offset;
     while (len) {
         ssize_t n = pwrite(p->fd, from, len, (off_t)at);
@@ -87,8 +84,7 @@ static int put(const struct writing *p, uint32_t part, uint64_t at, const void *
         at += (uint64_t)n;
         len -= (uint64_t)n;
     }
-    int rc = p->wrote(p->user, total);
-    return rc < 0 ? FAIL(p, rc, "cancelled") : 0;
+    return 0;
 }
 
 // ---- Rows
@@ -330,11 +326,10 @@ static int write_some(const struct writing *p, uint64_t first, uint64_t n)
                                           : write_floats(p, first, n);
 }
 
-int nb_hf_write_data(struct nb_hf_writer *w, const struct nb_hf_out *out, int fd,
-                     int (*wrote)(void *user, uint64_t bytes), void *user,
+int nb_hf_write_data(const struct nb_hf_writer *w, const struct nb_hf_out *out, int fd,
                      struct nb_error *ret_error)
 {
-    struct writing p = {.w = w, .out = out, .fd = fd, .wrote = wrote, .user = user};
+    struct writing p = {.w = w, .out = out, .fd = fd};
     p.ret_error = ret_error;
     int rc = reserve(&p);
     for (uint64_t row = 0; row < out->rows && rc == 0; row += p.step)

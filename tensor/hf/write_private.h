@@ -7,7 +7,7 @@
 #include "tensor/type.h"
 
 #define NB_HF_OUT_NAME  256
-#define NB_HF_PARTS     6
+#define NB_HF_PARTS     NB_HF_WRITER_EXTENTS
 #define NB_HF_NF4_EACH  64  // codes under one scale
 #define NB_HF_NF4_OUTER 256 // scales under one scale
 
@@ -54,8 +54,7 @@ struct nb_gguf_kvs;
 int nb_hf_write_tensors(struct nb_hf_writer *w, struct nb_error *ret_error);
 // write_codes.c: the parts of a tensor without their places, and its data.
 void nb_hf_write_parts(struct nb_hf_out *out);
-int nb_hf_write_data(struct nb_hf_writer *w, const struct nb_hf_out *out, int fd,
-                     int (*wrote)(void *user, uint64_t bytes), void *user,
+int nb_hf_write_data(const struct nb_hf_writer *w, const struct nb_hf_out *out, int fd,
                      struct nb_error *ret_error);
 // write_texts.c: of a folder the files, of a GGUF what write_config.c and write_tokenizer.c make.
 int nb_hf_write_texts(struct nb_hf_writer *w, struct nb_error *ret_error);

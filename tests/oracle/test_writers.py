@@ -26,7 +26,9 @@ ABSMAX, MAP = ".absmax", ".nested_quant_map"
 
 
 def nibble(*words):
-    return subprocess.run([NIBBLE, *map(str, words)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([NIBBLE, *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert "Sanitizer" not in done.stderr, done.stderr
+    return done
 
 
 def keys(path):

@@ -86,7 +86,13 @@ static int write_tensors(struct folder *f, struct nb_hf_writer *w, const struct 
     int fd = -1, status = folder_create(f, name, &fd);
     if (status != CLI_OK)
         return status;
-    int rc = nb_hf_writer_run(w, fd, on_progress, (void *)(uintptr_t)c->path, ret, &error);
+    const struct nb_hf_written all = nb_hf_writer_written(w);
+    int rc = nb_hf_writer_begin(w, fd, &error);
+    for (uint32_t i = 0; i < all.n_tensors && rc == 0; i++) {
+        rc = nb_hf_writer_tensor(w, i, fd, &error);
+        cli_progress(c->path, i + 1, all.n_tensors);
+    }
+    *ret = all;
     if (rc < 0)
         status = cli_error("%s: %s", is_about_output(rc) ? c->out : c->path, error.text);
     return folder_end(f, name, fd, status);
@@ -131,7 +137,7 @@ static int print_converted(const struct convert *c, const struct nb_converted *d
 static int write_either(const struct nb_source *s, const struct convert *c, bool folder)
 {
     struct nb_converted done;
-    struct nb_hf_written written;
+    struct nb_hf_written written = {0};
     const struct nb_convert_options options = {
         .to = c->to, .progress = on_progress, .user = (void *)(uintptr_t)c->path};
     int status = folder ? write_folder(s, c, &written)
