@@ -71,19 +71,19 @@ typedef struct push_planes push_planes;
 #define CONSTANTS         24
 
 // enum nb_planes and enum nb_sub, as far as shaders ask for them.
-#define PLANES_F32  0
-#define PLANES_F16  1
-#define PLANES_BF16 2
-#define PLANES_8    3
-#define PLANES_4_1  5
-#define PLANES_4_2  6
-#define PLANES_2_1  8
+#define PLANES_F32   0
+#define PLANES_F16   1
+#define PLANES_BF16  2
+#define PLANES_8     3
+#define PLANES_4_1   5
+#define PLANES_4_2   6
+#define PLANES_2_1   8
 #define CODEBOOK_NF4 2 // of enum nb_codebook
-#define SUB_NONE    0
-#define SUB_SM8     1
-#define SUB_SM4     2
-#define SUB_S6      3
-#define SUB_F32     6
+#define SUB_NONE     0
+#define SUB_SM8      1
+#define SUB_SM4      2
+#define SUB_S6       3
+#define SUB_F32      6
 
 // --- Modes
 

@@ -4,9 +4,9 @@
 _Static_assert(PLANES_F32 == NB_PLANES_F32 && PLANES_F16 == NB_PLANES_F16 &&
                    PLANES_BF16 == NB_PLANES_BF16 && PLANES_8 == NB_PLANES_8 &&
                    PLANES_4_1 == NB_PLANES_4_1 && PLANES_4_2 == NB_PLANES_4_2 &&
-                   PLANES_2_1 == NB_PLANES_2_1 && CODEBOOK_NF4 == NB_CODEBOOK_NF4 && SUB_NONE == NB_SUB_NONE &&
-                   SUB_SM8 == NB_SUB_SM8 && SUB_SM4 == NB_SUB_SM4 && SUB_S6 == NB_SUB_S6 &&
-                   SUB_F32 == NB_SUB_F32,
+                   PLANES_2_1 == NB_PLANES_2_1 && CODEBOOK_NF4 == NB_CODEBOOK_NF4 &&
+                   SUB_NONE == NB_SUB_NONE && SUB_SM8 == NB_SUB_SM8 && SUB_SM4 == NB_SUB_SM4 &&
+                   SUB_S6 == NB_SUB_S6 && SUB_F32 == NB_SUB_F32,
                "shaders/abi.h names layouts by their numbers");
 _Static_assert(KV_POSITIONS == NB_KV_POSITIONS && GROUP_ROWS == NB_GROUP_ROWS,
                "shaders/abi.h has the sizes of C");
