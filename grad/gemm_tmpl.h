@@ -114,10 +114,11 @@ static void tile(const struct nb_gemm_tile *t)
         b += COLUMNS;
     }
     UNROLL
-    for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < ROWS; i++) {
         UNROLL
-    for (int j = 0; j < VECTORS; j++)
-        f_store(&sum[i][16 * j], acc[i][j]);
+        for (int j = 0; j < VECTORS; j++)
+            f_store(&sum[i][16 * j], acc[i][j]);
+    }
     for (uint32_t i = 0; i < t->rows; i++)
         store_row(t, sum[i], t->c + i * t->ldc);
 }

@@ -28,8 +28,9 @@ static void join_rows(void *arg, uint32_t thread)
 }
 
 // Rows [first, first + BAND) of the result; of a triangle only what is left of their last column.
-static void add_band(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
-                     uint64_t rows, uint32_t cols, uint32_t first, bool triangle, float *sums)
+static void add_band(struct nb_team *team, double *c, // NOLINT(*non-const-parameter)
+                     const float *a, uint32_t n, const float *b, uint64_t rows, uint32_t cols,
+                     uint32_t first, bool triangle, float *sums)
 {
     const uint32_t some = n - first < BAND ? n - first : BAND;
     struct band band = {.to = c + (size_t)first * cols,

@@ -218,6 +218,22 @@ static bool takes_feedback(const struct nb_grad_tensor *w, uint32_t from, uint32
            type != NB_TYPE_BF16;
 }
 
+static int open_target(const struct walk *k, struct target *t, struct nb_grad_tensor *w,
+                       uint32_t tensor)
+{
+    const size_t floats = (size_t)w->experts * w->rows * w->cols;
+    *t = (struct target){.w = w,
+                         .tensor = tensor,
+                         .type = nb_compress_choices(k->how->compress)[tensor].type,
+                         .floats = malloc(floats * sizeof(*t->floats)),
+                         .values = malloc(floats * sizeof(*t->values)),
+                         .bytes = malloc(nb_compress_bytes(k->how->compress, tensor))};
+    if (!t->floats || !t->values || !t->bytes) // NOLINT(clang-analyzer-unix.Malloc): k owns them
+        return no_memory(k);
+    nb_grad_dequantize(k->g, w, t->floats);
+    return 0;
+}
+
 // The matrices of the site that are encoded, or were, with memory for what they become.
 static int find_targets(struct walk *k)
 {
@@ -236,15 +252,9 @@ static int find_targets(struct walk *k)
                            "tensor %.*s as %s: error feedback knows the types' own groups alone; "
                            "name a type, or search scales (--method search)",
                            STR(w[i]->name), nb_choice_scheme(&choices[tensor])->name);
-        struct target *t = &k->targets[k->n_targets++];
-        *t = (struct target){.w = w[i], .tensor = tensor, .type = choices[tensor].type};
-        const size_t floats = (size_t)w[i]->experts * w[i]->rows * w[i]->cols;
-        t->floats = malloc(floats * sizeof(*t->floats));
-        t->values = malloc(floats * sizeof(*t->values));
-        t->bytes = malloc(nb_compress_bytes(k->how->compress, tensor));
-        if (!t->floats || !t->values || !t->bytes)
-            return no_memory(k);
-        nb_grad_dequantize(k->g, w[i], t->floats);
+        int rc = open_target(k, &k->targets[k->n_targets++], w[i], tensor);
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }
@@ -318,7 +328,12 @@ static int encode_site(struct walk *k)
     struct sums s = {.cols = cols};
     s.hessian = malloc(n * sizeof(*s.hessian));
     s.cross = experts == 1 ? malloc(n * sizeof(*s.cross)) : NULL;
-    int rc = s.hessian && (s.cross || experts > 1) ? 0 : no_memory(k);
+    if (!s.hessian || (!s.cross && experts == 1)) {
+        free(s.hessian);
+        free(s.cross);
+        return no_memory(k);
+    }
+    int rc = 0;
     for (uint32_t e = 0; e < experts && rc == 0; e++) {
         memset(s.hessian, 0, n * sizeof(*s.hessian));
         if (s.cross)

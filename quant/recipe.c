@@ -299,9 +299,9 @@ static int read_types(struct nb_recipe *r, const json_t *array, struct nb_error 
     for (size_t i = 0; i < n && rc == 0; i++) {
         const struct nb_scheme *scheme = NULL;
         rc = read_scheme("types", json_array_get(array, i), &scheme, ret_error);
-        if (rc == 0 && !scheme->exact)
+        if (rc == 0 && scheme && !scheme->exact)
             rc = nb_fail(ret_error, -EINVAL, "the recipe's \"types\": %s is no type", scheme->name);
-        r->target.types[i] = rc == 0 ? scheme->type : 0;
+        r->target.types[i] = rc == 0 && scheme ? scheme->type : 0;
     }
     r->target.n_types = (uint32_t)n;
     return rc;

@@ -1,5 +1,5 @@
-// The kinds "round" and "weighted": a model's matrices, rounded to nearest or with scales searched
-// under what calibration has learnt, written as one GGUF, with a report.
+// The kinds "round" and "weighted": a model's matrices, rounded to nearest or by what calibration
+// has learnt, written as one GGUF, with a report.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -24,235 +24,228 @@
 
 enum { MODEL, REPORT, IMATRIX }; // results
 
-// What is not a tensor's rounding counts as so many bytes of tensors.
-struct progress {
+// A job of either kind. What is not there is NULL; an allocation and a tuning come with a
+// calibration.
+struct job {
     struct nb_work *work;
-    uint64_t before, feedback, tuning,
-        bytes;          // calibration; error feedback and tuning, in all; tensors
-    uint64_t fed, done; // of the last two, so far
+    const struct nb_source *source;
+    struct nb_recipe *recipe;
+    struct nb_compress *c;
+    struct nb_jobs_calibration *calibration;
+    struct nb_jobs_allocation *allocation;
+    struct nb_jobs_tuning *tuning;
+    // What is not a tensor's rounding counts as so many bytes of tensors: what comes before them;
+    // error feedback and tuning, and how far these two are.
+    uint64_t before, feedback, descent, fed;
+    uint64_t bytes, done; // of tensors
+    struct nb_error *error;
 };
 
 static int on_progress(void *user, const char *what, uint64_t done, uint64_t total)
 {
-    struct progress *p = user;
-    p->done = done;
-    p->bytes = total;
-    nb_jobs_tell(p->work, what, p->before + p->fed + done,
-                 p->before + p->feedback + p->tuning + total);
+    struct job *k = user;
+    k->done = done;
+    k->bytes = total;
+    nb_jobs_tell(k->work, what, k->before + k->fed + done,
+                 k->before + k->feedback + k->descent + total);
     return 0;
 }
 
 static int on_feedback(void *user, uint32_t done, uint32_t total)
 {
-    struct progress *p = user;
+    struct job *k = user;
     char what[64];
-    p->fed = p->feedback * done / total;
+    k->fed = k->feedback * done / total;
     snprintf(what, sizeof(what), "error feedback %u/%u", done, total);
-    return on_progress(p, what, p->done, p->bytes);
-}
-
-// Its whole room at once, so that a full disk is met before the work, not after it.
-static int make_room(const struct nb_work *work, uint64_t bytes, uint64_t scratch,
-                     struct nb_error *e)
-{
-    int rc = nb_jobs_need(bytes + scratch + REPORT_ROOM);
-    if (rc < 0)
-        return nb_fail(e, rc, "the daemon did not answer");
-    if (fallocate(work->results[MODEL], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
-        return 0;
-    return nb_fail(e, -errno, "the state directory has no room for the result of %llu bytes: %s",
-                   (unsigned long long)bytes, strerror(errno));
-}
-
-static int report(const struct nb_work *work, const struct nb_report *r, struct nb_error *e)
-{
-    const int fd = work->results[REPORT];
-    int rc = nb_report_write(r, fd);
-    if (rc == 0 && fdatasync(fd) < 0)
-        rc = -errno;
-    return rc < 0 ? nb_fail(e, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
-}
-
-static int export(const struct nb_work *work, const struct nb_jobs_calibration *c,
-                  struct nb_error *e)
-{
-    const int fd = work->results[IMATRIX];
-    int rc = nb_imatrix_write(&c->importance, c->sampling.samples, c->sampling.length, fd);
-    if (rc == 0 && fdatasync(fd) < 0)
-        rc = -errno;
-    return rc < 0 ? nb_fail(e, rc, "the importance matrix cannot be written: %s", strerror(-rc))
-                  : 0;
-}
-
-// What comes before the tensors; NULL, where there is none.
-struct parts {
-    struct nb_jobs_calibration *calibration;
-    struct nb_jobs_allocation *allocation;
-    struct nb_jobs_tuning *tuning;
-};
-
-// Records of the journal, by their kinds.
-static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
-{
-    const struct parts *p = user;
-    if (p->tuning && kind >= NB_JOBS_TUNE_RECORDS)
-        return nb_jobs_tune_visit(p->tuning, kind, data, bytes);
-    return p->allocation ? nb_jobs_allocate_visit(p->allocation, kind, data, bytes)
-                         : nb_jobs_calibrate_visit(p->calibration, kind, data, bytes);
-}
-
-static int calibrate(struct parts *p, struct nb_compress *c, struct progress *progress,
-                     struct nb_error *e)
-{
-    struct nb_jobs_calibration *calibration = p->calibration;
-    const uint64_t size = nb_compress_size(c);
-    const uint64_t load = p->allocation ? nb_jobs_allocate_load(p->allocation, size) : 0;
-    int rc = 0;
-    nb_jobs_calibrate_init(calibration, size, size + load + progress->feedback + progress->tuning);
-    progress->before = calibration->writing + calibration->folding + calibration->load + load;
-    if (calibration->fold.methods)
-        rc = nb_jobs_fold_run(calibration, nb_compress_choices(c), nb_compress_journal(c), e);
-    if (rc == 0)
-        rc = nb_jobs_calibrate_run(calibration, nb_compress_journal(c), e);
-    return rc == 0 && p->allocation ? nb_jobs_allocate_run(p->allocation, c, e) : rc;
-}
-
-// Error feedback writes most tensors by itself.
-static int feed_back(const struct nb_work *work, const struct nb_source *source,
-                     struct nb_compress *c, struct nb_jobs_calibration *calibration,
-                     const struct nb_feedback_plan *plan, struct progress *progress,
-                     struct nb_error *e)
-{
-    int rc = nb_jobs_calibrate_open(calibration, e);
-    const struct nb_layerwise how = {.source = source,
-                                     .calibration = calibration->open,
-                                     .compress = c,
-                                     .importance = &calibration->importance,
-                                     .team = work->team,
-                                     .damping = plan->damping,
-                                     .mismatch = plan->mismatch,
-                                     .passes = plan->passes,
-                                     .progress = on_feedback,
-                                     .user = progress};
-    return rc == 0 ? nb_layerwise_run(&how, e) : rc;
-}
-
-// Of the file, at most.
-static uint64_t most_bytes(const struct nb_recipe *recipe, const struct nb_compress *c)
-{
-    const struct nb_recipe_target *target = nb_recipe_target(recipe);
-    const uint64_t size = nb_compress_size(c);
-    return target->kind == NB_TARGET_SIZE && target->bytes < size ? target->bytes : size;
-}
-
-static uint64_t tuning_load(const struct nb_jobs_calibration *calibration,
-                            const struct nb_recipe *recipe, uint64_t size)
-{
-    const struct nb_sampling_plan *s = &calibration->sampling;
-    const double runs = (double)nb_recipe_tuning(recipe).tokens / s->samples / s->length;
-    return (uint64_t)(TUNING * runs * (double)nb_jobs_calibrate_load(calibration, size));
+    return on_progress(k, what, k->done, k->bytes);
 }
 
 static int on_tuning(void *user, const char *what, uint32_t done, uint32_t total)
 {
-    struct progress *p = user;
-    p->fed = p->feedback + p->tuning * done / total;
-    return on_progress(p, what, p->done, p->bytes);
+    struct job *k = user;
+    k->fed = k->feedback + k->descent * done / total;
+    return on_progress(k, what, k->done, k->bytes);
 }
 
-static int tune(struct nb_work *work, const struct nb_source *source,
-                const struct nb_recipe *recipe, struct nb_compress *c, struct parts *p,
-                struct progress *progress, struct nb_error *e)
+// Records of the journal, by their kinds.
+static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
 {
-    int rc = nb_jobs_calibrate_open(p->calibration, e);
-    const struct nb_jobs_tune how = {.work = work,
-                                     .source = source,
-                                     .calibration = p->calibration->open,
-                                     .compress = c,
-                                     .plan = nb_recipe_tuning(recipe),
+    const struct job *k = user;
+    if (k->tuning && kind >= NB_JOBS_TUNE_RECORDS)
+        return nb_jobs_tune_visit(k->tuning, kind, data, bytes);
+    return k->allocation ? nb_jobs_allocate_visit(k->allocation, kind, data, bytes)
+                         : nb_jobs_calibrate_visit(k->calibration, kind, data, bytes);
+}
+
+// ---- Room
+
+// Of the file, at most.
+static uint64_t most_bytes(const struct job *k)
+{
+    const struct nb_recipe_target *target = nb_recipe_target(k->recipe);
+    const uint64_t size = nb_compress_size(k->c);
+    return target->kind == NB_TARGET_SIZE && target->bytes < size ? target->bytes : size;
+}
+
+// Its whole room at once, so that a full disk is met before the work, not after it.
+static int make_room(const struct job *k)
+{
+    const uint64_t bytes = most_bytes(k);
+    const uint64_t scratch = k->tuning ? nb_jobs_tune_bytes(k->source, bytes) : 0;
+    int rc = nb_jobs_need(bytes + scratch + REPORT_ROOM);
+    if (rc < 0)
+        return nb_fail(k->error, rc, "the daemon did not answer");
+    if (fallocate(k->work->results[MODEL], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
+        return 0;
+    return nb_fail(k->error, -errno,
+                   "the state directory has no room for the result of %llu bytes: %s",
+                   (unsigned long long)bytes, strerror(errno));
+}
+
+// ---- Stages
+
+// What comes before the tensors.
+static int calibrate(struct job *k)
+{
+    struct nb_jobs_calibration *c = k->calibration;
+    struct nb_journal *journal = nb_compress_journal(k->c);
+    const uint64_t size = nb_compress_size(k->c);
+    const uint64_t load = k->allocation ? nb_jobs_allocate_load(k->allocation, size) : 0;
+    const double tuned =
+        (double)nb_recipe_tuning(k->recipe).tokens / c->sampling.samples / c->sampling.length;
+    const double run = (double)nb_jobs_calibrate_load(c, size);
+    k->feedback = nb_recipe_feedback(k->recipe).on ? (uint64_t)(FEEDBACK * run) : 0;
+    k->descent = k->tuning ? (uint64_t)(TUNING * tuned * run) : 0;
+    nb_jobs_calibrate_init(c, size, size + load + k->feedback + k->descent);
+    k->before = c->writing + c->folding + c->load + load;
+    int rc =
+        c->fold.methods ? nb_jobs_fold_run(c, nb_compress_choices(k->c), journal, k->error) : 0;
+    if (rc == 0)
+        rc = nb_jobs_calibrate_run(c, journal, k->error);
+    if (rc == 0 && k->allocation)
+        rc = nb_jobs_allocate_run(k->allocation, k->c, k->error);
+    nb_compress_set_ranges(k->c, &c->ranges);
+    return rc;
+}
+
+// Error feedback writes most tensors by itself.
+static int feed_back(struct job *k)
+{
+    const struct nb_feedback_plan plan = nb_recipe_feedback(k->recipe);
+    int rc = plan.on ? nb_jobs_calibrate_open(k->calibration, k->error) : 0;
+    const struct nb_layerwise how = {.source = k->source,
+                                     .calibration = k->calibration->open,
+                                     .compress = k->c,
+                                     .importance = &k->calibration->importance,
+                                     .team = k->work->team,
+                                     .damping = plan.damping,
+                                     .mismatch = plan.mismatch,
+                                     .passes = plan.passes,
+                                     .progress = on_feedback,
+                                     .user = k};
+    return rc == 0 && plan.on ? nb_layerwise_run(&how, k->error) : rc;
+}
+
+static int tune(struct job *k)
+{
+    int rc = nb_jobs_calibrate_open(k->calibration, k->error);
+    const struct nb_jobs_tune how = {.work = k->work,
+                                     .source = k->source,
+                                     .calibration = k->calibration->open,
+                                     .compress = k->c,
+                                     .plan = nb_recipe_tuning(k->recipe),
                                      .progress = on_tuning,
-                                     .user = progress};
+                                     .user = k};
     if (rc == 0)
-        rc = nb_jobs_tune_run(&how, p->tuning, e);
-    return rc == 0 ? nb_compress_finish(c, &p->calibration->importance, e) : rc;
+        rc = nb_jobs_tune_run(&how, k->tuning, k->error);
+    return rc == 0 ? nb_compress_finish(k->c, &k->calibration->importance, k->error) : rc;
 }
 
-static int write_all(struct nb_work *work, const struct nb_source *source,
-                     const struct nb_recipe *recipe, struct nb_compress *c, struct parts *p,
-                     struct progress *progress, struct nb_error *e)
+static int write_calibrated(struct job *k)
 {
-    const struct nb_feedback_plan feedback = nb_recipe_feedback(recipe);
-    const bool has_text = p->calibration && p->calibration->imatrix < 0;
-    if ((feedback.on || nb_recipe_folds(recipe)) && !has_text)
-        return nb_fail(e, -EINVAL,
-                       "%s learns from text, not from an importance matrix: give text, or neither "
-                       "and the model writes it",
-                       feedback.on ? "method gptq" : "a fold");
-    int rc = make_room(work, most_bytes(recipe, c),
-                       p->tuning ? nb_jobs_tune_bytes(source, most_bytes(recipe, c)) : 0, e);
-    if (rc == 0 && feedback.on)
-        progress->feedback = nb_jobs_calibrate_load(p->calibration, FEEDBACK * nb_compress_size(c));
-    if (rc == 0 && p->tuning)
-        progress->tuning = tuning_load(p->calibration, recipe, nb_compress_size(c));
-    if (rc == 0 && p->calibration)
-        rc = calibrate(p, c, progress, e);
-    nb_compress_set_ranges(c, p->calibration ? &p->calibration->ranges : NULL);
+    int rc = calibrate(k);
     if (rc == 0)
-        rc = nb_compress_begin(c, e);
-    if (rc == 0 && feedback.on)
-        rc = feed_back(work, source, c, p->calibration, &feedback, progress, e);
+        rc = nb_compress_begin(k->c, k->error);
     if (rc == 0)
-        rc = nb_compress_finish(c, p->calibration ? &p->calibration->importance : NULL, e);
-    return rc == 0 && p->tuning ? tune(work, source, recipe, c, p, progress, e) : rc;
+        rc = feed_back(k);
+    if (rc == 0)
+        rc = nb_compress_finish(k->c, &k->calibration->importance, k->error);
+    return rc == 0 && k->tuning ? tune(k) : rc;
 }
 
-static int tell_all(struct nb_work *work, const struct nb_source *source,
-                    const struct nb_recipe *recipe, struct nb_compress *c, const struct parts *p,
-                    struct nb_error *e)
+static int write_plain(struct job *k)
+{
+    int rc = nb_compress_begin(k->c, k->error);
+    return rc == 0 ? nb_compress_finish(k->c, NULL, k->error) : rc;
+}
+
+// ---- Results
+
+static int report(const struct job *k, const struct nb_report *r)
+{
+    const int fd = k->work->results[REPORT];
+    int rc = nb_report_write(r, fd);
+    if (rc == 0 && fdatasync(fd) < 0)
+        rc = -errno;
+    return rc < 0 ? nb_fail(k->error, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
+}
+
+static int export(const struct job *k)
+{
+    const struct nb_jobs_calibration *c = k->calibration;
+    const int fd = k->work->results[IMATRIX];
+    int rc = nb_imatrix_write(&c->importance, c->sampling.samples, c->sampling.length, fd);
+    if (rc == 0 && fdatasync(fd) < 0)
+        rc = -errno;
+    return rc < 0
+               ? nb_fail(k->error, rc, "the importance matrix cannot be written: %s", strerror(-rc))
+               : 0;
+}
+
+static int tell_all(struct job *k)
 {
     struct nb_divergence divergence;
-    struct nb_report r = {.source = source,
-                          .recipe = recipe,
-                          .choices = nb_compress_choices(c),
-                          .type = nb_compress_type(c),
-                          .calibrated = p->calibration != NULL,
-                          .ranges = p->calibration ? &p->calibration->ranges : NULL,
-                          .fold = p->calibration ? p->calibration->fold.fold : NULL,
-                          .tuned = p->tuning ? &p->tuning->tuned : NULL};
+    struct nb_report r = {.source = k->source,
+                          .recipe = k->recipe,
+                          .choices = nb_compress_choices(k->c),
+                          .type = nb_compress_type(k->c),
+                          .calibrated = k->calibration != NULL,
+                          .tuned = k->tuning ? &k->tuning->tuned : NULL};
     int rc = 0;
-    if (p->allocation) {
-        r.allocated = nb_allocation_result(p->allocation->allocation);
+    if (k->calibration) {
+        r.ranges = &k->calibration->ranges;
+        r.fold = k->calibration->fold.fold;
+    }
+    if (k->allocation) {
+        r.allocated = nb_allocation_result(k->allocation->allocation);
         r.divergence = &divergence;
-        rc = nb_jobs_allocate_judge(p->allocation, work->results[MODEL], &divergence, e);
+        rc = nb_jobs_allocate_judge(k->allocation, k->work->results[MODEL], &divergence, k->error);
     }
     if (rc == 0)
-        rc = report(work, &r, e);
-    return rc == 0 && p->calibration ? export(work, p->calibration, e) : rc;
+        rc = report(k, &r);
+    return rc == 0 && k->calibration ? export(k) : rc;
 }
 
-static int compress(struct nb_work *work, const struct nb_source *source, struct nb_recipe *recipe,
-                    struct parts *p, struct nb_error *e)
+static int compress(struct job *k)
 {
-    struct nb_compress *c = NULL;
-    struct progress progress = {.work = work};
-    struct nb_compress_options options = {.fd = work->results[MODEL],
-                                          .journal = work->journal,
-                                          .key = work->key,
-                                          .team = work->team,
-                                          .progress = on_progress,
-                                          .user = &progress};
-    if (p->calibration) {
-        options.visit = visit;
-        options.visit_user = p;
-    }
-    int rc = p->allocation ? nb_jobs_allocate_init(p->allocation, e) : 0;
+    const struct nb_compress_options options = {.fd = k->work->results[MODEL],
+                                                .journal = k->work->journal,
+                                                .key = k->work->key,
+                                                .team = k->work->team,
+                                                .visit = k->calibration ? visit : NULL,
+                                                .visit_user = k,
+                                                .progress = on_progress,
+                                                .user = k};
+    int rc = k->allocation ? nb_jobs_allocate_init(k->allocation, k->error) : 0;
     if (rc == 0)
-        rc = nb_compress_create(source, recipe, &options, &c, e);
+        rc = nb_compress_create(k->source, k->recipe, &options, &k->c, k->error);
     if (rc == 0)
-        rc = write_all(work, source, recipe, c, p, &progress, e);
+        rc = make_room(k);
     if (rc == 0)
-        rc = tell_all(work, source, recipe, c, p, e);
-    nb_compress_destroy(c);
+        rc = k->calibration ? write_calibrated(k) : write_plain(k);
+    if (rc == 0)
+        rc = tell_all(k);
+    nb_compress_destroy(k->c);
     return rc;
 }
 
@@ -268,16 +261,17 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
 {
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
-    struct parts parts = {NULL, NULL, NULL};
     int rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
-    if (rc == 0 && nb_recipe_target(recipe)->kind)
-        rc =
-            nb_fail(e, -EINVAL,
-                    "a target is of a job of kind weighted, which learns what to choose from text");
+    if (rc == 0 && (nb_recipe_target(recipe)->kind || nb_recipe_feedback(recipe).on))
+        rc = nb_fail(e, -EINVAL,
+                     "a target, or the method gptq or tune, is of a job of kind weighted, which "
+                     "learns from text");
     if (rc == 0)
         rc = nb_source_open(work->files, work->n_files, &source, e);
-    if (rc == 0)
-        rc = compress(work, source, recipe, &parts, e);
+    if (rc == 0) {
+        struct job job = {.work = work, .source = source, .recipe = recipe, .error = e};
+        rc = compress(&job);
+    }
     nb_source_close(source);
     nb_recipe_free(recipe);
     return rc;
@@ -318,6 +312,45 @@ static int sort_files(const struct nb_work *work, struct given *g, struct nb_err
     return 0;
 }
 
+// What learns from text has it, or the model writes it: an importance matrix is none.
+static int check_text(const struct nb_recipe *recipe, const struct given *g, struct nb_error *e)
+{
+    const bool folds = nb_recipe_folds(recipe) != 0;
+    if (!g->n_imatrix || (!nb_recipe_feedback(recipe).on && !folds))
+        return 0;
+    return nb_fail(e, -EINVAL,
+                   "%s learns from text, not from an importance matrix: give text, or neither and "
+                   "the model writes it",
+                   folds ? "a fold" : "method gptq");
+}
+
+static int compress_calibrated(struct nb_work *work, struct nb_source *source,
+                               struct nb_recipe *recipe, const struct given *g, struct nb_error *e)
+{
+    struct nb_jobs_calibration calibration = {.work = work,
+                                              .source = source,
+                                              .texts = g->texts,
+                                              .n_texts = g->n_texts,
+                                              .imatrix = g->imatrix,
+                                              .sampling = nb_recipe_calibration(recipe),
+                                              .fold = {.methods = nb_recipe_folds(recipe)},
+                                              .sees_ranges = nb_recipe_activations(recipe).scale ==
+                                                             NB_INPUT_FIXED};
+    struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
+    struct nb_jobs_tuning tuning = {0};
+    struct job job = {.work = work,
+                      .source = source,
+                      .recipe = recipe,
+                      .calibration = &calibration,
+                      .allocation = nb_recipe_target(recipe)->kind ? &allocation : NULL,
+                      .tuning = nb_recipe_tuning(recipe).on ? &tuning : NULL,
+                      .error = e};
+    int rc = compress(&job);
+    nb_jobs_allocate_finish(&allocation);
+    nb_jobs_calibrate_finish(&calibration);
+    return rc;
+}
+
 int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
 {
     static struct given g = {.imatrix = -1};
@@ -327,27 +360,13 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
     if (rc == 0)
         rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
     if (rc == 0)
+        rc = check_text(recipe, &g, e);
+    if (rc == 0)
         rc = nb_source_open(g.model, g.n_model, &source, e);
     if (rc == 0 && (nb_recipe_folds(recipe) & NB_FOLD_ROTATE_STREAM))
         rc = nb_fold_untie(source, e);
-    if (rc == 0) {
-        struct nb_jobs_calibration calibration = {
-            .work = work,
-            .source = source,
-            .texts = g.texts,
-            .n_texts = g.n_texts,
-            .imatrix = g.imatrix,
-            .sampling = nb_recipe_calibration(recipe),
-            .fold = {.methods = nb_recipe_folds(recipe)},
-            .sees_ranges = nb_recipe_activations(recipe).scale == NB_INPUT_FIXED};
-        struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
-        struct nb_jobs_tuning tuning = {0};
-        struct parts parts = {&calibration, nb_recipe_target(recipe)->kind ? &allocation : NULL,
-                              nb_recipe_tuning(recipe).on ? &tuning : NULL};
-        rc = compress(work, source, recipe, &parts, e);
-        nb_jobs_allocate_finish(&allocation);
-        nb_jobs_calibrate_finish(&calibration);
-    }
+    if (rc == 0)
+        rc = compress_calibrated(work, source, recipe, &g, e);
     nb_source_close(source);
     nb_recipe_free(recipe);
     return rc;

@@ -28,14 +28,19 @@ struct record {
     struct nb_tuned tuned;
 };
 
+// A matrix as it is in the file.
+struct start {
+    char *name, *encoded;
+    uint32_t tensor; // in the source's list
+};
+
 struct tuning {
     const struct nb_jobs_tune *how;
     struct nb_jobs_tuning *t;
     struct nb_journal *journal;
     struct nb_tune *tune;
     struct nb_windows learnt, held;
-    struct nb_tune_matrix *matrices;
-    uint32_t *tensors;            // of each matrix: in the source's list
+    struct start *starts;
     uint32_t n, steps, all_steps; // of the whole model; with those of layers
     uint64_t saved_ns;
     int fd; // of the scratch file under way
@@ -161,28 +166,27 @@ static uint32_t find_tensor(const struct nb_source *s, struct nb_str name)
     return i;
 }
 
+// One that the source has: the image may have made others of several.
 static int add_matrix(struct tuning *k, const struct nb_matrix *m)
 {
-    const uint32_t tensor = find_tensor(k->how->source, m->name);
-    if (tensor == k->how->source->n_tensors)
-        return 0; // what the image has made of others
-    struct nb_tune_matrix *to = &k->matrices[k->n];
-    char *name = strndup(m->name.data, m->name.len);
-    void *encoded = malloc(nb_compress_bytes(k->how->compress, tensor));
-    *to = (struct nb_tune_matrix){.name = name,
-                                  .type = nb_compress_choices(k->how->compress)[tensor].type,
-                                  .encoded = encoded};
-    k->tensors[k->n++] = tensor;
-    if (!name || !encoded)
+    struct start *to = &k->starts[k->n];
+    to->tensor = find_tensor(k->how->source, m->name);
+    if (to->tensor == k->how->source->n_tensors)
+        return 0;
+    k->n++;
+    to->name = strndup(m->name.data, m->name.len);
+    to->encoded = malloc(nb_compress_bytes(k->how->compress, to->tensor));
+    if (!to->name || !to->encoded)
         return no_memory(k);
-    return nb_compress_get(k->how->compress, tensor, encoded, k->error);
+    return nb_compress_get(k->how->compress, to->tensor, to->encoded, k->error);
 }
 
-static void drop_encoded(struct tuning *k)
+static void drop_starts(struct tuning *k)
 {
     for (uint32_t i = 0; i < k->n; i++) {
-        free((void *)k->matrices[i].encoded);
-        k->matrices[i].encoded = NULL;
+        free(k->starts[i].name);
+        free(k->starts[i].encoded);
+        k->starts[i].name = k->starts[i].encoded = NULL;
     }
 }
 
@@ -211,20 +215,30 @@ static uint32_t count_steps(const struct tuning *k)
     return n < 1 ? 1 : n < NB_TUNE_STEPS ? n : NB_TUNE_STEPS;
 }
 
-static int open_tune(struct tuning *k)
+static int list_matrices(struct tuning *k)
+{
+    const struct nb_plan *plan = nb_calibration_plan(k->how->calibration);
+    int rc = 0;
+    k->starts = calloc(plan->n_matrices + 1, sizeof(*k->starts));
+    if (!k->starts)
+        return no_memory(k);
+    for (uint32_t i = 0; i < plan->n_matrices && rc == 0; i++)
+        rc = add_matrix(k, &plan->matrices[i]);
+    return rc;
+}
+
+static int create_tune(struct tuning *k)
 {
     const struct nb_plan *plan = nb_calibration_plan(k->how->calibration);
     const struct nb_tuning_plan *p = &k->how->plan;
-    k->matrices = calloc(plan->n_matrices + 1, sizeof(*k->matrices));
-    k->tensors = calloc(plan->n_matrices + 1, sizeof(*k->tensors));
-    int rc = k->matrices && k->tensors ? 0 : no_memory(k);
-    for (uint32_t i = 0; i < plan->n_matrices && rc == 0; i++)
-        rc = add_matrix(k, &plan->matrices[i]);
-    if (rc < 0)
-        return rc;
-    split_windows(k);
-    k->steps = count_steps(k);
-    k->all_steps = k->steps + plan->hp.n_layers * p->layer_steps;
+    struct nb_tune_matrix *matrices = calloc(k->n + 1, sizeof(*matrices));
+    if (!matrices)
+        return no_memory(k);
+    for (uint32_t i = 0; i < k->n; i++)
+        matrices[i] = (struct nb_tune_matrix){
+            .name = k->starts[i].name,
+            .type = nb_compress_choices(k->how->compress)[k->starts[i].tensor].type,
+            .encoded = k->starts[i].encoded};
     const struct nb_tune_options options = {.batch = windows_of(k),
                                             .steps = k->steps,
                                             .code_rate = p->code_rate,
@@ -234,9 +248,20 @@ static int open_tune(struct tuning *k)
                                             .layer_code_rate = LAYER_RATES * p->code_rate,
                                             .layer_scale_rate = p->scale_rate,
                                             .memory = MEMORY};
-    rc = nb_tune_create(plan, k->how->work->team, &k->learnt, k->matrices, k->n, &options, &k->tune,
-                        k->error);
-    drop_encoded(k);
+    int rc = nb_tune_create(plan, k->how->work->team, &k->learnt, matrices, k->n, &options,
+                            &k->tune, k->error);
+    free(matrices);
+    return rc;
+}
+
+static int open_tune(struct tuning *k)
+{
+    split_windows(k);
+    k->steps = count_steps(k);
+    k->all_steps =
+        k->steps + nb_calibration_plan(k->how->calibration)->hp.n_layers * k->how->plan.layer_steps;
+    int rc = create_tune(k);
+    drop_starts(k);
     return rc;
 }
 
@@ -295,7 +320,7 @@ static int save_results(struct tuning *k)
     const float *x;
     int rc = turn_to(k, (k->t->slot + 1) % NB_JOB_SCRATCH);
     for (uint32_t i = 0; i < k->n && rc == 0; i++) {
-        const uint64_t bytes = nb_compress_bytes(k->how->compress, k->tensors[i]);
+        const uint64_t bytes = nb_compress_bytes(k->how->compress, k->starts[i].tensor);
         void *encoded = malloc(bytes);
         if (!encoded)
             return no_memory(k);
@@ -304,14 +329,14 @@ static int save_results(struct tuning *k)
         free(encoded);
     }
     for (uint32_t i = 0; rc == 0 && (x = nb_tune_vector(k->tune, i, &name, &n)); i++) {
-        const uint32_t head[2] = {find_tensor(k->how->source, name), n};
-        rc = write_scratch(k, (void *)head, sizeof(head));
+        uint32_t head[2] = {find_tensor(k->how->source, name), n};
+        rc = write_scratch(k, head, sizeof(head));
         if (rc == 0)
             rc = write_scratch(k, (void *)x, n * sizeof(*x));
     }
-    const uint32_t end[2] = {UINT32_MAX, 0};
+    uint32_t end[2] = {UINT32_MAX, 0};
     if (rc == 0)
-        rc = write_scratch(k, (void *)end, sizeof(end));
+        rc = write_scratch(k, end, sizeof(end));
     return rc < 0 ? fail_scratch(k, rc) : 0;
 }
 
@@ -365,37 +390,29 @@ static int put_results(struct tuning *k)
 {
     int rc = k->t->tuned.kept ? turn_to(k, k->t->slot) : 0;
     for (uint32_t i = 0; k->t->tuned.kept && i < k->n && rc == 0; i++)
-        rc = put(k, k->tensors[i], nb_compress_bytes(k->how->compress, k->tensors[i]));
+        rc = put(k, k->starts[i].tensor, nb_compress_bytes(k->how->compress, k->starts[i].tensor));
     if (rc == 0 && k->t->tuned.kept)
         rc = put_vectors(k);
     return rc == 0 ? append_record(k, PUT) : rc;
 }
 
-static int list_tensors(struct tuning *k)
+static int tune(struct tuning *k)
 {
-    const struct nb_plan *plan = nb_calibration_plan(k->how->calibration);
-    k->tensors = calloc(plan->n_matrices + 1, sizeof(*k->tensors));
-    if (!k->tensors)
-        return no_memory(k);
-    for (uint32_t i = 0; i < plan->n_matrices; i++) {
-        const uint32_t tensor = find_tensor(k->how->source, plan->matrices[i].name);
-        if (tensor < k->how->source->n_tensors)
-            k->tensors[k->n++] = tensor;
-    }
-    return 0;
+    int rc = open_tune(k);
+    if (rc == 0 && k->t->saved)
+        rc = restore(k);
+    if (rc == 0 && !k->t->saved)
+        rc = measure_before(k);
+    if (rc == 0)
+        rc = run_steps(k);
+    return rc == 0 ? finish_steps(k) : rc;
 }
 
 static int run(struct tuning *k)
 {
-    int rc = k->t->over ? list_tensors(k) : open_tune(k);
-    if (rc == 0 && !k->t->over && k->t->saved)
-        rc = restore(k);
-    if (rc == 0 && !k->t->over && !k->t->saved)
-        rc = measure_before(k);
+    int rc = list_matrices(k);
     if (rc == 0 && !k->t->over)
-        rc = run_steps(k);
-    if (rc == 0 && !k->t->over)
-        rc = finish_steps(k);
+        rc = tune(k);
     return rc == 0 ? put_results(k) : rc;
 }
 
@@ -406,11 +423,9 @@ int nb_jobs_tune_run(const struct nb_jobs_tune *how, struct nb_jobs_tuning *t,
         .how = how, .t = t, .journal = nb_compress_journal(how->compress), .error = ret_error};
     int rc = t->put ? 0 : run(&k);
     nb_tune_destroy(k.tune);
-    drop_encoded(&k);
-    for (uint32_t i = 0; k.matrices && i < k.n; i++)
-        free((void *)k.matrices[i].name);
-    free(k.matrices);
-    free(k.tensors);
+    if (k.starts)
+        drop_starts(&k);
+    free(k.starts);
     for (uint32_t i = 0; i < NB_JOB_SCRATCH && rc == 0; i++)
         if (ftruncate(how->work->scratch[i], 0) < 0)
             rc = nb_fail(ret_error, -errno, "the state directory cannot be written: %s",
