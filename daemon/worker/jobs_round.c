@@ -118,8 +118,11 @@ static int calibrate(struct job *k)
     k->descent = k->tuning ? (uint64_t)(TUNING * tuned * run) : 0;
     nb_jobs_calibrate_init(c, size, size + load + k->feedback + k->descent);
     k->before = c->writing + c->folding + c->load + load;
-    int rc =
-        c->fold.methods ? nb_jobs_fold_run(c, nb_compress_choices(k->c), journal, k->error) : 0;
+    int rc = k->tuning ? nb_jobs_calibrate_open(c, k->error) : 0;
+    if (rc == 0 && k->tuning)
+        rc = nb_jobs_tune_check(c->open, k->error);
+    if (rc == 0 && c->fold.methods)
+        rc = nb_jobs_fold_run(c, nb_compress_choices(k->c), journal, k->error);
     if (rc == 0)
         rc = nb_jobs_calibrate_run(c, journal, k->error);
     if (rc == 0 && k->allocation)

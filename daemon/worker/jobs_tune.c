@@ -17,8 +17,9 @@
 #define SAVE_NS     UINT64_C(120000000000) // between two states
 #define MEMORY      (UINT64_C(768) << 20)  // bytes that computing less again may take
 #define HELD_SHARE  16                     // one window of so many is held out
-#define LAYER_RATES 10                     // a layer's codes move so many times as fast
-#define STATE       12                     // bytes of a weight's state
+#define HELD_LEAST  4
+#define LAYER_RATES 10 // a layer's codes move so many times as fast
+#define STATE       12 // bytes of a weight's state
 
 // Kinds of records: the windows' KL before; a slot; a slot and what came of it; what came of it.
 enum { BEFORE = NB_JOBS_TUNE_RECORDS, SAVED, OVER, PUT };
@@ -194,8 +195,8 @@ static void drop_starts(struct tuning *k)
 static void split_windows(struct tuning *k)
 {
     const struct nb_windows *all = nb_calibration_windows(k->how->calibration);
-    uint32_t held = all->n / HELD_SHARE;
-    held = held > NB_JOBS_TUNE_HELD ? NB_JOBS_TUNE_HELD : held;
+    const uint32_t share = all->n / HELD_SHARE, least = share < HELD_LEAST ? HELD_LEAST : share;
+    const uint32_t held = least > NB_JOBS_TUNE_HELD ? NB_JOBS_TUNE_HELD : least;
     k->learnt = *all;
     k->learnt.n -= held;
     k->held =
@@ -268,7 +269,7 @@ static int open_tune(struct tuning *k)
 // What it begins with on the windows that are held out.
 static int measure_before(struct tuning *k)
 {
-    if (k->t->n_before == k->held.n || !k->held.n)
+    if (k->t->n_before == k->held.n)
         return 0;
     int rc = nb_tune_measure(k->tune, &k->held, k->t->before, k->error);
     k->t->n_before = k->held.n;
@@ -309,7 +310,7 @@ static void compare(struct tuning *k, const double *after)
         const double d = k->t->before[i] - after[i] - (r->before - r->after);
         squares += d * d;
     }
-    r->error = n > 1 ? sqrt(squares / (n - 1) / n) : INFINITY;
+    r->error = sqrt(squares / (n - 1) / n);
     r->kept = r->before - r->after > 2 * r->error;
 }
 
@@ -344,7 +345,7 @@ static int finish_steps(struct tuning *k)
 {
     double after[NB_JOBS_TUNE_HELD];
     k->t->tuned = (struct nb_tuned){.steps = k->all_steps};
-    int rc = k->held.n ? nb_tune_measure(k->tune, &k->held, after, k->error) : 0;
+    int rc = nb_tune_measure(k->tune, &k->held, after, k->error);
     if (rc < 0)
         return rc;
     compare(k, after);
@@ -431,6 +432,21 @@ int nb_jobs_tune_run(const struct nb_jobs_tune *how, struct nb_jobs_tuning *t,
             rc = nb_fail(ret_error, -errno, "the state directory cannot be written: %s",
                          strerror(errno));
     return rc;
+}
+
+int nb_jobs_tune_check(const struct nb_calibration *c, struct nb_error *ret_error)
+{
+    const uint32_t n = nb_calibration_windows(c)->n;
+    if (!nb_calibration_plan(c)->width[NB_VALUE_LOGITS])
+        return nb_fail(ret_error, -ENOTSUP,
+                       "method tune follows a model's next-token probabilities, and this one has "
+                       "none: --method gptq does without");
+    if (n < 2 * HELD_LEAST)
+        return nb_fail(ret_error, -EINVAL,
+                       "method tune takes %d windows of calibration at least, of which %d are held "
+                       "out (--samples)",
+                       2 * HELD_LEAST, HELD_LEAST);
+    return 0;
 }
 
 uint64_t nb_jobs_tune_bytes(const struct nb_source *s, uint64_t file_bytes)

@@ -227,6 +227,8 @@ class Calibrate(unittest.TestCase):
         tuning = json.loads(done.stdout)["tuning"]
         self.assertEqual(tuning["kept"], tuning["before"] - tuning["after"] > 2 * tuning["error"])
         self.assertGreater(tuning["steps"], 8)
+        self.refused("takes 8 windows of calibration at least", "--method", "tune", "--calibration", self.text, "--samples", "7",
+                     "--length", "32")
         model = llama.Model(self.path / "out.gguf")
         model.close()
 
