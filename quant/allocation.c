@@ -201,7 +201,7 @@ static int measure_sensitivity(struct nb_allocation *a)
 static int try_tensor(struct nb_allocation *a, uint32_t i)
 {
     const struct nb_source_tensor *t = &a->source->tensors[i];
-    uint32_t types[NB_RECIPE_TYPES], place[NB_RECIPE_TYPES], n = 0;
+    uint32_t types[NB_RECIPE_TYPES], place[NB_RECIPE_TYPES] = {0}, n = 0;
     double found[NB_RECIPE_TYPES];
     float *importance = NULL;
     for (uint32_t k = 0; k < a->target.n_types; k++) {
