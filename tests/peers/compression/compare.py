@@ -159,7 +159,7 @@ def chunks(rule):
 
 def row(report, path):
     """Of each text: KL, its interval's half, and how often the same token comes first."""
-    model = next(m for m in report.get("models", [report]) if m["model"] == path.name)
+    model = next(m for m in report.get("models", [report]) if pathlib.Path(m["model"]).name == path.name)
     return "  ".join(f"{t['kld_mean']:.4f} ±{(t['kld_mean_ci'][1] - t['kld_mean_ci'][0]) / 2:.4f} {100 * t['top1']:.1f} %"
                      for t in model["texts"])
 
