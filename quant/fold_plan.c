@@ -44,7 +44,7 @@ __attribute__((format(printf, 2, 3))) static void note(struct analysis *a, const
     char text[NB_FOLD_NOTE];
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof(text), format, args);
+    vsnprintf(text, sizeof(text), format, args); // NOLINT(clang-analyzer-valist.Uninitialized)
     va_end(args);
     for (uint32_t i = 0; i < f->n_notes; i++)
         if (!strcmp(f->notes[i].text, text) || i + 1 == NB_FOLD_NOTES) {
