@@ -141,7 +141,7 @@ int nb_texts_read(const struct nb_source_file *files, uint32_t n, nb_texts_piece
         size_t len = 0;
         rc = read_file(&files[i], left, &text, &len, ret_error);
         left -= len;
-        if (rc == 0)
+        if (text)
             rc = are_lines(r.name, text, len) ? give_lines(&r, text, len) : give(&r, text, len);
         free(text);
     }
