@@ -34,8 +34,7 @@ static uint64_t packed_bytes(const struct nb_source_tensor *t, uint32_t type)
 static uint64_t bytes_of(const struct nb_allocation *a, uint32_t tensor, uint32_t type)
 {
     const struct nb_source_tensor *t = &a->source->tensors[tensor];
-    const struct nb_type_info *info = nb_type_info(type);
-    const uint64_t bytes = nb_source_rows(t) * (t->dims[0] / info->block * info->bytes);
+    const uint64_t bytes = nb_source_rows(t) * nb_type_row_bytes(type, t->dims[0]);
     if (a->target.kind == NB_TARGET_FIT)
         return packed_bytes(t, type);
     return a->target.kind == NB_TARGET_SIZE ? aligned(bytes, NB_ALLOCATION_ALIGN) : bytes;

@@ -44,16 +44,10 @@ struct nb_compress {
 
 // ---- The plan
 
-static uint64_t row_bytes(const struct nb_source_tensor *t, uint32_t type)
-{
-    const struct nb_type_info *info = nb_type_info(type);
-    return t->dims[0] / info->block * info->bytes;
-}
-
 uint64_t nb_compress_bytes(const struct nb_compress *c, uint32_t tensor)
 {
     const struct nb_source_tensor *t = &c->s->tensors[tensor];
-    return nb_source_rows(t) * row_bytes(t, c->choices[tensor].type);
+    return nb_source_rows(t) * nb_type_row_bytes(c->choices[tensor].type, t->dims[0]);
 }
 
 static int add_tensor(const struct nb_compress *c, uint32_t i, struct nb_gguf_writer *w,
@@ -396,7 +390,7 @@ static int round_tensor(struct nb_compress *c, uint32_t i, const struct nb_rows_
                         struct nb_error *ret_error)
 {
     const struct nb_source_tensor *t = &c->s->tensors[i];
-    const uint64_t n = nb_source_rows(t), each = row_bytes(t, how->type);
+    const uint64_t n = nb_source_rows(t), each = nb_type_row_bytes(how->type, t->dims[0]);
     const uint64_t fit = CHUNK / t->dims[0], step = fit < 1 ? 1 : fit < n ? fit : n;
     uint64_t at = nb_gguf_offset(c->w, i);
     XXH3_state_t *hash = XXH3_createState();

@@ -202,16 +202,6 @@ static int sum_residual(struct walk *k, const struct nb_grad_tensor *w, double *
 
 // ---- Matrices
 
-// The source's tensor of this name.
-static uint32_t index_of(const struct nb_source *s, struct nb_str name)
-{
-    uint32_t i = 0;
-    while (i < s->n_tensors && (s->tensors[i].name.len != name.len ||
-                                memcmp(s->tensors[i].name.data, name.data, name.len) != 0))
-        i++;
-    return i;
-}
-
 static bool takes_feedback(const struct nb_grad_tensor *w, uint32_t from, uint32_t type)
 {
     return w->cols % LANES == 0 && type != from && type != NB_TYPE_F32 && type != NB_TYPE_F16 &&
@@ -242,7 +232,7 @@ static int find_targets(struct walk *k)
     const struct nb_choice *choices = nb_compress_choices(k->how->compress);
     const bool head = k->layer + 1 == k->n_layers; // its embedding, perhaps, which is there
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t tensor = index_of(k->how->source, w[i]->name);
+        const uint32_t tensor = nb_source_find(k->how->source, w[i]->name);
         if (tensor == k->how->source->n_tensors ||
             !takes_feedback(w[i], k->how->source->tensors[tensor].type, choices[tensor].type) ||
             (head && nb_compress_has(k->how->compress, tensor)))
@@ -429,7 +419,7 @@ static int round_embedding(struct walk *k, const struct nb_op *op, struct target
     struct nb_grad_tensor *w = nb_grad_tensors(k->g, &n) + (op->w - k->plan->matrices);
     const struct nb_source *s = k->how->source;
     struct nb_compress *c = k->how->compress;
-    *t = (struct target){.w = w, .tensor = index_of(s, w->name)};
+    *t = (struct target){.w = w, .tensor = nb_source_find(s, w->name)};
     if (t->tensor == s->n_tensors)
         return 0;
     t->type = nb_compress_choices(c)[t->tensor].type;

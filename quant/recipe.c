@@ -319,12 +319,6 @@ static int read_effort(struct nb_recipe *r, const json_t *value, struct nb_error
     return nb_fail(ret_error, -EINVAL, "the recipe's \"effort\" is fast, normal or best");
 }
 
-static double bits_of(uint32_t type)
-{
-    const struct nb_type_info *info = nb_type_info(type);
-    return 8.0 * info->bytes / info->block;
-}
-
 // Windows for so many tokens, beside those of the calibration.
 static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
 {
@@ -340,7 +334,7 @@ static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
                        "type is named in \"tensors\"");
     uint32_t to = r->target.n_types ? r->target.types[0] : (uint32_t)NB_TYPE_Q8_0; // the largest
     for (uint32_t i = 1; i < r->target.n_types; i++)
-        if (bits_of(r->target.types[i]) > bits_of(to))
+        if (nb_type_bits(r->target.types[i]) > nb_type_bits(to))
             to = r->target.types[i];
     r->to = nb_scheme_of_type(to);
     r->otherwise = r->otherwise ? r->otherwise : nb_scheme_of_type(NB_TYPE_F16);

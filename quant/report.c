@@ -13,14 +13,7 @@
 
 static uint64_t bytes_of(const struct nb_source_tensor *t, uint32_t type)
 {
-    const struct nb_type_info *info = nb_type_info(type);
-    return nb_source_rows(t) * (t->dims[0] / info->block * info->bytes);
-}
-
-static double bits_of(uint32_t type)
-{
-    const struct nb_type_info *info = nb_type_info(type);
-    return 8.0 * info->bytes / info->block;
+    return nb_source_rows(t) * nb_type_row_bytes(type, t->dims[0]);
 }
 
 static json_t *tensor_json(const struct nb_source_tensor *t, const struct nb_choice *c)
@@ -28,8 +21,8 @@ static json_t *tensor_json(const struct nb_source_tensor *t, const struct nb_cho
     json_t *object =
         json_pack("{s:s%, s:I, s:I, s:s, s:s, s:f, s:I}", "name", t->name.data, (size_t)t->name.len,
                   "rows", (json_int_t)nb_source_rows(t), "columns", (json_int_t)t->dims[0], "from",
-                  nb_type_name(t->stored), "type", nb_type_name(c->type), "bits", bits_of(c->type),
-                  "bytes", (json_int_t)bytes_of(t, c->type));
+                  nb_type_name(t->stored), "type", nb_type_name(c->type), "bits",
+                  nb_type_bits(c->type), "bytes", (json_int_t)bytes_of(t, c->type));
     if (object && !nb_choice_scheme(c)->exact) {
         json_object_set_new(object, "scheme", json_string(nb_choice_scheme(c)->name));
         json_object_set_new(
@@ -62,15 +55,15 @@ static void warn_of_source(const struct nb_source *s, json_t *warnings)
         const struct nb_source_tensor *t = &s->tensors[i];
         const uint64_t n = nb_source_rows(t) * t->dims[0];
         all += n;
-        few += bits_of(t->stored) <= FEW_BITS ? n : 0;
-        type = bits_of(t->stored) <= FEW_BITS ? t->stored : type;
+        few += nb_type_bits(t->stored) <= FEW_BITS ? n : 0;
+        type = nb_type_bits(t->stored) <= FEW_BITS ? t->stored : type;
     }
     if (few > all / 2)
         json_array_append_new(
             warnings, json_sprintf("the source is quantized already (%s, %.2f bits a weight): what "
                                    "that lost stays lost, and this adds to it; compress the "
                                    "original (F16, BF16 or F32) where you have it",
-                                   nb_type_name(type), bits_of(type)));
+                                   nb_type_name(type), nb_type_bits(type)));
 }
 
 static void warn_of_rules(const struct nb_recipe *recipe, json_t *warnings)
@@ -91,7 +84,8 @@ static void warn_of_types(const struct nb_report *r, json_t *warnings)
         const struct nb_source_tensor *t = &r->source->tensors[i];
         const uint64_t n = nb_source_rows(t) * t->dims[0];
         all += n;
-        few += bits_of(r->choices[i].type) < TWO_BITS && r->choices[i].type != t->stored ? n : 0;
+        few +=
+            nb_type_bits(r->choices[i].type) < TWO_BITS && r->choices[i].type != t->stored ? n : 0;
     }
     if (!r->calibrated && few > all / 20)
         json_array_append_new(warnings,

@@ -69,8 +69,7 @@ void nb_rows_destroy(struct nb_rows_encoder *r)
 
 static uint64_t row_bytes(const struct nb_rows_encoder *r)
 {
-    const struct nb_type_info *info = nb_type_info(r->how->type);
-    return r->t->dims[0] / info->block * info->bytes;
+    return nb_type_row_bytes(r->how->type, r->t->dims[0]);
 }
 
 static bool is_exact(const struct nb_rows_type *how)

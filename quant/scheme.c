@@ -97,10 +97,9 @@ uint64_t nb_scheme_group(const struct nb_scheme *s, uint64_t rows, uint64_t cols
 
 double nb_scheme_bits(const struct nb_scheme *s, uint64_t rows, uint64_t cols)
 {
-    const struct nb_type_info *info = nb_type_info(s->type);
     const uint64_t group = nb_scheme_group(s, rows, cols);
     if (s->exact)
-        return 8.0 * info->bytes / info->block;
+        return nb_type_bits(s->type);
     const uint64_t groups = s->group == TENSOR ? 1 : rows * ((cols + group - 1) / group);
     const double each = s->type == NB_TYPE_F16 ? 32 + 8 : s->has_min ? 16 + 16 : 16;
     return s->bits + each * (double)groups / ((double)rows * (double)cols);

@@ -116,11 +116,10 @@ static int make_copy(struct nb_variant *v, uint32_t tensor, uint32_t type, struc
                      struct nb_error *error)
 {
     const struct nb_source_tensor *t = &v->how.source->tensors[tensor];
-    const struct nb_type_info *info = nb_type_info(type);
     struct encoded e = {.t = t,
                         .type = type,
                         .rows = nb_source_rows(t),
-                        .row_bytes = t->dims[0] / info->block * info->bytes};
+                        .row_bytes = nb_type_row_bytes(type, t->dims[0])};
     struct copy *c = calloc(1, sizeof(*c));
     if (!c)
         return nb_fail(error, -ENOMEM, "no memory for a compressed tensor");

@@ -47,25 +47,28 @@ int nb_source_create(const struct nb_source_file *files, uint32_t n_files, struc
     return 0;
 }
 
-static const struct nb_source_tensor *find(const struct nb_source *s, const char *name)
+uint32_t nb_source_find(const struct nb_source *s, struct nb_str name)
 {
-    for (uint32_t i = 0; i < s->n_tensors; i++)
-        if (s->tensors[i].name.len == strlen(name) &&
-            !memcmp(s->tensors[i].name.data, name, strlen(name)))
-            return &s->tensors[i];
-    return NULL;
+    uint32_t i = 0;
+    while (i < s->n_tensors && (s->tensors[i].name.len != name.len ||
+                                memcmp(s->tensors[i].name.data, name.data, name.len) != 0))
+        i++;
+    return i;
 }
 
 int nb_source_repeat(struct nb_source *s, const char *of, const char *name)
 {
-    const struct nb_source_tensor *t = find(s, of);
-    if (!t || find(s, name))
-        return t ? -EEXIST : -ENOENT;
-    struct nb_source_tensor copy = *t;
+    const struct nb_str copied = {name, strlen(name)};
+    const uint32_t from = nb_source_find(s, (struct nb_str){of, strlen(of)});
+    if (from == s->n_tensors)
+        return -ENOENT;
+    if (nb_source_find(s, copied) < s->n_tensors)
+        return -EEXIST;
+    struct nb_source_tensor copy = s->tensors[from];
     struct nb_source_tensor *grown = reallocarray(s->tensors, s->n_tensors + 1, sizeof(*grown));
     if (!grown)
         return -ENOMEM;
-    copy.name = (struct nb_str){name, strlen(name)};
+    copy.name = copied;
     s->tensors = grown;
     s->tensors[s->n_tensors++] = copy;
     return 0;
@@ -76,21 +79,15 @@ uint64_t nb_source_rows(const struct nb_source_tensor *t)
     return t->dims[1] * t->dims[2] * t->dims[3];
 }
 
-static uint64_t row_bytes(const struct nb_source_tensor *t, uint32_t type)
-{
-    const struct nb_type_info *info = nb_type_info(type);
-    return t->dims[0] / info->block * info->bytes;
-}
-
 uint64_t nb_source_row_bytes(const struct nb_source_tensor *t)
 {
-    return row_bytes(t, t->type);
+    return nb_type_row_bytes(t->type, t->dims[0]);
 }
 
 uint64_t nb_source_stored_bytes(const struct nb_source_tensor *t)
 {
     if (!t->pieces->scales)
-        return row_bytes(t, t->stored);
+        return nb_type_row_bytes(t->stored, t->dims[0]);
     return t->stored == NB_TYPE_NF4 ? t->dims[0] / 2 : t->dims[0];
 }
 
@@ -141,7 +138,7 @@ int nb_source_read_bytes(const struct nb_source *s, uint32_t file, uint64_t at, 
 static int read_at(const struct reading *rd, const struct nb_piece *piece, uint64_t first,
                    uint64_t n, uint8_t *dst)
 {
-    const uint64_t bytes = row_bytes(rd->t, rd->t->stored);
+    const uint64_t bytes = nb_type_row_bytes(rd->t->stored, rd->t->dims[0]);
     if (piece->data) {
         memcpy(dst, (const uint8_t *)piece->data + first * bytes, n * bytes);
         return 0;
@@ -165,7 +162,8 @@ static int read_stored(const struct reading *rd, uint64_t first, uint64_t n, uin
 {
     const struct nb_source_tensor *t = rd->t;
     const uint64_t rows = nb_source_rows(t), in_piece = rows / t->n_pieces;
-    const uint64_t bytes = row_bytes(t, t->stored), heads = t->n_dims > 1 ? t->heads : 0;
+    const uint64_t bytes = nb_type_row_bytes(t->stored, t->dims[0]),
+                   heads = t->n_dims > 1 ? t->heads : 0;
     int rc = 0;
     for (uint64_t done = 0, run; done < n && rc == 0; done += run) {
         uint64_t row = heads ? permuted(rows / heads, first + done) : first + done;
@@ -180,7 +178,7 @@ static int read_stored(const struct reading *rd, uint64_t first, uint64_t n, uin
 static int read_floats(const struct reading *rd, uint64_t first, uint64_t n, float *dst)
 {
     const struct nb_source_tensor *t = rd->t;
-    uint8_t *stored = malloc(n * row_bytes(t, t->stored));
+    uint8_t *stored = malloc(n * nb_type_row_bytes(t->stored, t->dims[0]));
     if (!stored)
         return nb_fail(rd->ret_error, -ENOMEM, "no memory for %" PRIu64 " rows", n);
     const struct nb_type_info *info = nb_type_info(t->stored);

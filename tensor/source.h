@@ -105,6 +105,8 @@ uint64_t nb_source_stored_bytes(const struct nb_source_tensor *t);
 // Bytes of a row as it is read.
 uint64_t nb_source_row_bytes(const struct nb_source_tensor *t);
 uint64_t nb_source_rows(const struct nb_source_tensor *t);
+// The place of the tensor of this name; n_tensors: there is none.
+uint32_t nb_source_find(const struct nb_source *s, struct nb_str name);
 
 // The piece that has this row (of the tensor as it is read).
 const struct nb_piece *nb_source_piece(const struct nb_source_tensor *t, uint64_t row);

@@ -94,3 +94,15 @@ const char *nb_type_name(uint32_t type)
     const struct nb_type_info *info = nb_type_info(type);
     return type < COUNT(names) ? names[type] : info ? info->name : "unknown";
 }
+
+uint64_t nb_type_row_bytes(uint32_t type, uint64_t cols)
+{
+    const struct nb_type_info *info = nb_type_info(type);
+    return cols / info->block * info->bytes;
+}
+
+double nb_type_bits(uint32_t type)
+{
+    const struct nb_type_info *info = nb_type_info(type);
+    return 8.0 * info->bytes / info->block;
+}

@@ -47,6 +47,9 @@ const struct nb_type_info *nb_type_info(uint32_t type);
 const struct nb_type_info *nb_type_by_name(const char *name);
 // The name of any type of ours or GGUF's, loadable or not, for error messages; "unknown" otherwise.
 const char *nb_type_name(uint32_t type);
+// Of a type that Nibble loads: bytes of a row of `cols` weights, whole blocks; bits of a weight.
+uint64_t nb_type_row_bytes(uint32_t type, uint64_t cols);
+double nb_type_bits(uint32_t type);
 
 float nb_f16_to_f32(uint16_t h);
 uint16_t nb_f32_to_f16(float f); // round to nearest even

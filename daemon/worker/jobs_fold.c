@@ -33,12 +33,8 @@ void nb_jobs_fold_finish(struct nb_jobs_fold *f)
 static uint32_t type_of(void *user, struct nb_str name)
 {
     const struct nb_jobs_calibration *c = user;
-    const struct nb_source *s = c->source;
-    for (uint32_t i = 0; i < s->n_tensors; i++)
-        if (s->tensors[i].name.len == name.len &&
-            !memcmp(s->tensors[i].name.data, name.data, name.len))
-            return c->fold.choices[i].type;
-    return NB_TYPE_F32;
+    const uint32_t i = nb_source_find(c->source, name);
+    return i < c->source->n_tensors ? c->fold.choices[i].type : NB_TYPE_F32;
 }
 
 static int on_progress(void *user, uint32_t done, uint32_t total)

@@ -158,20 +158,11 @@ static int restore(struct tuning *k)
 
 // ---- The beginning
 
-static uint32_t find_tensor(const struct nb_source *s, struct nb_str name)
-{
-    uint32_t i = 0;
-    while (i < s->n_tensors && (s->tensors[i].name.len != name.len ||
-                                memcmp(s->tensors[i].name.data, name.data, name.len) != 0))
-        i++;
-    return i;
-}
-
 // One that the source has: the image may have made others of several.
 static int add_matrix(struct tuning *k, const struct nb_matrix *m)
 {
     struct start *to = &k->starts[k->n];
-    to->tensor = find_tensor(k->how->source, m->name);
+    to->tensor = nb_source_find(k->how->source, m->name);
     if (to->tensor == k->how->source->n_tensors)
         return 0;
     k->n++;
@@ -330,7 +321,7 @@ static int save_results(struct tuning *k)
         free(encoded);
     }
     for (uint32_t i = 0; rc == 0 && (x = nb_tune_vector(k->tune, i, &name, &n)); i++) {
-        uint32_t head[2] = {find_tensor(k->how->source, name), n};
+        uint32_t head[2] = {nb_source_find(k->how->source, name), n};
         rc = write_scratch(k, head, sizeof(head));
         if (rc == 0)
             rc = write_scratch(k, (void *)x, n * sizeof(*x));
