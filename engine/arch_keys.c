@@ -65,16 +65,24 @@ static int lacks(const struct nb_keys *k, const char *key)
     return KEY_FAIL(k, -EINVAL, "the model's metadata lacks %s", key);
 }
 
+// 1 and the number of a key, whose whole name goes to `key`; 0: it is not there and need not be.
+static int find_number(const struct nb_keys *k, const char *name, bool required,
+                       char key[NB_KEY_MAX], double *ret)
+{
+    nb_keys_name(k, name, key);
+    int rc = number(k, key, ret);
+    if (rc == -ENOENT)
+        return required ? lacks(k, key) : 0;
+    return rc < 0 ? rc : 1;
+}
+
 int nb_keys_u32(const struct nb_keys *k, const char *name, bool required, uint32_t min,
                 uint32_t max, uint32_t *ret)
 {
     char key[NB_KEY_MAX];
-    nb_keys_name(k, name, key);
     double value = 0;
-    int rc = number(k, key, &value);
-    if (rc == -ENOENT)
-        return required ? lacks(k, key) : 0;
-    if (rc < 0)
+    int rc = find_number(k, name, required, key, &value);
+    if (rc <= 0)
         return rc;
     if (!(value >= min && value <= max) || value != (uint32_t)value)
         return KEY_FAIL(k, -EINVAL, "%s is %g, not a whole number from %u to %u", key, value, min,
@@ -87,12 +95,9 @@ int nb_keys_float(const struct nb_keys *k, const char *name, bool required, doub
                   double *ret)
 {
     char key[NB_KEY_MAX];
-    nb_keys_name(k, name, key);
     double value = 0;
-    int rc = number(k, key, &value);
-    if (rc == -ENOENT)
-        return required ? lacks(k, key) : 0;
-    if (rc < 0)
+    int rc = find_number(k, name, required, key, &value);
+    if (rc <= 0)
         return rc;
     if (!(value >= min && value <= max))
         return KEY_FAIL(k, -EINVAL, "%s is %g, not a number from %g to %g", key, value, min, max);
