@@ -32,6 +32,14 @@ struct nb_calibration {
 
 // ---- Opening
 
+// The text of another calibration.
+static void take_given(struct nb_calibration *c, struct nb_calibration_text *given)
+{
+    c->windows = given->learnt;
+    c->held_out = given->held_out;
+    *given = (struct nb_calibration_text){0};
+}
+
 static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how,
                         struct nb_error *e)
 {
@@ -46,13 +54,6 @@ static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how
                                        .seed = how->seed,
                                        .progress = how->writing,
                                        .user = how->user};
-    if (rc == 0 && how->given && how->given->learnt.n) {
-        c->windows = how->given->learnt;
-        c->held_out = how->given->held_out;
-        *how->given = (struct nb_calibration_text){0};
-        nb_tokenizer_destroy(t);
-        return 0;
-    }
     if (rc == 0)
         rc = how->n_texts
                  ? nb_windows_create(t, how->texts, how->n_texts, n, how->length, &c->windows, e)
@@ -64,16 +65,6 @@ static int open_windows(struct nb_calibration *c, const struct nb_calibrate *how
     if (rc == 0 && nb_windows_hold_out(&c->windows, how->held_out, &c->held_out) < 0)
         rc = nb_fail(e, -ENOMEM, "no memory for the calibration text");
     return rc;
-}
-
-static int open_plan(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
-{
-    const struct nb_plan_options options = {.precision = NB_PRECISION_EXACT, .kv_type = NB_KV_F32};
-    int rc = nb_plan_create(c->image, &options, &c->plan, e);
-    if (rc == 0 && how->length > c->plan->hp.context)
-        rc = nb_fail(e, -EINVAL, "windows of %u tokens are longer than the model's context of %u",
-                     how->length, c->plan->hp.context);
-    return rc == 0 ? nb_grad_open(c->plan, how->team, &c->grad, e) : rc;
 }
 
 static int make_batch(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
@@ -107,8 +98,12 @@ static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, st
     c->batch = c->batch < how->samples ? c->batch : how->samples;
     int rc = nb_runner_pack(how->source, &c->image, e);
     if (rc == 0)
-        rc = open_plan(c, how, e);
+        rc = nb_runner_plan(c->image, how->length, &c->plan, e);
     if (rc == 0)
+        rc = nb_grad_open(c->plan, how->team, &c->grad, e);
+    if (rc == 0 && how->given && how->given->learnt.n)
+        take_given(c, how->given);
+    else if (rc == 0)
         rc = open_windows(c, how, e);
     return rc == 0 ? make_batch(c, how, e) : rc;
 }

@@ -24,13 +24,20 @@ int nb_runner_pack(const struct nb_source *source, struct nb_image **ret,
     return rc < 0 ? rc : 0;
 }
 
-static int open_plan(struct nb_runner *r, struct nb_error *e)
+int nb_runner_plan(const struct nb_image *image, uint32_t length, struct nb_plan **ret,
+                   struct nb_error *ret_error)
 {
     const struct nb_plan_options options = {.precision = NB_PRECISION_EXACT, .kv_type = NB_KV_F32};
-    int rc = nb_plan_create(r->image, &options, &r->plan, e);
-    if (rc == 0 && r->length > r->plan->hp.context)
-        rc = nb_fail(e, -EINVAL, "windows of %u tokens are longer than the model's context of %u",
-                     r->length, r->plan->hp.context);
+    struct nb_plan *plan = NULL;
+    int rc = nb_plan_create(image, &options, &plan, ret_error);
+    if (rc == 0 && length > plan->hp.context) {
+        rc = nb_fail(ret_error, -EINVAL,
+                     "windows of %u tokens are longer than the model's context of %u", length,
+                     plan->hp.context);
+        nb_plan_destroy(plan);
+    }
+    if (rc == 0)
+        *ret = plan;
     return rc;
 }
 
@@ -57,9 +64,7 @@ static int make_rows(struct nb_runner *r, uint32_t step)
     r->wanted = calloc(step, sizeof(*r->wanted));
     r->block_numbers = calloc((size_t)r->batch * blocks, sizeof(*r->block_numbers));
     r->blocks = calloc(r->batch, sizeof(*r->blocks));
-    r->vectors = calloc((size_t)step * r->plan->hp.embedding, sizeof(*r->vectors));
-    if (!r->position || !r->sequence || !r->wanted || !r->block_numbers || !r->blocks ||
-        !r->vectors)
+    if (!r->position || !r->sequence || !r->wanted || !r->block_numbers || !r->blocks)
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++) {
         r->position[i] = i % r->length;
@@ -84,7 +89,7 @@ int nb_runner_open(const struct nb_running *how, struct nb_runner **ret, struct 
     int rc = how->image ? 0 : nb_runner_pack(how->source, &r->own, ret_error);
     r->image = how->image ? how->image : r->own;
     if (rc == 0)
-        rc = open_plan(r, ret_error);
+        rc = nb_runner_plan(r->image, r->length, &r->plan, ret_error);
     if (rc == 0)
         rc = open_device(r, how, ret_error);
     if (rc == 0 && (rc = make_rows(r, how->rows)) < 0)
@@ -112,25 +117,18 @@ void nb_runner_close(struct nb_runner *r)
     free(r->wanted);
     free(r->block_numbers);
     free(r->blocks);
-    free(r->vectors);
     free(r);
 }
 
 int nb_runner_step(struct nb_runner *r, const int32_t *tokens, uint32_t first, uint32_t n,
                    float **ret_logits)
 {
-    float *logits = NULL;
     const struct nb_rows rows = {.n = n,
                                  .token = tokens + first,
                                  .position = r->position + first,
                                  .sequence = r->sequence + first,
                                  .blocks = r->blocks,
                                  .n_logits = n,
-                                 .logits_row = r->wanted,
-                                 .vectors = ret_logits ? NULL : r->vectors,
-                                 .no_logits = !ret_logits};
-    int rc = r->device->ops->step(r->model, &rows, &logits);
-    if (rc == 0 && ret_logits)
-        *ret_logits = logits;
-    return rc;
+                                 .logits_row = r->wanted};
+    return r->device->ops->step(r->model, &rows, ret_logits);
 }
