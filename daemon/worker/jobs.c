@@ -28,16 +28,18 @@
 #define IOPRIO_PROCESS 1
 
 static const struct nb_work_kind kinds[] = {
-    {"round", {"model.gguf", "report.json"}, nb_jobs_round_check, nb_jobs_round},
+    {"round", {"model.gguf", "report.json"}, false, nb_jobs_round_check, nb_jobs_round},
     {"weighted",
      {"model.gguf", "report.json", "imatrix.gguf"},
+     true,
      nb_jobs_round_check,
      nb_jobs_weighted},
     {"folder",
      {"model.safetensors", "report.json", "texts.json"},
+     false,
      nb_jobs_folder_check,
      nb_jobs_folder},
-    {"onnx", {"model.onnx", "report.json"}, nb_jobs_onnx_check, nb_jobs_onnx},
+    {"onnx", {"model.onnx", "report.json"}, false, nb_jobs_onnx_check, nb_jobs_onnx},
 };
 
 static const struct nb_work_kind *kind_of(const char *name)
@@ -190,7 +192,7 @@ static int open_results(const struct nb_work_kind *kind, struct nb_work *work, s
         work->results[i] = open_to_write(name, e);
         rc = work->results[i] < 0 ? work->results[i] : 0;
     }
-    for (uint32_t i = 0; rc == 0 && i < NB_JOB_SCRATCH; i++) {
+    for (uint32_t i = 0; rc == 0 && kind->scratch && i < NB_JOB_SCRATCH; i++) {
         snprintf(name, sizeof(name), "scratch.%u", i);
         work->scratch[i] = open_to_write(name, e);
         rc = work->scratch[i] < 0 ? work->scratch[i] : 0;

@@ -1,6 +1,7 @@
 // Mode `job`: what its two halves, and the kinds of jobs, share.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,7 @@ struct nb_work {
 struct nb_work_kind {
     const char *name;
     const char *results[NB_JOB_RESULTS]; // their names, as far as there are
+    bool scratch;                        // it has the scratch files
     // Whether the recipe says what the kind can do, as far as that is known without the files.
     int (*check)(const char *recipe, size_t len, struct nb_error *ret_error);
     int (*run)(struct nb_work *work, struct nb_error *ret_error);

@@ -167,10 +167,19 @@ static int add_matrix(struct tuning *k, const struct nb_matrix *m)
         return 0;
     k->n++;
     to->name = strndup(m->name.data, m->name.len);
-    to->encoded = malloc(nb_compress_bytes(k->how->compress, to->tensor));
-    if (!to->name || !to->encoded)
-        return no_memory(k);
-    return nb_compress_get(k->how->compress, to->tensor, to->encoded, k->error);
+    return to->name ? 0 : no_memory(k);
+}
+
+static int read_starts(struct tuning *k)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < k->n && rc == 0; i++) {
+        struct start *s = &k->starts[i];
+        s->encoded = malloc(nb_compress_bytes(k->how->compress, s->tensor));
+        rc = s->encoded ? nb_compress_get(k->how->compress, s->tensor, s->encoded, k->error)
+                        : no_memory(k);
+    }
+    return rc;
 }
 
 static void drop_starts(struct tuning *k)
@@ -252,7 +261,9 @@ static int open_tune(struct tuning *k)
     k->steps = count_steps(k);
     k->all_steps =
         k->steps + nb_calibration_plan(k->how->calibration)->hp.n_layers * k->how->plan.layer_steps;
-    int rc = create_tune(k);
+    int rc = read_starts(k);
+    if (rc == 0)
+        rc = create_tune(k);
     drop_starts(k);
     return rc;
 }
