@@ -1,6 +1,7 @@
 // The table of schemes, and what follows from a row.
 #include "quant/scheme.h"
 
+#include <math.h>
 #include <strings.h>
 
 #include "tensor/type.h"
@@ -107,7 +108,8 @@ double nb_scheme_bits(const struct nb_scheme *s, uint64_t rows, uint64_t cols)
 
 void nb_scheme_codes(const struct nb_scheme *s, float *ret_low, float *ret_high)
 {
-    const int half = 1 << (s->bits - 1);
-    *ret_low = s->has_min ? 0 : (float)-half;
-    *ret_high = (float)(s->has_min ? 2 * half - 1 : half - 1);
+    // In floats, which hold the half of an exact type's 32 bits too.
+    const float half = ldexpf(1, s->bits - 1);
+    *ret_low = s->has_min ? 0 : -half;
+    *ret_high = s->has_min ? 2 * half - 1 : half - 1;
 }
