@@ -12,6 +12,7 @@ MINILM = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / 
 WIDTH, LONGEST, SMALL = 384, 512, 256  # SMALL: of the decoder's vectors
 EMBED, CANCEL, REGISTER, UNREGISTER = 11, 5, 9, 10
 E_CONTEXT = -5009
+MANY = 75 * int(os.environ["NIBBLE_TEST_JOBS"])  # texts, so that something else can come between
 IDS, PLAIN, TRUNCATE = 1, 2, 4
 
 
@@ -109,7 +110,7 @@ class Commands(EmbedTest):
             self.assertEqual(self.bytes_of(self.raw(model, texts[77])), all_of_them[77 * width * 4:78 * width * 4])
 
     def test_the_worker_is_killed(self):
-        file = self.lines(1200)
+        file = self.lines(MANY)
         whole = self.bytes_of(self.raw("mini", "--file", file))
         for _ in range(2):
             before = self.json("status")["steps"]
@@ -121,7 +122,7 @@ class Commands(EmbedTest):
         self.assertEqual(self.json("status")["worker_restarts"], 2)
 
     def test_clients_at_once(self):
-        file, answer = self.lines(300), ("run", "small", "Once", "--raw", "--ignore-eos", "-n", "300", "--seed", "3",
+        file, answer = self.lines(MANY // 4), ("run", "small", "Once", "--raw", "--ignore-eos", "-n", "300", "--seed", "3",
                                          "--temp", "0.7")
         alone = {model: self.bytes_of(self.raw(model, "--file", file)) for model in ("mini", "small")}
         story = self.nibble(*answer)[0]
@@ -132,7 +133,7 @@ class Commands(EmbedTest):
         self.assertEqual(self.finish(stream)[0], story)
 
     def test_a_client_is_killed(self):
-        file = self.lines(1200)
+        file = self.lines(MANY)
         for _ in range(3):
             before = self.json("status")["steps"]
             process = self.raw("mini", "--file", file)
