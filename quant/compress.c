@@ -18,7 +18,8 @@
 
 #define CHUNK   (UINT64_C(1) << 21) // elements that are written at a time; at least one row
 #define SYNC_NS 1000000000u         // between two syncs; the machine's stop loses no more
-#define TENSOR  1                   // a journal's kind
+#define TENSOR  1                   // a journal's kinds: one is whole; all are to be done again
+#define AGAIN   2
 #define STR(s)  (int)(s).len, (s).data
 
 struct told { // of a tensor that is in the file
@@ -152,8 +153,10 @@ static int on_record(void *user, uint32_t kind, const void *data, uint32_t bytes
     struct told told;
     if (kind >= NB_COMPRESS_RECORDS && c->options.visit)
         return c->options.visit(c->options.visit_user, kind, data, bytes);
+    if (kind == AGAIN && bytes == 0)
+        memset(c->told, 0, c->s->n_tensors * sizeof(*c->told));
     if (kind != TENSOR || bytes != sizeof(told))
-        return 1;
+        return kind != AGAIN;
     memcpy(&told, data, sizeof(told));
     if (told.index >= c->s->n_tensors || !told.bytes)
         return 1;
@@ -383,6 +386,16 @@ int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
     if (rc == 0)
         rc = tell(c, tensor, XXH3_64bits(bytes, n), ret_error);
     return rc == 0 ? report(c, &c->s->tensors[tensor], n, ret_error) : rc;
+}
+
+int nb_compress_again(struct nb_compress *c, struct nb_error *ret_error)
+{
+    int rc = nb_journal_append(c->journal, AGAIN, NULL, 0);
+    if (rc < 0)
+        return nb_fail(ret_error, rc, "the job's journal cannot be written: %s", strerror(-rc));
+    memset(c->has, 0, c->s->n_tensors * sizeof(*c->has));
+    c->done = 0;
+    return sync_now(c, ret_error);
 }
 
 // Chunk by chunk, so that a tensor of any size takes little memory.

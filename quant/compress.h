@@ -65,6 +65,9 @@ int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb
 int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
                     struct nb_error *ret_error);
 
+// From now on none is there, as the journal tells whoever goes on. -errno with its line.
+int nb_compress_again(struct nb_compress *c, struct nb_error *ret_error);
+
 // Rounds one that is not there: to nearest, or with scales searched under its columns' importance.
 // What is refused: a NaN or an infinity (by tensor and row). -errno with its line.
 int nb_compress_round(struct nb_compress *c, uint32_t tensor,

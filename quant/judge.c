@@ -201,16 +201,29 @@ void nb_judge_close(struct nb_judge *j)
 
 // ---- Results
 
+static double mean_of(const struct nb_judge *j, uint32_t window)
+{
+    const uint32_t length = j->how.windows->length;
+    double mean = 0;
+    for (uint32_t i = 0; i < length; i++)
+        mean += j->kl[window * length + i] / length;
+    return mean;
+}
+
+void nb_judge_windows(const struct nb_judge *j, double *ret)
+{
+    for (uint32_t w = 0; w < j->how.windows->n; w++)
+        ret[w] = mean_of(j, w);
+}
+
 static struct nb_divergence summarize(const struct nb_judge *j)
 {
-    const uint32_t n = j->how.windows->n, length = j->how.windows->length;
+    const uint32_t n = j->how.windows->n;
     double mean = 0, squares = 0;
     for (uint32_t i = 0; i < j->rows; i++)
         mean += j->kl[i] / j->rows;
     for (uint32_t w = 0; w < n; w++) {
-        double own = 0;
-        for (uint32_t i = 0; i < length; i++)
-            own += j->kl[w * length + i] / length;
+        const double own = mean_of(j, w);
         squares += (own - mean) * (own - mean);
     }
     return (struct nb_divergence){mean, n > 1 ? sqrt(squares / (n - 1) / n) : 0, j->rows};

@@ -39,6 +39,8 @@ struct nb_plan *nb_judge_plan(const struct nb_judge *j);
 
 // Of the plan as it is now. Blocks. -ERANGE: its logits are not finite numbers.
 int nb_judge_measure(struct nb_judge *j, struct nb_divergence *ret, struct nb_error *ret_error);
+// The last measurement's windows: [windows->n], the mean of each.
+void nb_judge_windows(const struct nb_judge *j, double *ret);
 // Of another file of the same model.
 int nb_judge_measure_source(struct nb_judge *j, const struct nb_source *other,
                             struct nb_divergence *ret, struct nb_error *ret_error);

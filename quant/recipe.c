@@ -42,6 +42,11 @@ struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *r)
     return r->feedback;
 }
 
+bool nb_recipe_automatic(const struct nb_recipe *r)
+{
+    return r->automatic;
+}
+
 struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *r)
 {
     static const uint32_t tokens[] = {
@@ -49,6 +54,7 @@ struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *r)
     struct nb_tuning_plan p = r->tuning;
     static const uint32_t layer_steps[] = {
         [NB_PACE_FAST] = 0, [NB_PACE_NORMAL] = 16, [NB_PACE_BEST] = 32};
+    p.on &= !r->automatic || r->target.effort > NB_PACE_FAST;
     p.tokens = p.tokens ? p.tokens : tokens[r->target.effort];
     p.layer_steps = p.layer_steps == UINT32_MAX ? layer_steps[r->target.effort] : p.layer_steps;
     return p;
@@ -179,12 +185,14 @@ static int read_calibration(struct nb_recipe *r, const json_t *object, struct nb
 static int read_method(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error)
 {
     const char *name = json_string_value(value);
-    r->tuning.on = name && !strcmp(name, "tune");
+    r->automatic = name && !strcmp(name, "auto");
+    r->tuning.on = name && (r->automatic || !strcmp(name, "tune"));
     r->feedback.on = name && (r->tuning.on || !strcmp(name, "gptq"));
     if (!r->feedback.on && !(name && !strcmp(name, "search")))
         return nb_fail(ret_error, -EINVAL,
                        "the recipe's \"method\" is \"search\" (of scales), \"gptq\" (error "
-                       "feedback) or \"tune\" (that, and then descent)");
+                       "feedback), \"tune\" (that, and then descent) or \"auto\" (what of these "
+                       "is seen to gain)");
     return 0;
 }
 
@@ -319,11 +327,19 @@ static int read_effort(struct nb_recipe *r, const json_t *value, struct nb_error
     return nb_fail(ret_error, -EINVAL, "the recipe's \"effort\" is fast, normal or best");
 }
 
-// Windows for so many tokens, beside those of the calibration.
-static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
+// Windows for so many tokens, beside those of the calibration: what is judged, is judged on these.
+static void hold_out(struct nb_recipe *r)
 {
     static const uint32_t tokens[] = {1536, 2048, 4096};
-    const uint32_t n = tokens[r->target.effort] / r->calibration.length;
+    uint32_t n = tokens[r->target.effort] / r->calibration.length;
+    if (!r->target.kind && n > r->calibration.samples / 2) // it asks for no more text than it must
+        n = r->calibration.samples / 2;
+    if (r->target.kind || r->automatic)
+        r->calibration.held_out = n < 4 ? 4 : n;
+}
+
+static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
+{
     if (!r->target.kind)
         return r->target.n_types
                    ? nb_fail(ret_error, -EINVAL, "the recipe's \"types\" goes with a \"target\"")
@@ -338,7 +354,6 @@ static int check_target(struct nb_recipe *r, struct nb_error *ret_error)
             to = r->target.types[i];
     r->to = nb_scheme_of_type(to);
     r->otherwise = r->otherwise ? r->otherwise : nb_scheme_of_type(NB_TYPE_F16);
-    r->calibration.held_out = n < 4 ? 4 : n;
     return 0;
 }
 
@@ -483,6 +498,7 @@ static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
         rc = read_key(r, json_object_iter_key(at), json_object_iter_value(at), ret_error);
     if (rc == 0)
         rc = check_target(r, ret_error);
+    hold_out(r);
     if (rc == 0 && !r->to)
         rc = nb_fail(ret_error, -EINVAL,
                      "the recipe has no \"to\", the type of most tensors, and no \"target\"");

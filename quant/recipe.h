@@ -39,13 +39,14 @@ struct nb_sampling_plan {
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
 
 // "method" and "gptq": how the weights of a calibrated model are rounded. The method "tune" begins
-// with gptq.
+// with gptq; "auto" does too, and keeps of each what held-out text shows a gain of.
 struct nb_feedback_plan {
     bool on;                 // by error feedback (quant/layerwise.h); else by searched scales
     float damping, mismatch; // as there
     uint32_t passes;
 };
 struct nb_feedback_plan nb_recipe_feedback(const struct nb_recipe *recipe);
+bool nb_recipe_automatic(const struct nb_recipe *recipe);
 
 // "tune": what is moved afterwards towards the float model's logits (quant/tune.h). Without a
 // number of "tokens" the effort decides.

@@ -20,6 +20,7 @@ struct nb_recipe {
     const struct nb_scheme *to, *embedding, *output, *otherwise; // NULL: not said
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;
+    bool automatic;
     struct nb_tuning_plan tuning;
     struct nb_recipe_target target;
     uint32_t folds;

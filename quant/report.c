@@ -87,7 +87,7 @@ static void warn_of_types(const struct nb_report *r, json_t *warnings)
         few +=
             nb_type_bits(r->choices[i].type) < TWO_BITS && r->choices[i].type != t->stored ? n : 0;
     }
-    if (!r->calibrated && few > all / 20)
+    if (!r->text && few > all / 20)
         json_array_append_new(warnings,
                               json_sprintf("%.0f %% of the weights have about 2 bits, and without "
                                            "calibration such a model is of little use: give text "
@@ -139,7 +139,26 @@ static json_t *fold_json(const struct nb_fold *f)
 static json_t *tuned_json(const struct nb_tuned *t)
 {
     return json_pack("{s:I, s:f, s:f, s:f, s:b}", "steps", (json_int_t)t->steps, "before",
-                     t->before, "after", t->after, "error", t->error, "kept", t->kept != 0);
+                     t->gain.before, "after", t->gain.after, "error", t->gain.error, "kept",
+                     t->gain.kept != 0);
+}
+
+static json_t *gain_json(const char *method, const struct nb_gain *g)
+{
+    return json_pack("{s:s, s:f, s:f, s:f, s:b}", "method", method, "divergence", g->after, "gain",
+                     g->before - g->after, "error", g->error, "kept", g->kept != 0);
+}
+
+// What the method auto has tried, in turn: each beside what was kept before.
+static json_t *tried_json(const struct nb_report *r)
+{
+    json_t *tried = json_array();
+    json_array_append_new(tried, json_pack("{s:s, s:f, s:b}", "method", "search", "divergence",
+                                           r->feedback->before, "kept", 1));
+    json_array_append_new(tried, gain_json("gptq", r->feedback));
+    if (r->tuned)
+        json_array_append_new(tried, gain_json("tune", &r->tuned->gain));
+    return tried;
 }
 
 static json_t *whole_json(const struct nb_report *r)
@@ -168,10 +187,18 @@ static json_t *whole_json(const struct nb_report *r)
                   (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements, "scheme_bits",
                   scheme_bits / (double)elements, "activations", scales[activations.scale],
                   "warnings", warnings, "tensors", tensors);
+    if (whole && r->text) {
+        const struct nb_sampling_plan plan = nb_recipe_calibration(r->recipe);
+        json_object_set_new(whole, "calibration",
+                            json_pack("{s:s, s:I, s:I}", "text", r->text, "samples",
+                                      (json_int_t)plan.samples, "length", (json_int_t)plan.length));
+    }
     if (whole && r->allocated)
         json_object_set_new(whole, "allocation", allocation_json(r));
     if (whole && r->fold)
         json_object_set_new(whole, "fold", fold_json(r->fold));
+    if (whole && r->feedback)
+        json_object_set_new(whole, "tried", tried_json(r));
     if (whole && r->tuned)
         json_object_set_new(whole, "tuning", tuned_json(r->tuned));
     return whole;

@@ -4,15 +4,14 @@
 
 #include "quant/allocation.h"
 #include "quant/fold.h"
+#include "quant/gain.h"
 #include "quant/ranges.h"
 #include "quant/recipe.h"
 #include "tensor/source.h"
 
-// What a tuning has gained, in KL on held-out text; `error`: the standard error of the difference.
 struct nb_tuned {
-    double before, after, error;
+    struct nb_gain gain; // not kept: nothing has changed
     uint32_t steps;
-    uint32_t kept; // else nothing has changed
 };
 
 struct nb_report {
@@ -20,10 +19,11 @@ struct nb_report {
     const struct nb_recipe *recipe;
     const struct nb_choice *choices; // one for each tensor
     uint32_t type;                   // of most weights
-    bool calibrated;
-    const struct nb_tuned *tuned;   // or NULL
-    const struct nb_ranges *ranges; // of static activations, or NULL
-    const struct nb_fold *fold;     // what was folded before, or NULL
+    const char *text;                // what it has learnt from, in a word; NULL: from nothing
+    const struct nb_gain *feedback;  // by method auto, of error feedback over search; or NULL
+    const struct nb_tuned *tuned;    // or NULL
+    const struct nb_ranges *ranges;  // of static activations, or NULL
+    const struct nb_fold *fold;      // what was folded before, or NULL
     // Where an allocation has chosen: what it found, and the result's divergence; else NULL.
     const struct nb_allocated *allocated;
     const struct nb_divergence *divergence;

@@ -62,32 +62,6 @@ static int on_progress(void *user, const char *what, uint64_t done)
     return 0;
 }
 
-// Model and text, of which the judge takes as many windows as fit.
-static int open_text(struct nb_jobs_allocation *a, struct nb_error *e)
-{
-    struct nb_jobs_calibration *c = a->calibration;
-    int rc = nb_jobs_calibrate_open(c, e);
-    if (rc < 0)
-        return rc;
-    const uint32_t vocab = nb_calibration_plan(c->open)->hp.vocab;
-    const uint32_t room = nb_judge_room(vocab, c->sampling.length);
-    if (!room)
-        return nb_fail(e, -EINVAL, "a target judges by windows of %u tokens at most (--length)",
-                       nb_judge_room(vocab, 1));
-    a->held_out = *nb_calibration_held_out(c->open);
-    a->held_out.n = a->held_out.n < room ? a->held_out.n : room;
-    return 0;
-}
-
-static struct nb_judging judging(const struct nb_jobs_allocation *a)
-{
-    return (struct nb_judging){.source = a->calibration->source,
-                               .image = nb_calibration_image(a->calibration->open),
-                               .windows = &a->held_out,
-                               .allowed = &a->calibration->work->allowed,
-                               .team = a->calibration->work->team};
-}
-
 // Bytes of the file that are no tensors'.
 static uint64_t other_bytes(struct nb_compress *c, uint32_t n_tensors)
 {
@@ -100,7 +74,8 @@ static uint64_t other_bytes(struct nb_compress *c, uint32_t n_tensors)
 
 static int allocate(struct nb_jobs_allocation *a, struct nb_compress *c, struct nb_error *e)
 {
-    int rc = open_text(a, e);
+    struct nb_judging judging;
+    int rc = nb_jobs_calibrate_judging(a->calibration, &judging, e);
     if (rc < 0)
         return rc;
     const struct nb_allocation_run how = {.choices = nb_compress_choices(c),
@@ -108,7 +83,7 @@ static int allocate(struct nb_jobs_allocation *a, struct nb_compress *c, struct 
                                               other_bytes(c, a->calibration->source->n_tensors),
                                           .importance = &a->calibration->importance,
                                           .windows = nb_calibration_windows(a->calibration->open),
-                                          .judging = judging(a),
+                                          .judging = judging,
                                           .keep = on_record,
                                           .progress = on_progress,
                                           .user = a};
@@ -134,11 +109,10 @@ int nb_jobs_allocate_judge(struct nb_jobs_allocation *a, int fd, struct nb_diver
     const struct nb_source_file file = {"model.gguf", fd};
     struct nb_source *result = NULL;
     struct nb_judge *judge = NULL;
-    int rc = open_text(a, ret_error);
-    if (rc < 0)
-        return rc;
-    const struct nb_judging how = judging(a);
-    rc = nb_source_open_gguf(&file, 1, &result, ret_error);
+    struct nb_judging how;
+    int rc = nb_jobs_calibrate_judging(a->calibration, &how, ret_error);
+    if (rc == 0)
+        rc = nb_source_open_gguf(&file, 1, &result, ret_error);
     if (rc == 0)
         rc = nb_judge_open(&how, &judge, ret_error);
     if (rc == 0)

@@ -11,8 +11,7 @@ struct nb_jobs_allocation {
     const struct nb_recipe *recipe;
 
     struct nb_allocation *allocation;
-    uint64_t load;              // what it counts as beside the tensors' bytes
-    struct nb_windows held_out; // of the calibration's, as many as fit
+    uint64_t load; // what it counts as beside the tensors' bytes
     struct nb_journal *journal;
     struct nb_error *error;
 };

@@ -172,6 +172,28 @@ int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_e
     return c->open ? 0 : nb_calibration_open(&how, &c->open, ret_error);
 }
 
+int nb_jobs_calibrate_judging(struct nb_jobs_calibration *c, struct nb_judging *ret,
+                              struct nb_error *ret_error)
+{
+    int rc = nb_jobs_calibrate_open(c, ret_error);
+    if (rc < 0)
+        return rc;
+    const uint32_t vocab = nb_calibration_plan(c->open)->hp.vocab;
+    const uint32_t room = nb_judge_room(vocab, c->sampling.length);
+    if (!room)
+        return nb_fail(ret_error, -EINVAL,
+                       "a result is judged by windows of %u tokens at most (--length)",
+                       nb_judge_room(vocab, 1));
+    c->judged = *nb_calibration_held_out(c->open);
+    c->judged.n = c->judged.n < room ? c->judged.n : room;
+    *ret = (struct nb_judging){.source = c->source,
+                               .image = nb_calibration_image(c->open),
+                               .windows = &c->judged,
+                               .allowed = &c->work->allowed,
+                               .team = c->work->team};
+    return 0;
+}
+
 void nb_jobs_calibrate_close(struct nb_jobs_calibration *c)
 {
     if (c->open)

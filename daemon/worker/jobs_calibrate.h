@@ -6,6 +6,7 @@
 #include "quant/calibrate.h"
 #include "quant/compress.h"
 #include "quant/importance.h"
+#include "quant/judge.h"
 #include "quant/recipe.h"
 
 // The first members are the caller's; the rest is zero before.
@@ -21,6 +22,7 @@ struct nb_jobs_calibration {
 
     struct nb_calibration *open;     // once it is needed
     struct nb_calibration_text text; // of the one that was closed
+    struct nb_windows judged;        // of the text that is held out, as much as a judge takes
     // Of what comes after; what the calibration counts as beside that, and what writing its text
     // and the fold do
     uint64_t bytes, load, writing, folding;
@@ -43,6 +45,9 @@ int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_e
 // Closes it but for the text, because its source changes: the next calibration has the same
 // windows.
 void nb_jobs_calibrate_close(struct nb_jobs_calibration *c);
+// What a judge takes: opens model and text. Valid while it is open. -errno with its line.
+int nb_jobs_calibrate_judging(struct nb_jobs_calibration *c, struct nb_judging *ret,
+                              struct nb_error *ret_error);
 // As of nb_journal_open.
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
 // Measures what the journal does not tell of: then `importance` is whole.

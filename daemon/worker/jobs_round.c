@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "daemon/worker/jobs_allocate.h"
+#include "daemon/worker/jobs_auto.h"
 #include "daemon/worker/jobs_tune.h"
 #include "libclient/wire.h"
 #include "quant/compress.h"
@@ -24,8 +25,8 @@
 
 enum { MODEL, REPORT, IMATRIX }; // results
 
-// A job of either kind. What is not there is NULL; an allocation and a tuning come with a
-// calibration.
+// A job of either kind. What is not there is NULL; an allocation, a tuning and the method auto come
+// with a calibration.
 struct job {
     struct nb_work *work;
     const struct nb_source *source;
@@ -34,6 +35,7 @@ struct job {
     struct nb_jobs_calibration *calibration;
     struct nb_jobs_allocation *allocation;
     struct nb_jobs_tuning *tuning;
+    struct nb_jobs_auto *automatic;
     // What is not a tensor's rounding counts as so many bytes of tensors: what comes before them;
     // error feedback and tuning, and how far these two are.
     uint64_t before, feedback, descent, fed;
@@ -71,6 +73,8 @@ static int on_tuning(void *user, const char *what, uint32_t done, uint32_t total
 static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
 {
     const struct job *k = user;
+    if (k->automatic && kind >= NB_JOBS_AUTO_RECORDS)
+        return nb_jobs_auto_visit(k->automatic, kind, data, bytes);
     if (k->tuning && kind >= NB_JOBS_TUNE_RECORDS)
         return nb_jobs_tune_visit(k->tuning, kind, data, bytes);
     return k->allocation ? nb_jobs_allocate_visit(k->allocation, kind, data, bytes)
@@ -118,8 +122,9 @@ static int calibrate(struct job *k)
     k->descent = k->tuning ? (uint64_t)(TUNING * tuned * run) : 0;
     nb_jobs_calibrate_init(c, size, size + load + k->feedback + k->descent);
     k->before = c->writing + c->folding + c->load + load;
-    int rc = k->tuning ? nb_jobs_calibrate_open(c, k->error) : 0;
-    if (rc == 0 && k->tuning)
+    const bool follows = k->tuning || k->automatic;
+    int rc = follows ? nb_jobs_calibrate_open(c, k->error) : 0;
+    if (rc == 0 && follows)
         rc = nb_jobs_tune_check(c->open, k->error);
     if (rc == 0 && c->fold.methods)
         rc = nb_jobs_fold_run(c, nb_compress_choices(k->c), journal, k->error);
@@ -164,15 +169,29 @@ static int tune(struct job *k)
     return rc == 0 ? nb_compress_finish(k->c, &k->calibration->importance, k->error) : rc;
 }
 
+static int round_calibrated(struct job *k)
+{
+    int rc = feed_back(k);
+    return rc == 0 ? nb_compress_finish(k->c, &k->calibration->importance, k->error) : rc;
+}
+
+// Tensors are counted once more after each judgement.
+static int round_judged(struct job *k)
+{
+    const struct nb_jobs_auto_run run = {k->calibration, k->c, k->work->results[MODEL]};
+    int rc = nb_jobs_auto_searched(&run, k->automatic, k->error);
+    if (rc == 0 && nb_jobs_auto_feeds(k->automatic))
+        rc = round_calibrated(k);
+    return rc == 0 ? nb_jobs_auto_fed(&run, k->automatic, k->error) : rc;
+}
+
 static int write_calibrated(struct job *k)
 {
     int rc = calibrate(k);
     if (rc == 0)
         rc = nb_compress_begin(k->c, k->error);
     if (rc == 0)
-        rc = feed_back(k);
-    if (rc == 0)
-        rc = nb_compress_finish(k->c, &k->calibration->importance, k->error);
+        rc = k->automatic ? round_judged(k) : round_calibrated(k);
     return rc == 0 && k->tuning ? tune(k) : rc;
 }
 
@@ -205,6 +224,11 @@ static int export(const struct job *k)
                : 0;
 }
 
+static const char *text_of(const struct nb_jobs_calibration *c)
+{
+    return c->imatrix >= 0 ? "imatrix" : c->n_texts ? "given" : "written by the model";
+}
+
 static int tell_all(struct job *k)
 {
     struct nb_divergence divergence;
@@ -212,10 +236,11 @@ static int tell_all(struct job *k)
                           .recipe = k->recipe,
                           .choices = nb_compress_choices(k->c),
                           .type = nb_compress_type(k->c),
-                          .calibrated = k->calibration != NULL,
+                          .feedback = k->automatic ? &k->automatic->gain : NULL,
                           .tuned = k->tuning ? &k->tuning->tuned : NULL};
     int rc = 0;
     if (k->calibration) {
+        r.text = text_of(k->calibration);
         r.ranges = &k->calibration->ranges;
         r.fold = k->calibration->fold.fold;
     }
@@ -266,9 +291,10 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
     struct nb_recipe *recipe = NULL;
     int rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
     if (rc == 0 && (nb_recipe_target(recipe)->kind || nb_recipe_feedback(recipe).on))
-        rc = nb_fail(e, -EINVAL,
-                     "a target, or the method gptq or tune, is of a job of kind weighted, which "
-                     "learns from text");
+        rc = nb_fail(
+            e, -EINVAL,
+            "a target, or the method gptq, tune or auto, is of a job of kind weighted, which "
+            "learns from text");
     if (rc == 0)
         rc = nb_source_open(work->files, work->n_files, &source, e);
     if (rc == 0) {
@@ -341,12 +367,14 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
                                                              NB_INPUT_FIXED};
     struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
     struct nb_jobs_tuning tuning = {0};
+    struct nb_jobs_auto automatic = {0};
     struct job job = {.work = work,
                       .source = source,
                       .recipe = recipe,
                       .calibration = &calibration,
                       .allocation = nb_recipe_target(recipe)->kind ? &allocation : NULL,
                       .tuning = nb_recipe_tuning(recipe).on ? &tuning : NULL,
+                      .automatic = nb_recipe_automatic(recipe) ? &automatic : NULL,
                       .error = e};
     int rc = compress(&job);
     nb_jobs_allocate_finish(&allocation);

@@ -4,7 +4,6 @@
 #include "daemon/worker/jobs_tune.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -299,23 +298,6 @@ static int run_steps(struct tuning *k)
     return rc;
 }
 
-// Pairs of windows; Student's t of their differences is 2 or more where there is a gain.
-static void compare(struct tuning *k, const double *after)
-{
-    struct nb_tuned *r = &k->t->tuned;
-    double squares = 0, n = k->held.n;
-    for (uint32_t i = 0; i < k->held.n; i++) {
-        r->before += k->t->before[i] / n;
-        r->after += after[i] / n;
-    }
-    for (uint32_t i = 0; i < k->held.n; i++) {
-        const double d = k->t->before[i] - after[i] - (r->before - r->after);
-        squares += d * d;
-    }
-    r->error = sqrt(squares / (n - 1) / n);
-    r->kept = r->before - r->after > 2 * r->error;
-}
-
 static int save_results(struct tuning *k)
 {
     uint32_t n;
@@ -346,11 +328,10 @@ static int save_results(struct tuning *k)
 static int finish_steps(struct tuning *k)
 {
     double after[NB_JOBS_TUNE_HELD];
-    k->t->tuned = (struct nb_tuned){.steps = k->all_steps};
     int rc = nb_tune_measure(k->tune, &k->held, after, k->error);
     if (rc < 0)
         return rc;
-    compare(k, after);
+    k->t->tuned = (struct nb_tuned){nb_gain_of(k->t->before, after, k->held.n), k->all_steps};
     rc = save_results(k);
     if (rc < 0)
         return rc;
@@ -391,10 +372,10 @@ static int put_vectors(struct tuning *k)
 
 static int put_results(struct tuning *k)
 {
-    int rc = k->t->tuned.kept ? turn_to(k, k->t->slot) : 0;
-    for (uint32_t i = 0; k->t->tuned.kept && i < k->n && rc == 0; i++)
+    int rc = k->t->tuned.gain.kept ? turn_to(k, k->t->slot) : 0;
+    for (uint32_t i = 0; k->t->tuned.gain.kept && i < k->n && rc == 0; i++)
         rc = put(k, k->starts[i].tensor, nb_compress_bytes(k->how->compress, k->starts[i].tensor));
-    if (rc == 0 && k->t->tuned.kept)
+    if (rc == 0 && k->t->tuned.gain.kept)
         rc = put_vectors(k);
     return rc == 0 ? append_record(k, PUT) : rc;
 }
@@ -441,12 +422,12 @@ int nb_jobs_tune_check(const struct nb_calibration *c, struct nb_error *ret_erro
     const uint32_t n = nb_calibration_windows(c)->n;
     if (!nb_calibration_plan(c)->width[NB_VALUE_LOGITS])
         return nb_fail(ret_error, -ENOTSUP,
-                       "method tune follows a model's next-token probabilities, and this one has "
-                       "none: --method gptq does without");
+                       "methods tune and auto follow a model's next-token probabilities, and this "
+                       "one has none: --method gptq does without");
     if (n < 2 * HELD_LEAST)
         return nb_fail(ret_error, -EINVAL,
-                       "method tune takes %d windows of calibration at least, of which %d are held "
-                       "out (--samples)",
+                       "methods tune and auto take %d windows of calibration at least, of which %d "
+                       "are held out (--samples)",
                        2 * HELD_LEAST, HELD_LEAST);
     return 0;
 }

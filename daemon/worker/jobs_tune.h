@@ -32,7 +32,8 @@ struct nb_jobs_tune {
 
 // A record of the journal, as of nb_journal_open.
 int nb_jobs_tune_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
-// Whether the model and its text can be tuned with. -ENOTSUP, -EINVAL with its line.
+// Whether the model and its text can be tuned with, and a result be judged. -ENOTSUP, -EINVAL with
+// its line.
 int nb_jobs_tune_check(const struct nb_calibration *c, struct nb_error *ret_error);
 // Of the disk, for states and results.
 uint64_t nb_jobs_tune_bytes(const struct nb_source *s, uint64_t file_bytes);

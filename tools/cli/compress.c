@@ -263,8 +263,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"recipe", 0, OPTION_STRING, &c.recipe, "F.json",
          "which tensors get which types; --to and --else go before its own"},
         {"method", 0, OPTION_STRING, &c.method, "M",
-         "search (of scales), gptq (error feedback) or tune (and descent); alone on text of its "
-         "own"},
+         "search (of scales), gptq (error feedback), tune (and descent), or auto (what gains); "
+         "alone on text of its own"},
         {"fold", 0, OPTION_STRING, &c.fold, "LIST",
          "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
          "rotate-values"},

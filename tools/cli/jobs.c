@@ -194,6 +194,21 @@ static void print_allocation(const json_t *report)
                number_at(allocation, "measurements"));
 }
 
+static void print_tried(const json_t *report)
+{
+    const json_t *tried = json_object_get(report, "tried");
+    for (size_t i = 0; i < json_array_size(tried); i++) {
+        const json_t *t = json_array_get(tried, i);
+        printf("tried %-6s  divergence on held-out text: %.4f", string_at(t, "method"),
+               number_at(t, "divergence"));
+        if (json_object_get(t, "gain") && json_is_true(json_object_get(t, "kept")))
+            printf(", gains %.4f +- %.4f", number_at(t, "gain"), 2 * number_at(t, "error"));
+        else if (json_object_get(t, "gain"))
+            printf(", no gain: not kept");
+        printf("\n");
+    }
+}
+
 static int print_report(const char *out, const json_t *report)
 {
     const json_t *tensors = json_object_get(report, "tensors");
@@ -210,6 +225,7 @@ static int print_report(const char *out, const json_t *report)
            cli_bytes((uint64_t)json_integer_value(json_object_get(report, "bytes"))),
            json_number_value(json_object_get(report, "bits")));
     print_allocation(report);
+    print_tried(report);
     return status;
 }
 

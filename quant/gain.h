@@ -1,0 +1,13 @@
+// Whether a change of a model has gained anything, on windows of text that nothing was tuned on.
+#pragma once
+
+#include <stdint.h>
+
+struct nb_gain {
+    double before, after; // mean divergence of a token
+    double error;  // the standard error of their difference, a pair of windows an observation
+    uint64_t kept; // there is a gain: Student's t of the pairs is more than 2
+};
+
+// Of n windows, 2 or more, each without and with the change.
+struct nb_gain nb_gain_of(const double *before, const double *after, uint32_t n);
