@@ -213,7 +213,7 @@ void check_attention(const struct nb_kernels *k)
     static const uint32_t starts[] = {0, 1, 30, 31, 32, 33, 100, 250};
     static const uint32_t windows[] = {0, 0, 0, 1, 7, 32, 33, 100};
     // The emulated level takes some thirty times as long.
-    const uint32_t shapes = k == emulated_level() ? 48 : 240;
+    const uint32_t shapes = k == emulated_level() ? 40 : 120;
     for (uint32_t i = 0; i < shapes; i++) {
         enum nb_kv_type type = i % 2 ? NB_KV_F16 : i % 4 ? NB_KV_F32 : NB_KV_Q8_0;
         const uint32_t *dim =
