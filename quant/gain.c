@@ -15,7 +15,7 @@ struct nb_gain nb_gain_of(const double *before, const double *after, uint32_t n)
         const double d = before[i] - after[i] - (g.before - g.after);
         squares += d * d;
     }
-    g.error = sqrt(squares / (n - 1.0) / n);
-    g.kept = g.before - g.after > 2 * g.error;
+    g.error = n > 1 ? sqrt(squares / (n - 1.0) / n) : 0;
+    g.kept = n > 1 && g.before - g.after > 2 * g.error;
     return g;
 }

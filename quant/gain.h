@@ -9,5 +9,5 @@ struct nb_gain {
     uint64_t kept; // there is a gain: Student's t of the pairs is more than 2
 };
 
-// Of n windows, 2 or more, each without and with the change.
+// Of n windows, each without and with the change. Of one window nothing is known.
 struct nb_gain nb_gain_of(const double *before, const double *after, uint32_t n);

@@ -334,7 +334,7 @@ static void hold_out(struct nb_recipe *r)
     uint32_t n = tokens[r->target.effort] / r->calibration.length;
     if (!r->target.kind && n > r->calibration.samples / 2) // it asks for no more text than it must
         n = r->calibration.samples / 2;
-    if (r->target.kind || r->automatic)
+    if (r->target.kind || r->tuning.on)
         r->calibration.held_out = n < 4 ? 4 : n;
 }
 

@@ -34,7 +34,7 @@ void nb_recipe_free(struct nb_recipe *recipe); // NULL is fine
 struct nb_sampling_plan {
     uint32_t samples, length; // tokens of each
     uint32_t seed;            // of what the model writes by itself
-    uint32_t held_out;        // windows beside them, on which a result is judged: with a target
+    uint32_t held_out;        // windows beside them, on which a target, tune and auto judge
 };
 struct nb_sampling_plan nb_recipe_calibration(const struct nb_recipe *recipe);
 

@@ -109,7 +109,7 @@ double nb_scheme_bits(const struct nb_scheme *s, uint64_t rows, uint64_t cols)
 void nb_scheme_codes(const struct nb_scheme *s, float *ret_low, float *ret_high)
 {
     // In floats, which hold the half of an exact type's 32 bits too.
-    const float half = ldexpf(1, s->bits - 1);
+    const float half = ldexpf(0.5f, (int)s->bits);
     *ret_low = s->has_min ? 0 : -half;
     *ret_high = s->has_min ? 2 * half - 1 : half - 1;
 }

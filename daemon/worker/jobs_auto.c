@@ -32,7 +32,7 @@ static int append(const struct nb_jobs_auto_run *run, uint32_t kind, const void 
     return rc < 0 ? nb_fail(e, rc, "the job's journal cannot be written: %s", strerror(-rc)) : 0;
 }
 
-// Of each window. ret: [NB_JOBS_AUTO_HELD].
+// Of each window. ret: [NB_JOBS_HELD].
 static int measure(const struct nb_jobs_auto_run *run, double *ret, uint32_t *ret_n,
                    struct nb_error *e)
 {
@@ -45,7 +45,7 @@ static int measure(const struct nb_jobs_auto_run *run, double *ret, uint32_t *re
     if (rc < 0)
         return rc;
     struct nb_windows windows = *how.windows;
-    windows.n = windows.n < NB_JOBS_AUTO_HELD ? windows.n : NB_JOBS_AUTO_HELD;
+    windows.n = windows.n < NB_JOBS_HELD ? windows.n : NB_JOBS_HELD;
     how.windows = &windows;
     rc = nb_source_open_gguf(&file, 1, &result, e);
     if (rc == 0)
@@ -83,7 +83,7 @@ int nb_jobs_auto_searched(const struct nb_jobs_auto_run *run, struct nb_jobs_aut
 
 static int judge(const struct nb_jobs_auto_run *run, struct nb_jobs_auto *a, struct nb_error *e)
 {
-    double fed[NB_JOBS_AUTO_HELD];
+    double fed[NB_JOBS_HELD];
     uint32_t n = 0;
     int rc = measure(run, fed, &n, e);
     if (rc < 0)

@@ -9,11 +9,10 @@
 #include "quant/gain.h"
 
 #define NB_JOBS_AUTO_RECORDS (NB_COMPRESS_RECORDS + 32) // kinds of records, from this one on
-#define NB_JOBS_AUTO_HELD    64                         // windows that are judged, at most
 
 // What the journal tells; all zero before.
 struct nb_jobs_auto {
-    double searched[NB_JOBS_AUTO_HELD]; // divergence of each window
+    double searched[NB_JOBS_HELD]; // divergence of each window
     uint32_t n_searched;
     bool judged, settled;
     struct nb_gain gain; // of error feedback, once it is judged

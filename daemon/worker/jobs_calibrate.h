@@ -9,6 +9,8 @@
 #include "quant/judge.h"
 #include "quant/recipe.h"
 
+#define NB_JOBS_HELD 64 // windows at most that are judged in pairs, without a change and with it
+
 // The first members are the caller's; the rest is zero before.
 struct nb_jobs_calibration {
     struct nb_work *work;

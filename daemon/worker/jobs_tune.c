@@ -15,10 +15,8 @@
 
 #define SAVE_NS     UINT64_C(120000000000) // between two states
 #define MEMORY      (UINT64_C(768) << 20)  // bytes that computing less again may take
-#define HELD_SHARE  16                     // one window of so many is held out
-#define HELD_LEAST  4
-#define LAYER_RATES 10 // a layer's codes move so many times as fast
-#define STATE       12 // bytes of a weight's state
+#define LAYER_RATES 10                     // a layer's codes move so many times as fast
+#define STATE       12                     // bytes of a weight's state
 
 // Kinds of records: the windows' KL before; a slot; a slot and what came of it; what came of it.
 enum { BEFORE = NB_JOBS_TUNE_RECORDS, SAVED, OVER, PUT };
@@ -190,18 +188,6 @@ static void drop_starts(struct tuning *k)
     }
 }
 
-// The last windows are held out.
-static void split_windows(struct tuning *k)
-{
-    const struct nb_windows *all = nb_calibration_windows(k->how->calibration);
-    const uint32_t share = all->n / HELD_SHARE, least = share < HELD_LEAST ? HELD_LEAST : share;
-    const uint32_t held = least > NB_JOBS_TUNE_HELD ? NB_JOBS_TUNE_HELD : least;
-    k->learnt = *all;
-    k->learnt.n -= held;
-    k->held =
-        (struct nb_windows){held, all->length, all->tokens + (size_t)k->learnt.n * all->length};
-}
-
 // Of a step.
 static uint32_t windows_of(const struct tuning *k)
 {
@@ -256,7 +242,9 @@ static int create_tune(struct tuning *k)
 
 static int open_tune(struct tuning *k)
 {
-    split_windows(k);
+    k->learnt = *nb_calibration_windows(k->how->calibration);
+    k->held = *nb_calibration_held_out(k->how->calibration);
+    k->held.n = k->held.n < NB_JOBS_HELD ? k->held.n : NB_JOBS_HELD;
     k->steps = count_steps(k);
     k->all_steps =
         k->steps + nb_calibration_plan(k->how->calibration)->hp.n_layers * k->how->plan.layer_steps;
@@ -327,7 +315,7 @@ static int save_results(struct tuning *k)
 
 static int finish_steps(struct tuning *k)
 {
-    double after[NB_JOBS_TUNE_HELD];
+    double after[NB_JOBS_HELD];
     int rc = nb_tune_measure(k->tune, &k->held, after, k->error);
     if (rc < 0)
         return rc;
@@ -419,16 +407,10 @@ int nb_jobs_tune_run(const struct nb_jobs_tune *how, struct nb_jobs_tuning *t,
 
 int nb_jobs_tune_check(const struct nb_calibration *c, struct nb_error *ret_error)
 {
-    const uint32_t n = nb_calibration_windows(c)->n;
     if (!nb_calibration_plan(c)->width[NB_VALUE_LOGITS])
         return nb_fail(ret_error, -ENOTSUP,
                        "methods tune and auto follow a model's next-token probabilities, and this "
                        "one has none: --method gptq does without");
-    if (n < 2 * HELD_LEAST)
-        return nb_fail(ret_error, -EINVAL,
-                       "methods tune and auto take %d windows of calibration at least, of which %d "
-                       "are held out (--samples)",
-                       2 * HELD_LEAST, HELD_LEAST);
     return 0;
 }
 

@@ -1,18 +1,17 @@
 // The tuning of a compression, in a job's worker (jobs_tune.c).
 #pragma once
 
-#include "daemon/worker/jobs.h"
+#include "daemon/worker/jobs_calibrate.h"
 #include "quant/calibrate.h"
 #include "quant/compress.h"
 #include "quant/recipe.h"
 #include "quant/report.h"
 
 #define NB_JOBS_TUNE_RECORDS (NB_COMPRESS_RECORDS + 24) // kinds of records, from this one on
-#define NB_JOBS_TUNE_HELD    64                         // windows at most that are held out
 
 // What the journal tells of it; all zero before.
 struct nb_jobs_tuning {
-    double before[NB_JOBS_TUNE_HELD]; // KL of each window that was held out
+    double before[NB_JOBS_HELD]; // KL of each window that is held out
     uint32_t n_before;
     bool saved, over, put; // a state, or the results, lie in scratch file `slot`; they are put
     uint32_t slot;
@@ -32,8 +31,7 @@ struct nb_jobs_tune {
 
 // A record of the journal, as of nb_journal_open.
 int nb_jobs_tune_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
-// Whether the model and its text can be tuned with, and a result be judged. -ENOTSUP, -EINVAL with
-// its line.
+// Whether a model can be tuned, and a result of it judged. -ENOTSUP with its line.
 int nb_jobs_tune_check(const struct nb_calibration *c, struct nb_error *ret_error);
 // Of the disk, for states and results.
 uint64_t nb_jobs_tune_bytes(const struct nb_source *s, uint64_t file_bytes);

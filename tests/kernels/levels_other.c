@@ -1,5 +1,5 @@
-// Architectures that have the scalar kernels alone, and builds under a sanitizer: no emulated level,
-// and nothing to time.
+// Architectures that have the scalar kernels alone, and builds under a sanitizer: no emulated
+// level, and nothing to time.
 #include "tests/kernels/check.h"
 #include "tests/kernels/peak.h"
 
