@@ -11,7 +11,6 @@
 
 #include "quant/fold_search.h"
 #include "quant/rounding.h"
-#include "quant/tune.h"
 #include "quant/windows.h"
 #include "tensor/convert.h"
 #include "tensor/type.h"
@@ -52,11 +51,8 @@ struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *r)
     static const uint32_t tokens[] = {
         [NB_PACE_FAST] = 1u << 14, [NB_PACE_NORMAL] = 3u << 15, [NB_PACE_BEST] = 3u << 18};
     struct nb_tuning_plan p = r->tuning;
-    static const uint32_t layer_steps[] = {
-        [NB_PACE_FAST] = 0, [NB_PACE_NORMAL] = 16, [NB_PACE_BEST] = 32};
     p.on &= !r->automatic || r->target.effort > NB_PACE_FAST;
     p.tokens = p.tokens ? p.tokens : tokens[r->target.effort];
-    p.layer_steps = p.layer_steps == UINT32_MAX ? layer_steps[r->target.effort] : p.layer_steps;
     return p;
 }
 
@@ -516,12 +512,9 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
     r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
-    // Half of the rates that serve after plain rounding: error feedback is near already.
-    r->tuning = (struct nb_tuning_plan){.batch = 1024,
-                                        .layer_steps = UINT32_MAX,
-                                        .code_rate = NB_TUNE_CODE_RATE / 2,
-                                        .scale_rate = NB_TUNE_SCALE_RATE / 2,
-                                        .vector_rate = NB_TUNE_VECTOR_RATE / 2};
+    // What gains after error feedback (docs/numbers.md): higher rates, and codes that flip, undo
+    // what it has fitted. Each layer by itself is fitted already.
+    r->tuning = (struct nb_tuning_plan){.batch = 1024, .scale_rate = 2e-4f, .vector_rate = 2e-4f};
     r->target.effort = NB_PACE_NORMAL;
     r->activations = (struct nb_activations){NB_INPUT_BLOCK, NB_RANGE_MSE, 99.99, 6};
     r->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);

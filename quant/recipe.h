@@ -4,7 +4,7 @@
 //    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2},
 //    "fold": ["awq", "permute"],
 //    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 16,
-//             "code": 0.00025, "scale": 0.001, "vector": 0.0005},
+//             "code": 0.00001, "scale": 0.0002, "vector": 0.0002},
 //    "activations": {"scheme": "static", "range": "mse", "spread": 6}}
 // or, where an allocation chooses the types (allocation.h), with a target in the place of "to":
 //   {"target": {"size": 92000000}, "types": ["Q4_0", "Q8_0"], "effort": "normal"}
@@ -53,7 +53,7 @@ bool nb_recipe_automatic(const struct nb_recipe *recipe);
 struct nb_tuning_plan {
     bool on;
     uint32_t tokens, batch; // in all, and of a step
-    uint32_t layer_steps;   // of each layer by itself before; UINT32_MAX: the effort decides
+    uint32_t layer_steps;   // of each layer by itself before
     float code_rate, scale_rate, vector_rate;
 };
 struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *recipe);

@@ -214,13 +214,13 @@ class Calibrate(unittest.TestCase):
         for method in ("search", "gptq", "tune", "auto"):
             with self.subTest(method):
                 self.kill({"to": "Q4_0", "method": method, "calibration": {"samples": 40, "length": 32},
-                           "tune": {"tokens": 2048, "batch": 256, "layer_steps": 2}, "activations": {"scheme": "static"}})
+                           "tune": {"tokens": 2048, "batch": 256, "layer_steps": 2, "code": 3e-4}, "activations": {"scheme": "static"}})
 
     def test_tuning(self):
         """Tuned or left as it was, as held-out windows of the same text say; the file is one that llama.cpp loads."""
         recipe = self.path / "tune.json"
         recipe.write_text(json.dumps({"to": "Q4_0", "method": "tune", "calibration": {"samples": 48, "length": 32},
-                                      "tune": {"tokens": 4096, "batch": 256, "layer_steps": 2}}))
+                                      "tune": {"tokens": 4096, "batch": 256, "layer_steps": 2, "code": 3e-4}}))
         done = self.nibble("compress", self.model, "-o", self.path / "out.gguf", "--force", "--recipe", recipe, "--json",
                            "--calibration", self.text)
         self.assertEqual(done.returncode, 0, done.stderr)
