@@ -153,10 +153,12 @@ static int on_record(void *user, uint32_t kind, const void *data, uint32_t bytes
     struct told told;
     if (kind >= NB_COMPRESS_RECORDS && c->options.visit)
         return c->options.visit(c->options.visit_user, kind, data, bytes);
-    if (kind == AGAIN && bytes == 0)
+    if (kind == AGAIN && bytes == 0) {
         memset(c->told, 0, c->s->n_tensors * sizeof(*c->told));
+        return 0;
+    }
     if (kind != TENSOR || bytes != sizeof(told))
-        return kind != AGAIN;
+        return 1;
     memcpy(&told, data, sizeof(told));
     if (told.index >= c->s->n_tensors || !told.bytes)
         return 1;
@@ -390,12 +392,12 @@ int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
 
 int nb_compress_again(struct nb_compress *c, struct nb_error *ret_error)
 {
-    int rc = nb_journal_append(c->journal, AGAIN, NULL, 0);
+    int rc = nb_journal_keep(c->journal, AGAIN, NULL, 0, &c->options.fd, 1, ret_error);
     if (rc < 0)
-        return nb_fail(ret_error, rc, "the job's journal cannot be written: %s", strerror(-rc));
+        return rc;
     memset(c->has, 0, c->s->n_tensors * sizeof(*c->has));
     c->done = 0;
-    return sync_now(c, ret_error);
+    return 0;
 }
 
 // Chunk by chunk, so that a tensor of any size takes little memory.

@@ -5,8 +5,9 @@
 
 struct nb_gain {
     double before, after; // mean divergence of a token
-    double error;  // the standard error of their difference, a pair of windows an observation
-    uint64_t kept; // there is a gain: Student's t of the pairs is more than 2
+    double error; // the standard error of their difference, a pair of windows an observation
+    uint64_t
+        kept; // there is a gain: Student's t of the pairs is above 2; a whole word, as it is stored
 };
 
 // Of n windows, each without and with the change. Of one window nothing is known.

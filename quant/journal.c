@@ -192,3 +192,13 @@ int nb_journal_sync(struct nb_journal *j, const int *fds, uint32_t n)
             return -errno;
     return fdatasync(j->fd) < 0 ? -errno : 0;
 }
+
+int nb_journal_keep(struct nb_journal *j, uint32_t kind, const void *data, uint32_t bytes,
+                    const int *fds, uint32_t n, struct nb_error *ret_error)
+{
+    int rc = nb_journal_append(j, kind, data, bytes);
+    if (rc == 0)
+        rc = nb_journal_sync(j, fds, n);
+    return rc < 0 ? nb_fail(ret_error, rc, "the job's journal cannot be written: %s", strerror(-rc))
+                  : 0;
+}

@@ -29,3 +29,6 @@ void nb_journal_close(struct nb_journal *journal); // NULL is fine
 int nb_journal_append(struct nb_journal *journal, uint32_t kind, const void *data, uint32_t bytes);
 // Makes everything durable: first the results in the n `fds`, then the records that tell of them.
 int nb_journal_sync(struct nb_journal *journal, const int *fds, uint32_t n);
+// Both, one after the other; -errno with its line.
+int nb_journal_keep(struct nb_journal *journal, uint32_t kind, const void *data, uint32_t bytes,
+                    const int *fds, uint32_t n, struct nb_error *ret_error);

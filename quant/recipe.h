@@ -3,8 +3,8 @@
 //    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
 //    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2},
 //    "fold": ["awq", "permute"],
-//    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 16,
-//             "code": 0.00001, "scale": 0.0002, "vector": 0.0002},
+//    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 0,
+//             "code": 0, "scale": 0.0002, "vector": 0.0002},
 //    "activations": {"scheme": "static", "range": "mse", "spread": 6}}
 // or, where an allocation chooses the types (allocation.h), with a target in the place of "to":
 //   {"target": {"size": 92000000}, "types": ["Q4_0", "Q8_0"], "effort": "normal"}

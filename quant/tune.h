@@ -56,11 +56,6 @@ struct nb_tune_options {
     uint64_t memory;
 };
 #define NB_TUNE_STEPS (1u << 20) // at most, of each kind
-// Rates that served a model of 135M at 4 bits from searched scales (docs/numbers.md); after error
-// feedback much lower ones do. With higher ones of codes KL rises in what a batch lacks.
-#define NB_TUNE_CODE_RATE   5e-4f
-#define NB_TUNE_SCALE_RATE  2e-3f
-#define NB_TUNE_VECTOR_RATE 1e-3f
 
 // Plan, team and windows must outlive it; all else is read during the call. The plan: a whole model
 // that gives logits, at `exact`, of the float model's matrices. -EINVAL: a name that no op of the

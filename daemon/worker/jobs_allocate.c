@@ -44,11 +44,7 @@ int nb_jobs_allocate_visit(void *user, uint32_t kind, const void *data, uint32_t
 static int on_record(void *user, enum nb_allocation_record kind, const void *data, uint32_t bytes)
 {
     struct nb_jobs_allocation *a = user;
-    int rc = nb_journal_append(a->journal, RECORDS + (uint32_t)kind, data, bytes);
-    if (rc == 0)
-        rc = nb_journal_sync(a->journal, NULL, 0);
-    return rc < 0 ? nb_fail(a->error, rc, "the job's journal cannot be written: %s", strerror(-rc))
-                  : 0;
+    return nb_journal_keep(a->journal, RECORDS + (uint32_t)kind, data, bytes, NULL, 0, a->error);
 }
 
 static int on_progress(void *user, const char *what, uint64_t done)
@@ -100,24 +96,5 @@ int nb_jobs_allocate_run(struct nb_jobs_allocation *a, struct nb_compress *c,
     for (uint32_t i = 0; i < a->calibration->source->n_tensors && rc == 0; i++)
         if (!choices[i].fixed)
             choices[i].type = choices[i].wanted = nb_allocation_types(a->allocation)[i];
-    return rc;
-}
-
-int nb_jobs_allocate_judge(struct nb_jobs_allocation *a, int fd, struct nb_divergence *ret,
-                           struct nb_error *ret_error)
-{
-    const struct nb_source_file file = {"model.gguf", fd};
-    struct nb_source *result = NULL;
-    struct nb_judge *judge = NULL;
-    struct nb_judging how;
-    int rc = nb_jobs_calibrate_judging(a->calibration, &how, ret_error);
-    if (rc == 0)
-        rc = nb_source_open_gguf(&file, 1, &result, ret_error);
-    if (rc == 0)
-        rc = nb_judge_open(&how, &judge, ret_error);
-    if (rc == 0)
-        rc = nb_judge_measure_source(judge, result, ret, ret_error);
-    nb_judge_close(judge);
-    nb_source_close(result);
     return rc;
 }

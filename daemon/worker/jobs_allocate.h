@@ -26,6 +26,3 @@ uint64_t nb_jobs_allocate_load(struct nb_jobs_allocation *a, uint64_t bytes);
 // Once the calibration is whole: the choices get their types.
 int nb_jobs_allocate_run(struct nb_jobs_allocation *a, struct nb_compress *c,
                          struct nb_error *ret_error);
-// Measures the result that is written in `fd`.
-int nb_jobs_allocate_judge(struct nb_jobs_allocation *a, int fd, struct nb_divergence *ret,
-                           struct nb_error *ret_error);

@@ -25,38 +25,18 @@ int nb_jobs_auto_visit(void *user, uint32_t kind, const void *data, uint32_t byt
 static int append(const struct nb_jobs_auto_run *run, uint32_t kind, const void *data, size_t bytes,
                   struct nb_error *e)
 {
-    struct nb_journal *journal = nb_compress_journal(run->compress);
-    int rc = nb_journal_append(journal, kind, data, (uint32_t)bytes);
-    if (rc == 0)
-        rc = nb_journal_sync(journal, NULL, 0);
-    return rc < 0 ? nb_fail(e, rc, "the job's journal cannot be written: %s", strerror(-rc)) : 0;
+    return nb_journal_keep(nb_compress_journal(run->compress), kind, data, (uint32_t)bytes, NULL, 0,
+                           e);
 }
 
 // Of each window. ret: [NB_JOBS_HELD].
 static int measure(const struct nb_jobs_auto_run *run, double *ret, uint32_t *ret_n,
                    struct nb_error *e)
 {
-    const struct nb_source_file file = {"model.gguf", run->fd};
+    struct nb_jobs_calibration *c = run->calibration;
     struct nb_divergence divergence;
-    struct nb_source *result = NULL;
-    struct nb_judge *judge = NULL;
-    struct nb_judging how;
-    int rc = nb_jobs_calibrate_judging(run->calibration, &how, e);
-    if (rc < 0)
-        return rc;
-    struct nb_windows windows = *how.windows;
-    windows.n = windows.n < NB_JOBS_HELD ? windows.n : NB_JOBS_HELD;
-    how.windows = &windows;
-    rc = nb_source_open_gguf(&file, 1, &result, e);
-    if (rc == 0)
-        rc = nb_judge_open(&how, &judge, e);
-    if (rc == 0)
-        rc = nb_judge_measure_source(judge, result, &divergence, e);
-    if (rc == 0)
-        nb_judge_windows(judge, ret);
-    *ret_n = windows.n;
-    nb_judge_close(judge);
-    nb_source_close(result);
+    int rc = nb_jobs_calibrate_judge(c, run->fd, NB_JOBS_HELD, &divergence, ret, e);
+    *ret_n = rc == 0 ? divergence.tokens / c->sampling.length : 0;
     return rc;
 }
 

@@ -194,6 +194,29 @@ int nb_jobs_calibrate_judging(struct nb_jobs_calibration *c, struct nb_judging *
     return 0;
 }
 
+int nb_jobs_calibrate_judge(struct nb_jobs_calibration *c, int fd, uint32_t most,
+                            struct nb_divergence *ret, double *ret_windows,
+                            struct nb_error *ret_error)
+{
+    const struct nb_source_file file = {"model.gguf", fd};
+    struct nb_source *result = NULL;
+    struct nb_judge *judge = NULL;
+    struct nb_judging how;
+    int rc = nb_jobs_calibrate_judging(c, &how, ret_error);
+    c->judged.n = c->judged.n < most ? c->judged.n : most;
+    if (rc == 0)
+        rc = nb_source_open_gguf(&file, 1, &result, ret_error);
+    if (rc == 0)
+        rc = nb_judge_open(&how, &judge, ret_error);
+    if (rc == 0)
+        rc = nb_judge_measure_source(judge, result, ret, ret_error);
+    if (rc == 0 && ret_windows)
+        nb_judge_windows(judge, ret_windows);
+    nb_judge_close(judge);
+    nb_source_close(result);
+    return rc;
+}
+
 void nb_jobs_calibrate_close(struct nb_jobs_calibration *c)
 {
     if (c->open)

@@ -50,6 +50,11 @@ void nb_jobs_calibrate_close(struct nb_jobs_calibration *c);
 // What a judge takes: opens model and text. Valid while it is open. -errno with its line.
 int nb_jobs_calibrate_judging(struct nb_jobs_calibration *c, struct nb_judging *ret,
                               struct nb_error *ret_error);
+// Judges the GGUF in `fd` on that text, by `most` windows at most. ret_windows: of each its mean,
+// or NULL. -errno with its line.
+int nb_jobs_calibrate_judge(struct nb_jobs_calibration *c, int fd, uint32_t most,
+                            struct nb_divergence *ret, double *ret_windows,
+                            struct nb_error *ret_error);
 // As of nb_journal_open.
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
 // Measures what the journal does not tell of: then `importance` is whole.

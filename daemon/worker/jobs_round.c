@@ -247,7 +247,8 @@ static int tell_all(struct job *k)
     if (k->allocation) {
         r.allocated = nb_allocation_result(k->allocation->allocation);
         r.divergence = &divergence;
-        rc = nb_jobs_allocate_judge(k->allocation, k->work->results[MODEL], &divergence, k->error);
+        rc = nb_jobs_calibrate_judge(k->calibration, k->work->results[MODEL], UINT32_MAX,
+                                     &divergence, NULL, k->error);
     }
     if (rc == 0)
         rc = report(k, &r);

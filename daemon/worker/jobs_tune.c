@@ -76,11 +76,8 @@ int nb_jobs_tune_visit(void *user, uint32_t kind, const void *data, uint32_t byt
 
 static int append(const struct tuning *k, uint32_t kind, const void *data, size_t bytes)
 {
-    int rc = nb_journal_append(k->journal, kind, data, (uint32_t)bytes);
-    if (rc == 0)
-        rc = nb_journal_sync(k->journal, &k->how->work->scratch[k->t->slot], 1);
-    return rc < 0 ? nb_fail(k->error, rc, "the job's journal cannot be written: %s", strerror(-rc))
-                  : 0;
+    return nb_journal_keep(k->journal, kind, data, (uint32_t)bytes,
+                           &k->how->work->scratch[k->t->slot], 1, k->error);
 }
 
 static int append_record(const struct tuning *k, uint32_t kind)
