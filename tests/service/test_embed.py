@@ -46,6 +46,13 @@ class EmbedTest(CliTest):
         self.addCleanup(process.kill)
         return process
 
+    def begun(self, file):
+        """The vectors of a file's texts, in the midst of its steps: a step takes some thirty texts."""
+        before = self.json("status")["steps"]
+        process = self.raw("mini", "--file", file)
+        until(lambda: self.json("status")["steps"] > before + 2, "some texts")
+        return process
+
     def bytes_of(self, process):
         out, err = process.communicate(timeout=120)
         self.assertEqual((process.returncode, err), (0, b""))
@@ -113,9 +120,7 @@ class Commands(EmbedTest):
         file = self.lines(MANY)
         whole = self.bytes_of(self.raw("mini", "--file", file))
         for _ in range(2):
-            before = self.json("status")["steps"]
-            process = self.raw("mini", "--file", file)
-            until(lambda: self.json("status")["steps"] > before + 10, "some texts")
+            process = self.begun(file)
             self.assertEqual(self.json("status")["jobs"], 1)
             os.kill(self.daemon.server(), signal.SIGKILL)
             self.assertTrue(self.bytes_of(process) == whole)
@@ -135,9 +140,7 @@ class Commands(EmbedTest):
     def test_a_client_is_killed(self):
         file = self.lines(MANY)
         for _ in range(3):
-            before = self.json("status")["steps"]
-            process = self.raw("mini", "--file", file)
-            until(lambda: self.json("status")["steps"] > before + 5, "some texts")
+            process = self.begun(file)
             process.kill()
             process.communicate()
         until(lambda: self.json("status")["jobs"] == 0, "the end of its job")
