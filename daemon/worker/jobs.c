@@ -19,11 +19,14 @@
 
 #include "daemon/worker/sandbox.h"
 #include "daemon/worker/worker.h"
+#include "grad/gemm.h"
 #include "machine/bounds.h"
 
 #define RECIPE         "recipe"
 #define PROGRESS_NS    100000000u  // between two packets
 #define ETA_NS         1000000000u // before a rate means anything
+#define SIDE           384u        // of the products that tell the machine's speed
+#define PRODUCTS       4           // of them
 #define LINUX_IOPRIO   (3 << 13)   // IOPRIO_CLASS_IDLE
 #define IOPRIO_PROCESS 1
 
@@ -70,13 +73,36 @@ int nb_jobs_need(uint64_t bytes)
     return nb_link_receive(&grant, NB_LINK_JOB_GRANT, sizeof(grant));
 }
 
+// The least of some products of SIDE by SIDE matrices, in ns; 0 without memory.
+static double time_product(struct nb_team *team)
+{
+    float *m = calloc((size_t)3 * SIDE * SIDE, sizeof(*m));
+    uint64_t least = 0;
+    for (unsigned i = 0; m && i < PRODUCTS; i++) {
+        const uint64_t start = nb_now_ns();
+        nb_sgemm(team, false, true, SIDE, SIDE, SIDE, m, SIDE, m + (size_t)SIDE * SIDE, SIDE, 0,
+                 m + (size_t)2 * SIDE * SIDE, SIDE);
+        const uint64_t took = nb_now_ns() - start;
+        least = i && least < took ? least : took;
+    }
+    free(m);
+    return (double)least;
+}
+
+void nb_jobs_pace(struct nb_work *work, double operations)
+{
+    work->pace = operations * time_product(work->team) / (2.0 * SIDE * SIDE * SIDE);
+}
+
 // From what was done since this process began: what was done before took another time.
 static uint64_t estimate(const struct nb_work *work, uint64_t now, uint64_t done, uint64_t total)
 {
     const uint64_t spent = now - work->started_ns, fresh = done - work->started_done;
-    if (spent < ETA_NS || !fresh || done > total)
+    const bool early = spent < ETA_NS || !fresh;
+    if (done > total || (early && !(work->pace > 0)))
         return UINT64_MAX;
-    return (uint64_t)((double)(total - done) / (double)fresh * (double)spent / 1e6);
+    const double pace = early ? work->pace : (double)spent / (double)fresh;
+    return (uint64_t)((double)(total - done) * pace / 1e6);
 }
 
 void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_t total)

@@ -28,6 +28,7 @@ struct nb_work {
     struct nb_team *team;
     struct nb_cpu_allowed allowed; // what the team is of
     // Progress, while it runs
+    double pace; // nanoseconds of one of its units, as far as it is known before; 0: unknown
     uint64_t started_ns, started_done, told_ns;
 };
 
@@ -50,6 +51,10 @@ int nb_jobs_onnx(struct nb_work *work, struct nb_error *ret_error);
 // Waits until the broker has charged so many bytes of the disk to the job's user. A refusal is the
 // end of this process.
 int nb_jobs_need(uint64_t bytes);
+// Says how much arithmetic one of the units of nb_jobs_tell is, in floating-point operations of
+// products of matrices, so that the time is estimated before any work is done: by what the machine
+// does with a small product now.
+void nb_jobs_pace(struct nb_work *work, double operations);
 // Tells how far the job is; from now and then on, however often it is called.
 void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_t total);
 

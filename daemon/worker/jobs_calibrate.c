@@ -252,8 +252,23 @@ uint64_t nb_jobs_calibrate_load(const struct nb_jobs_calibration *c, uint64_t by
     return (uint64_t)((double)bytes * LOAD * c->sampling.samples * c->sampling.length);
 }
 
+// Of a run's token: a product and a sum for each weight, but for the embedding's.
+static double operations(const struct nb_source *s)
+{
+    const char embedding[] = "token_embd.weight";
+    const uint32_t without =
+        nb_source_find(s, (struct nb_str){embedding, sizeof(embedding) - 1});
+    double weights = 0;
+    for (uint32_t i = 0; i < s->n_tensors; i++)
+        if (s->tensors[i].n_dims > 1 && i != without)
+            weights += (double)nb_source_rows(&s->tensors[i]) * (double)s->tensors[i].dims[0];
+    return 2 * weights;
+}
+
 void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64_t after)
 {
+    if (c->imatrix < 0)
+        nb_jobs_pace(c->work, operations(c->source) / ((double)size * LOAD));
     c->bytes = after;
     c->load = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
     c->writing = c->n_texts ? 0 : c->load;

@@ -21,7 +21,7 @@
 
 #define REPORT_ROOM (1u << 20) // bytes that the report and the journal may take
 #define TUNING      6          // and a token of tuning
-#define FEEDBACK    4          // what error feedback takes, in times of its calibration's run
+#define FEEDBACK    3          // what error feedback takes, in times of its calibration's run
 
 enum { MODEL, REPORT, IMATRIX }; // results
 

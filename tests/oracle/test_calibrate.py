@@ -216,6 +216,17 @@ class Calibrate(unittest.TestCase):
                 self.kill({"to": "Q4_0", "method": method, "calibration": {"samples": 40, "length": 32},
                            "tune": {"tokens": 2048, "batch": 256, "layer_steps": 2, "code": 3e-4}, "activations": {"scheme": "static"}})
 
+    def test_estimate(self):
+        """The time that is left is told before any of it has passed."""
+        client = self.daemon.client()
+        self.addCleanup(client.close)
+        recipe = {"to": "Q4_0", "method": "tune", "calibration": {"samples": 40, "length": 32}, "tune": {"tokens": 4096, "batch": 256}}
+        job = client.start_job(recipe, self.model, self.text, kind="weighted", names=["model.gguf", "calibration/text.txt"])
+        row = harness.until(lambda: (lambda row: row.total and row)(client.job(job)), "its first word")
+        self.assertEqual(row.state, b"running")
+        self.assertLess(row.eta_ms, 2 ** 64 - 1)
+        client.wait_job(job)
+
     def test_tuning(self):
         """Tuned or left as it was, as held-out windows of the same text say; the file is one that llama.cpp loads."""
         recipe = self.path / "tune.json"
