@@ -7,7 +7,9 @@ NAME is Q4_1 or Q4_0 (SmolLM2-135M), or a shape of shapes.py; without it the fir
 
 Nibble is measured as a client sees it, through daemon and channel (`nibble bench`), at the tiers
 fast and balanced; llama.cpp in this process through its own API, without sampling. Prefill of 512,
-decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble out.
+decode of 64 after 16, the same by eight clients at once. --alone leaves Nibble out. Last stands
+which share of the memory's bandwidth, measured in turns with the rest, reading the weights of each
+decoded token takes: of experts those that a token chooses.
 
 --vulkan: both on Mesa's CPU driver; prefill of 128, decode of 16 after 1, one
 client. llama.cpp's own variables (GGML_VK_DISABLE_F16=1 ...) reach it.
@@ -32,6 +34,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent / "oracle")]
 if "--vulkan" in sys.argv:
     import vulkan
     vulkan.enter()
+
+import gguf  # noqa: E402
 
 import llama  # noqa: E402
 import shapes  # noqa: E402
@@ -83,16 +87,32 @@ class Nibble:
         self.folder.cleanup()
 
 
+def bytes_of_a_token(path):
+    """That a decode reads of the file's weights."""
+    reader = gguf.GGUFReader(path)
+    sizes = {t.name: int(t.n_bytes) for t in reader.tensors}
+    field = lambda key: next((f.contents() for name, f in reader.fields.items() if name.endswith(key)), 1)
+    chosen = field(".expert_used_count") / field(".expert_count")
+    if "output.weight" in sizes:  # else the embedding is the head
+        del sizes["token_embd.weight"]
+    return sum(n * (chosen if "_exps." in name else 1) for name, n in sizes.items())
+
+
+def bandwidth(build):
+    return float(subprocess.run([build / "tests" / "support" / "bandwidth", "2"], check=True, stdout=subprocess.PIPE).stdout)
+
+
 def processor_time():
     """(what the host gave to others, all) of every processor since the start, in ticks."""
     ticks = [int(word) for word in open("/proc/stat").readline().split()[1:9]]
     return ticks[7], sum(ticks)
 
 
-def rounds(path, nibble, device, runs):
+def rounds(path, nibble, device, runs, build):
     """{who: [a result for each round]}: one of each in turn, so that noise falls on all alike."""
     peer = Peer(path, **SIZES[device])
     found = {"llama.cpp": [], **({tier: [] for tier in TIERS} if nibble else {})}
+    speeds = []
     for tier in TIERS if nibble else []:
         nibble.load(path, tier)
     peer.measure(0)  # its first run pays for page faults
@@ -100,10 +120,11 @@ def rounds(path, nibble, device, runs):
         found["llama.cpp"].append(peer.measure(seed))
         for tier in TIERS if nibble else []:
             found[tier].append(nibble.measure(tier))
+        speeds.append(bandwidth(build))
     for tier in TIERS if nibble else []:
         nibble.unload(tier)
     peer.close()
-    return found
+    return found, statistics.median(speeds)
 
 
 def medians(results, metrics):
@@ -141,9 +162,14 @@ def main():
         everything = {}
         for name in [options.only] if options.only else USUAL:
             stolen, ticks = processor_time()
-            everything[name] = rounds(FILES[name](), nibble, device, options.runs)
+            path = FILES[name]()
+            everything[name], speed = rounds(path, nibble, device, options.runs, options.build.resolve())
             if not options.json:
                 table(name, everything[name])
+                read = bytes_of_a_token(path)
+                print(f"a token reads {read / 1e6:.1f} MB of weights; memory gives {speed:.1f} GB/s: " + ", ".join(
+                    f"{who} {100 * read * medians(r, ['decode_tps'])['decode_tps'] / speed / 1e9:.0f} %"
+                    for who, r in everything[name].items()))
                 stolen, ticks = (now - then for now, then in zip(processor_time(), (stolen, ticks)))
                 print(f"the host took {100 * stolen / ticks:.1f} % of the processors' time", flush=True)
         if options.json:
