@@ -256,8 +256,7 @@ uint64_t nb_jobs_calibrate_load(const struct nb_jobs_calibration *c, uint64_t by
 static double operations(const struct nb_source *s)
 {
     const char embedding[] = "token_embd.weight";
-    const uint32_t without =
-        nb_source_find(s, (struct nb_str){embedding, sizeof(embedding) - 1});
+    const uint32_t without = nb_source_find(s, (struct nb_str){embedding, sizeof(embedding) - 1});
     double weights = 0;
     for (uint32_t i = 0; i < s->n_tensors; i++)
         if (s->tensors[i].n_dims > 1 && i != without)

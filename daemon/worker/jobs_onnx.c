@@ -14,10 +14,22 @@
 
 enum { MODEL, REPORT }; // results
 
-static bool is_one_of(const json_t *value, const char *a, const char *b)
+static bool is(const json_t *value, const char *text)
 {
-    const char *text = json_string_value(value);
-    return text && (!strcmp(text, a) || !strcmp(text, b));
+    return json_is_string(value) && !strcmp(json_string_value(value), text);
+}
+
+// False: there is no such word.
+static bool read_scale(const json_t *word, enum nb_input_scale *ret)
+{
+    static const char *const words[] = {
+        [NB_INPUT_BLOCK] = "float", [NB_INPUT_ROW] = "dynamic", [NB_INPUT_FIXED] = "static"};
+    for (unsigned i = 0; word && i < sizeof(words) / sizeof(words[0]); i++)
+        if (is(word, words[i])) {
+            *ret = (enum nb_input_scale)i;
+            return true;
+        }
+    return !word;
 }
 
 static int read_recipe(const char *text, size_t len, struct nb_onnx_options *ret,
@@ -30,23 +42,21 @@ static int read_recipe(const char *text, size_t len, struct nb_onnx_options *ret
     const bool whole = !layer || (json_is_integer(layer) && json_integer_value(layer) >= 0 &&
                                   json_integer_value(layer) < NB_ONNX_ENCODER);
     const bool fits = json_object_size(root) == 1 + (inputs != NULL) + (size_t)(layer != NULL) &&
-                      is_one_of(to, "INT8", "F32") && whole &&
-                      (!inputs || is_one_of(inputs, "dynamic", "float"));
+                      (is(to, "INT8") || is(to, "F32")) && whole && read_scale(inputs, &ret->scale);
     if (fits) {
         ret->layer = layer ? (uint32_t)json_integer_value(layer) : NB_ONNX_ENCODER;
-        ret->int8 = is_one_of(to, "INT8", "INT8");
-        ret->dynamic = inputs && is_one_of(inputs, "dynamic", "dynamic");
+        ret->int8 = is(to, "INT8");
     }
     json_decref(root);
     return fits ? 0
                 : nb_fail(e, -EINVAL,
                           "a graph's recipe has \"to\" (INT8 or F32), and perhaps \"layer\" and "
-                          "\"activations\" (dynamic or float)");
+                          "\"activations\" (dynamic, static or float)");
 }
 
 int nb_jobs_onnx_check(const char *recipe, size_t len, struct nb_error *e)
 {
-    struct nb_onnx_options options;
+    struct nb_onnx_options options = {0};
     return read_recipe(recipe, len, &options, e);
 }
 
@@ -65,6 +75,20 @@ static int open_image(const struct nb_work *work, struct nb_image **ret, struct 
     if (fd >= 0)
         close(fd);
     return rc < 0 ? rc : 0;
+}
+
+// The ranges that static inputs have in the model's file.
+static int find_ranges(const struct nb_plan *plan, const struct nb_image *image,
+                       struct nb_onnx_options *options, struct nb_error *e)
+{
+    if (options->scale != NB_INPUT_FIXED)
+        return 0;
+    int rc = nb_inputs_read(nb_image_metadata(image), plan->n_matrices, &options->inputs, e);
+    if (rc == 0 && options->inputs.scale != NB_INPUT_FIXED)
+        rc = nb_fail(e, -EINVAL,
+                     "the model has no ranges of inputs: compress it first with --to int8-channel "
+                     "--activations static, and write the graph of the result");
+    return rc;
 }
 
 static int write_all(int fd, const char *data, size_t len, struct nb_error *e)
@@ -100,7 +124,7 @@ static int write_report(const struct nb_work *work, const struct nb_onnx_options
 int nb_jobs_onnx(struct nb_work *work, struct nb_error *e)
 {
     const struct nb_plan_options exact = {.precision = NB_PRECISION_EXACT, .kv_type = NB_KV_F32};
-    struct nb_onnx_options options;
+    struct nb_onnx_options options = {0};
     struct nb_image *image = NULL;
     struct nb_plan *plan = NULL;
     void *data = NULL;
@@ -110,6 +134,8 @@ int nb_jobs_onnx(struct nb_work *work, struct nb_error *e)
         rc = open_image(work, &image, e);
     if (rc == 0)
         rc = nb_plan_create(image, &exact, &plan, e);
+    if (rc == 0)
+        rc = find_ranges(plan, image, &options, e);
     if (rc == 0)
         rc = nb_onnx_export(plan, &options, &data, &len, e);
     if (rc == 0)

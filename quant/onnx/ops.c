@@ -62,6 +62,24 @@ static struct nb_ref by_its_range(struct nb_onnx *o, struct nb_ref x)
     return nb_onnx_3(o, "DequantizeLinear", codes, more[0], more[1]);
 }
 
+// The input as codes of the range that calibration has fixed, and back; of none, by its own.
+static int by_fixed_range(struct nb_onnx *o, const struct nb_matrix *w, struct nb_ref *x)
+{
+    const int8_t zero = 0;
+    float range;
+    if (nb_inputs_range(&o->options.inputs, w->name, &range) < 0)
+        return nb_fail(o->ret_error, -EINVAL, "the file has no range of the inputs of %.*s",
+                       (int)w->name.len, w->name.data);
+    if (range == 0) {
+        *x = by_its_range(o, *x);
+        return 0;
+    }
+    const struct nb_ref scale = nb_onnx_real(o, range / 127);
+    const struct nb_ref at = nb_onnx_constant(o->g, NB_ONNX_INT8, NULL, 0, &zero, sizeof(zero));
+    *x = nb_onnx_3(o, "DequantizeLinear", nb_onnx_3(o, "QuantizeLinear", *x, scale, at), scale, at);
+    return 0;
+}
+
 static int linear(struct nb_onnx *o, const struct nb_op *op)
 {
     const struct nb_packed *w = &op->w->packed;
@@ -75,8 +93,10 @@ static int linear(struct nb_onnx *o, const struct nb_op *op)
     free(floats);
     if (rc < 0)
         return nb_fail(o->ret_error, rc, "no memory for a matrix");
-    if (o->options.dynamic)
+    if (o->options.scale == NB_INPUT_ROW)
         x = by_its_range(o, x);
+    else if (o->options.scale == NB_INPUT_FIXED && (rc = by_fixed_range(o, op->w, &x)) < 0)
+        return rc;
     struct nb_ref y = nb_onnx_2(o, "MatMul", x, matrix);
     if (op->bias)
         y = nb_onnx_2(o, "Add", y, nb_onnx_floats(o, op->bias, 0, w->rows));

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unittest
 
+import gguf
 import numpy as np
 import onnxruntime
 
@@ -21,6 +22,7 @@ import harness
 NIBBLE, = sys.argv[1:]
 MINILM = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nibble/models/all-MiniLM-L6-v2"
 ROWS = 21
+TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
 # Of the largest: floats, int8 weights, int8 weights with inputs of their own range. Random models of a few dozen columns
 # have coarse channels.
 BOUNDS = {(): 1e-5, ("INT8",): 0.03, ("INT8", "dynamic"): 0.05}
@@ -36,7 +38,7 @@ def operators(path):
     """How often each op of our graphs stands in a file."""
     data = path.read_bytes()
     return {op: data.count(b"\x22" + bytes([len(op)]) + op.encode()) for op in
-            ("DequantizeLinear", "DynamicQuantizeLinear", "MatMul")}
+            ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMul")}
 
 
 class Onnx(unittest.TestCase):
@@ -75,7 +77,7 @@ class Onnx(unittest.TestCase):
                     self.near(run(out, hidden_states=x) - x, wanted - x, how, family)
                     matrices = 4 if family == "phi3" else 7
                     self.assertEqual(operators(out), {
-                        "DequantizeLinear": matrices * len(how), "MatMul": matrices + 2,
+                        "QuantizeLinear": 0, "DequantizeLinear": matrices * len(how), "MatMul": matrices + 2,
                         "DynamicQuantizeLinear": matrices * (len(how) > 1)})
 
     def test_encoder(self):
@@ -86,6 +88,38 @@ class Onnx(unittest.TestCase):
         for how in BOUNDS:
             with self.subTest(str(how)):
                 self.near(run(self.export(folder, how), input_ids=ids), wanted, how, "bert")
+
+    def static(self, source):
+        """The graph of the file that a compression with fixed ranges made, and how many ranges it has."""
+        text, out = self.path / "text", self.path / "static.gguf"
+        text.write_text(TEXT)
+        done = self.nibble("compress", source, "-o", out, "--force", "--to", "int8-channel", "--else", "F16", "--activations",
+                           "static", "--calibration", text, "--samples", "9", "--length", "40")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return out, sum(r > 0 for r in gguf.GGUFReader(out).fields["nibble.activations.ranges"].contents())
+
+    def test_static(self):
+        config, weights = folders.FAMILIES["llama"](11, "F32")
+        folder = folders.write(self.path / "llama-static", config, weights, "F32")
+        source, ranges = self.static(folder)
+        x = np.random.default_rng(7).normal(0, 1, (ROWS, config["hidden_size"])).astype(np.float32)
+        wanted = folders_numpy.Decoder(config, weights).layer(1, x.astype(np.float64), False)
+        graph = self.export(source, ("INT8", "static"), "--layer", 1)
+        self.near(run(graph, hidden_states=x) - x, wanted - x, ("INT8", "dynamic"), "llama, fixed ranges")
+        found = operators(graph)
+        self.assertEqual(found["QuantizeLinear"] + found["DynamicQuantizeLinear"], 7)
+        self.assertGreater(found["QuantizeLinear"], 0)
+
+    def test_minilm_static(self):
+        ids = np.array([101, 1996, 2712, 2001, 5475, 1998, 6343, 3764, 1997, 1996, 4040, 102])
+        a = run(self.export(MINILM, ()), input_ids=ids).mean(axis=0)
+        source, ranges = self.static(MINILM)
+        graph = self.export(source, ("INT8", "static"))
+        self.assertEqual(operators(graph)["QuantizeLinear"], ranges)
+        b = run(graph, input_ids=ids).mean(axis=0)
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        print(f"MiniLM INT8 static, {ranges} ranges: cosine {cosine:.5f}", flush=True)
+        self.assertGreater(cosine, 0.98)
 
     def test_minilm(self):
         ids = np.array([101, 1996, 2712, 2001, 5475, 1998, 6343, 3764, 1997, 1996, 4040, 102])
@@ -103,7 +137,8 @@ class Onnx(unittest.TestCase):
         for source, words, says in (
                 (llama, (), "the model is no encoder: --layer N"), (llama, ("--layer", 2), "the layers 0 to 1, not 2"),
                 (bert, ("--layer", 0), "an encoder is written whole"), (experts, ("--layer", 0), 'the op "route" in layer 0'),
-                (bert, ("--activations", "static"), "dynamic or float"), (bert, ("--else", "F16"), "alone")):
+                (bert, ("--activations", "static"), "no ranges of inputs: compress it first"),
+                (bert, ("--activations", "block"), "dynamic, static or float"), (bert, ("--else", "F16"), "alone")):
             with self.subTest(says):
                 done = self.nibble("compress", source, "-o", self.path / "x.onnx", "--format", "onnx", "--to", "F32", *words)
                 self.assertNotEqual(done.returncode, 0)

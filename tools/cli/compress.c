@@ -143,7 +143,9 @@ static int targets(const struct compress *c)
 static bool calibrates(const struct compress *c)
 {
     const bool ranges = c->activations && !strcmp(c->activations, "static");
-    return c->calibration.n || ((c->method || c->fold || targets(c) || ranges) && !c->imatrix);
+    const bool graph = c->format && !strcmp(c->format, "onnx"); // which has the ranges of its file
+    return c->calibration.n ||
+           ((c->method || c->fold || targets(c) || (ranges && !graph)) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
@@ -151,7 +153,7 @@ static int check_format(struct compress *c)
 {
     const bool graph = c->format && !strcmp(c->format, "onnx");
     const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold ||
-                      c->calibration.n || c->imatrix || targets(c);
+                      c->calibration.n || c->imatrix || c->range || c->spread >= 0 || targets(c);
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
     if (status == CLI_OK && folder && (more || c->activations))
@@ -274,7 +276,7 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"length", 0, OPTION_UINT(8, 8192), &c.length, "L", "tokens of a window (256)"},
         {"activations", 0, OPTION_STRING, &c.activations, "S",
          "inputs as int8 codes under one scale for a row (dynamic) or for good (static); of a "
-         "graph dynamic, or float (its default)"},
+         "graph also float (its default), and static has the ranges of the model's file"},
         {"range", 0, OPTION_STRING, &c.range, "R",
          "of static ones: mse (default), minmax, or so many per cent of the magnitudes, as 99.99"},
         {"spread", 0, OPTION_FLOAT(0, 1e9), &c.spread, "N",
