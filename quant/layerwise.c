@@ -14,6 +14,7 @@
 
 #define STR(s) (int)(s).len, (s).data
 #define LANES  16 // columns of sums come in so many
+#define NOISE  20 // tokens for a column at which half of a correction is the tokens' own noise
 
 // A calibration's rows in one of the two models: of each batch the state where the walk is.
 struct stream {
@@ -272,6 +273,16 @@ static int fail_encode(const struct walk *k, const struct target *t, int rc)
                    STR(t->w->name), nb_type_name(t->type));
 }
 
+// The correction is a regression, with an unknown for each column, and what it learns of the
+// tokens' noise is wrong on other text. So it is shrunk, the more the fewer tokens there are for a
+// column (docs/numbers.md has what other shares leave).
+static float mismatch(const struct walk *k, uint32_t cols)
+{
+    const struct nb_windows *w = nb_calibration_windows(k->how->calibration);
+    const float tokens = (float)w->n * (float)w->length;
+    return k->how->mismatch >= 0 ? k->how->mismatch : tokens / (tokens + NOISE * (float)cols);
+}
+
 static int encode_expert(struct walk *k, const struct target *t, const struct sums *s,
                          const struct nb_factor *factor, uint32_t expert)
 {
@@ -282,9 +293,9 @@ static int encode_expert(struct walk *k, const struct target *t, const struct su
                           .passes = k->how->passes,
                           .hessian = s->hessian,
                           .cross = s->cross,
-                          .mismatch = s->cross ? k->how->mismatch : 0};
+                          .mismatch = s->cross ? mismatch(k, w->cols) : 0};
     double *residual = NULL;
-    int rc = s->cross && k->how->mismatch > 0 ? sum_residual(k, w, &residual) : 0;
+    int rc = how.mismatch > 0 ? sum_residual(k, w, &residual) : 0;
     how.residual = residual;
     if (rc == 0) {
         rc = nb_gptq_encode(&how, k->how->team, t->floats + expert * floats, w->rows, w->cols,

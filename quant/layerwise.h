@@ -21,7 +21,8 @@ struct nb_layerwise {
     struct nb_compress *compress;           // begun
     const struct nb_importance *importance; // of an embedding, which is rounded first
     struct nb_team *team;
-    float damping, mismatch; // as of nb_factor_options and nb_gptq
+    float damping;  // as of nb_factor_options
+    float mismatch; // as of nb_gptq; below 0: by how many tokens there are for a matrix's columns
     uint32_t passes;
     // A site is done; `done` of `total` sites. A negative return ends the work.
     int (*progress)(void *user, uint32_t done, uint32_t total);

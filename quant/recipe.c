@@ -246,8 +246,9 @@ static int read_gptq(struct nb_recipe *r, const json_t *object, struct nb_error 
     f->damping = damping ? (float)json_number_value(damping) : f->damping;
     f->mismatch = mismatch ? (float)json_number_value(mismatch) : f->mismatch;
     f->passes = passes ? (uint32_t)json_integer_value(passes) : f->passes;
-    if (!(f->damping >= 1e-6f && f->damping <= 1.0f) || !(f->mismatch >= 0 && f->mismatch <= 1) ||
-        f->passes > 16 || (passes && json_integer_value(passes) < 0))
+    if (!(f->damping >= 1e-6f && f->damping <= 1.0f) ||
+        (mismatch && !(f->mismatch >= 0 && f->mismatch <= 1)) || f->passes > 16 ||
+        (passes && json_integer_value(passes) < 0))
         return nb_fail(
             ret_error, -EINVAL,
             "the recipe's \"gptq\": \"damping\" is from 0.000001 to 1, \"mismatch\" from "
@@ -511,7 +512,7 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     if (!r)
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
     r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
-    r->feedback = (struct nb_feedback_plan){false, 0.01f, 1.0f, 2};
+    r->feedback = (struct nb_feedback_plan){false, 0.03f, -1.0f, 2};
     // What gains after error feedback (docs/numbers.md): higher rates, and codes that flip, undo
     // what it has fitted. Each layer by itself is fitted already.
     r->tuning = (struct nb_tuning_plan){.batch = 1024, .scale_rate = 2e-4f, .vector_rate = 2e-4f};

@@ -1,7 +1,7 @@
 // What a compression makes of a model: the type of each tensor. Read from JSON, which is anyone's:
 //   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
 //    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
-//    "method": "gptq", "gptq": {"damping": 0.01, "mismatch": 1, "passes": 2},
+//    "method": "gptq", "gptq": {"damping": 0.03, "mismatch": 0.7, "passes": 2},
 //    "fold": ["awq", "permute"],
 //    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 0,
 //             "code": 0, "scale": 0.0002, "vector": 0.0002},
