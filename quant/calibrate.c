@@ -11,7 +11,8 @@
 #include "quant/written.h"
 #include "tensor/image.h"
 
-#define ROWS 2048 // of a batch, or one window where that is longer
+#define ROWS      2048 // of a batch, or one window where that is longer
+#define HEAD_ROWS 8192 // of the head's Hessian, about
 
 struct nb_calibration {
     struct nb_image *image;
@@ -22,8 +23,8 @@ struct nb_calibration {
     uint32_t batch; // windows of one
     struct nb_grad_sequence *sequences;
     float *x, *next, *state; // of a batch: before and behind a layer, and at the head
-    double *head;            // the Hessian of the head's inputs,
-    uint32_t head_end;       // of the windows before this one
+    double *head;            // the Hessian of the head's inputs
+    bool has_head;           // it is whole
     // While it runs
     bool sees;
     struct nb_column_stats **stats; // of the float engine's matrices; NULL: it is none
@@ -226,18 +227,40 @@ static int find_stats(struct nb_calibration *c, struct nb_importance *s)
     return rc;
 }
 
+int nb_calibration_sums(struct nb_calibration *c, struct nb_importance *s,
+                        struct nb_error *ret_error)
+{
+    int rc = find_stats(c, s);
+    return rc < 0 ? nb_fail(ret_error, rc, "the sums of the model's matrices: %s", strerror(-rc))
+                  : 0;
+}
+
+void nb_calibration_take(struct nb_calibration *c, const struct nb_grad_tensor *w, uint32_t expert,
+                         const float *x, size_t stride, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        nb_column_stats_take(c->stats[w->matrix - c->plan->matrices], expert, x + i * stride);
+}
+
 static void on_input(void *user, const struct nb_grad_tensor *w, uint32_t expert, const float *x,
                      size_t stride, uint32_t n)
 {
     struct nb_calibration *c = user;
-    for (uint32_t i = 0; i < n; i++)
-        nb_column_stats_take(c->stats[w->matrix - c->plan->matrices], expert, x + i * stride);
+    nb_calibration_take(c, w, expert, x, stride, n);
     struct nb_input_range *r = c->ranges ? nb_ranges_find(c->ranges, w->name) : NULL;
     for (uint32_t i = 0; r && i < n; i++)
         nb_input_range_take(r, x + i * stride, w->cols);
 }
 
-// What a batch's last matrix reads: its sums, and its Hessian where the windows come in a row.
+// Windows from one batch of the head's Hessian to the next.
+static uint32_t head_stride(const struct nb_calibration *c)
+{
+    const uint32_t some = HEAD_ROWS / (c->batch * c->windows.length);
+    const uint32_t wanted = some ? some : 1;
+    return c->batch * ((nb_calibration_batches(c) + wanted - 1) / wanted);
+}
+
+// What a batch's last matrix reads: its sums, and its Hessian.
 static int run_head(struct nb_calibration *c, uint32_t first)
 {
     const uint32_t head = c->plan->hp.n_layers;
@@ -251,9 +274,8 @@ static int run_head(struct nb_calibration *c, uint32_t first)
     const struct nb_grad_rows r = nb_grad_site_input(c->grad, head, 0, 0, c->state);
     for (uint32_t i = 0; i < n && c->sees; i++)
         on_input(c, w[i], 0, r.x, r.stride, r.n);
-    if (first != c->head_end || r.stride != c->plan->hp.embedding)
+    if (first % head_stride(c) || r.stride != c->plan->hp.embedding)
         return 0;
-    c->head_end += windows_from(c, first);
     return nb_hessian_add(c->team, c->head, r.x, r.n, c->plan->hp.embedding);
 }
 
@@ -274,21 +296,23 @@ static int run_batch(struct nb_calibration *c, uint32_t first, struct nb_error *
     return rc < 0 ? nb_fail(e, rc, "no memory for the calibration's batches") : 0;
 }
 
-int nb_calibration_head(struct nb_calibration *c, const double **ret, struct nb_error *ret_error)
+static void begin_head(struct nb_calibration *c)
 {
     const size_t n = c->plan->hp.embedding;
-    int rc = 0;
-    *ret = NULL;
-    if (!c->state)
-        return 0;
-    if (c->head_end < c->windows.n) {
+    if (c->state)
         memset(c->head, 0, n * n * sizeof(*c->head));
-        c->head_end = 0;
-    }
-    for (uint32_t i = c->head_end; i < c->windows.n && rc == 0; i += windows_from(c, i))
+}
+
+int nb_calibration_head(struct nb_calibration *c, const double **ret, struct nb_error *ret_error)
+{
+    int rc = 0;
+    if (!c->has_head)
+        begin_head(c);
+    for (uint32_t i = 0; c->state && !c->has_head && i < c->windows.n && rc == 0;
+         i += head_stride(c))
         rc = run_batch(c, i, ret_error);
-    if (rc == 0 && c->head_end == c->windows.n)
-        *ret = c->head;
+    c->has_head = c->has_head || rc == 0;
+    *ret = c->state && rc == 0 ? c->head : NULL;
     return rc;
 }
 
@@ -310,11 +334,13 @@ int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_import
                        int (*after)(void *user, uint32_t done), void *user,
                        struct nb_error *ret_error)
 {
-    int rc = find_stats(c, s);
-    if (rc == 0)
-        rc = make_ranges(c);
+    const bool whole = done == 0;
+    int rc = nb_calibration_sums(c, s, ret_error);
+    if (rc == 0 && (rc = make_ranges(c)) < 0)
+        nb_fail(ret_error, rc, "no memory for the ranges of inputs");
     if (rc < 0)
-        return nb_fail(ret_error, rc, "the sums of the model's matrices: %s", strerror(-rc));
+        return rc;
+    begin_head(c);
     nb_grad_see(c->grad, on_input, c);
     c->sees = true;
     while (done < c->windows.n && rc == 0) {
@@ -326,5 +352,6 @@ int nb_calibration_run(struct nb_calibration *c, uint32_t done, struct nb_import
     }
     nb_grad_see(c->grad, NULL, NULL);
     c->sees = false;
+    c->has_head = whole && rc == 0;
     return rc;
 }

@@ -135,6 +135,24 @@ static void copy_rows(const struct nb_grad_rows *r, uint32_t cols, float *to)
         memcpy(to + (size_t)i * cols, r->x + i * r->stride, cols * sizeof(*to));
 }
 
+// The float model's inputs at the site, for the importance of its matrices' columns.
+static int learn_inputs(struct walk *k)
+{
+    struct nb_grad_tensor *w[NB_GRAD_SITE];
+    const uint32_t n = nb_grad_site_matrices(k->g, k->layer, k->site, w);
+    int rc = 0;
+    for (uint32_t i = 0; k->how->learnt && i < k->n_batches && rc == 0; i++) {
+        rc = take_batch(k, i);
+        for (uint32_t j = 0; j < n && rc == 0; j++)
+            for (uint32_t e = 0; e < w[j]->experts; e++) {
+                const struct nb_grad_rows x =
+                    nb_grad_site_input(k->g, k->layer, k->site, e, k->was.batches[i]);
+                nb_calibration_take(k->how->calibration, w[j], e, x.x, x.stride, x.n);
+            }
+    }
+    return rc;
+}
+
 // Of rows that both models have: of experts each model chooses for itself, and there are no pairs.
 static int sum_inputs(struct walk *k, uint32_t expert, struct sums *s)
 {
@@ -514,6 +532,8 @@ static int do_layer(struct walk *k)
     for (k->site = 0; k->site < sites && rc == 0; k->site++) {
         rc = run_stage(k, k->site);
         if (rc == 0)
+            rc = learn_inputs(k);
+        if (rc == 0)
             rc = do_site(k);
     }
     if (rc == 0 && k->layer + 1 < k->n_layers)
@@ -532,7 +552,10 @@ static int do_layers(struct walk *k)
         return no_memory(k);
     for (uint32_t i = 0; i < k->n_layers; i++)
         k->total += nb_grad_sites(k->g, i);
-    int rc = begin(k);
+    int rc =
+        k->how->learnt ? nb_calibration_sums(k->how->calibration, k->how->learnt, k->error) : 0;
+    if (rc == 0)
+        rc = begin(k);
     for (k->layer = 0; k->layer < k->n_layers && rc == 0; k->layer++)
         rc = do_layer(k);
     return rc;

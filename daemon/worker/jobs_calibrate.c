@@ -244,7 +244,7 @@ int nb_jobs_calibrate_run(struct nb_jobs_calibration *c, struct nb_journal *jour
     c->coming = NULL;
     if (c->imatrix >= 0)
         return nb_imatrix_read(c->imatrix, &c->importance, ret_error);
-    return c->done < c->sampling.samples ? measure(c, ret_error) : 0;
+    return c->done < c->sampling.samples && !c->by_the_way ? measure(c, ret_error) : 0;
 }
 
 uint64_t nb_jobs_calibrate_load(const struct nb_jobs_calibration *c, uint64_t bytes)
@@ -269,9 +269,10 @@ void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64
     if (c->imatrix < 0)
         nb_jobs_pace(c->work, operations(c->source) / ((double)size * LOAD));
     c->bytes = after;
-    c->load = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
-    c->writing = c->n_texts ? 0 : c->load;
-    c->folding = c->fold.methods ? c->load : 0; // about as much work
+    const uint64_t run = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
+    c->load = c->by_the_way ? 0 : run;
+    c->writing = c->n_texts ? 0 : run; // about as much work, as a fold is
+    c->folding = c->fold.methods ? run : 0;
 }
 
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c)

@@ -141,16 +141,18 @@ static int feed_back(struct job *k)
 {
     const struct nb_feedback_plan plan = nb_recipe_feedback(k->recipe);
     int rc = plan.on ? nb_jobs_calibrate_open(k->calibration, k->error) : 0;
-    const struct nb_layerwise how = {.source = k->source,
-                                     .calibration = k->calibration->open,
-                                     .compress = k->c,
-                                     .importance = &k->calibration->importance,
-                                     .team = k->work->team,
-                                     .damping = plan.damping,
-                                     .mismatch = plan.mismatch,
-                                     .passes = plan.passes,
-                                     .progress = on_feedback,
-                                     .user = k};
+    const struct nb_layerwise how = {
+        .source = k->source,
+        .calibration = k->calibration->open,
+        .compress = k->c,
+        .importance = &k->calibration->importance,
+        .learnt = k->calibration->by_the_way ? &k->calibration->importance : NULL,
+        .team = k->work->team,
+        .damping = plan.damping,
+        .mismatch = plan.mismatch,
+        .passes = plan.passes,
+        .progress = on_feedback,
+        .user = k};
     return rc == 0 && plan.on ? nb_layerwise_run(&how, k->error) : rc;
 }
 
@@ -357,6 +359,7 @@ static int check_text(const struct nb_recipe *recipe, const struct given *g, str
 static int compress_calibrated(struct nb_work *work, struct nb_source *source,
                                struct nb_recipe *recipe, const struct given *g, struct nb_error *e)
 {
+    const bool ranges = nb_recipe_activations(recipe).scale == NB_INPUT_FIXED;
     struct nb_jobs_calibration calibration = {.work = work,
                                               .source = source,
                                               .texts = g->texts,
@@ -364,8 +367,9 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
                                               .imatrix = g->imatrix,
                                               .sampling = nb_recipe_calibration(recipe),
                                               .fold = {.methods = nb_recipe_folds(recipe)},
-                                              .sees_ranges = nb_recipe_activations(recipe).scale ==
-                                                             NB_INPUT_FIXED};
+                                              .sees_ranges = ranges};
+    calibration.by_the_way = nb_recipe_feedback(recipe).on && !nb_recipe_automatic(recipe) &&
+                             !nb_recipe_target(recipe)->kind && !ranges;
     struct nb_jobs_allocation allocation = {.calibration = &calibration, .recipe = recipe};
     struct nb_jobs_tuning tuning = {0};
     struct nb_jobs_auto automatic = {0};

@@ -84,6 +84,9 @@ class Calibrate(unittest.TestCase):
             self.assertEqual(kept[name + ".counts"].ravel(), [oracle.rows])
             worst = np.abs(kept[name + ".in_sum2"].ravel() / sums - 1).max()
             self.assertLess(worst, 1e-5, name)
+        # Error feedback measures it by the way.
+        _, fed = self.compress(self.model, "--to", "Q4_0", "--method", "gptq", "--calibration", self.text, *HOW)
+        self.assertEqual({name: x.tobytes() for name, x in fed.items()}, {name: x.tobytes() for name, x in kept.items()})
         # What was kept does what the text does; the errors that count are smaller than plain rounding's.
         again, _ = self.compress(self.model, "--to", "Q4_0", "--imatrix", (self.path / "kept.gguf").rename(self.path / "given.gguf"))
         self.assertEqual(again, compressed)
