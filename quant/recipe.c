@@ -324,6 +324,14 @@ static int read_effort(struct nb_recipe *r, const json_t *value, struct nb_error
     return nb_fail(ret_error, -EINVAL, "the recipe's \"effort\" is fast, normal or best");
 }
 
+// Windows to learn from, where the recipe does not say: more text is what gains most.
+static void choose_samples(struct nb_recipe *r)
+{
+    static const uint32_t windows[] = {128, 128, 512};
+    if (!r->calibration.samples)
+        r->calibration.samples = windows[r->target.effort];
+}
+
 // Windows for so many tokens, beside those of the calibration: what is judged, is judged on these.
 static void hold_out(struct nb_recipe *r)
 {
@@ -495,6 +503,7 @@ static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
         rc = read_key(r, json_object_iter_key(at), json_object_iter_value(at), ret_error);
     if (rc == 0)
         rc = check_target(r, ret_error);
+    choose_samples(r);
     hold_out(r);
     if (rc == 0 && !r->to)
         rc = nb_fail(ret_error, -EINVAL,
@@ -511,7 +520,7 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     struct nb_recipe *r = calloc(1, sizeof(*r));
     if (!r)
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
-    r->calibration = (struct nb_sampling_plan){.samples = 128, .length = 256, .seed = 1};
+    r->calibration = (struct nb_sampling_plan){.length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.03f, -1.0f, 2};
     // What gains after error feedback (docs/numbers.md): higher rates, and codes that flip, undo
     // what it has fitted. Each layer by itself is fitted already.

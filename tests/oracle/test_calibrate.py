@@ -137,6 +137,7 @@ class Calibrate(unittest.TestCase):
 
     def test_refusals(self):
         self.refused(r"the calibration text has \d+ tokens, and 128 windows of 256 need 32768: give more", "--calibration", self.text)
+        self.refused(r"512 windows of 256 need 131072", "--calibration", self.text, "--effort", "best")
         self.refused("longer than the model's context of", "--calibration", self.text, "--samples", "1", "--length", "8192")
         bad = self.path / "bad.jsonl"
         bad.write_text('{"text": "good"}\n{"words": "bad"}\n')
