@@ -44,9 +44,9 @@ const struct nb_windows *nb_calibration_windows(const struct nb_calibration *c);
 const struct nb_windows *nb_calibration_held_out(const struct nb_calibration *c);
 // Gives its text away, for a calibration of another source; this one is to be closed then.
 void nb_calibration_give(struct nb_calibration *c, struct nb_calibration_text *ret);
-// The Hessian (quant/hessian.h) of what the head reads in the float model, on some windows of all of
-// the text: [embedding][embedding], which lives as long as `c`. Free after nb_calibration_run from
-// the first window on, else a run over these. NULL: there is no head. -errno with its line.
+// The Hessian (quant/hessian.h) of what the head reads in the float model, on some windows of all
+// of the text: [embedding][embedding], which lives as long as `c`. Free after nb_calibration_run
+// from the first window on, else a run over these. NULL: there is no head. -errno with its line.
 int nb_calibration_head(struct nb_calibration *c, const double **ret, struct nb_error *ret_error);
 // Batches of whole windows, from 0 on.
 uint32_t nb_calibration_batches(const struct nb_calibration *c);
@@ -54,9 +54,10 @@ uint32_t nb_calibration_batches(const struct nb_calibration *c);
 int nb_calibration_batch(struct nb_calibration *c, uint32_t batch, uint32_t *ret,
                          struct nb_error *ret_error);
 
-// What nb_calibration_run does with inputs, for who runs the batches himself and has no ranges: sums
-// of zero for all matrices of the plan in `s`, which stays until the end; and rows that a matrix is
-// multiplied by, in their order, as nb_grad_see_fn. -ENOMEM, -ESTALE, -EINVAL with its line.
+// What nb_calibration_run does with inputs, for who runs the batches himself and has no ranges:
+// sums of zero for all matrices of the plan in `s`, which stays until the end; and rows that a
+// matrix is multiplied by, in their order, as nb_grad_see_fn. -ENOMEM, -ESTALE, -EINVAL with its
+// line.
 int nb_calibration_sums(struct nb_calibration *c, struct nb_importance *s,
                         struct nb_error *ret_error);
 void nb_calibration_take(struct nb_calibration *c, const struct nb_grad_tensor *w, uint32_t expert,

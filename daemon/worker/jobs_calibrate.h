@@ -58,7 +58,7 @@ int nb_jobs_calibrate_judge(struct nb_jobs_calibration *c, int fd, uint32_t most
                             struct nb_error *ret_error);
 // As of nb_journal_open.
 int nb_jobs_calibrate_visit(void *user, uint32_t kind, const void *data, uint32_t bytes);
-// Measures what the journal does not tell of: then `importance` is whole, unless it is learnt by the
-// way.
+// Measures what the journal does not tell of: then `importance` is whole, unless it is learnt by
+// the way.
 int nb_jobs_calibrate_run(struct nb_jobs_calibration *c, struct nb_journal *journal,
                           struct nb_error *ret_error);

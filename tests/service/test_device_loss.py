@@ -210,8 +210,8 @@ class Full(Faulty):
     def test_in_a_step_the_worker_ends(self):
         self.load()
         until(self.daemon.kept, "the model's preparation, which goes on without memory")
-        alone = self.answer(self.stream())
-        process = self.in_decode()
+        alone = self.answer(self.stream(n=LONG))
+        process = self.in_decode(n=LONG)
         self.order(FULL, SUBMIT)
         self.assertEqual(self.answer(process), alone)
         self.assertEqual(self.restarts(), 1)
