@@ -75,11 +75,15 @@ static void put_target(const struct compress *c, json_t *recipe)
     json_decref(types);
 }
 
+static bool is_graph(const struct compress *c)
+{
+    return c->format && !strcmp(c->format, "onnx");
+}
+
 static void put_activations(const struct compress *c, json_t *recipe)
 {
     json_t *activations = json_object();
     char *end = NULL;
-    const bool graph = c->kind && !strcmp(c->kind, "onnx");
     const double percent = c->range ? strtod(c->range, &end) : 0;
     if (c->activations)
         json_object_set_new(activations, "scheme", json_string(c->activations));
@@ -93,7 +97,7 @@ static void put_activations(const struct compress *c, json_t *recipe)
         json_object_set_new(activations, "spread", json_real((double)c->spread));
     if (c->activations)
         json_object_set(recipe, "activations",
-                        graph ? json_object_get(activations, "scheme") : activations);
+                        is_graph(c) ? json_object_get(activations, "scheme") : activations);
     json_decref(activations);
 }
 
@@ -133,6 +137,12 @@ static int make_recipe(const struct compress *c, char **ret)
     return *ret ? CLI_OK : cli_error("--to, --else, --method, --fold and --recipe are UTF-8");
 }
 
+// Whether the ranges of inputs are fixed for good.
+static bool fixes_ranges(const struct compress *c)
+{
+    return c->activations && !strcmp(c->activations, "static");
+}
+
 static int targets(const struct compress *c)
 {
     return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
@@ -142,16 +152,14 @@ static int targets(const struct compress *c)
 // the model's own.
 static bool calibrates(const struct compress *c)
 {
-    const bool ranges = c->activations && !strcmp(c->activations, "static");
-    const bool graph = c->format && !strcmp(c->format, "onnx"); // which has the ranges of its file
-    return c->calibration.n ||
-           ((c->method || c->fold || targets(c) || (ranges && !graph)) && !c->imatrix);
+    const bool ranges = fixes_ranges(c) && !is_graph(c); // which has those of its file
+    return c->calibration.n || ((c->method || c->fold || targets(c) || ranges) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
 static int check_format(struct compress *c)
 {
-    const bool graph = c->format && !strcmp(c->format, "onnx");
+    const bool graph = is_graph(c);
     const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold ||
                       c->calibration.n || c->imatrix || c->range || c->spread >= 0 || targets(c);
     bool folder = false;
@@ -182,7 +190,7 @@ static int check(const struct compress *c)
                                c->out);
     if (!c->detach && !c->out)
         return cli_usage_error("compress needs -o F.gguf, the file to write, or --detach");
-    if ((c->range || c->spread >= 0) && (!c->activations || strcmp(c->activations, "static") != 0))
+    if ((c->range || c->spread >= 0) && !fixes_ranges(c))
         return cli_usage_error("--range and --spread are of --activations static");
     if (c->imatrix && c->calibration.n)
         return cli_usage_error("either --calibration or --imatrix");
