@@ -95,6 +95,24 @@ class Context:
         ll.llama_free(self.handle)
 
 
+def tokens_of(path, text):
+    model = Model(path)
+    tokens = model.tokenize(text)
+    model.close()
+    return tokens
+
+
+def logits_of(path, tokens, threads=2):
+    """Of a file's model, at every one of these tokens (128 at most), with F32 KV."""
+    model = Model(path)
+    context = Context(model, 128, threads=threads, float_kv=True)
+    context.decode(tokens, range(len(tokens)), [0] * len(tokens), [True] * len(tokens))
+    found = context.logits(len(tokens))
+    context.close()
+    model.close()
+    return found
+
+
 def derived(name, ftype, source=None):
     """The path of the packaged model written in another type by llama.cpp, made when missing."""
     path = CACHE / "models" / name

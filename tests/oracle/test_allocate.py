@@ -24,11 +24,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
 import harness
 import llama
 from llama_numpy import Llama
+from measures import counted, divergence
 
 NIBBLE, MAKE_GGUF = sys.argv[1:3]
 SAMPLES, LENGTH = 9, 40
 HELD_OUT = 1536 // LENGTH  # at effort fast
-TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(150))
+TEXT = counted(150)
 TYPES = ["Q2_K", "IQ4_XS", "Q4_K", "Q6_K", "Q8_0"]
 TEXT_HOW = ("--samples", str(SAMPLES), "--length", str(LENGTH))
 HOW = (*TEXT_HOW, "--effort", "fast", *(w for name in TYPES for w in ("--type", name)))
@@ -40,11 +41,6 @@ def held_out(tokens):
     room = len(tokens) - LENGTH
     windows = [tokens[i * room // (n - 1):][:LENGTH] for i in range(n)]
     return [windows[(2 * i + 1) * n // (2 * HELD_OUT)] for i in range(HELD_OUT)]
-
-
-def log_softmax(x):
-    x = x - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
 class Allocate(unittest.TestCase):
@@ -60,7 +56,7 @@ class Allocate(unittest.TestCase):
         cls.windows = held_out(theirs.tokenize(TEXT))
         theirs.close()
         float_model = Llama(cls.model)
-        cls.reference = [log_softmax(float_model.logits(w)) for w in cls.windows]
+        cls.reference = [float_model.logits(w) for w in cls.windows]
 
     def nibble(self, *words):
         return subprocess.run([NIBBLE, *words, "--socket", self.daemon.runtime / "nibble.sock"], capture_output=True,
@@ -81,7 +77,7 @@ class Allocate(unittest.TestCase):
 
     def divergence(self, out):
         model = Llama(out)
-        each = [(np.exp(p) * (p - log_softmax(model.logits(w)))).sum(axis=1).mean() for p, w in zip(self.reference, self.windows)]
+        each = [divergence(exact, model.logits(w)) for exact, w in zip(self.reference, self.windows)]
         return np.mean(each), np.std(each, ddof=1) / len(each) ** 0.5
 
     def test_sizes(self):

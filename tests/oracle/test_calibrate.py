@@ -24,10 +24,11 @@ import families
 import harness
 import llama
 from llama_numpy import Llama, floats
+from measures import counted
 
 NIBBLE, MAKE_GGUF = sys.argv[1:3]
 SAMPLES, LENGTH = 9, 40
-TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
+TEXT = counted(60)
 HOW = ("--samples", str(SAMPLES), "--length", str(LENGTH))
 
 

@@ -27,6 +27,7 @@ import families
 import harness
 import libnibble as nb
 import llama
+from measures import log_softmax
 
 NIBBLE, LIBRARY = sys.argv[1:]
 CASE = families.Case("llama", "eval", families.size(57, 101, 4, 2, 18), families.UNTIED)
@@ -41,12 +42,6 @@ OTHER = "".join(chr(97 + (i * i + 7 * i) % 26) if i % 5 else " " for i in range(
 
 
 # --- Plain numpy
-
-def log_softmax(logits):
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-
 
 def of_mean(values):
     n = len(values)

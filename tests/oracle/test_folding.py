@@ -23,10 +23,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
 import families
 import harness
 import llama
+from measures import counted
 
 NIBBLE = sys.argv[1]
 BOUND = 1e-4  # of the largest logit
-TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
+TEXT = counted(60)
 HOW = ("--samples", "9", "--length", "40")
 WHOLE = families.size(64, 96, 4, 2, 16)  # blocks of 32
 EXPERTS = {"expert_feed_forward_length": 32}
@@ -34,14 +35,7 @@ EXPERTS = {"expert_feed_forward_length": 32}
 
 def logits(path):
     """On text of the kind that was learnt from."""
-    model = llama.Model(path)
-    tokens = model.tokenize(TEXT)[-105:]
-    context = llama.Context(model, 128, threads=1, float_kv=True)
-    context.decode(tokens, range(len(tokens)), [0] * len(tokens), [True] * len(tokens))
-    found = np.array(context.logits(len(tokens)))
-    context.close()
-    model.close()
-    return found
+    return llama.logits_of(path, llama.tokens_of(path, TEXT)[-105:], threads=1)
 
 
 class Folding(unittest.TestCase):

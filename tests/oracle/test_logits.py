@@ -18,6 +18,7 @@ import numpy as np
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import llama  # noqa: E402
+from measures import log_softmax  # noqa: E402
 
 WINDOW, WINDOWS = 512, 4
 DOMAINS = ["novel", "prose", "code"]
@@ -45,12 +46,6 @@ def oracle_logits(context, window):
     scored[SCORED] = True
     context.decode(window, range(WINDOW), [0] * WINDOW, scored)
     return context.logits(int(scored.sum()))
-
-
-def log_softmax(logits):
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
 def compare(window, reference, logits):

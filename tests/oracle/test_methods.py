@@ -19,10 +19,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
 import families
 import harness
 import llama
+from measures import counted, divergence, perplexity
 
 NIBBLE, ENGINE_LOGITS = sys.argv[1:3]
-TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
-N = 96  # tokens
+TEXT = counted(60)
+N = 96  # tokens that are measured, the last of the text that is learnt from
 SIZE = {"E": 64, "F": 96, "H": 4, "G": 2, "D": 32, "L": 2}  # rows are whole blocks of 32
 CASES = [families.Case("qwen3", "methods", SIZE),
          families.Case("gemma3", "methods", {**SIZE, "L": 3},
@@ -46,32 +47,6 @@ CALIBRATED = {"search": (FOUR, {"to": "IQ4_NL"}), "error feedback": (FOUR, {"to"
               "a target, error feedback": (FOUR, {"target": {"bits": 5.5}, "effort": "fast", "method": "gptq"})}
 
 
-def log_softmax(x):
-    x = x.astype(np.float64) - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-
-
-def divergence(reference, found):
-    p, q = log_softmax(reference), log_softmax(found)
-    return (np.exp(p) * (p - q)).sum(axis=1).mean()
-
-
-def perplexity(logits, tokens):
-    return np.exp(-log_softmax(logits)[np.arange(len(tokens) - 1), tokens[1:]].mean())
-
-
-def theirs(path):
-    """llama.cpp's logits of text of the kind that is learnt from, and its tokens."""
-    model = llama.Model(path)
-    tokens = np.array(model.tokenize(TEXT)[-N:], "<i4")
-    context = llama.Context(model, 128, float_kv=True)
-    context.decode(tokens, range(N), [0] * N, [True] * N)
-    found = np.array(context.logits(N))
-    context.close()
-    model.close()
-    return found, tokens
-
-
 class Methods(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -87,9 +62,9 @@ class Methods(unittest.TestCase):
                               timeout=120)
         self.assertEqual(done.returncode, 0, done.stderr)
 
-    def ours(self, tokens):
+    def ours(self):
         given, out = self.path / "tokens", self.path / "logits"
-        tokens.tofile(given)
+        self.tokens.astype("<i4").tofile(given)
         subprocess.run([ENGINE_LOGITS, self.out, given, "--precision", "exact", "--ctx", "128", "--threads", "1", "--device", "cpu",
                         "-o", out], check=True)
         return np.fromfile(out, "<f4").reshape(N, -1)
@@ -97,20 +72,21 @@ class Methods(unittest.TestCase):
     def check(self, exact, name, bound, recipe, *words):
         self.recipe.write_text(json.dumps(recipe))
         self.nibble("compress", self.model, "-o", self.out, "--force", "--recipe", self.recipe, *words)
-        rounded, tokens = theirs(self.out)  # with llama.cpp's inputs of eight bits
+        rounded = llama.logits_of(self.out, self.tokens)  # with llama.cpp's inputs of eight bits
         self.nibble("convert", self.out, "-o", self.floats, "--to", "F32", "--force")
-        found, (other, _) = self.ours(tokens), theirs(self.floats)
+        found, other = self.ours(), llama.logits_of(self.floats, self.tokens)
         lost = divergence(exact, found)
         print(f"{name}: {lost:.2e}, llama.cpp's logits {divergence(found, rounded):.1e} from ours, its floats' "
               f"{divergence(found, other):.1e}", flush=True)
         self.assertLess(lost, bound)
-        self.assertLess(abs(perplexity(other, tokens) / perplexity(found, tokens) - 1), 0.005)
+        self.assertLess(abs(perplexity(other, self.tokens) / perplexity(found, self.tokens) - 1), 0.005)
         self.assertLess(divergence(found, rounded), 0.02)
 
     def test_all(self):
         for case in CASES:
             families.write(self.model, case, families.weights(case))
-            exact, _ = theirs(self.model)
+            self.tokens = llama.tokens_of(self.model, TEXT)[-N:]
+            exact = llama.logits_of(self.model, self.tokens)
             for name, (bound, recipe) in PLAIN.items():
                 with self.subTest(f"{case.family}, {name}"):
                     self.check(exact, f"{case.family}, {name}", bound, recipe)

@@ -18,11 +18,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
 import folders
 import folders_numpy
 import harness
+from measures import counted
 
 NIBBLE, = sys.argv[1:]
 MINILM = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nibble/models/all-MiniLM-L6-v2"
 ROWS = 21
-TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
+TEXT = counted(60)
 # Of the largest: floats, int8 weights, int8 weights with inputs of their own range. Random models of a few dozen columns
 # have coarse channels.
 BOUNDS = {(): 1e-5, ("INT8",): 0.03, ("INT8", "dynamic"): 0.05}

@@ -21,13 +21,14 @@ import families
 import harness
 import llama
 import llama_numpy
+from measures import counted, divergence, perplexity
 
 NIBBLE, ENGINE_LOGITS, *DEVICES = sys.argv[1:]
 F = np.float32
 # Rows of 192 are 1.5 groups of 128.
 CASE = families.Case("llama", "schemes", families.size(192, 320, 6, 2, 32, L=2), "output V E; ")
 TOKENS = np.random.default_rng(3).integers(0, 256, 96).astype("<i4")
-TEXT = "".join(f"{i} times {i} is {i * i}, and the {chr(97 + i % 26)}s of line {i} go on.\n" for i in range(60))
+TEXT = counted(60)
 SAMPLES, LENGTH = 6, 40
 # name: group (0: a row, None: a tensor), lowest and highest code; then with a minimum.
 SYMMETRIC = {"int8-g64": (64, -127, 127), "int8-g128": (128, -127, 127), "int8-channel": (0, -127, 127),
@@ -112,30 +113,6 @@ def tensors(path):
 
 def floats(t):
     return gguf.quants.dequantize(t.data, t.tensor_type)
-
-
-def log_softmax(x):
-    x = x.astype(np.float64) - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-
-
-def divergence(reference, found):
-    p, q = log_softmax(reference), log_softmax(found)
-    return (np.exp(p) * (p - q)).sum(axis=1).mean()
-
-
-def perplexity(logits):
-    return np.exp(-log_softmax(logits)[np.arange(len(TOKENS) - 1), TOKENS[1:]].mean())
-
-
-def theirs(path):
-    model = llama.Model(path)
-    context = llama.Context(model, 128, float_kv=True)
-    context.decode(TOKENS, range(len(TOKENS)), [0] * len(TOKENS), [1] * len(TOKENS))
-    found = context.logits(len(TOKENS))
-    context.close()
-    model.close()
-    return found
 
 
 def codes(x, s):
@@ -267,8 +244,8 @@ class Schemes(unittest.TestCase):
         for name in ("int8-channel", "int8-tensor", "int8-channel-zero", "int4-g64", "int4-g128-min", "int3-g32", "int2-g128"):
             with self.subTest(name):
                 self.compress(self.plain, "--to", name, "--activations", "dynamic")
-                ours, other = self.logits("cpu", "exact"), theirs(self.out)
-                self.assertLess(abs(perplexity(other) / perplexity(ours) - 1), 0.005)
+                ours, other = self.logits("cpu", "exact"), llama.logits_of(self.out, TOKENS)
+                self.assertLess(abs(perplexity(other, TOKENS) / perplexity(ours, TOKENS) - 1), 0.005)
                 self.assertLess(divergence(ours, other), 2e-3)
 
     # ---- Activations

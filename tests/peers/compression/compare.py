@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE.parent.parent / "oracle"), str(HERE.parent.parent / "se
 
 import harness  # noqa: E402
 import llama  # noqa: E402
+from measures import log_softmax  # noqa: E402
 
 TEXT = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "nibble" / "text"
 LEARNT = [TEXT / "novels" / "emma.txt", TEXT / "handbook.txt", TEXT / "modules.txt"]
@@ -44,12 +45,6 @@ def importance(path):
     kept = {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
     return {n.removesuffix(".in_sum2"): (x / kept[n.replace("in_sum2", "counts")]).ravel()
             for n, x in kept.items() if n.endswith("in_sum2")}
-
-
-def log_softmax(x):
-    x = x.astype(np.float64)
-    x = x - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
 class Theirs:
