@@ -1,6 +1,7 @@
 // Making a Vulkan device ours.
 #include "engine/vulkan/list.h"
 #include "engine/vulkan/model.h"
+#include "engine/vulkan/store.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -153,6 +154,7 @@ static void vulkan_destroy(struct nb_device *base)
         return;
     if (d->device && d->vk.DestroyDevice) {
         nb_vulkan_clients_destroy(d);
+        nb_vulkan_store_destroy(d);
         nb_vulkan_cache_finish(d);
         for (int i = 0; i < NB_MODULES; i++)
             d->vk.DestroyShaderModule(d->device, d->module[i], NULL);
@@ -188,7 +190,8 @@ static int open_index(struct nb_vulkan_device *d, const struct nb_device_options
     if (o->tier && (rc = nb_tier_find(o->tier, &d->facts, &d->tier, &why)) < 0)
         return nb_fail(error, rc, "vulkan%u (%s): %s", d->index, d->info.name, why.text);
     if ((rc = make_device(d, o)) < 0 || (rc = make_layout(d)) < 0 || (rc = make_modules(d)) < 0 ||
-        (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0)
+        (rc = nb_vulkan_cache_init(d, o->cache, o->cache_bytes)) < 0 ||
+        (rc = nb_vulkan_store_create(&d->store)) < 0)
         return nb_fail(error, rc, "vulkan%u (%s): %s", d->index, d->info.name, strerror(-rc));
     return 0;
 }

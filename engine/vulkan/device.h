@@ -67,6 +67,7 @@ struct nb_vulkan_device {
     struct nb_vulkan_cache cache;
     bool warm;
     uint32_t tile;                     // that all GEMMs take, from 1 on; 0: what is best
+    struct nb_vulkan_store *store;     // its pipelines (store.h)
     struct nb_vulkan_clients *clients; // for their matrices (clients.c); NULL until the first
 };
 

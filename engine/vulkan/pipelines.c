@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "engine/vulkan/pipelines.h"
+#include "engine/vulkan/store.h"
 
 #define MAX_THREADS 8
 
@@ -51,7 +52,7 @@ static void *make_some(void *user)
     while ((i = atomic_fetch_add(&making->next, 1)) < making->n) {
         struct nb_vulkan_pipeline *p = &making->pipelines->list[making->list[i]];
         VkPipeline made = VK_NULL_HANDLE;
-        int rc = nb_vulkan_pipeline(making->pipelines->device, p->variant, p->constants, &made);
+        int rc = nb_vulkan_store_take(making->pipelines->device, p->variant, p->constants, &made);
         pthread_mutex_lock(&making->lock);
         p->pipeline = made;
         if (rc < 0)
@@ -106,7 +107,7 @@ int nb_vulkan_pipelines_make(struct nb_vulkan_pipelines *p, const uint16_t *list
 
 void nb_vulkan_pipeline_drop(struct nb_vulkan_pipelines *p, uint32_t i)
 {
-    p->device->vk.DestroyPipeline(p->device->device, p->list[i].pipeline, NULL);
+    nb_vulkan_store_give(p->device, p->list[i].pipeline);
     p->list[i].pipeline = VK_NULL_HANDLE;
     p->list[i].ready = false;
 }

@@ -1,10 +1,11 @@
 // The limit of pipelines for a model (engine/vulkan/program.h): the packaged model and random ones
 // of the mixtures that quantizers write, in every tier that the device has and at every precision.
-// On Mesa's CPU driver.
+// And that models share them (engine/vulkan/store.h). On Mesa's CPU driver.
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 #include <cmocka.h>
 
 #include "engine/vulkan/model.h"
+#include "engine/vulkan/store.h"
 #include "tensor/fail.h"
 #include "tensor/image.h"
 #include "tensor/type.h"
@@ -93,20 +95,35 @@ static uint32_t count(const struct nb_device_model *m)
     return n;
 }
 
-// For steps of one row: what is named is what counts, and making it would take long.
-static uint32_t pipelines(struct nb_device *d, const struct nb_image *image, int precision,
-                          enum nb_kv_type kv_type)
+static struct nb_plan *make_plan(const struct nb_image *image, int precision,
+                                 enum nb_kv_type kv_type)
 {
-    const struct nb_device_model_options options = {.kv_blocks = 1, .max_rows = 1};
-    struct nb_device_model *m = NULL;
     struct nb_plan *plan = NULL;
     struct nb_error error = {""};
     const struct nb_plan_options how = {.precision = (enum nb_precision)precision,
                                         .kv_type = kv_type};
-    if (nb_plan_create(image, &how, &plan, &error) < 0 ||
-        d->ops->model_open(d, plan, &options, &m, &error) < 0)
+    if (nb_plan_create(image, &how, &plan, &error) < 0)
         fail_msg("%s", error.text);
-    uint32_t n = m ? count(m) : 0;
+    return plan;
+}
+
+// For steps of one row: what is named is what counts, and making it would take long.
+static struct nb_device_model *open_model(struct nb_device *d, const struct nb_plan *plan)
+{
+    const struct nb_device_model_options options = {.kv_blocks = 1, .max_rows = 1};
+    struct nb_device_model *m = NULL;
+    struct nb_error error = {""};
+    if (d->ops->model_open(d, plan, &options, &m, &error) < 0)
+        fail_msg("%s", error.text);
+    return m;
+}
+
+static uint32_t pipelines(struct nb_device *d, const struct nb_image *image, int precision,
+                          enum nb_kv_type kv_type)
+{
+    struct nb_plan *plan = make_plan(image, precision, kv_type);
+    struct nb_device_model *m = open_model(d, plan);
+    uint32_t n = count(m);
     d->ops->model_close(m);
     nb_plan_destroy(plan);
     return n;
@@ -146,6 +163,82 @@ static void few_pipelines(void **state)
             d[t]->ops->destroy(d[t]);
 }
 
+static PFN_vkCreateComputePipelines really_create;
+static PFN_vkDestroyPipeline really_destroy;
+static atomic_uint made, destroyed;
+
+static VkResult VKAPI_CALL create(VkDevice d, VkPipelineCache cache, uint32_t n,
+                                  const VkComputePipelineCreateInfo *info,
+                                  const VkAllocationCallbacks *memory, VkPipeline *ret)
+{
+    atomic_fetch_add(&made, n);
+    return really_create(d, cache, n, info, memory, ret);
+}
+
+static void VKAPI_CALL destroy(VkDevice d, VkPipeline pipeline, const VkAllocationCallbacks *memory)
+{
+    atomic_fetch_add(&destroyed, 1);
+    really_destroy(d, pipeline, memory);
+}
+
+static struct nb_device *counting_device(void)
+{
+    const struct nb_device_options how = {.tile = 1};
+    struct nb_device *d = NULL;
+    struct nb_error error = {""};
+    if (nb_device_create(device, &how, &d, &error) < 0)
+        fail_msg("%s", error.text);
+    struct nb_vk *vk = &((struct nb_vulkan_device *)d)->vk;
+    really_create = vk->CreateComputePipelines;
+    really_destroy = vk->DestroyPipeline;
+    vk->CreateComputePipelines = create;
+    vk->DestroyPipeline = destroy;
+    return d;
+}
+
+static void models_share_pipelines(void **state)
+{
+    struct nb_image *image = pack(1);
+    struct nb_plan *plan = make_plan(image, NB_PRECISION_FAST, NB_KV_F16);
+    struct nb_device *d = counting_device();
+    made = destroyed = 0;
+    struct nb_device_model *m[2] = {open_model(d, plan), NULL};
+    const uint32_t once = made;
+    assert_in_range(once, 1, NB_VULKAN_PIPELINES);
+    m[1] = open_model(d, plan);
+    assert_int_equal(made, once);
+    d->ops->model_close(m[0]); // the other has them still
+    assert_int_equal(destroyed, 0);
+    d->ops->model_close(m[1]);
+    m[0] = open_model(d, plan); // what nobody had was kept
+    assert_int_equal(made, once);
+    d->ops->model_close(m[0]);
+    d->ops->destroy(d);
+    assert_int_equal(destroyed, once);
+    nb_plan_destroy(plan);
+    nb_image_unmap(image);
+}
+
+// Not for ever: a device that models of all shapes come to and leave has what the last ones had.
+static void the_last_are_kept(void **state)
+{
+    struct nb_device *base = counting_device();
+    struct nb_vulkan_device *d = (struct nb_vulkan_device *)base;
+    const uint32_t all = NB_VULKAN_IDLE + 8;
+    made = destroyed = 0;
+    for (uint32_t heads = 1; heads <= all + 1; heads++) {
+        const uint32_t constants[CONST_TIER] = {[CONST_HEADS] = heads > all ? 9 : heads};
+        VkPipeline pipeline;
+        assert_int_equal(
+            nb_vulkan_store_take(d, &d->tier->variant[NB_SHADER_ROPE][0], constants, &pipeline), 0);
+        nb_vulkan_store_give(d, pipeline);
+    }
+    assert_int_equal(made, all);
+    assert_int_equal(destroyed, 8); // those of 1 to 8 heads, which nobody had for longest
+    base->ops->destroy(base);
+    assert_int_equal(destroyed, all);
+}
+
 static int find_device(void **state)
 {
     device = test_cpu_driver();
@@ -154,6 +247,8 @@ static int find_device(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(few_pipelines)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(few_pipelines),
+                                       cmocka_unit_test(models_share_pipelines),
+                                       cmocka_unit_test(the_last_are_kept)};
     return cmocka_run_group_tests(tests, find_device, NULL);
 }
