@@ -2,6 +2,7 @@
 // enters its sandbox, and only then looks into a file. It is killed without a word when its job is
 // paused or cancelled: what it has told in the journal is all that counts.
 #include "daemon/worker/jobs.h"
+#include "daemon/worker/jobs_statistics.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -227,18 +228,13 @@ static int open_results(const struct nb_work_kind *kind, struct nb_work *work, s
 }
 
 // What the work is done from: what is told in the journal holds for nothing else.
-static int make_key(const struct nb_work_kind *kind, struct nb_work *work, struct nb_error *e)
+static int make_key(const struct nb_work_kind *kind, struct nb_work *work, const char *list,
+                    size_t len)
 {
-    char *list = NULL;
-    size_t len = 0;
     XXH128_canonical_t key;
-    int rc = nb_jobs_read("files", SIZE_MAX / 2, &list, &len);
     XXH3_state_t *hash = XXH3_createState();
-    if (rc < 0 || !hash) {
-        XXH3_freeState(hash);
-        free(list);
-        return nb_fail(e, rc < 0 ? rc : -ENOMEM, "the job's list of files cannot be read");
-    }
+    if (!hash)
+        return -ENOMEM;
     XXH3_128bits_reset(hash);
     XXH3_128bits_update(hash, kind->name, strlen(kind->name) + 1);
     XXH3_128bits_update(hash, work->recipe, work->recipe_len + 1);
@@ -246,8 +242,20 @@ static int make_key(const struct nb_work_kind *kind, struct nb_work *work, struc
     XXH128_canonicalFromHash(&key, XXH3_128bits_digest(hash));
     memcpy(work->key, &key, sizeof(work->key));
     XXH3_freeState(hash);
-    free(list);
     return 0;
+}
+
+// What depends on which files there are.
+static int look_up(const struct nb_work_kind *kind, struct nb_work *work, struct nb_error *e)
+{
+    char *list = NULL;
+    size_t len = 0;
+    int rc = nb_jobs_read("files", SIZE_MAX / 2, &list, &len);
+    if (rc == 0)
+        rc = make_key(kind, work, list, len);
+    work->statistics = rc == 0 && kind->scratch ? nb_jobs_statistics_open(list, len) : -1;
+    free(list);
+    return rc < 0 ? nb_fail(e, rc, "the job's list of files cannot be read: %s", strerror(-rc)) : 0;
 }
 
 static int make_team(struct nb_work *work, struct nb_error *e)
@@ -270,7 +278,7 @@ static int prepare(const struct nb_work_kind *kind, struct nb_work *work,
     if (rc == 0)
         rc = open_results(kind, work, e);
     if (rc == 0)
-        rc = make_key(kind, work, e);
+        rc = look_up(kind, work, e);
     if (rc == 0 && fsync(NB_JOB_FOLDER_FD) < 0)
         rc = nb_fail(e, -errno, "the state directory cannot be written: %s", strerror(errno));
     if (rc == 0)

@@ -24,6 +24,7 @@ struct nb_work {
     int journal;
     int results[NB_JOB_RESULTS];
     int scratch[NB_JOB_SCRATCH]; // files that the work keeps its state in; empty at its end
+    int statistics;              // jobs_statistics.h: of these files; or -1
     uint8_t key[NB_JOURNAL_KEY]; // of recipe, files and kind
     struct nb_team *team;
     struct nb_cpu_allowed allowed; // what the team is of

@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "daemon/worker/jobs_calibrate.h"
+#include "daemon/worker/jobs_statistics.h"
 #include "quant/calibrate.h"
 #include "quant/imatrix.h"
 
@@ -15,6 +17,7 @@
 #define STORED      (UINT64_C(512) << 20) // bytes of sums in the journal, but for one more
 #define CHECKPOINTS 64                    // at most
 #define RANGE       (16u << 10)           // bytes of a matrix's histogram, about
+#define STATISTICS  1                     // of what is kept for other jobs: how it is measured
 #define LOAD        0.0002 // of a tensor's byte, a token's: of the time that they take
 
 // Before the bytes of a part.
@@ -113,6 +116,47 @@ static int append(struct nb_jobs_calibration *c)
     free(record);
     free(data);
     return rc == 0 ? nb_journal_sync(c->journal, NULL, 0) : rc;
+}
+
+// ---- What is kept for other jobs
+
+// A folded model is another model.
+static bool keeps(const struct nb_jobs_calibration *c)
+{
+    return c->imatrix < 0 && !c->fold.methods;
+}
+
+// Beside the files themselves: what the sums depend on.
+static void make_key(const struct nb_jobs_calibration *c, uint8_t ret[NB_JOBS_STATISTICS_KEY])
+{
+    const uint32_t of[] = {STATISTICS,          c->sampling.samples,  c->sampling.length,
+                           c->sampling.seed,    c->sampling.held_out, c->sees_ranges,
+                           (uint32_t)c->n_texts};
+    XXH128_canonical_t key;
+    XXH128_canonicalFromHash(&key, XXH3_128bits(of, sizeof(of)));
+    memcpy(ret, &key, sizeof(key));
+}
+
+static bool recall(struct nb_jobs_calibration *c)
+{
+    uint8_t key[NB_JOBS_STATISTICS_KEY];
+    void *data = NULL;
+    size_t len = 0;
+    make_key(c, key);
+    bool there = keeps(c) && nb_jobs_statistics_read(c->work->statistics, key, &data, &len) == 0 &&
+                 restore(c, data, len) == 0;
+    free(data);
+    return there;
+}
+
+void nb_jobs_calibrate_keep(const struct nb_jobs_calibration *c)
+{
+    uint8_t key[NB_JOBS_STATISTICS_KEY], *data = NULL;
+    size_t len = 0;
+    make_key(c, key);
+    if (keeps(c) && !c->known && store(c, &data, &len) == 0)
+        nb_jobs_statistics_write(c->work->statistics, key, data, len);
+    free(data);
 }
 
 // ---- The run
@@ -266,11 +310,14 @@ static double operations(const struct nb_source *s)
 
 void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64_t after)
 {
+    c->known = c->done < c->sampling.samples && !c->by_the_way && recall(c);
+    if (c->known)
+        c->done = c->sampling.samples;
     if (c->imatrix < 0)
         nb_jobs_pace(c->work, operations(c->source) / ((double)size * LOAD));
     c->bytes = after;
     const uint64_t run = c->imatrix < 0 ? nb_jobs_calibrate_load(c, size) : 0;
-    c->load = c->by_the_way ? 0 : run;
+    c->load = c->by_the_way || c->known ? 0 : run;
     c->writing = c->n_texts ? 0 : run; // about as much work, as a fold is
     c->folding = c->fold.methods ? run : 0;
 }

@@ -32,6 +32,7 @@ struct nb_jobs_calibration {
     struct nb_importance importance;
     struct nb_ranges ranges;
     uint32_t done, stored; // windows
+    bool known;            // an earlier job of the same files has measured the same
     struct nb_journal *journal;
     struct nb_error *error;
     void *coming; // what some parts were read of
@@ -40,9 +41,12 @@ struct nb_jobs_calibration {
 
 // What a run over its text takes, in bytes of tensors, of a model of so many bytes.
 uint64_t nb_jobs_calibrate_load(const struct nb_jobs_calibration *c, uint64_t bytes);
-// `size`: of the result; `after`: what comes after the calibration.
+// `size`: of the result; `after`: what comes after the calibration. Takes what an earlier job has
+// measured of the same, if it was kept.
 void nb_jobs_calibrate_init(struct nb_jobs_calibration *c, uint64_t size, uint64_t after);
 void nb_jobs_calibrate_finish(struct nb_jobs_calibration *c);
+// Keeps what was measured for the next job, once it is whole.
+void nb_jobs_calibrate_keep(const struct nb_jobs_calibration *c);
 // Opens model and text (`open`), where they are not yet.
 int nb_jobs_calibrate_open(struct nb_jobs_calibration *c, struct nb_error *ret_error);
 // Closes it but for the text, because its source changes: the next calibration has the same

@@ -218,6 +218,7 @@ static int export(const struct job *k)
 {
     const struct nb_jobs_calibration *c = k->calibration;
     const int fd = k->work->results[IMATRIX];
+    nb_jobs_calibrate_keep(c);
     int rc = nb_imatrix_write(&c->importance, c->sampling.samples, c->sampling.length, fd);
     if (rc == 0 && fdatasync(fd) < 0)
         rc = -errno;

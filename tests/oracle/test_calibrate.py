@@ -215,6 +215,48 @@ class Calibrate(unittest.TestCase):
         model = llama.Model(self.path / "out.gguf")
         model.close()
 
+    def statistics(self):
+        """Files of what earlier jobs have measured."""
+        return list((self.daemon.state / "jobs" / "statistics").glob("*"))
+
+    def test_statistics_are_kept(self):
+        """What was measured of the same files serves the next job, whatever it writes. Lost or spoiled, it is measured again,
+        and so it is of another text, and of other windows."""
+        client = self.daemon.client()
+        self.addCleanup(client.close)
+        texts = [self.path / f"{name}.txt" for name in ("kept", "other")]
+        for path in texts:
+            path.write_text(TEXT + path.name)
+
+        def work(to, text=texts[0], samples=40):
+            """How much there was to do, and what came of it."""
+            recipe = {"to": to, "method": "search", "calibration": {"samples": samples, "length": 32}}
+            job = client.start_job(recipe, self.model, text, kind="weighted", names=["model.gguf", "calibration/text.txt"])
+            row = harness.until(lambda: (lambda row: row.total and row)(client.job(job)), "its first word")
+            client.wait_job(job)
+            results = [client.job_result(job, i) for i in range(3)]
+            client.control_job(job, harness.JOB_CANCEL)  # of one that is over: away with it
+            return row.total, results
+
+        for file in self.statistics():
+            file.unlink()
+        whole, result = work("Q4_0")
+        less, same = work("Q4_0")
+        self.assertLess(less, whole)
+        self.assertEqual(same, result)
+        eight, _ = work("Q8_0")
+        for other in ({"text": texts[1]}, {"samples": 39}):
+            self.assertGreater(work("Q8_0", **other)[0], eight)
+        for spoil in (lambda data: data[:-1], lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:], lambda data: b""):
+            work("Q4_0")
+            for file in self.statistics():
+                file.write_bytes(spoil(file.read_bytes()))
+            self.assertEqual(work("Q4_0"), (whole, result))
+        for i in range(20):
+            texts[1].write_text(TEXT + str(i))
+            work("Q4_0", text=texts[1], samples=2)
+        self.assertEqual(len(self.statistics()), 16)
+
     def test_killed(self):
         for method in ("search", "gptq", "tune", "auto"):
             with self.subTest(method):
@@ -284,6 +326,8 @@ class Calibrate(unittest.TestCase):
             return [client.job_result(job, i) for i in range(3)]
 
         alone = results(start())
+        for file in self.statistics():
+            file.unlink()
         job = start()
         journal = self.daemon.state / "jobs" / str(job) / "journal"
         kills = set()

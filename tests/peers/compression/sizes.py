@@ -1,25 +1,25 @@
-#!/usr/bin/env python3
-"""Mean KL divergence at equal sizes: files of ours beside every preset of llama-quantize that is no larger, with the same imatrix.
+"""Mean KL divergence at equal sizes: our files for given sizes beside every preset of llama-quantize, from one calibration text.
 
-Usage: tests/oracle/run tests/peers/compression/sizes.py NIBBLE IMATRIX OURS.gguf... [--windows 8] [--socket PATH] [--presets Q4_0 ...]
-IMATRIX is what `nibble compress --save-imatrix` kept. Presets whose blocks hold the packaged model's weights exactly (Q4_1,
-Q5_1: they lie on a Q4_1 grid) are left out. A daemon runs at the socket; divergences are `nibble eval`'s, against the F32 file.
+usage: tests/oracle/run tests/peers/compression/sizes.py --keep DIR [--build build] [--size 60M ...] [--type T ...]
+           [--recipe FILE] [--samples 128] [--windows 6] [--presets Q4_K_M ...]
+
+Each size is a job with a target; --type (all but Q4_1 and Q5_1, whose grids hold the packaged model's weights exactly, in
+presets too) and --recipe (a JSON object, as {"method": "gptq"}) go to it. Presets get the importance matrix that Nibble
+measured of the same text. All are judged by one `nibble eval` at `exact`, on texts that are no part of the calibration: its
+report with charts, and all files, lie in DIR, and a file that is there already is not made again. A row of ours has
+beside it the best preset that is no larger than 1.005 of it.
 """
 import argparse
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 
-import gguf
+import compare
 import llama_cpp
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "oracle"))
-import llama  # noqa: E402
-
-TEXTS = ("novel", "prose", "code")
 EXACT = {"Q4_1", "Q5_1", "F16", "BF16", "F32"}
+TYPES = ["Q2_0", "Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0"]
+SIZES = ["60M", "70M", "84.5M", "92M", "106M", "113M", "125M", "145M"]
 
 
 def presets():
@@ -28,55 +28,68 @@ def presets():
             if name.startswith(prefix) and isinstance(value, int) and name.removeprefix(prefix) not in EXACT}
 
 
-def importance(path):
-    tensors = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
-    return {name.removesuffix(".in_sum2"): (sums / tensors[name.replace("in_sum2", "counts")]).ravel()
-            for name, sums in tensors.items() if name.endswith(".in_sum2")}
+def make_presets(options, found):
+    for name, value in presets().items():
+        path = options.keep / f"{name}.gguf"
+        if options.presets and name not in options.presets or path.exists():
+            continue
+        try:
+            compare.llama.quantize(compare.llama.f32_model(), path, value, found)
+        except RuntimeError:
+            print(f"llama-quantize refuses {name}", flush=True)
+            path.unlink(missing_ok=True)
 
 
-def divergences(args, path):
-    """Of all texts together, then of each."""
-    command = [args.nibble, "eval", path, "-r", llama.f32_model(), "--json", "-w", str(args.windows), "--precision", "exact"]
-    for name in TEXTS:
-        command += ["-t", llama.CACHE / "text" / f"{name}.txt"]
-    if args.socket:
-        command += ["--socket", args.socket]
-    report = json.loads(subprocess.run([str(w) for w in command], check=True, stdout=subprocess.PIPE).stdout)
-    return [report["kld_mean"], *(t["kld_mean"] for t in report["texts"])]
+def make_ours(options, service):
+    recipe = {**json.loads(options.recipe.read_text() if options.recipe else "{}"), "types": options.type}
+    for size in options.size:
+        name = f"nibble-{size}"
+        if (options.keep / f"{name}.gguf").exists():
+            continue
+        target = {"size": round(float(size.removesuffix("M")) * 1e6)}
+        seconds = compare.compress(service, compare.llama.f32_model(), compare.LEARNT, options.samples,
+                                   {**recipe, "target": target}, options.keep, name)
+        print(f"{name}: {seconds:.0f} s", flush=True)
+
+
+def sizes_and_divergences(options, service):
+    """{name: (bytes, mean KL, [of each text])}, and the report in the folder."""
+    files = sorted(options.keep.glob("*.gguf"), key=lambda path: path.stat().st_size)
+    files = [path for path in files if path.name not in ("imatrix.gguf", "first.gguf")]
+    texts = [word for path in compare.HELD_OUT for word in ("--text", path)]
+    report = json.loads(service.run("eval", *files, "--reference", compare.llama.f32_model(), *texts, "--windows",
+                                    options.windows, "--precision", "exact", "--report", options.keep / "report", "--json"))
+    of = {pathlib.Path(model["model"]).stem: model for model in report.get("models", [report])}
+    return {path.stem: (path.stat().st_size, of[path.stem]["kld_mean"], [t["kld_mean"] for t in of[path.stem]["texts"]])
+            for path in files}
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("nibble")
-    parser.add_argument("imatrix")
-    parser.add_argument("ours", nargs="+", type=pathlib.Path)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--socket")
+    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))
+    parser.add_argument("--keep", type=pathlib.Path, required=True)
+    parser.add_argument("--size", nargs="+", default=SIZES)
+    parser.add_argument("--type", nargs="+", default=TYPES)
+    parser.add_argument("--recipe", type=pathlib.Path)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--presets", nargs="+")
-    parser.add_argument("--list", action="store_true", help="only the presets' sizes")
-    args = parser.parse_args()
-    largest = max(p.stat().st_size for p in args.ours)
-    found = importance(args.imatrix)
-    with tempfile.TemporaryDirectory() as folder:
-        files = []
-        for name, value in presets().items():
-            path = pathlib.Path(folder) / f"{name}.gguf"
-            if args.presets and name not in args.presets:
-                continue
-            try:
-                llama.quantize(llama.f32_model(), path, value, found)
-            except RuntimeError:
-                print(f"{name:10} llama-quantize refuses", flush=True)
-                continue
-            print(f"{name:10} {path.stat().st_size / 1e6:7.2f} MB", flush=True)
-            if path.stat().st_size > 1.005 * largest or args.list:
-                path.unlink()
-            else:
-                files.append(path)
-        for path in files + args.ours if not args.list else []:
-            found = divergences(args, path)
-            print(f"{path.stem:10} {path.stat().st_size / 1e6:7.2f} MB", *(f"{kl:.4f}" for kl in found), flush=True)
+    options = parser.parse_args()
+    service = compare.Service(options.build.resolve())
+    try:
+        if not (options.keep / "imatrix.gguf").exists():
+            compare.compress(service, compare.llama.f32_model(), compare.LEARNT, options.samples, {"to": "Q4_0"}, options.keep,
+                             "first")
+        make_presets(options, compare.importance(options.keep / "imatrix.gguf"))
+        make_ours(options, service)
+        found = sizes_and_divergences(options, service)
+    finally:
+        service.daemon.finish()
+    for name, (size, kl, each) in found.items():
+        theirs = [(k, n) for n, (s, k, _) in found.items() if not n.startswith("nibble-") and s <= 1.005 * size]
+        beside = f"   {kl / min(theirs)[0]:.2f} x of {min(theirs)[1]}" if theirs and name.startswith("nibble-") else ""
+        print(f"{name:12} {size / 1e6:7.2f} MB  {kl:.4f}  " + " ".join(f"{k:.4f}" for k in each) + beside, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

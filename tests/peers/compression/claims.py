@@ -1,0 +1,134 @@
+"""The classic claims of compression as tables, on the packaged model: what types and methods lose and cost, what tasks lose
+beside llama-quantize, what W8A8 loses with and without SmoothQuant, what the model's own text is worth as calibration; and
+on MiniLM what the DistilBERT recipe's steps lose and gain.
+
+usage: tests/oracle/run tests/peers/compression/claims.py --keep DIR [--build build] [--only weights ...] [--samples 64]
+                                                          [--windows 6] [--runs 5]
+
+Each table is one `nibble eval` against the F32 file, with its report (Markdown, JSON, charts) in DIR/TABLE. Files lie in DIR,
+and one that is there already is not made again. Calibration as in compare.py, none of which is judged on. Speeds (`weights`,
+--cost: prompts of 512 tokens) want a machine that does nothing else.
+"""
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import compare
+from compare import llama
+
+GPTQ = ["--method", "gptq"]
+# Of each file what nibble compress is told beside calibration, which PLAIN has none of.
+PLAIN = {name: ["--to", to] for name, to in {
+    "f16": "F16", "int8-group": "int8-g32", "int8-channel": "int8-channel", "int8-channel-zero": "int8-channel-zero",
+    "int4": "int4-g32", "int4-g64": "int4-g64", "int4-g64-min": "int4-g64-min", "int3": "int3-g32", "int3-min": "int3-g32-min",
+    "int2": "int2-g64"}.items()}
+LEARNT = {f"{name}-{how}": [*PLAIN[name], "--method", how] for name in ("int4", "int3", "int3-min", "int2")
+          for how in ("search", "gptq")}
+LEARNT |= {f"{name}-gptq": [*PLAIN[name], *GPTQ] for name in ("int4-g64", "int4-g64-min")}
+LEARNT |= {"int2-tuned": [*PLAIN["int2"], "--method", "tune", "--effort", "fast"]}
+W8A8 = {"w8-dynamic": ["--activations", "dynamic"]}
+for range_, spread in (("mse", 0), ("mse", 6)):
+    W8A8[f"w8-static-{range_}-spread-{spread}"] = ["--activations", "static", "--range", range_, "--spread", str(spread)]
+W8A8 |= {f"{name}-smooth": [*how, "--fold", "smooth"] for name, how in W8A8.items()}
+W8A8 = {name: ["--to", "int8-channel", *how] for name, how in W8A8.items()}
+MINILM = llama.CACHE / "models" / "all-MiniLM-L6-v2"
+ENCODER = {"f32": ["--to", "F32"], "f16": ["--to", "F16"]}
+ENCODER |= {f"int8-{how}": ["--to", "int8-channel", "--activations", how] for how in ("dynamic", "static")}
+ENCODER |= {"int8-blocks": ["--to", "int8-g32"], "int4": ["--to", "int4-g32"], "int4-gptq": ["--to", "int4-g32", *GPTQ]}
+OWN = {"int4-own-text": [*PLAIN["int4"], *GPTQ]}
+
+
+class Maker:
+    def __init__(self, options, service):
+        self.options, self.service, self.seconds = options, service, {}
+
+    def make(self, name, arguments, texts=(), source=None):
+        path = self.options.keep / f"{name}.gguf"
+        if not path.exists():
+            began = time.monotonic()
+            learnt = [word for text in texts for word in ("--calibration", text)]
+            samples = ["--samples", self.options.samples] if texts or name in OWN else []
+            self.service.run("compress", source or llama.f32_model(), "-o", path, *arguments, *learnt, *samples, "--json")
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        return path
+
+    def theirs(self):
+        """llama-quantize's Q4_0 with the importance matrix of the same text; its embedding is Q8_0."""
+        imatrix, path = self.options.keep / "imatrix.gguf", self.options.keep / "llama-q4_0.gguf"
+        if not path.exists():
+            compare.compress(self.service, llama.f32_model(), compare.LEARNT, self.options.samples, {"to": "Q4_0"},
+                             self.options.keep, "first")
+            llama.quantize(llama.f32_model(), path, compare.FTYPES["Q4_0"], compare.importance(imatrix))
+        return path
+
+    def evaluate(self, table, files, *words, reference=None):
+        self.service.run("eval", *files, "--reference", reference or llama.f32_model(), "--report", self.options.keep / table,
+                         "--json", *words)
+        print(f"## {table}\n", (self.options.keep / table / "report.md").read_text(), flush=True)
+
+    def texts(self):
+        return [word for path in compare.HELD_OUT for word in ("--text", path)] + ["--windows", self.options.windows]
+
+
+def weights(maker):
+    files = [maker.make(*row) for row in PLAIN.items()]
+    files += [maker.make(*row, compare.LEARNT) for row in LEARNT.items()]
+    maker.evaluate("weights", files, *maker.texts(), "--precision", "exact")
+    maker.evaluate("speed", files, "--cost", "--runs", maker.options.runs)
+
+
+def tasks(maker):
+    files = [maker.make("int8-group", PLAIN["int8-group"]), maker.theirs()]
+    files += [maker.make("q4_0-gptq", ["--to", "Q4_0", *GPTQ], compare.LEARNT)]
+    folder = llama.CACHE / "tasks"
+    maker.evaluate("tasks", files, *maker.texts(), "--precision", "exact",
+                   *(word for path in sorted(folder.glob("*.jsonl")) for word in ("--tasks", path)))
+
+
+def activations(maker):
+    files = [maker.make(*row, compare.LEARNT) for row in W8A8.items()]
+    maker.evaluate("activations", [maker.make("int8-channel", PLAIN["int8-channel"]), *files], *maker.texts(), "--precision",
+                   "fast")
+
+
+def own_text(maker):
+    files = [maker.make("int4-gptq", LEARNT["int4-gptq"], compare.LEARNT), maker.make(*next(iter(OWN.items())))]
+    maker.evaluate("own-text", files, *maker.texts(), "--precision", "exact")
+
+
+def encoder(maker):
+    """The DistilBERT recipe's, on MiniLM: requests of 32 tokens. Of the usual texts the passages have all but the modules."""
+    files = []
+    for name, how in ENCODER.items():
+        learns = "static" in how or "gptq" in how
+        files.append(maker.make(f"minilm-{name}", how, compare.LEARNT[2:] if learns else [], MINILM))
+    passages = ["--passages", llama.CACHE / "tasks" / "passages.txt"]
+    maker.evaluate("encoder", files, *passages, "--cost", "--request", "32,1", "--runs", maker.options.runs, "--precision",
+                   "fast", reference=MINILM)
+
+
+TABLES = {"weights": weights, "tasks": tasks, "activations": activations, "own-text": own_text, "encoder": encoder}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))
+    parser.add_argument("--keep", type=pathlib.Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    options.keep.mkdir(parents=True, exist_ok=True)
+    service = compare.Service(options.build.resolve())
+    try:
+        for name in options.only:
+            TABLES[name](Maker(options, service))
+    finally:
+        service.daemon.finish()
+
+
+if __name__ == "__main__":
+    main()
