@@ -12,9 +12,11 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -74,6 +76,28 @@ class Theirs:
         return [float(np.mean(each[i:i + n])) for i in range(0, len(each), n)]
 
 
+class Watch(threading.Thread):
+    """The most memory that any worker of a job has, in MB, until it is stopped."""
+
+    def __init__(self, daemon):
+        super().__init__(daemon=True)
+        self.of, self.peak, self.over = daemon, 0, threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.5):
+            for pid in (pid for pid, mode in self.of.children() if mode == "job"):
+                try:
+                    found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+                except OSError:  # it has ended
+                    continue
+                self.peak = max(self.peak, int(found[1]) / 1e3 if found else 0)
+
+    def stop(self):
+        self.over.set()
+        self.join()
+        return self.peak
+
+
 class Service:
     def __init__(self, build):
         os.environ.setdefault("NIBBLE_TEST_NIBBLED", str(build / "daemon" / "nibbled"))
@@ -108,12 +132,14 @@ def main():
 
 
 def compress(service, source, learnt, samples, recipe, folder, name):
+    """(seconds, MB of memory)"""
     (folder / f"{name}.json").write_text(json.dumps(recipe))
-    began = time.monotonic()
+    began, watch = time.monotonic(), Watch(service.daemon)
+    watch.start()
     texts = [word for path in learnt for word in ("--calibration", path)]
     service.run("compress", source, "-o", folder / f"{name}.gguf", "--force", "--recipe", folder / f"{name}.json", *texts,
                 "--samples", samples, "--save-imatrix", folder / "imatrix.gguf", "--json")
-    return time.monotonic() - began
+    return time.monotonic() - began, watch.stop()
 
 
 def measure(options, folder, source, learnt, service):
@@ -124,11 +150,11 @@ def measure(options, folder, source, learnt, service):
     found = types(folder / "theirs.gguf")
     rules = {kind: "|".join(f"^{name}$".replace(".", "[.]") for name, t in found.items() if t == kind)
              for kind in set(found.values())}
-    seconds = {}
+    took = {}
     for name, recipe in recipes.items():
         recipe = {"to": "Q8_0", **recipe, "tensors": [{"match": part, "to": kind} for kind, rule in rules.items()
                                                       for part in chunks(rule)]}
-        seconds[name] = compress(service, source, learnt, options.samples, recipe, folder, name)
+        took[name] = compress(service, source, learnt, options.samples, recipe, folder, name)
         assert types(folder / f"{name}.gguf") == found, "the same types"
     files = {"llama.cpp": folder / "theirs.gguf", **{name: folder / f"{name}.gguf" for name in recipes}}
     texts = [word for path in HELD_OUT for word in ("--text", path)]
@@ -137,7 +163,8 @@ def measure(options, folder, source, learnt, service):
     (folder / "eval.json").write_text(json.dumps(report, indent=1))
     theirs = Theirs(source, options.theirs) if options.theirs else None
     for name, path in files.items():
-        print(f"{name:12} {path.stat().st_size / 1e6:7.1f} MB  {seconds.get(name, 0):5.0f} s  {row(report, path)}", end="")
+        seconds, most = took.get(name, (0, 0))
+        print(f"{name:12} {path.stat().st_size / 1e6:7.1f} MB  {seconds:5.0f} s {most:5.0f} MB  {row(report, path)}", end="")
         print("   by llama.cpp: " + " / ".join(f"{x:.4f}" for x in theirs.kl(source, path)) if theirs else "", flush=True)
 
 
