@@ -141,7 +141,7 @@ static int learn_inputs(struct walk *k)
     struct nb_grad_tensor *w[NB_GRAD_SITE];
     const uint32_t n = nb_grad_site_matrices(k->g, k->layer, k->site, w);
     int rc = 0;
-    for (uint32_t i = 0; k->how->learnt && i < k->n_batches && rc == 0; i++) {
+    for (uint32_t i = 0; k->how->learns && i < k->n_batches && rc == 0; i++) {
         rc = take_batch(k, i);
         for (uint32_t j = 0; j < n && rc == 0; j++)
             for (uint32_t e = 0; e < w[j]->experts; e++) {
@@ -553,7 +553,7 @@ static int do_layers(struct walk *k)
     for (uint32_t i = 0; i < k->n_layers; i++)
         k->total += nb_grad_sites(k->g, i);
     int rc =
-        k->how->learnt ? nb_calibration_sums(k->how->calibration, k->how->learnt, k->error) : 0;
+        k->how->learns ? nb_calibration_sums(k->how->calibration, k->how->importance, k->error) : 0;
     if (rc == 0)
         rc = begin(k);
     for (k->layer = 0; k->layer < k->n_layers && rc == 0; k->layer++)

@@ -18,10 +18,9 @@
 struct nb_layerwise {
     const struct nb_source *source;
     struct nb_calibration *calibration;
-    struct nb_compress *compress;           // begun
-    const struct nb_importance *importance; // of an embedding, which is rounded first
-    // Where nobody has measured it yet: empty, and whole afterwards. NULL: it is not wanted.
-    struct nb_importance *learnt;
+    struct nb_compress *compress;     // begun
+    struct nb_importance *importance; // an embedding's is read: that is rounded first
+    bool learns;                      // the importance is empty, and is measured by the way
     struct nb_team *team;
     float damping;  // as of nb_factor_options
     float mismatch; // as of nb_gptq; below 0: by how many tokens there are for a matrix's columns

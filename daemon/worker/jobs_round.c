@@ -146,7 +146,7 @@ static int feed_back(struct job *k)
         .calibration = k->calibration->open,
         .compress = k->c,
         .importance = &k->calibration->importance,
-        .learnt = k->calibration->by_the_way ? &k->calibration->importance : NULL,
+        .learns = k->calibration->by_the_way,
         .team = k->work->team,
         .damping = plan.damping,
         .mismatch = plan.mismatch,
