@@ -9,6 +9,8 @@
 
 #include "engine/activation.h"
 #include "engine/op.h"
+#include "grad/adam.h"
+#include "grad/loss.h"
 
 // One head of one sequence: queries, keys and values [n][..] at their strides.
 struct nb_attend_head {
@@ -49,6 +51,12 @@ struct nb_loops {
     float (*dot)(const float *a, const float *b, uint32_t n);
     // KL(softmax(reference) || softmax(logits)); logits becomes its gradient times `weight`.
     float (*divergence)(const float *reference, float *logits, uint32_t n, float weight);
+    // A row of grad/loss.h's nb_grad_distil; reference may be NULL, label below 0.
+    void (*distil)(const struct nb_distil_loss *how, const float *reference, int32_t label,
+                   float *logits, uint32_t n, float *ret_soft, float *ret_hard);
+    // A step of nb_adam on n numbers.
+    void (*adam)(const struct nb_adam *how, const float *gradient, float *x, float *first,
+                 float *second, uint32_t n);
     // Queries [q0, q0 + n) with n <= NB_QUERY_TILE. scratch: nb_attend_floats.
     void (*attend)(const struct nb_attend_head *a, uint32_t q0, uint32_t n, float *scratch);
     // All queries of the head.

@@ -220,13 +220,13 @@ static float largest(const float *x, uint32_t n)
     return most;
 }
 
-// The logarithm of the sum of exp(x).
-static float log_sum(const float *x, uint32_t n)
+// The logarithm of the sum of exp(by * x).
+static float log_sum(const float *x, float by, uint32_t n)
 {
     const float most = largest(x, n);
     float sum;
-    SUM(sum, n, exp_of(x[at] - most));
-    return most + logf(sum);
+    SUM(sum, n, exp_of(by * (x[at] - most)));
+    return by * most + logf(sum);
 }
 
 struct softmaxes {
@@ -246,13 +246,69 @@ static inline void diverge(const struct softmaxes *s, const float *restrict refe
 
 static float divergence(const float *reference, float *logits, uint32_t n, float weight)
 {
-    const struct softmaxes s = {log_sum(reference, n), log_sum(logits, n), weight};
+    const struct softmaxes s = {log_sum(reference, 1, n), log_sum(logits, 1, n), weight};
     float partial[LANES] = {0};
     uint32_t i = 0;
     for (; i + LANES <= n; i += LANES)
         diverge(&s, reference + i, logits + i, LANES, partial);
     diverge(&s, reference + i, logits + i, (int)(n - i), partial);
     return fold(partial);
+}
+
+struct targets {
+    float by;                 // one over the temperature
+    float above, below, full; // logarithms of sums: the reference's, the logits' warm and cold
+    float soft, hard;         // weights of the gradients
+};
+
+static inline void draw(const struct targets *t, const float *restrict reference,
+                        float *restrict logits, int lanes, float *restrict partial)
+{
+    for (int lane = 0; lane < lanes; lane++) {
+        const float p = t->by * reference[lane] - t->above, q = t->by * logits[lane] - t->below;
+        const float share = exp_of(p), cold = exp_of(logits[lane] - t->full);
+        partial[lane] += share * (p - q);
+        logits[lane] = t->soft * (exp_of(q) - share) + t->hard * cold;
+    }
+}
+
+static void distil(const struct nb_distil_loss *how, const float *reference, int32_t label,
+                   float *logits, uint32_t n, float *ret_soft, float *ret_hard)
+{
+    const float temperature = how->temperature, full = log_sum(logits, 1, n);
+    struct targets t = {.by = 1 / temperature, .full = full, .soft = how->soft * temperature};
+    float partial[LANES] = {0};
+    uint32_t i = 0;
+    *ret_hard = label < 0 ? 0 : full - logits[label];
+    *ret_soft = 0;
+    t.hard = label < 0 ? 0 : how->hard;
+    if (reference) {
+        t.above = log_sum(reference, t.by, n);
+        t.below = log_sum(logits, t.by, n);
+        for (; i + LANES <= n; i += LANES)
+            draw(&t, reference + i, logits + i, LANES, partial);
+        draw(&t, reference + i, logits + i, (int)(n - i), partial);
+        *ret_soft = temperature * temperature * fold(partial);
+    }
+    for (; !reference && i < n; i++)
+        logits[i] = t.hard * exp_of(logits[i] - full);
+    if (label >= 0)
+        logits[label] -= t.hard;
+}
+
+// --- Descent
+
+static void adam(const struct nb_adam *how, const float *restrict gradient, float *restrict x,
+                 float *restrict first, float *restrict second, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const float g = how->scale * gradient[i];
+        first[i] = how->first * first[i] + (1 - how->first) * g;
+        second[i] = how->second * second[i] + (1 - how->second) * (g * g);
+        x[i] -= how->rate *
+                (how->first_by * first[i] / (sqrtf(how->second_by * second[i]) + how->floor) +
+                 how->decay * x[i]);
+    }
 }
 
 // --- Attention: tiles of queries by tiles of keys, with a running maximum and sum (Dao and others,
@@ -495,6 +551,8 @@ const struct nb_loops LEVEL = {
     .cap_back = cap_back,
     .dot = dot,
     .divergence = divergence,
+    .distil = distil,
+    .adam = adam,
     .attend = attend,
     .attend_back = attend_back,
 };

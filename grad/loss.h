@@ -10,3 +10,18 @@
 // the sum of all rows' KL. ret: [n]. Not finite where a logit is not.
 void nb_grad_divergence(struct nb_grad *g, uint32_t n, const float *reference, float *logits,
                         float weight, float *ret);
+
+// Training against a teacher and against labels (Hinton and others, as above; the soft part times
+// T^2, so that its gradients keep their size whatever the temperature):
+//     soft * T^2 KL(softmax(reference / T) || softmax(logits / T)) + hard * -log
+//     softmax(logits)[label]
+struct nb_distil_loss {
+    float temperature; // T
+    float soft, hard;  // weights of a row
+};
+// reference: [n][vocab], or NULL: there is no soft part. label: [n], below 0: this row has none.
+// logits become the gradient of the sum over all rows. ret_soft, ret_hard: [n], without weights.
+// Not finite where a logit is not.
+void nb_grad_distil(struct nb_grad *g, uint32_t n, const struct nb_distil_loss *how,
+                    const float *reference, const int32_t *label, float *logits, float *ret_soft,
+                    float *ret_hard);
