@@ -23,6 +23,7 @@
 
 #include "engine/cpu/threads.h"
 #include "engine/plan.h"
+#include "quant/state.h"
 #include "quant/windows.h"
 #include "tensor/fail.h"
 
@@ -93,10 +94,8 @@ const float *nb_tune_vector(const struct nb_tune *t, uint32_t i, struct nb_str *
                             uint32_t *ret_n);
 
 // The state between two steps as bytes, in pieces. One that was created from the same arguments
-// goes on from them to the same bytes. `io` writes or reads all of a piece or returns -errno, which
-// is what comes back then. nb_tune_restore: -ESTALE: the state is of other arguments; -EBADMSG: it
-// is damaged. After a failure only nb_tune_restore, encoding and destroying make sense.
-typedef int (*nb_tune_io)(void *user, void *data, size_t bytes);
-int nb_tune_store(const struct nb_tune *t, nb_tune_io write, void *user);
-int nb_tune_restore(struct nb_tune *t, nb_tune_io read, void *user);
+// goes on from them to the same bytes. Errors as of nb_state_write and nb_state_read, or -ENOMEM;
+// after a failure only nb_tune_restore, encoding and destroying make sense.
+int nb_tune_store(const struct nb_tune *t, nb_state_io write, void *user);
+int nb_tune_restore(struct nb_tune *t, nb_state_io read, void *user);
 uint64_t nb_tune_stored_bytes(const struct nb_tune *t);

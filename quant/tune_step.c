@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/sampler.h"
 #include "grad/loss.h"
 #include "quant/tune_room.h"
 #include "tensor/type.h"
@@ -42,25 +41,11 @@ void nb_tune_decode(struct nb_tune *t, uint32_t layer)
 
 // --- Batches
 
-// The order of windows in an epoch depends on the seed and its number alone (Fisher and Yates).
-static void shuffle(struct nb_tune *t, uint32_t epoch)
-{
-    const uint32_t n = t->windows->n;
-    for (uint32_t i = 0; i < n; i++)
-        t->order[i] = i;
-    for (uint32_t i = n - 1; i > 0; i--) {
-        const uint64_t random = nb_random(t->options.seed, ((uint64_t)epoch << 32) + i);
-        const uint32_t j = (uint32_t)(random % (i + 1)), kept = t->order[i];
-        t->order[i] = t->order[j];
-        t->order[j] = kept;
-    }
-}
-
 int nb_tune_take_batch(struct nb_tune *t, uint32_t step, uint32_t *ret_first, struct nb_error *e)
 {
     const uint32_t batch = t->options.batch, batches = t->windows->n / batch;
     const uint32_t first = step % batches * batch, length = t->windows->length;
-    shuffle(t, step / batches);
+    nb_windows_order(t->options.seed, step / batches, t->windows->n, t->order);
     for (uint32_t i = 0; i < batch; i++)
         t->sequence[i] = (struct nb_grad_sequence){
             t->windows->tokens + (size_t)t->order[first + i] * length, length, 0};

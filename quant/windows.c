@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/sampler.h"
+
 struct taking {
     const struct nb_tokenizer *tokenizer;
     struct nb_tokens tokens;
@@ -52,7 +54,10 @@ static void fill(const struct taking *t, const struct frame *f, struct nb_window
 
 static int cut(const struct taking *t, const struct frame *f, struct nb_windows *w)
 {
-    const uint64_t needed = (uint64_t)w->n * (w->length - f->tokens.n);
+    const uint64_t body = w->length - f->tokens.n, whole = t->tokens.n / body;
+    if (!w->n)
+        w->n = whole < 1 ? 1 : whole < NB_WINDOWS_MAX ? (uint32_t)whole : NB_WINDOWS_MAX;
+    const uint64_t needed = (uint64_t)w->n * body;
     if (t->tokens.n < needed)
         return nb_fail(t->error, -EINVAL,
                        "the calibration text has %zu tokens, and %u windows of %u need %" PRIu64
@@ -103,6 +108,19 @@ int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret
     w->n = kept;
     *ret = out;
     return 0;
+}
+
+// By Fisher and Yates.
+void nb_windows_order(uint64_t seed, uint32_t epoch, uint32_t n, uint32_t *ret)
+{
+    for (uint32_t i = 0; i < n; i++)
+        ret[i] = i;
+    for (uint32_t i = n ? n - 1 : 0; i > 0; i--) {
+        const uint64_t random = nb_random(seed, ((uint64_t)epoch << 32) + i);
+        const uint32_t j = (uint32_t)(random % (i + 1)), kept = ret[i];
+        ret[i] = ret[j];
+        ret[j] = kept;
+    }
 }
 
 void nb_windows_finish(struct nb_windows *w)

@@ -15,13 +15,16 @@ struct nb_windows {
     int32_t *tokens; // [n][length]
 };
 
-// The texts' tokens, one text after the other, cut into n windows that lie evenly over them and do
-// not overlap. Each begins and ends with the special tokens that the model asks for. -EINVAL, with
-// how many tokens there are and are needed, where there are too few.
+// The texts' tokens, one text after the other, cut into n windows (0: as many as there are, up to
+// NB_WINDOWS_MAX) that lie evenly over them and do not overlap. Each begins and ends with the
+// special tokens that the model asks for. -EINVAL, with how many tokens there are and are needed,
+// where there are too few.
 int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file *files,
                       uint32_t n_files, uint32_t n, uint32_t length, struct nb_windows *ret,
                       struct nb_error *ret_error);
 // Takes `n` of the windows, evenly over them, out of `w`: those on which a result is judged, which
 // nothing may be tuned on. n < w->n. -ENOMEM.
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret);
+// The order of n windows in an epoch, which depends on the seed and the epoch's number alone.
+void nb_windows_order(uint64_t seed, uint32_t epoch, uint32_t n, uint32_t *ret);
 void nb_windows_finish(struct nb_windows *w); // all zero is fine
