@@ -1,0 +1,324 @@
+// What training's steps need: tensors, their memory, tapes, and the state. No step is run here.
+#include "distill/train.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "distill/train_room.h"
+#include "engine/sampler.h"
+
+#define DEVIATION 0.02 // of random weights
+
+static float *floats(size_t n)
+{
+    return aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64 + 64);
+}
+
+// --- What is refused
+
+static int check_windows(const struct nb_plan *plan, const struct nb_windows *w, const char *whose,
+                         struct nb_error *e)
+{
+    if (w->length > plan->hp.context)
+        return nb_fail(e, -EINVAL, "windows of %u tokens are longer than the %s's context of %u",
+                       w->length, whose, plan->hp.context);
+    for (size_t i = 0; i < (size_t)w->n * w->length; i++)
+        if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= plan->hp.vocab)
+            return nb_fail(e, -EINVAL, "token %d of the text is outside the %s's vocabulary",
+                           w->tokens[i], whose);
+    return plan->hp.arch->encoder
+               ? nb_fail(e, -ENOTSUP, "a %s model has no logits: it cannot be trained by them",
+                         plan->hp.arch->name)
+               : 0;
+}
+
+static bool is_within(float x, float most)
+{
+    return isfinite(x) && x >= 0 && x <= most;
+}
+
+static int check_numbers(const struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_train_options *o = &t->options;
+    const uint64_t rows = (uint64_t)o->batch * t->windows->length;
+    if (!is_within(o->rate, 1) || !is_within(o->decay, 1) || !is_within(o->clip, 1e9f) ||
+        !is_within(o->hard, 1) || !is_within(o->hidden, 1e3f) || !is_within(o->temperature, 100) ||
+        o->temperature < 0.01f)
+        return nb_fail(e, -EINVAL, "a number of the training is out of range");
+    if (o->batch == 0 || t->windows->length < 2 || rows > NB_GRAD_ROWS || o->batch > t->windows->n)
+        return nb_fail(e, -EINVAL, "a batch of %u windows of %u tokens; there are %u windows",
+                       o->batch, t->windows->length, t->windows->n);
+    if (o->steps > NB_TRAIN_STEPS || o->accumulate < 1 ||
+        (uint64_t)o->steps * o->accumulate > UINT32_MAX)
+        return nb_fail(e, -EINVAL, "more than %u steps of training", NB_TRAIN_STEPS);
+    return 0;
+}
+
+static int check(const struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_plan *s = t->plan, *teacher = t->teacher_plan;
+    int rc = check_numbers(t, e);
+    if (rc == 0)
+        rc = check_windows(s, t->windows, "student", e);
+    if (rc == 0 && teacher)
+        rc = check_windows(teacher, t->windows, "teacher", e);
+    if (rc < 0)
+        return rc;
+    if (!teacher && (t->options.hard < 1 || t->options.hidden > 0))
+        return nb_fail(e, -EINVAL, "soft labels and hidden states need a teacher");
+    if (teacher && teacher->hp.vocab != s->hp.vocab)
+        return nb_fail(e, -EINVAL,
+                       "the teacher has %u tokens and the student %u: soft labels need "
+                       "one tokenizer",
+                       teacher->hp.vocab, s->hp.vocab);
+    if (teacher && t->options.hidden > 0 && teacher->hp.embedding != s->hp.embedding)
+        return nb_fail(e, -EINVAL, "hidden states of %u and %u numbers cannot be compared",
+                       teacher->hp.embedding, s->hp.embedding);
+    return 0;
+}
+
+// --- Tensors
+
+static double uniform(uint64_t seed, uint64_t i)
+{
+    return ((double)(nb_random(seed, i) >> 11) + 0.5) * 0x1p-53;
+}
+
+// By Box and Muller.
+static void randomize(uint64_t seed, struct nb_trained *t)
+{
+    const uint64_t own = XXH3_64bits_withSeed(t->tensor->name.data, t->tensor->name.len, seed);
+    for (size_t i = 0; i < t->floats; i++)
+        t->x[i] = (float)(DEVIATION * sqrt(-2 * log(uniform(own, 2 * i))) *
+                          cos(2 * M_PI * uniform(own, 2 * i + 1)));
+}
+
+static int add_tensor(struct nb_train *t, struct nb_grad_tensor *g)
+{
+    struct nb_trained *w = &t->tensors[t->n_tensors++];
+    const size_t n = (size_t)g->experts * g->rows * g->cols, room = (n + 15) / 16 * 16;
+    w->tensor = g;
+    w->floats = n;
+    w->x = floats(4 * room);
+    if (!w->x)
+        return -ENOMEM;
+    memset(w->x, 0, 4 * room * sizeof(*w->x));
+    w->first = w->x + room;
+    w->second = w->first + room;
+    w->gradient = w->second + room;
+    if (g->vector)
+        memcpy(w->x, g->vector, n * sizeof(*w->x));
+    else if (t->options.random)
+        randomize(t->options.seed, w);
+    else
+        nb_grad_dequantize(t->grad, g, w->x);
+    g->values = w->x;
+    g->gradient = w->gradient;
+    return 0;
+}
+
+static int add_tensors(struct nb_train *t)
+{
+    uint32_t n;
+    struct nb_grad_tensor *all = nb_grad_tensors(t->grad, &n);
+    int rc = 0;
+    t->tensors = calloc(n + 1, sizeof(*t->tensors));
+    if (!t->tensors)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        rc = add_tensor(t, &all[i]);
+    return rc;
+}
+
+// --- Memory
+
+static int make_rows(struct nb_train *t)
+{
+    const struct nb_hparams *hp = &t->plan->hp;
+    const size_t rows = t->rows, slice = NB_TRAIN_SLICE;
+    const size_t taught = t->teacher_plan ? t->teacher_plan->hp.embedding : 0;
+    t->x = floats((hp->n_layers + 1) * rows * hp->embedding);
+    t->d = floats(rows * hp->embedding);
+    t->taught = floats(2 * rows * taught);
+    t->logits = floats(slice * hp->vocab);
+    t->teacher_logits = floats(t->teacher ? slice * hp->vocab : 1);
+    t->soft = calloc(rows, sizeof(*t->soft));
+    t->hard = calloc(rows, sizeof(*t->hard));
+    t->hidden = calloc(rows, sizeof(*t->hidden));
+    t->label = calloc(rows, sizeof(*t->label));
+    t->order = calloc(t->windows->n, sizeof(*t->order));
+    t->sequence = calloc(rows, sizeof(*t->sequence));
+    t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
+    return t->x && t->d && t->taught && t->logits && t->teacher_logits && t->soft && t->hard &&
+                   t->hidden && t->label && t->order && t->sequence && t->tapes
+               ? 0
+               : -ENOMEM;
+}
+
+// A tape for each layer until their memory is used up; whoever has none computes again.
+static int make_tapes(struct nb_train *t, struct nb_error *e)
+{
+    uint64_t left = t->options.memory;
+    for (uint32_t i = 0; i < t->options.batch; i++)
+        t->sequence[i] = (struct nb_grad_sequence){t->windows->tokens, t->windows->length, 0};
+    int rc = nb_grad_batch(t->grad, t->sequence, t->options.batch, e);
+    for (uint32_t i = 0; i < t->plan->n_layers && rc == 0; i++) {
+        const uint64_t bytes = nb_tape_bytes(t->grad, i);
+        if (bytes > left)
+            continue;
+        left -= bytes;
+        rc = nb_tape_create(t->grad, i, &t->tapes[i]);
+    }
+    return rc;
+}
+
+// --- Creation
+
+static uint64_t key_of(const struct nb_train *t)
+{
+    const struct nb_windows *w = t->windows;
+    const struct nb_train_options *o = &t->options;
+    const float reals[] = {o->rate, o->decay, o->clip, o->temperature, o->hard, o->hidden};
+    const uint64_t numbers[] = {
+        w->n,    w->length,   o->batch,  o->accumulate, o->steps,           o->warm,
+        o->seed, o->schedule, o->random, t->n_tensors,  nb_train_weights(t)};
+    XXH64_hash_t key = XXH3_64bits(w->tokens, (size_t)w->n * w->length * sizeof(*w->tokens));
+    key = XXH3_64bits_withSeed(reals, sizeof(reals), key);
+    key = XXH3_64bits_withSeed(numbers, sizeof(numbers), key);
+    for (uint32_t i = 0; i < t->n_tensors; i++)
+        key = XXH3_64bits_withSeed(t->tensors[i].x, t->tensors[i].floats * sizeof(float), key);
+    return key;
+}
+
+static int create(struct nb_train *t, struct nb_error *e)
+{
+    int rc = check(t, e);
+    if (rc == 0)
+        rc = nb_grad_open(t->plan, t->team, &t->grad, e);
+    if (rc == 0 && t->teacher_plan)
+        rc = nb_grad_open(t->teacher_plan, t->team, &t->teacher, e);
+    if (rc < 0)
+        return rc;
+    t->rows = t->options.batch * t->windows->length;
+    if (add_tensors(t) < 0)
+        return nb_fail(e, -ENOMEM,
+                       "no memory for the student's weights, their gradients and "
+                       "moments: 16 bytes a weight");
+    t->key = key_of(t);
+    if (make_rows(t) < 0)
+        return nb_fail(e, -ENOMEM, "no memory for batches of %u tokens", t->rows);
+    rc = make_tapes(t, e);
+    return rc == -ENOMEM ? nb_fail(e, rc, "no memory for the tapes of %u tokens", t->rows) : rc;
+}
+
+int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
+                    struct nb_team *team, const struct nb_windows *windows,
+                    const struct nb_train_options *options, struct nb_train **ret,
+                    struct nb_error *ret_error)
+{
+    struct nb_train *t = calloc(1, sizeof(*t));
+    if (!t)
+        return nb_fail(ret_error, -ENOMEM, "no memory to train");
+    *t = (struct nb_train){.plan = student,
+                           .teacher_plan = teacher,
+                           .team = team,
+                           .windows = windows,
+                           .options = *options};
+    int rc = create(t, ret_error);
+    if (rc < 0)
+        nb_train_destroy(t);
+    else
+        *ret = t;
+    return rc;
+}
+
+void nb_train_destroy(struct nb_train *t)
+{
+    if (!t)
+        return;
+    for (uint32_t i = 0; t->tapes && i < t->plan->n_layers; i++)
+        nb_tape_destroy(t->tapes[i]);
+    for (uint32_t i = 0; i < t->n_tensors; i++)
+        free(t->tensors[i].x);
+    nb_grad_close(t->grad);
+    nb_grad_close(t->teacher);
+    free(t->tensors);
+    free(t->tapes);
+    free(t->x);
+    free(t->d);
+    free(t->taught);
+    free(t->logits);
+    free(t->teacher_logits);
+    free(t->soft);
+    free(t->hard);
+    free(t->hidden);
+    free(t->label);
+    free(t->order);
+    free(t->sequence);
+    free(t);
+}
+
+// --- What it has
+
+uint32_t nb_train_done(const struct nb_train *t)
+{
+    return t->done;
+}
+
+uint64_t nb_train_weights(const struct nb_train *t)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < t->n_tensors; i++)
+        n += t->tensors[i].floats;
+    return n;
+}
+
+const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n)
+{
+    for (uint32_t i = 0; i < t->n_tensors; i++) {
+        const struct nb_str own = t->tensors[i].tensor->name;
+        if (own.len != name.len || memcmp(own.data, name.data, name.len) != 0)
+            continue;
+        *ret_n = t->tensors[i].floats;
+        return t->tensors[i].x;
+    }
+    return NULL;
+}
+
+// --- The state: weights and moments, one behind the other
+
+static struct nb_state state_of(const struct nb_train *t, uint32_t *done)
+{
+    struct nb_state_part *parts = calloc(t->n_tensors + 1, sizeof(*parts));
+    for (uint32_t i = 0; parts && i < t->n_tensors; i++) {
+        const struct nb_trained *w = &t->tensors[i];
+        parts[i] = (struct nb_state_part){
+            w->x, (uint64_t)((const char *)w->gradient - (const char *)w->x)};
+    }
+    return (struct nb_state){.magic = "nbtrain",
+                             .key = t->key,
+                             .done = done,
+                             .all = t->options.steps,
+                             .parts = parts,
+                             .n_parts = t->n_tensors};
+}
+
+int nb_train_store(const struct nb_train *t, nb_state_io write, void *user)
+{
+    uint32_t done = t->done;
+    const struct nb_state s = state_of(t, &done);
+    int rc = s.parts ? nb_state_write(&s, write, user) : -ENOMEM;
+    free((void *)s.parts);
+    return rc;
+}
+
+int nb_train_restore(struct nb_train *t, nb_state_io read, void *user)
+{
+    const struct nb_state s = state_of(t, &t->done);
+    int rc = s.parts ? nb_state_read(&s, read, user) : -ENOMEM;
+    free((void *)s.parts);
+    return rc;
+}

@@ -1,0 +1,79 @@
+// Training: all tensors of a model are moved, in fp32, so that it predicts a text's next tokens
+// better (hard labels), or as a teacher does (soft labels), or both.
+//
+// A step runs a number of batches of windows through teacher and student, adds up the gradients of
+// the mean loss of a token (grad/loss.h), clips their norm and takes one step of AdamW
+// (grad/adam.h). The rate rises over the first steps and falls along its schedule. Methods:
+// knowledge distillation (Hinton and others, arXiv 1503.02531), with the cosine of the last hidden
+// states beside it (DistilBERT: Sanh and others, arXiv 1910.01108).
+//
+// Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
+// nor on where the work was stored and restored. Memory: 16 bytes for each of the student's
+// weights; of both models one layer's matrices (or the head's) as floats, twice; a batch's rows
+// between the student's layers; and the memory that options allow. All calls block and use the
+// team, whose thread 0 is the caller; one call at a time.
+#pragma once
+
+#include <stdint.h>
+
+#include "engine/cpu/threads.h"
+#include "engine/plan.h"
+#include "quant/state.h"
+#include "quant/windows.h"
+#include "tensor/fail.h"
+
+struct nb_train;
+
+enum nb_schedule { NB_SCHEDULE_COSINE, NB_SCHEDULE_LINEAR, NB_SCHEDULE_CONSTANT };
+
+struct nb_train_options {
+    uint32_t batch;       // windows that run at once
+    uint32_t accumulate;  // batches of a step
+    uint32_t steps, warm; // of which so many rise
+    enum nb_schedule schedule;
+    float rate, decay; // decay: of matrices alone
+    float clip;        // the largest norm of a step's gradient; 0: any
+    float temperature; // T
+    float hard;        // 0 to 1: the share of labels, the rest is the teacher's
+    float hidden;      // weight of 1 - cosine of the last hidden states; 0: none
+    uint64_t seed;     // of the windows' order, and of random weights
+    bool random;       // the student's matrices begin as random numbers
+    uint64_t memory;   // bytes of tapes of the student's layers, so that less is computed again
+};
+#define NB_TRAIN_STEPS (1u << 24)
+
+// Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 and
+// `hidden` 0. -EINVAL: models whose vocabularies or, with `hidden`, widths differ; windows that are
+// fewer than a batch or longer than a context; tokens outside the vocabulary; numbers out of range;
+// -ENOTSUP: a model without logits; -ENOMEM. With its line.
+int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
+                    struct nb_team *team, const struct nb_windows *windows,
+                    const struct nb_train_options *options, struct nb_train **ret,
+                    struct nb_error *ret_error);
+void nb_train_destroy(struct nb_train *t); // NULL is fine
+
+// Of a token, in nats: of labels, of the teacher's probabilities (times T^2), and of hidden states.
+struct nb_train_loss {
+    double hard, soft, hidden;
+    double norm; // of the gradient, before it is clipped
+};
+
+// One step. ret: the means of its tokens, before it. -EALREADY after the last step; -EDOM: a loss
+// or gradient is not finite, and nothing has moved; -ENOMEM. With its line.
+int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error *ret_error);
+uint32_t nb_train_done(const struct nb_train *t); // steps
+// As it is now on other windows, which are no longer than a batch of its own. ret: [windows->n],
+// means of each at temperature 1. Nothing moves.
+int nb_train_measure(struct nb_train *t, const struct nb_windows *windows,
+                     struct nb_train_loss *ret, struct nb_error *ret_error);
+
+// The tensor of this name, [experts][rows][cols], valid and steady until the next step; NULL: there
+// is none.
+const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n);
+
+// The state between two steps. One that was created from the same arguments goes on from it to the
+// same bytes. Errors as of nb_state_write and nb_state_read; after a failure only nb_train_restore
+// and destroying make sense.
+int nb_train_store(const struct nb_train *t, nb_state_io write, void *user);
+int nb_train_restore(struct nb_train *t, nb_state_io read, void *user);
+uint64_t nb_train_weights(const struct nb_train *t);

@@ -1,0 +1,149 @@
+// See train_recipe.h: a table of numbers, and the few keys that are none.
+#include "distill/train_recipe.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "quant/windows.h"
+
+struct number {
+    const char *key;
+    size_t at; // of a double, or of a uint32_t
+    double least, most, usual;
+    bool whole; // a uint32_t
+};
+
+#define REAL(key, least, most, usual)                                                              \
+    {                                                                                              \
+#key, offsetof(struct nb_train_recipe, key), least, most, usual, false                     \
+    }
+#define WHOLE(key, least, most, usual)                                                             \
+    {                                                                                              \
+#key, offsetof(struct nb_train_recipe, key), least, most, usual, true                      \
+    }
+
+static const struct number numbers[] = {
+    REAL(tokens, 1, 1e12, 1e6),
+    WHOLE(length, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH, 256),
+    WHOLE(batch, NB_WINDOWS_LEAST, 1 << 20, 4096),
+    WHOLE(held_out, 1, 4096, 32),
+    REAL(rate, 0, 1, 5e-4),
+    REAL(warm, 0, 1, 0.05),
+    REAL(decay, 0, 1, 0.01),
+    REAL(clip, 0, 1e9, 1),
+    REAL(temperature, 0.01, 100, 2),
+    REAL(hard, 0, 1, 0.1),
+    REAL(hidden, 0, 1000, 0),
+    WHOLE(seed, 0, UINT32_MAX, 1),
+};
+
+static void set(struct nb_train_recipe *r, const struct number *n, double x)
+{
+    void *at = (char *)r + n->at;
+    if (n->whole)
+        *(uint32_t *)at = (uint32_t)x;
+    else
+        *(double *)at = x;
+}
+
+static int read_number(struct nb_train_recipe *r, const struct number *n, const json_t *value,
+                       struct nb_error *e)
+{
+    const double x = json_number_value(value);
+    if (!json_is_number(value) || !(x >= n->least && x <= n->most) || (n->whole && x != floor(x)))
+        return nb_fail(e, -EINVAL, "the recipe's \"%s\" is a %snumber from %g to %g", n->key,
+                       n->whole ? "whole " : "", n->least, n->most);
+    set(r, n, x);
+    return 0;
+}
+
+// How many, or which of the teacher's.
+static int read_layers(struct nb_train_recipe *r, const json_t *value, struct nb_error *e)
+{
+    const size_t n = json_is_array(value) ? json_array_size(value) : 0;
+    json_int_t last = -1;
+    bool good = json_is_array(value) ? n >= 1 && n <= NB_STUDENT_LAYERS
+                                     : json_is_integer(value) && json_integer_value(value) >= 1 &&
+                                           json_integer_value(value) <= NB_STUDENT_LAYERS;
+    for (size_t i = 0; i < n && good; i++) {
+        const json_t *layer = json_array_get(value, i);
+        good = json_is_integer(layer) && json_integer_value(layer) > last &&
+               json_integer_value(layer) < NB_STUDENT_LAYERS;
+        last = json_integer_value(layer);
+        r->from[i] = (uint32_t)last;
+    }
+    r->n_from = (uint32_t)n;
+    r->layers = n ? (uint32_t)n : (uint32_t)json_integer_value(value);
+    return good ? 0
+                : nb_fail(e, -EINVAL,
+                          "the recipe's \"layers\" is a number from 1 to %d, or a list "
+                          "of the teacher's, ascending, from 0 on",
+                          NB_STUDENT_LAYERS);
+}
+
+// One of some words.
+static int read_word(const char *key, const json_t *value, const char *const *words, uint32_t *ret,
+                     struct nb_error *e)
+{
+    const char *word = json_string_value(value);
+    for (uint32_t i = 0; word && words[i]; i++)
+        if (!strcmp(word, words[i])) {
+            *ret = i;
+            return 0;
+        }
+    return nb_fail(e, -EINVAL, "the recipe's \"%s\" is %s or %s%s%s", key, words[0], words[1],
+                   words[2] ? " or " : "", words[2] ? words[2] : "");
+}
+
+static int read_key(struct nb_train_recipe *r, const char *key, const json_t *value,
+                    struct nb_error *e)
+{
+    static const char *const schedules[] = {"cosine", "linear", "constant", NULL};
+    static const char *const starts[] = {"teacher", "random", NULL};
+    uint32_t which = 0;
+    int rc;
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (!strcmp(key, numbers[i].key))
+            return read_number(r, &numbers[i], value, e);
+    if (!strcmp(key, "layers"))
+        return read_layers(r, value, e);
+    if (!strcmp(key, "schedule")) {
+        rc = read_word(key, value, schedules, &which, e);
+        r->schedule = (enum nb_schedule)which;
+        return rc;
+    }
+    if (!strcmp(key, "start")) {
+        rc = read_word(key, value, starts, &which, e);
+        r->random = which == 1;
+        return rc;
+    }
+    if (!strcmp(key, "to") && json_is_string(value) && json_string_length(value) < sizeof(r->to)) {
+        snprintf(r->to, sizeof(r->to), "%s", json_string_value(value));
+        return 0;
+    }
+    return nb_fail(e, -EINVAL, "the recipe has a key \"%.60s\" that a distillation does not know",
+                   key);
+}
+
+int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *ret,
+                          struct nb_error *ret_error)
+{
+    json_error_t error;
+    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error), *value;
+    const char *key;
+    int rc = json_is_object(root)
+                 ? 0
+                 : nb_fail(ret_error, -EINVAL, "the recipe is no JSON object: %.120s", error.text);
+    memset(ret, 0, sizeof(*ret));
+    snprintf(ret->to, sizeof(ret->to), "F16");
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        set(ret, &numbers[i], numbers[i].usual);
+    json_object_foreach(root, key, value)
+        if (rc == 0)
+            rc = read_key(ret, key, value, ret_error);
+    json_decref(root);
+    return rc;
+}

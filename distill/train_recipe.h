@@ -1,0 +1,33 @@
+// What a distillation makes, from JSON, which is anyone's:
+//   {"layers": 6, "to": "F16", "tokens": 1000000, "length": 256, "batch": 4096, "rate": 5e-4,
+//    "temperature": 2, "hard": 0.1}
+// docs/rooms/distill.md says what each key means.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "distill/student.h"
+#include "distill/train.h"
+#include "tensor/fail.h"
+
+struct nb_train_recipe {
+    uint32_t layers;                  // of the student; 0: all of the teacher's
+    uint32_t from[NB_STUDENT_LAYERS]; // those of the teacher, where n_from == layers
+    uint32_t n_from;                  // 0: evenly spaced
+    bool random;
+    char to[32];                    // the type of the student's matrices
+    double tokens;                  // to train on
+    uint32_t length;                // tokens of a window
+    uint32_t batch;                 // tokens of a step
+    uint32_t held_out;              // windows on which it is judged
+    double rate, warm, decay, clip; // warm: the share of steps that rise
+    double temperature, hard, hidden;
+    enum nb_schedule schedule;
+    uint32_t seed;
+};
+
+// -EINVAL with what is wrong in one line, by the key's name.
+int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *ret,
+                          struct nb_error *ret_error);

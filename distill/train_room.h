@@ -1,0 +1,35 @@
+// Training from the inside: train.c makes what the steps need, train_step.c runs them. Nobody else
+// includes it.
+#pragma once
+
+#include "distill/train.h"
+#include "grad/grad.h"
+
+#define NB_TRAIN_SLICE 512 // rows of the heads at once
+
+struct nb_trained {
+    struct nb_grad_tensor *tensor;
+    float *x, *first, *second, *gradient; // [floats], one behind the other
+    size_t floats;
+};
+
+struct nb_train {
+    const struct nb_plan *plan, *teacher_plan; // NULL: there is no teacher
+    struct nb_team *team;
+    struct nb_grad *grad, *teacher;
+    const struct nb_windows *windows;
+    struct nb_train_options options;
+    struct nb_trained *tensors;
+    uint32_t n_tensors, done;
+    uint64_t key;                   // a hash of all arguments
+    uint32_t rows;                  // of a batch
+    struct nb_tape **tapes;         // [layers]; NULL: none
+    float *x;                       // [layers + 1][rows][embedding]
+    float *d;                       // [rows][embedding]
+    float *taught;                  // [2][rows][the teacher's embedding]: at last x_L in the first
+    float *logits, *teacher_logits; // [slice][vocab]
+    float *soft, *hard, *hidden;    // [rows]
+    int32_t *label;                 // [rows]; -1: none
+    uint32_t *order;                // [windows->n]: of the epoch
+    struct nb_grad_sequence *sequence; // [rows]
+};

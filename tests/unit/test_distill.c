@@ -1,0 +1,551 @@
+// Training of a small random model: losses fall, and neither threads, tapes nor a restart change a
+// bit; the losses and AdamW beside doubles; a student's layers are its teacher's.
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "distill/student.h"
+#include "distill/train.h"
+#include "distill/train_recipe.h"
+#include "engine/sampler.h"
+#include "grad/adam.h"
+#include "grad/grad.h"
+#include "grad/loss.h"
+#include "tensor/image.h"
+#include "tests/support/pack.h"
+#include "tests/support/random_model.h"
+
+#define WINDOWS 8
+#define LENGTH  24
+#define STEPS   30
+#define LAYERS  3
+
+struct model {
+    int file;
+    struct nb_source *source, *student;
+    struct nb_image *image, *student_image;
+    struct nb_plan *plan, *student_plan;
+    struct nb_team *team;
+    struct nb_windows windows;
+};
+
+static const uint32_t from[] = {0, 2};
+
+static const struct nb_train_options options = {.batch = 2,
+                                                .accumulate = 2,
+                                                .steps = STEPS,
+                                                .warm = 3,
+                                                .rate = 3e-3f,
+                                                .decay = 0.01f,
+                                                .clip = 1,
+                                                .temperature = 2,
+                                                .hard = 0.3f,
+                                                .hidden = 0.5f,
+                                                .seed = 3,
+                                                .memory = 1 << 20};
+
+static void open_plan(const struct nb_source *s, struct nb_image **image, struct nb_plan **plan)
+{
+    const struct nb_plan_options exact = {.precision = NB_PRECISION_EXACT};
+    struct nb_error error = {""};
+    uint64_t bytes;
+    const int fd = memfd_create("image", MFD_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_true(nb_image_pack(s, fd, NULL, &bytes, &error) >= 0);
+    assert_int_equal(nb_image_map(fd, 0, image, &error), 0);
+    close(fd);
+    assert_int_equal(nb_plan_create(*image, &exact, plan, &error), 0);
+}
+
+static int open_model(void **state)
+{
+    struct random_model r = {LAYERS, 256, 256, 4, 2, 64, 5, NB_TYPE_F16};
+    struct nb_error error = {""};
+    struct model *m = calloc(1, sizeof(*m));
+    assert_non_null(m);
+    m->file = random_model_create(&r);
+    const struct nb_source_file file = {"model.gguf", m->file};
+    assert_int_equal(nb_source_open_gguf(&file, 1, &m->source, &error), 0);
+    assert_int_equal(nb_student_open(m->source, from, 2, &m->student, &error), 0);
+    open_plan(m->source, &m->image, &m->plan);
+    open_plan(m->student, &m->student_image, &m->student_plan);
+    assert_int_equal(nb_team_create(2, &m->team), 0);
+    m->windows = (struct nb_windows){WINDOWS, LENGTH, calloc(WINDOWS * LENGTH, sizeof(int32_t))};
+    assert_non_null(m->windows.tokens);
+    for (uint32_t i = 0; i < WINDOWS * LENGTH; i++)
+        m->windows.tokens[i] = (int32_t)(nb_random(8, i) % 11); // few: there is something to learn
+    *state = m;
+    return 0;
+}
+
+static int close_model(void **state)
+{
+    struct model *m = *state;
+    nb_windows_finish(&m->windows);
+    nb_team_destroy(m->team);
+    nb_plan_destroy(m->plan);
+    nb_plan_destroy(m->student_plan);
+    nb_image_unmap(m->image);
+    nb_image_unmap(m->student_image);
+    nb_source_close(m->student);
+    nb_source_close(m->source);
+    close(m->file);
+    free(m);
+    return 0;
+}
+
+// --- Training
+
+static struct nb_train *create(const struct model *m, struct nb_team *team,
+                               const struct nb_train_options *o)
+{
+    const bool taught = o->hard < 1 || o->hidden > 0;
+    struct nb_error error = {""};
+    struct nb_train *t;
+    if (nb_train_create(m->student_plan, taught ? m->plan : NULL, team, &m->windows, o, &t,
+                        &error) < 0)
+        fail_msg("%s", error.text);
+    return t;
+}
+
+static struct nb_train_loss steps(struct nb_train *t, int n)
+{
+    struct nb_error error = {""};
+    struct nb_train_loss loss = {0};
+    for (int i = 0; i < n; i++)
+        assert_int_equal(nb_train_step(t, &loss, &error), 0);
+    return loss;
+}
+
+static struct nb_train_loss measure(const struct model *m, struct nb_train *t)
+{
+    struct nb_error error = {""};
+    struct nb_train_loss each[WINDOWS], sum = {0};
+    assert_int_equal(nb_train_measure(t, &m->windows, each, &error), 0);
+    for (uint32_t i = 0; i < WINDOWS; i++) {
+        sum.hard += each[i].hard / WINDOWS;
+        sum.soft += each[i].soft / WINDOWS;
+        sum.hidden += each[i].hidden / WINDOWS;
+    }
+    return sum;
+}
+
+static void expect_same(const struct model *m, const struct nb_train *a, const struct nb_train *b)
+{
+    for (uint32_t i = 0; i < m->student->n_tensors; i++) {
+        uint64_t n = 0, same = 0;
+        const struct nb_str name = m->student->tensors[i].name;
+        const float *x = nb_train_tensor(a, name, &n), *y = nb_train_tensor(b, name, &same);
+        assert_int_equal(n, same);
+        if (x)
+            assert_memory_equal(x, y, n * sizeof(*x));
+    }
+}
+
+static void losses_fall(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options o = options;
+    for (int random = 0; random < 2; random++) {
+        for (int what = 0; what < 3; what++) {
+            o.random = random;
+            o.hard = what == 0 ? 1 : 0;
+            o.hidden = what == 2 ? 100 : 0;
+            struct nb_train *t = create(m, m->team, &o);
+            const struct nb_train_loss before = measure(m, t);
+            assert_true(steps(t, STEPS).norm > 0);
+            const struct nb_train_loss after = measure(m, t);
+            print_message("hard %.3f %.3f, soft %.4f %.4f, hidden %.3f %.3f\n", before.hard,
+                          after.hard, before.soft, after.soft, before.hidden, after.hidden);
+            if (what == 0)
+                assert_true(after.hard < 0.8 * before.hard);
+            if (what == 1)
+                assert_true(after.soft < 0.8 * before.soft);
+            if (what == 2)
+                assert_true(after.hidden < 0.8 * before.hidden);
+            nb_train_destroy(t);
+        }
+    }
+}
+
+static void nothing_learns_at_rate_0(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options o = options;
+    o.rate = 0;
+    struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &o);
+    steps(a, STEPS);
+    expect_same(m, a, b);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+}
+
+static void threads_and_tapes_change_nothing(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options bare = options;
+    struct nb_team *one;
+    assert_int_equal(nb_team_create(1, &one), 0);
+    bare.memory = 0;
+    struct nb_train *a = create(m, m->team, &options), *b = create(m, one, &bare);
+    const struct nb_train_loss x = steps(a, 6), y = steps(b, 6);
+    assert_memory_equal(&x, &y, sizeof(x));
+    expect_same(m, a, b);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+    nb_team_destroy(one);
+}
+
+// Two batches of a step are one of twice the windows, but for the order of sums.
+static void batches_add_up(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options whole = options;
+    whole.batch = 4;
+    whole.accumulate = 1;
+    struct nb_train *a = create(m, m->team, &options), *b = create(m, m->team, &whole);
+    const struct nb_train_loss x = steps(a, 1), y = steps(b, 1);
+    assert_true(fabs(x.hard - y.hard) < 1e-5 && fabs(x.soft - y.soft) < 1e-5);
+    assert_true(fabs(x.norm - y.norm) < 1e-4 * x.norm);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+}
+
+// --- The state
+
+struct bytes {
+    uint8_t *data;
+    size_t n, at;
+};
+
+static int write_bytes(void *user, void *data, size_t n)
+{
+    struct bytes *b = user;
+    b->data = realloc(b->data, b->n + n);
+    assert_non_null(b->data);
+    memcpy(b->data + b->n, data, n);
+    b->n += n;
+    return 0;
+}
+
+static int read_bytes(void *user, void *data, size_t n)
+{
+    struct bytes *b = user;
+    if (n > b->n - b->at)
+        return -EIO;
+    memcpy(data, b->data + b->at, n);
+    b->at += n;
+    return 0;
+}
+
+static void goes_on_from_what_was_stored(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options other = options;
+    struct bytes stored = {0};
+    struct nb_train *a = create(m, m->team, &options), *b = create(m, m->team, &options);
+    other.rate *= 2;
+    struct nb_train *c = create(m, m->team, &other);
+    steps(a, 7);
+    assert_int_equal(nb_train_store(a, write_bytes, &stored), 0);
+    assert_int_equal(nb_train_restore(b, read_bytes, &stored), 0);
+    assert_int_equal(nb_train_done(b), 7);
+    steps(a, STEPS - 7);
+    steps(b, STEPS - 7);
+    expect_same(m, a, b);
+    stored.at = 0;
+    assert_int_equal(nb_train_restore(c, read_bytes, &stored), -ESTALE);
+    for (size_t at = 40; at < stored.n; at += stored.n / 7) {
+        stored.at = 0;
+        stored.data[at] ^= 1;
+        assert_int_equal(nb_train_restore(b, read_bytes, &stored), -EBADMSG);
+        stored.data[at] ^= 1;
+    }
+    free(stored.data);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+    nb_train_destroy(c);
+}
+
+// --- What is refused
+
+static void expect_refused(const struct model *m, const struct nb_train_options *o,
+                           const struct nb_plan *teacher, int rc, const char *why)
+{
+    struct nb_error error = {""};
+    struct nb_train *t = NULL;
+    assert_int_equal(nb_train_create(m->student_plan, teacher, m->team, &m->windows, o, &t, &error),
+                     rc);
+    if (!strstr(error.text, why))
+        fail_msg("%s", error.text);
+}
+
+static void what_is_refused(void **state)
+{
+    struct model m = *(struct model *)*state;
+    const struct {
+        struct nb_train_options o;
+        const char *why;
+    } bad[] = {{{.rate = NAN}, "out of range"},
+               {{.hard = 1.5f}, "out of range"},
+               {{.temperature = 0}, "out of range"},
+               {{.batch = WINDOWS + 1}, "windows"},
+               {{.batch = 0}, "windows"},
+               {{.accumulate = 0}, "steps"}};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct nb_train_options o = options;
+        if (i == 0)
+            o.rate = bad[i].o.rate;
+        if (i == 1)
+            o.hard = bad[i].o.hard;
+        if (i == 2)
+            o.temperature = bad[i].o.temperature;
+        if (i == 3 || i == 4)
+            o.batch = bad[i].o.batch;
+        if (i == 5)
+            o.accumulate = bad[i].o.accumulate;
+        expect_refused(&m, &o, m.plan, -EINVAL, bad[i].why);
+    }
+    expect_refused(&m, &options, NULL, -EINVAL, "need a teacher");
+    m.windows.length = 65;
+    m.windows.n = 2;
+    expect_refused(&m, &options, m.plan, -EINVAL, "context of 64");
+    m = *(struct model *)*state;
+    m.windows.tokens[7] += RANDOM_VOCAB;
+    expect_refused(&m, &options, m.plan, -EINVAL, "vocabulary");
+    m.windows.tokens[7] -= RANDOM_VOCAB;
+    nb_train_destroy(NULL);
+}
+
+static void high_rates_are_told(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options o = options;
+    struct nb_error error = {""};
+    struct nb_train_loss loss;
+    o.rate = 1;
+    o.warm = 0;
+    o.clip = 0;
+    o.decay = 1;
+    o.schedule = NB_SCHEDULE_CONSTANT;
+    o.steps = 4000;
+    struct nb_train *t = create(m, m->team, &o);
+    uint64_t n;
+    const struct nb_str norm = {"output_norm.weight", 18};
+    float *x = (float *)nb_train_tensor(t, norm, &n); // what a rate that is too high leaves
+    x[0] = INFINITY;
+    assert_int_equal(nb_train_step(t, &loss, &error), -EDOM);
+    assert_non_null(strstr(error.text, "not finite"));
+    assert_int_equal(nb_train_done(t), 0);
+    nb_train_destroy(t);
+}
+
+// --- Losses and descent beside doubles
+
+static double log_sum(const float *x, double by)
+{
+    double sum = 0;
+    for (int i = 0; i < RANDOM_VOCAB; i++)
+        sum += exp(by * (double)x[i]);
+    return log(sum);
+}
+
+// The gradient's formula is not trusted: it is compared with differences of the loss.
+static double loss_of(const struct nb_distil_loss *how, const float *p, const float *q,
+                      int32_t label, double *ret_soft, double *ret_hard)
+{
+    const double by = 1 / (double)how->temperature, above = p ? log_sum(p, by) : 0;
+    const double below = log_sum(q, by);
+    double kl = 0;
+    for (int i = 0; p && i < RANDOM_VOCAB; i++) {
+        const double a = by * (double)p[i] - above, b = by * (double)q[i] - below;
+        kl += exp(a) * (a - b);
+    }
+    *ret_soft = (double)how->temperature * (double)how->temperature * kl;
+    *ret_hard = label < 0 ? 0 : log_sum(q, 1) - (double)q[label];
+    return (double)how->soft * *ret_soft + (double)how->hard * *ret_hard;
+}
+
+static void losses_beside_doubles(void **state)
+{
+    const struct model *m = *state;
+    const struct nb_distil_loss how = {.temperature = 2.5f, .soft = 0.25f, .hard = 0.5f};
+    enum { N = 4 };
+    static float p[N * RANDOM_VOCAB], q[N * RANDOM_VOCAB], d[N * RANDOM_VOCAB];
+    static const int32_t label[N] = {3, -1, RANDOM_VOCAB - 1, 0};
+    float soft[N], hard[N];
+    struct nb_error error = {""};
+    struct nb_grad *g;
+    double worst = 0;
+    assert_int_equal(nb_grad_open(m->plan, m->team, &g, &error), 0);
+    for (uint32_t i = 0; i < N * RANDOM_VOCAB; i++) {
+        const uint32_t row = i / RANDOM_VOCAB;
+        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 5);
+        q[i] = p[i] + 1e-9f * (float)(int32_t)nb_random(2, i);
+    }
+    for (int taught = 0; taught < 2; taught++) {
+        memcpy(d, q, sizeof(d));
+        nb_grad_distil(g, N, &how, taught ? p : NULL, label, d, soft, hard);
+        for (int r = 0; r < N; r++) {
+            const float *of = taught ? p + r * RANDOM_VOCAB : NULL;
+            float *x = q + r * RANDOM_VOCAB;
+            double s, h;
+            loss_of(&how, of, x, label[r], &s, &h);
+            assert_true(fabs((double)soft[r] - s) < 2e-5 * (1 + s));
+            assert_true(fabs((double)hard[r] - h) < 2e-5 * (1 + h));
+            for (int i = 0; i < RANDOM_VOCAB; i += 3) {
+                const float kept = x[i];
+                x[i] = kept + 0x1p-10f;
+                const double up = loss_of(&how, of, x, label[r], &s, &h), high = (double)x[i];
+                x[i] = kept - 0x1p-10f;
+                const double slope =
+                    (up - loss_of(&how, of, x, label[r], &s, &h)) / (high - (double)x[i]);
+                x[i] = kept;
+                const double off = fabs((double)d[r * RANDOM_VOCAB + i] - slope);
+                worst = off > worst ? off : worst;
+            }
+        }
+    }
+    print_message("the gradients' largest difference from differences: %.1e\n", worst);
+    assert_true(worst < 2e-6);
+    memcpy(d, q, sizeof(d));
+    d[5] = NAN;
+    nb_grad_distil(g, 1, &how, p, label, d, soft, hard);
+    assert_true(isnan(soft[0]) && isnan(hard[0]));
+    nb_grad_close(g);
+}
+
+static void adam_beside_doubles(void **state)
+{
+    const struct model *m = *state;
+    enum { N = 40007 };
+    static float x[N], g[N], first[N], second[N];
+    static double y[N], a[N], b[N];
+    double sum, plain = 0;
+    for (uint32_t i = 0; i < N; i++)
+        y[i] = x[i] = 1e-9f * (float)(int32_t)nb_random(1, i);
+    for (uint32_t t = 1; t <= 5; t++) {
+        const struct nb_adam how = {.rate = 0.01f,
+                                    .decay = 0.1f,
+                                    .scale = 0.5f,
+                                    .first = 0.9f,
+                                    .second = 0.95f,
+                                    .first_by = (float)(1 / (1 - pow(0.9, t))),
+                                    .second_by = (float)(1 / (1 - pow(0.95, t))),
+                                    .floor = 1e-8f};
+        for (uint32_t i = 0; i < N; i++)
+            g[i] = i % 5 ? 1e-9f * (float)(int32_t)nb_random(t + 1, i) : 0;
+        nb_adam_step(m->team, &how, g, N, x, first, second);
+        for (uint32_t i = 0; i < N; i++) {
+            const double s = 0.5 * (double)g[i];
+            a[i] = 0.9 * a[i] + 0.1 * s;
+            b[i] = 0.95 * b[i] + 0.05 * s * s;
+            y[i] -= 0.01 * (a[i] / (1 - pow(0.9, t)) / (sqrt(b[i] / (1 - pow(0.95, t))) + 1e-8) +
+                            0.1 * y[i]);
+            assert_true(fabs((double)x[i] - y[i]) < 2e-6);
+        }
+    }
+    assert_int_equal(nb_adam_squares(m->team, g, N, &sum), 0);
+    for (uint32_t i = 0; i < N; i++)
+        plain += (double)g[i] * (double)g[i];
+    assert_true(fabs(sum - plain) < 1e-6 * plain);
+}
+
+// --- Students
+
+static void layers_are_the_teachers(void **state)
+{
+    const struct model *m = *state;
+    const struct nb_source *t = m->source, *s = m->student;
+    struct nb_error error = {""};
+    static float x[256 * 256], y[256 * 256];
+    uint64_t n = 0;
+    assert_int_equal(nb_gguf_u64(s->metadata, "llama.block_count", &n), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(nb_gguf_n_keys(s->metadata), nb_gguf_n_keys(t->metadata));
+    uint32_t layers = 0;
+    for (uint32_t i = 0; i < s->n_tensors; i++) {
+        char name[64];
+        const struct nb_source_tensor *own = &s->tensors[i];
+        snprintf(name, sizeof(name), "%.*s", (int)own->name.len, own->name.data);
+        if (!strncmp(name, "blk.1.", 6))
+            name[4] = '2';
+        layers += !strncmp(name, "blk.", 4);
+        const uint32_t of = nb_source_find(t, (struct nb_str){name, strlen(name)});
+        assert_true(of < t->n_tensors);
+        const uint64_t rows = nb_source_rows(own) < 64 ? nb_source_rows(own) : 64;
+        assert_int_equal(nb_source_read(s, own, 0, rows, x, &error), 0);
+        assert_int_equal(nb_source_read(t, &t->tensors[of], 0, rows, y, &error), 0);
+        assert_memory_equal(x, y, rows * nb_source_row_bytes(own));
+    }
+    assert_int_equal(layers, 2 * (t->n_tensors - (s->n_tensors - layers)) / LAYERS);
+    uint32_t evenly[6];
+    nb_student_evenly(30, 6, evenly);
+    assert_memory_equal(evenly, ((uint32_t[]){0, 6, 12, 17, 23, 29}), sizeof(evenly));
+    nb_student_evenly(30, 1, evenly);
+    assert_int_equal(evenly[0], 0);
+    nb_student_evenly(2, 2, evenly);
+    assert_int_equal(evenly[1], 1);
+}
+
+static void recipes(void **state)
+{
+    static struct nb_train_recipe r;
+    static const char *const bad[] = {"",
+                                      "[]",
+                                      "{\"layers\": 0}",
+                                      "{\"layers\": [3, 1]}",
+                                      "{\"layers\": []}",
+                                      "{\"layers\": \"six\"}",
+                                      "{\"rate\": -1}",
+                                      "{\"rate\": \"fast\"}",
+                                      "{\"length\": 12.5}",
+                                      "{\"length\": 4}",
+                                      "{\"schedule\": \"steep\"}",
+                                      "{\"start\": 1}",
+                                      "{\"to\": 5}",
+                                      "{\"layer\": 6}",
+                                      "{\"seed\": 1, \"seed\": 2}",
+                                      "{\"tokens\": 1e300}"};
+    struct nb_error error = {""};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        if (nb_train_recipe_parse(bad[i], strlen(bad[i]), &r, &error) != -EINVAL || !*error.text)
+            fail_msg("%s: taken", bad[i]);
+        assert_null(strchr(error.text, '\n'));
+    }
+    static const char good[] = "{\"layers\": [0, 5, 9], \"rate\": 1e-3, \"start\": \"random\", "
+                               "\"schedule\": \"linear\", \"tokens\": 5e6, \"to\": \"Q8_0\"}";
+    assert_int_equal(nb_train_recipe_parse(good, strlen(good), &r, &error), 0);
+    assert_int_equal(r.layers, 3);
+    assert_int_equal(r.from[2], 9);
+    assert_true(r.random && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
+    assert_string_equal(r.to, "Q8_0");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(losses_fall),
+        cmocka_unit_test(nothing_learns_at_rate_0),
+        cmocka_unit_test(threads_and_tapes_change_nothing),
+        cmocka_unit_test(batches_add_up),
+        cmocka_unit_test(goes_on_from_what_was_stored),
+        cmocka_unit_test(what_is_refused),
+        cmocka_unit_test(high_rates_are_told),
+        cmocka_unit_test(losses_beside_doubles),
+        cmocka_unit_test(adam_beside_doubles),
+        cmocka_unit_test(layers_are_the_teachers),
+        cmocka_unit_test(recipes),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
