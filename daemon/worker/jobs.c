@@ -43,6 +43,7 @@ static const struct nb_work_kind kinds[] = {
      false,
      nb_jobs_folder_check,
      nb_jobs_folder},
+    {"distill", {"model.gguf", "report.json"}, true, nb_jobs_distill_check, nb_jobs_distill},
     {"onnx", {"model.onnx", "report.json"}, false, nb_jobs_onnx_check, nb_jobs_onnx},
 };
 

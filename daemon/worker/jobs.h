@@ -46,6 +46,8 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_weighted(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_folder_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_folder(struct nb_work *work, struct nb_error *ret_error);
+int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *ret_error);
+int nb_jobs_distill(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_onnx_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_onnx(struct nb_work *work, struct nb_error *ret_error);
 
@@ -58,6 +60,18 @@ int nb_jobs_need(uint64_t bytes);
 void nb_jobs_pace(struct nb_work *work, double operations);
 // Tells how far the job is; from now and then on, however often it is called.
 void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_t total);
+
+// jobs_given.c: a job's files by what they are for, in the order in which they came.
+struct nb_jobs_given {
+    struct nb_source_file model[NB_WIRE_FILES], texts[NB_WIRE_FILES];
+    uint32_t n_model, n_texts, n_imatrix;
+    int imatrix; // where there is one
+};
+void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret);
+// The whole room of the first result at once, so that a full disk is met before the work, not after
+// it; and leave of the broker for `more` bytes beside. -errno with its line.
+int nb_jobs_make_room(const struct nb_work *work, uint64_t bytes, uint64_t more,
+                      struct nb_error *ret_error);
 
 // jobs_files.c: the files of a job's folder.
 struct nb_jobs_files {

@@ -1,17 +1,14 @@
 // The kinds "round" and "weighted": a model's matrices, rounded to nearest or by what calibration
 // has learnt, written as one GGUF, with a report.
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/worker/jobs_allocate.h"
 #include "daemon/worker/jobs_auto.h"
 #include "daemon/worker/jobs_tune.h"
-#include "libclient/wire.h"
 #include "quant/compress.h"
 #include "quant/fold_search.h"
 #include "quant/imatrix.h"
@@ -91,19 +88,11 @@ static uint64_t most_bytes(const struct job *k)
     return target->kind == NB_TARGET_SIZE && target->bytes < size ? target->bytes : size;
 }
 
-// Its whole room at once, so that a full disk is met before the work, not after it.
 static int make_room(const struct job *k)
 {
     const uint64_t bytes = most_bytes(k);
     const uint64_t scratch = k->tuning ? nb_jobs_tune_bytes(k->source, bytes) : 0;
-    int rc = nb_jobs_need(bytes + scratch + REPORT_ROOM);
-    if (rc < 0)
-        return nb_fail(k->error, rc, "the daemon did not answer");
-    if (fallocate(k->work->results[MODEL], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
-        return 0;
-    return nb_fail(k->error, -errno,
-                   "the state directory has no room for the result of %llu bytes: %s",
-                   (unsigned long long)bytes, strerror(errno));
+    return nb_jobs_make_room(k->work, bytes, scratch + REPORT_ROOM, k->error);
 }
 
 // ---- Stages
@@ -141,18 +130,17 @@ static int feed_back(struct job *k)
 {
     const struct nb_feedback_plan plan = nb_recipe_feedback(k->recipe);
     int rc = plan.on ? nb_jobs_calibrate_open(k->calibration, k->error) : 0;
-    const struct nb_layerwise how = {
-        .source = k->source,
-        .calibration = k->calibration->open,
-        .compress = k->c,
-        .importance = &k->calibration->importance,
-        .learns = k->calibration->by_the_way,
-        .team = k->work->team,
-        .damping = plan.damping,
-        .mismatch = plan.mismatch,
-        .passes = plan.passes,
-        .progress = on_feedback,
-        .user = k};
+    const struct nb_layerwise how = {.source = k->source,
+                                     .calibration = k->calibration->open,
+                                     .compress = k->c,
+                                     .importance = &k->calibration->importance,
+                                     .learns = k->calibration->by_the_way,
+                                     .team = k->work->team,
+                                     .damping = plan.damping,
+                                     .mismatch = plan.mismatch,
+                                     .passes = plan.passes,
+                                     .progress = on_feedback,
+                                     .user = k};
     return rc == 0 && plan.on ? nb_layerwise_run(&how, k->error) : rc;
 }
 
@@ -312,32 +300,8 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
 
 // ---- With calibration
 
-// The files by what they are for, in the order in which they came.
-struct given {
-    struct nb_source_file model[NB_WIRE_FILES], texts[NB_WIRE_FILES];
-    uint32_t n_model, n_texts, n_imatrix;
-    int imatrix;
-};
-
-static bool is_for(const struct nb_source_file *file, const char *prefix)
+static int check_files(const struct nb_jobs_given *g, struct nb_error *e)
 {
-    return !strncmp(file->name, prefix, strlen(prefix));
-}
-
-static int sort_files(const struct nb_work *work, struct given *g, struct nb_error *e)
-{
-    for (uint32_t i = 0; i < work->n_files; i++) {
-        const struct nb_source_file *f = &work->files[i];
-        if (is_for(f, NB_JOB_CALIBRATION)) {
-            g->texts[g->n_texts].name = f->name + strlen(NB_JOB_CALIBRATION);
-            g->texts[g->n_texts++].fd = f->fd;
-        } else if (is_for(f, NB_JOB_IMATRIX)) {
-            g->imatrix = f->fd;
-            g->n_imatrix++;
-        } else {
-            g->model[g->n_model++] = *f;
-        }
-    }
     if (g->n_imatrix > 1 || (g->n_imatrix && g->n_texts))
         return nb_fail(e, -EINVAL,
                        "a weighted compression takes calibration text or one importance matrix; "
@@ -346,7 +310,8 @@ static int sort_files(const struct nb_work *work, struct given *g, struct nb_err
 }
 
 // What learns from text has it, or the model writes it: an importance matrix is none.
-static int check_text(const struct nb_recipe *recipe, const struct given *g, struct nb_error *e)
+static int check_text(const struct nb_recipe *recipe, const struct nb_jobs_given *g,
+                      struct nb_error *e)
 {
     const bool folds = nb_recipe_folds(recipe) != 0;
     if (!g->n_imatrix || (!nb_recipe_feedback(recipe).on && !folds))
@@ -358,7 +323,8 @@ static int check_text(const struct nb_recipe *recipe, const struct given *g, str
 }
 
 static int compress_calibrated(struct nb_work *work, struct nb_source *source,
-                               struct nb_recipe *recipe, const struct given *g, struct nb_error *e)
+                               struct nb_recipe *recipe, const struct nb_jobs_given *g,
+                               struct nb_error *e)
 {
     const bool ranges = nb_recipe_activations(recipe).scale == NB_INPUT_FIXED;
     struct nb_jobs_calibration calibration = {.work = work,
@@ -390,10 +356,11 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
 
 int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
 {
-    static struct given g = {.imatrix = -1};
+    static struct nb_jobs_given g = {.imatrix = -1};
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
-    int rc = sort_files(work, &g, e);
+    nb_jobs_sort(work, &g);
+    int rc = check_files(&g, e);
     if (rc == 0)
         rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
     if (rc == 0)

@@ -2,12 +2,12 @@
 // its states lie in the job's scratch files, in turns, and the journal says which is whole. What it
 // ends with is saved there too, and only then put in the file.
 #include "daemon/worker/jobs_tune.h"
+#include "daemon/worker/jobs_scratch.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "daemon/worker/worker.h"
 #include "quant/tune.h"
@@ -41,7 +41,7 @@ struct tuning {
     struct start *starts;
     uint32_t n, steps, all_steps; // of the whole model; with those of layers
     uint64_t saved_ns;
-    int fd; // of the scratch file under way
+    struct nb_jobs_scratch scratch;
     struct nb_error *error;
 };
 
@@ -88,39 +88,6 @@ static int append_record(const struct tuning *k, uint32_t kind)
 
 // ---- Scratch files
 
-static int write_scratch(void *user, void *data, size_t bytes)
-{
-    const struct tuning *k = user;
-    const uint8_t *at = data;
-    for (ssize_t n; bytes; at += n, bytes -= (size_t)n) {
-        n = write(k->fd, at, bytes);
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        n = n < 0 ? 0 : n;
-    }
-    return 0;
-}
-
-static int read_scratch(void *user, void *data, size_t bytes)
-{
-    const struct tuning *k = user;
-    uint8_t *at = data;
-    for (ssize_t n; bytes; at += n, bytes -= (size_t)n) {
-        n = read(k->fd, at, bytes);
-        if (n == 0 || (n < 0 && errno != EINTR))
-            return n < 0 ? -errno : -EBADMSG;
-        n = n < 0 ? 0 : n;
-    }
-    return 0;
-}
-
-// Makes a scratch file the one under way, from its start.
-static int turn_to(struct tuning *k, uint32_t slot)
-{
-    k->fd = k->how->work->scratch[slot];
-    return lseek(k->fd, 0, SEEK_SET) < 0 ? -errno : 0;
-}
-
 static int fail_scratch(const struct tuning *k, int rc)
 {
     return nb_fail(k->error, rc, "the tuning's state cannot be written: %s", strerror(-rc));
@@ -130,9 +97,9 @@ static int fail_scratch(const struct tuning *k, int rc)
 static int save(struct tuning *k)
 {
     const uint32_t slot = (k->t->slot + 1) % NB_JOB_SCRATCH;
-    int rc = turn_to(k, slot);
+    int rc = nb_jobs_scratch_turn(&k->scratch, slot);
     if (rc == 0)
-        rc = nb_tune_store(k->tune, write_scratch, k);
+        rc = nb_tune_store(k->tune, nb_jobs_scratch_write, &k->scratch);
     if (rc < 0)
         return fail_scratch(k, rc);
     k->t->slot = slot;
@@ -143,9 +110,9 @@ static int save(struct tuning *k)
 // A state that cannot be read any more costs the steps before it, nothing else.
 static int restore(struct tuning *k)
 {
-    int rc = turn_to(k, k->t->slot);
+    int rc = nb_jobs_scratch_turn(&k->scratch, k->t->slot);
     if (rc == 0)
-        rc = nb_tune_restore(k->tune, read_scratch, k);
+        rc = nb_tune_restore(k->tune, nb_jobs_scratch_read, &k->scratch);
     k->t->saved = rc == 0;
     return rc == -ENOMEM ? no_memory(k) : 0;
 }
@@ -288,25 +255,25 @@ static int save_results(struct tuning *k)
     uint32_t n;
     struct nb_str name;
     const float *x;
-    int rc = turn_to(k, (k->t->slot + 1) % NB_JOB_SCRATCH);
+    int rc = nb_jobs_scratch_turn(&k->scratch, (k->t->slot + 1) % NB_JOB_SCRATCH);
     for (uint32_t i = 0; i < k->n && rc == 0; i++) {
         const uint64_t bytes = nb_compress_bytes(k->how->compress, k->starts[i].tensor);
         void *encoded = malloc(bytes);
         if (!encoded)
             return no_memory(k);
         nb_tune_encode(k->tune, i, encoded);
-        rc = write_scratch(k, encoded, bytes);
+        rc = nb_jobs_scratch_write(&k->scratch, encoded, bytes);
         free(encoded);
     }
     for (uint32_t i = 0; rc == 0 && (x = nb_tune_vector(k->tune, i, &name, &n)); i++) {
         uint32_t head[2] = {nb_source_find(k->how->source, name), n};
-        rc = write_scratch(k, head, sizeof(head));
+        rc = nb_jobs_scratch_write(&k->scratch, head, sizeof(head));
         if (rc == 0)
-            rc = write_scratch(k, (void *)x, n * sizeof(*x));
+            rc = nb_jobs_scratch_write(&k->scratch, (void *)x, n * sizeof(*x));
     }
     uint32_t end[2] = {UINT32_MAX, 0};
     if (rc == 0)
-        rc = write_scratch(k, end, sizeof(end));
+        rc = nb_jobs_scratch_write(&k->scratch, end, sizeof(end));
     return rc < 0 ? fail_scratch(k, rc) : 0;
 }
 
@@ -331,7 +298,7 @@ static int put(struct tuning *k, uint32_t tensor, uint64_t bytes)
     void *data = malloc(bytes);
     if (!data)
         return no_memory(k);
-    int rc = read_scratch(k, data, bytes);
+    int rc = nb_jobs_scratch_read(&k->scratch, data, bytes);
     if (rc < 0)
         nb_fail(k->error, rc, "the tuning's results cannot be read: %s", strerror(-rc));
     else
@@ -343,21 +310,21 @@ static int put(struct tuning *k, uint32_t tensor, uint64_t bytes)
 static int put_vectors(struct tuning *k)
 {
     uint32_t head[2];
-    int rc = read_scratch(k, head, sizeof(head));
+    int rc = nb_jobs_scratch_read(&k->scratch, head, sizeof(head));
     while (rc == 0 && head[0] < k->how->source->n_tensors) {
         if (nb_compress_choices(k->how->compress)[head[0]].type != NB_TYPE_F32 ||
             head[1] * sizeof(float) != nb_compress_bytes(k->how->compress, head[0]))
             return nb_fail(k->error, -EBADMSG, "the tuning's results are of another model");
         rc = put(k, head[0], head[1] * sizeof(float));
         if (rc == 0)
-            rc = read_scratch(k, head, sizeof(head));
+            rc = nb_jobs_scratch_read(&k->scratch, head, sizeof(head));
     }
     return rc;
 }
 
 static int put_results(struct tuning *k)
 {
-    int rc = k->t->tuned.gain.kept ? turn_to(k, k->t->slot) : 0;
+    int rc = k->t->tuned.gain.kept ? nb_jobs_scratch_turn(&k->scratch, k->t->slot) : 0;
     for (uint32_t i = 0; k->t->tuned.gain.kept && i < k->n && rc == 0; i++)
         rc = put(k, k->starts[i].tensor, nb_compress_bytes(k->how->compress, k->starts[i].tensor));
     if (rc == 0 && k->t->tuned.gain.kept)
@@ -388,18 +355,17 @@ static int run(struct tuning *k)
 int nb_jobs_tune_run(const struct nb_jobs_tune *how, struct nb_jobs_tuning *t,
                      struct nb_error *ret_error)
 {
-    struct tuning k = {
-        .how = how, .t = t, .journal = nb_compress_journal(how->compress), .error = ret_error};
+    struct tuning k = {.how = how,
+                       .t = t,
+                       .journal = nb_compress_journal(how->compress),
+                       .scratch = {.work = how->work},
+                       .error = ret_error};
     int rc = t->put ? 0 : run(&k);
     nb_tune_destroy(k.tune);
     if (k.starts)
         drop_starts(&k);
     free(k.starts);
-    for (uint32_t i = 0; i < NB_JOB_SCRATCH && rc == 0; i++)
-        if (ftruncate(how->work->scratch[i], 0) < 0)
-            rc = nb_fail(ret_error, -errno, "the state directory cannot be written: %s",
-                         strerror(errno));
-    return rc;
+    return rc == 0 ? nb_jobs_scratch_clear(how->work, ret_error) : rc;
 }
 
 int nb_jobs_tune_check(const struct nb_calibration *c, struct nb_error *ret_error)

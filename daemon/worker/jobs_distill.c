@@ -1,0 +1,478 @@
+// The kind "distill": a student made of a teacher's layers, trained on text against the teacher's
+// next-token probabilities and the text itself, written as one GGUF with a report. Its states lie
+// in the job's scratch files, in turns; one that is killed goes on from the last, to the same
+// bytes.
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/worker/jobs.h"
+#include "daemon/worker/jobs_scratch.h"
+#include "daemon/worker/worker.h"
+#include "distill/train_recipe.h"
+#include "quant/compress.h"
+#include "quant/runner.h"
+#include "tensor/hf/folder.h"
+#include "tensor/image.h"
+#include "tensor/type.h"
+
+#define SAVE_NS     UINT64_C(200000000) // between two states, at least,
+#define SAVE_SHARE  50                  // and so many times what saving one took
+#define MEMORY      (UINT64_C(1) << 30) // of tapes
+#define ROWS        2048                // that run at once, or one window where that is longer
+#define CURVE       256                 // points of the report's curve, at most
+#define STATE       12                  // bytes of a weight's state
+#define REPORT_ROOM (1u << 20)          // bytes that the report and the journal may take
+#define TOLD        1000u               // a step's units of progress
+
+enum { MODEL, REPORT };               // results
+enum { SAVED = NB_COMPRESS_RECORDS }; // a journal's kind: the slot of a whole state
+
+// What is saved beside the trainer's state.
+struct told {
+    struct nb_train_loss before;       // of the text that is held out
+    struct nb_train_loss curve[CURVE]; // sums over each point's steps
+};
+
+struct distilling {
+    struct nb_work *work;
+    struct nb_train_recipe recipe;
+    struct nb_jobs_given given;
+    struct nb_jobs_scratch scratch;
+    uint32_t from[NB_STUDENT_LAYERS];
+    struct nb_source *teacher, *student, trained; // trained: the student with what it has learnt
+    struct nb_image *teacher_image, *student_image;
+    struct nb_plan *teacher_plan, *student_plan;
+    struct nb_windows learnt, held;
+    struct nb_train_options options;
+    struct nb_train *train;
+    struct nb_recipe *types; // of the result
+    struct nb_compress *compress;
+    uint32_t slot, points;
+    bool saved;
+    uint64_t saved_ns, saving_ns; // when, and how long it took
+    struct told told;
+    struct nb_train_loss after;
+    struct nb_error *error;
+};
+
+int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
+{
+    static struct nb_train_recipe r;
+    return nb_train_recipe_parse(recipe, len, &r, e);
+}
+
+// ---- Both models
+
+static int choose_layers(struct distilling *k)
+{
+    struct nb_train_recipe *r = &k->recipe;
+    uint32_t all = 0;
+    int rc = nb_student_count(k->teacher, &all, k->error);
+    if (rc < 0)
+        return rc;
+    r->layers = r->layers ? r->layers : all;
+    if (r->layers > all || (r->n_from && r->from[r->n_from - 1] >= all))
+        return nb_fail(k->error, -EINVAL,
+                       "the teacher has %u layers, and a student of it no others", all);
+    if (r->n_from)
+        memcpy(k->from, r->from, r->layers * sizeof(*k->from));
+    else
+        nb_student_evenly(all, r->layers, k->from);
+    return nb_student_open(k->teacher, k->from, r->layers, &k->student, k->error);
+}
+
+static int open_model(const struct nb_source *s, uint32_t length, struct nb_image **ret_image,
+                      struct nb_plan **ret_plan, struct nb_error *e)
+{
+    int rc = nb_runner_pack(s, ret_image, e);
+    return rc == 0 ? nb_runner_plan(*ret_image, length, ret_plan, e) : rc;
+}
+
+static bool has_teacher(const struct nb_train_recipe *r)
+{
+    return r->hard < 1 || r->hidden > 0;
+}
+
+static int open_models(struct distilling *k)
+{
+    const uint32_t length = k->recipe.length;
+    int rc = nb_source_open(k->given.model, k->given.n_model, &k->teacher, k->error);
+    if (rc == 0)
+        rc = choose_layers(k);
+    if (rc == 0)
+        rc = open_model(k->student, length, &k->student_image, &k->student_plan, k->error);
+    if (rc == 0 && has_teacher(&k->recipe))
+        rc = open_model(k->teacher, length, &k->teacher_image, &k->teacher_plan, k->error);
+    return rc;
+}
+
+// ---- Text
+
+static int open_text(struct distilling *k)
+{
+    const struct nb_train_recipe *r = &k->recipe;
+    struct nb_tokenizer *t = NULL;
+    if (!k->given.n_texts)
+        return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
+    int rc = nb_tokenizer_create(nb_image_metadata(k->student_image), &t, k->error);
+    if (rc == 0)
+        rc = nb_windows_create(t, k->given.texts, k->given.n_texts, 0, r->length, &k->learnt,
+                               k->error);
+    nb_tokenizer_destroy(t);
+    if (rc == 0 && k->learnt.n < 2 * r->held_out)
+        return nb_fail(k->error, -EINVAL,
+                       "the text has %u windows of %u tokens, and %u are held out: give more text, "
+                       "or fewer or shorter windows (--held-out, --length)",
+                       k->learnt.n, r->length, r->held_out);
+    if (rc == 0 && nb_windows_hold_out(&k->learnt, r->held_out, &k->held) < 0)
+        rc = nb_fail(k->error, -ENOMEM, "no memory for the text");
+    return rc;
+}
+
+static void choose_options(struct distilling *k)
+{
+    const struct nb_train_recipe *r = &k->recipe;
+    struct nb_train_options *o = &k->options;
+    const uint32_t wanted = r->batch / r->length < 1 ? 1 : r->batch / r->length;
+    const uint32_t fit = ROWS / r->length < 1 ? 1 : ROWS / r->length;
+    *o = (struct nb_train_options){.schedule = r->schedule,
+                                   .rate = (float)r->rate,
+                                   .decay = (float)r->decay,
+                                   .clip = (float)r->clip,
+                                   .temperature = (float)r->temperature,
+                                   .hard = (float)r->hard,
+                                   .hidden = (float)r->hidden,
+                                   .seed = r->seed,
+                                   .random = r->random,
+                                   .memory = MEMORY};
+    o->batch = wanted < fit ? wanted : fit;
+    o->batch = o->batch < k->learnt.n ? o->batch : k->learnt.n;
+    o->accumulate = (wanted + o->batch - 1) / o->batch;
+    const double steps = ceil(r->tokens / ((double)o->accumulate * o->batch * r->length));
+    o->steps = steps < NB_TRAIN_STEPS ? (uint32_t)steps : NB_TRAIN_STEPS;
+    o->warm = (uint32_t)(r->warm * o->steps);
+    k->points = o->steps < CURVE ? o->steps : CURVE;
+}
+
+// ---- What is written
+
+// Its tensors are floats, trained where the trainer has them.
+static int read_trained(void *user, const struct nb_source_tensor *t, uint64_t first, uint64_t n,
+                        void *dst, struct nb_error *ret_error)
+{
+    const struct distilling *k = user;
+    const uint32_t i = (uint32_t)(t - k->trained.tensors);
+    uint64_t all = 0;
+    const float *x = nb_train_tensor(k->train, t->name, &all);
+    if (!x)
+        return nb_source_read(k->student, &k->student->tensors[i], first, n, dst, ret_error);
+    memcpy(dst, x + first * t->dims[0], n * t->dims[0] * sizeof(*x));
+    return 0;
+}
+
+// The trainer knows tensors by the names in the file; where the model's image makes others of
+// several, none would be written.
+static int check_names(const struct distilling *k)
+{
+    uint64_t n, found = 0;
+    for (uint32_t i = 0; i < k->student->n_tensors; i++)
+        if (nb_train_tensor(k->train, k->student->tensors[i].name, &n))
+            found += n;
+    return found == nb_train_weights(k->train)
+               ? 0
+               : nb_fail(k->error, -ENOTSUP,
+                         "this model's file has its matrices otherwise than they are computed "
+                         "with: it cannot be trained yet");
+}
+
+static int make_trained(struct distilling *k)
+{
+    const uint32_t n = k->student->n_tensors;
+    k->trained = *k->student;
+    k->trained.read = read_trained;
+    k->trained.read_user = k;
+    k->trained.tensors = calloc(n + 1, sizeof(*k->trained.tensors));
+    if (!k->trained.tensors)
+        return nb_fail(k->error, -ENOMEM, "no memory for the student's tensors");
+    memcpy(k->trained.tensors, k->student->tensors, n * sizeof(*k->trained.tensors));
+    for (uint32_t i = 0; i < n; i++) {
+        struct nb_source_tensor *t = &k->trained.tensors[i];
+        uint64_t all;
+        if (!nb_train_tensor(k->train, t->name, &all))
+            continue;
+        t->type = t->stored = NB_TYPE_F32;
+        t->bytes = all * sizeof(float);
+    }
+    return 0;
+}
+
+static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
+{
+    struct distilling *k = user;
+    if (kind != SAVED || bytes != sizeof(k->slot))
+        return 1;
+    memcpy(&k->slot, data, sizeof(k->slot));
+    k->saved = k->slot < NB_JOB_SCRATCH;
+    return k->saved ? 0 : 1;
+}
+
+static int on_writing(void *user, const char *what, uint64_t done, uint64_t total)
+{
+    const struct distilling *k = user;
+    const uint64_t steps = (uint64_t)k->options.steps * TOLD;
+    nb_jobs_tell(k->work, what, steps + TOLD * done / (total ? total : 1), steps + TOLD);
+    return 0;
+}
+
+static int open_result(struct distilling *k)
+{
+    char text[64];
+    snprintf(text, sizeof(text), "{\"to\": \"%s\", \"else\": \"F16\"}", k->recipe.to);
+    const struct nb_compress_options options = {.fd = k->work->results[MODEL],
+                                                .journal = k->work->journal,
+                                                .key = k->work->key,
+                                                .team = k->work->team,
+                                                .visit = visit,
+                                                .visit_user = k,
+                                                .progress = on_writing,
+                                                .user = k};
+    int rc = nb_recipe_parse(text, strlen(text), &k->types, k->error);
+    if (rc == 0)
+        rc = nb_compress_create(&k->trained, k->types, &options, &k->compress, k->error);
+    if (rc == 0)
+        rc = nb_jobs_make_room(k->work, nb_compress_size(k->compress),
+                               NB_JOB_SCRATCH *
+                                       (STATE * nb_train_weights(k->train) + 2 * sizeof(k->told)) +
+                                   REPORT_ROOM,
+                               k->error);
+    return rc;
+}
+
+// ---- States
+
+static int save(struct distilling *k)
+{
+    const uint32_t slot = (k->slot + 1) % NB_JOB_SCRATCH;
+    const uint64_t began = nb_now_ns();
+    int rc = nb_jobs_scratch_turn(&k->scratch, slot);
+    if (rc == 0)
+        rc = nb_train_store(k->train, nb_jobs_scratch_write, &k->scratch);
+    if (rc == 0)
+        rc = nb_jobs_scratch_write(&k->scratch, &k->told, sizeof(k->told));
+    if (rc < 0)
+        return nb_fail(k->error, rc, "the training's state cannot be written: %s", strerror(-rc));
+    k->slot = slot;
+    rc = nb_journal_keep(nb_compress_journal(k->compress), SAVED, &slot, sizeof(slot),
+                         &k->work->scratch[slot], 1, k->error);
+    k->saved_ns = nb_now_ns();
+    k->saving_ns = k->saved_ns - began;
+    return rc;
+}
+
+// One that cannot be read any more costs the steps before it, nothing else.
+static int restore(struct distilling *k)
+{
+    int rc = nb_jobs_scratch_turn(&k->scratch, k->slot);
+    if (rc == 0)
+        rc = nb_train_restore(k->train, nb_jobs_scratch_read, &k->scratch);
+    if (rc == 0)
+        rc = nb_jobs_scratch_read(&k->scratch, &k->told, sizeof(k->told));
+    if (rc == 0)
+        return 0;
+    nb_train_destroy(k->train);
+    k->train = NULL;
+    k->saved = false;
+    memset(&k->told, 0, sizeof(k->told));
+    return nb_train_create(k->student_plan, k->teacher_plan, k->work->team, &k->learnt, &k->options,
+                           &k->train, k->error);
+}
+
+// ---- Training
+
+static void add(struct nb_train_loss *sum, const struct nb_train_loss *loss, double by)
+{
+    sum->hard += by * loss->hard;
+    sum->soft += by * loss->soft;
+    sum->hidden += by * loss->hidden;
+    sum->norm += by * loss->norm;
+}
+
+// Of the text that is held out.
+static int measure(struct distilling *k, struct nb_train_loss *ret)
+{
+    struct nb_train_loss *each = calloc(k->held.n, sizeof(*each));
+    if (!each)
+        return nb_fail(k->error, -ENOMEM, "no memory to judge the student");
+    int rc = nb_train_measure(k->train, &k->held, each, k->error);
+    *ret = (struct nb_train_loss){0};
+    for (uint32_t i = 0; i < k->held.n && rc == 0; i++)
+        add(ret, &each[i], 1.0 / k->held.n);
+    free(each);
+    return rc;
+}
+
+static uint32_t point_of(const struct distilling *k, uint32_t step)
+{
+    return (uint32_t)((uint64_t)step * k->points / k->options.steps);
+}
+
+static int run_steps(struct distilling *k)
+{
+    const uint32_t all = k->options.steps;
+    int rc = 0;
+    k->saved_ns = nb_now_ns();
+    while (nb_train_done(k->train) < all && rc == 0) {
+        struct nb_train_loss loss;
+        char what[80];
+        const uint32_t step = nb_train_done(k->train);
+        rc = nb_train_step(k->train, &loss, k->error);
+        if (rc < 0)
+            break;
+        add(&k->told.curve[point_of(k, step)], &loss, 1);
+        snprintf(what, sizeof(what), "training %u/%u, loss %.3f, from the teacher %.3f", step + 1,
+                 all, loss.hard, loss.soft);
+        nb_jobs_tell(k->work, what, (uint64_t)(step + 1) * TOLD, ((uint64_t)all + 1) * TOLD);
+        if (step + 1 == all || nb_now_ns() - k->saved_ns > SAVE_NS + SAVE_SHARE * k->saving_ns)
+            rc = save(k);
+    }
+    return rc;
+}
+
+// Forward and back through the student, forward through the teacher: in products of matrices.
+static double operations(const struct distilling *k)
+{
+    const double tokens = (double)k->options.batch * k->options.accumulate * k->recipe.length;
+    double teacher = 0;
+    for (uint32_t i = 0; k->teacher_plan && i < k->teacher->n_tensors; i++)
+        teacher += (double)nb_source_rows(&k->teacher->tensors[i]) *
+                   (double)k->teacher->tensors[i].dims[0];
+    return tokens * (2 * teacher + 6 * (double)nb_train_weights(k->train));
+}
+
+// ---- The report
+
+static json_t *loss_json(const struct distilling *k, const struct nb_train_loss *loss, double by)
+{
+    json_t *o = json_pack("{s:f}", "loss", by * loss->hard);
+    if (k->teacher_plan)
+        json_object_set_new(o, "divergence", json_real(by * loss->soft));
+    if (k->recipe.hidden > 0)
+        json_object_set_new(o, "hidden", json_real(by * loss->hidden));
+    return o;
+}
+
+static json_t *curve_json(const struct distilling *k)
+{
+    const uint32_t all = k->options.steps;
+    json_t *curve = json_array();
+    for (uint32_t i = 0, first = 0, end; i < k->points; i++, first = end) {
+        for (end = first; end < all && point_of(k, end) == i;)
+            end++;
+        json_t *point = loss_json(k, &k->told.curve[i], 1.0 / (end - first));
+        json_object_set_new(point, "step", json_integer(end));
+        json_object_set_new(point, "norm", json_real(k->told.curve[i].norm / (end - first)));
+        json_array_append_new(curve, point);
+    }
+    return curve;
+}
+
+static int report(struct distilling *k)
+{
+    const struct nb_train_options *o = &k->options;
+    const int fd = k->work->results[REPORT];
+    json_t *layers = json_array();
+    for (uint32_t i = 0; i < k->recipe.layers; i++)
+        json_array_append_new(layers, json_integer(k->from[i]));
+    json_t *root = json_pack(
+        "{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to,
+        "bytes", (json_int_t)nb_compress_size(k->compress), "layers", layers, "weights",
+        (json_int_t)nb_train_weights(k->train), "steps", (json_int_t)o->steps, "tokens",
+        (json_int_t)o->steps * o->accumulate * o->batch * k->recipe.length, "windows",
+        (json_int_t)k->learnt.n, "held_out", "tokens", (json_int_t)k->held.n * k->held.length,
+        "before", loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
+        curve_json(k));
+    char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
+    const size_t len = text ? strlen(text) : 0;
+    int rc = text ? 0 : -ENOMEM;
+    if (rc == 0 &&
+        (ftruncate(fd, 0) < 0 || pwrite(fd, text, len, 0) != (ssize_t)len || fdatasync(fd) < 0))
+        rc = errno ? -errno : -EIO;
+    free(text);
+    json_decref(root);
+    return rc < 0 ? nb_fail(k->error, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
+}
+
+// ---- All of it
+
+static int train(struct distilling *k)
+{
+    int rc = nb_train_create(k->student_plan, k->teacher_plan, k->work->team, &k->learnt,
+                             &k->options, &k->train, k->error);
+    if (rc == 0)
+        rc = check_names(k);
+    if (rc == 0)
+        rc = make_trained(k);
+    if (rc == 0)
+        rc = open_result(k);
+    if (rc < 0)
+        return rc;
+    nb_jobs_pace(k->work, operations(k) / TOLD);
+    nb_jobs_tell(k->work, "judging the student that it begins with", 0,
+                 ((uint64_t)k->options.steps + 1) * TOLD);
+    if (k->saved)
+        rc = restore(k);
+    if (rc == 0 && !k->saved)
+        rc = measure(k, &k->told.before);
+    return rc == 0 ? run_steps(k) : rc;
+}
+
+static int run(struct distilling *k)
+{
+    int rc = nb_train_recipe_parse(k->work->recipe, k->work->recipe_len, &k->recipe, k->error);
+    if (rc == 0)
+        rc = open_models(k);
+    if (rc == 0)
+        rc = open_text(k);
+    if (rc < 0)
+        return rc;
+    choose_options(k);
+    rc = train(k);
+    if (rc == 0)
+        rc = measure(k, &k->after);
+    if (rc == 0)
+        rc = nb_compress_begin(k->compress, k->error);
+    if (rc == 0)
+        rc = nb_compress_finish(k->compress, NULL, k->error);
+    if (rc == 0)
+        rc = report(k);
+    return rc == 0 ? nb_jobs_scratch_clear(k->work, k->error) : rc;
+}
+
+int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
+{
+    static struct distilling k;
+    k = (struct distilling){.work = work, .given = {.imatrix = -1}, .error = e};
+    k.scratch.work = work;
+    nb_jobs_sort(work, &k.given);
+    int rc = run(&k);
+    nb_compress_destroy(k.compress);
+    nb_recipe_free(k.types);
+    nb_train_destroy(k.train);
+    free(k.trained.tensors);
+    nb_windows_finish(&k.learnt);
+    nb_windows_finish(&k.held);
+    nb_plan_destroy(k.student_plan);
+    nb_plan_destroy(k.teacher_plan);
+    if (k.student_image)
+        nb_image_unmap(k.student_image);
+    if (k.teacher_image)
+        nb_image_unmap(k.teacher_image);
+    nb_source_close(k.student);
+    nb_source_close(k.teacher);
+    return rc;
+}

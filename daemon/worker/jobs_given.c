@@ -1,0 +1,41 @@
+// What kinds of jobs begin with: files sorted, room made.
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "daemon/worker/jobs.h"
+#include "libclient/wire.h"
+
+static bool is_for(const struct nb_source_file *file, const char *prefix)
+{
+    return !strncmp(file->name, prefix, strlen(prefix));
+}
+
+void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret)
+{
+    for (uint32_t i = 0; i < work->n_files; i++) {
+        const struct nb_source_file *f = &work->files[i];
+        if (is_for(f, NB_JOB_CALIBRATION)) {
+            ret->texts[ret->n_texts].name = f->name + strlen(NB_JOB_CALIBRATION);
+            ret->texts[ret->n_texts++].fd = f->fd;
+        } else if (is_for(f, NB_JOB_IMATRIX)) {
+            ret->imatrix = f->fd;
+            ret->n_imatrix++;
+        } else {
+            ret->model[ret->n_model++] = *f;
+        }
+    }
+}
+
+int nb_jobs_make_room(const struct nb_work *work, uint64_t bytes, uint64_t more,
+                      struct nb_error *ret_error)
+{
+    int rc = nb_jobs_need(bytes + more);
+    if (rc < 0)
+        return nb_fail(ret_error, rc, "the daemon did not answer");
+    if (fallocate(work->results[0], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
+        return 0;
+    return nb_fail(ret_error, -errno,
+                   "the state directory has no room for the result of %llu bytes: %s",
+                   (unsigned long long)bytes, strerror(errno));
+}
