@@ -22,7 +22,7 @@ struct nibble_jobs_row {
     int32_t status;     /* of a failed one: its code */
     uint32_t n_results; /* files of nibble_jobs_result, once it is finished */
     uint32_t restarts;  /* workers that died of it or with it */
-    char kind[16];      /* "round", "weighted", "folder", "onnx" */
+    char kind[16];      /* "round", "weighted", "folder", "onnx", "distill" */
     char state[16];     /* "storing", "waiting", "running", "paused", "finished", "failed" */
     char name[64];      /* the source's file */
     char text[240];     /* what it is at, or why it failed */
@@ -35,7 +35,8 @@ struct nibble_compress_options {
     int detached;       /* else it is cancelled when this connection ends before it is finished */
     const char *recipe; /* required; JSON as {"to": "Q8_0"}, see nibble(1); 64 KiB at most */
     const char *kind;   /* NULL: "weighted" with one of the following, else "round". "weighted"
-                         * without   either: on text that the model writes by itself */
+                         * without   either: on text that the model writes by itself. "distill":
+                         * trains a student on the texts below, by another recipe (nibble(1)) */
     /* Files of text (plain, or JSON lines with "text"), on which the model is run to learn which
      * columns of its matrices matter; or what llama-imatrix has learnt of them. */
     const char *const *calibration;

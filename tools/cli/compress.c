@@ -104,21 +104,10 @@ static void put_activations(const struct compress *c, json_t *recipe)
 // The recipe's text, malloc'ed: the file's, with what the command's options say.
 static int make_recipe(const struct compress *c, char **ret)
 {
-    json_error_t e = {.text = ""};
-    json_t *recipe = json_object();
-    size_t len = 0;
-    char *text = c->recipe ? cli_read_file(c->recipe, &len) : NULL;
-    if (c->recipe && !text)
-        return CLI_FAILED;
-    if (text) {
-        json_decref(recipe);
-        recipe = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
-        free(text);
-    }
-    if (!json_is_object(recipe)) {
-        json_decref(recipe);
-        return cli_error("%s: it is no JSON object%s%s", c->recipe, *e.text ? ": " : "", e.text);
-    }
+    json_t *recipe = NULL;
+    int status = jobs_read_recipe(c->recipe, &recipe);
+    if (status != CLI_OK)
+        return status;
     if (c->to)
         json_object_set_new(recipe, "to", json_string(c->to));
     if (c->otherwise)
@@ -208,27 +197,14 @@ static int check(const struct compress *c)
     return CLI_OK;
 }
 
-static int print_started(const struct compress *c, uint64_t job)
-{
-    if (c->common.json)
-        return cli_print_json(json_pack("{s:I}", "id", (json_int_t)job), 0);
-    printf("job %" PRIu64 " is started: `nibble wait %" PRIu64 "`, then `nibble result %" PRIu64
-           " -o F.gguf`\n",
-           job, job, job);
-    return CLI_OK;
-}
-
 static int fetch(const struct compress *c, nibble *connection, uint64_t job)
 {
-    int status = CLI_OK;
-    if (c->save_imatrix)
+    int status = jobs_wait(connection, job, c->path);
+    if (status == CLI_OK && c->save_imatrix)
         status = jobs_save(connection, job, JOBS_IMATRIX, c->save_imatrix, c->force);
-    if (status == CLI_OK)
-        status = jobs_fetch(connection, job, c->out, c->force, false, c->common.json);
-    if (status != CLI_OK)
-        fprintf(stderr, "the daemon has the result still: `nibble result %" PRIu64 " -o FILE`\n",
-                job);
-    return status;
+    return status == CLI_OK
+               ? jobs_wait_and_fetch(connection, job, c->path, c->out, c->force, c->common.json)
+               : status;
 }
 
 static int compress(const struct compress *c, nibble *connection, const char *recipe)
@@ -244,10 +220,7 @@ static int compress(const struct compress *c, nibble *connection, const char *re
     int rc = nibble_compress(connection, c->path, &options, &job);
     if (rc < 0)
         return cli_failed(connection, c->path, rc);
-    if (c->detach)
-        return print_started(c, job);
-    int status = jobs_wait(connection, job, c->path);
-    return status == CLI_OK ? fetch(c, connection, job) : status;
+    return c->detach ? jobs_started(job, c->common.json) : fetch(c, connection, job);
 }
 
 int verb_compress(const struct verb *verb, int argc, char **argv)

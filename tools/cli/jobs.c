@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -229,6 +230,64 @@ static int print_report(const char *out, const json_t *report)
     return status;
 }
 
+static void print_student(const char *out, const json_t *report)
+{
+    const json_t *held = json_object_get(report, "held_out"),
+                 *layers = json_object_get(report, "layers");
+    const json_t *before = json_object_get(held, "before"), *after = json_object_get(held, "after");
+    printf("wrote %s: %zu layers, %.1f million weights, %s, %s\n", out, json_array_size(layers),
+           1e-6 * number_at(report, "weights"), string_at(report, "type"),
+           cli_bytes((uint64_t)number_at(report, "bytes")));
+    printf("%.0f steps on %.0f tokens; on held-out text:\n", number_at(report, "steps"),
+           number_at(report, "tokens"));
+    printf("  loss                     %.4f -> %.4f (perplexity %.2f -> %.2f)\n",
+           number_at(before, "loss"), number_at(after, "loss"), exp(number_at(before, "loss")),
+           exp(number_at(after, "loss")));
+    if (json_object_get(after, "divergence"))
+        printf("  divergence from teacher  %.4f -> %.4f\n", number_at(before, "divergence"),
+               number_at(after, "divergence"));
+}
+
+int jobs_read_recipe(const char *path, json_t **ret)
+{
+    json_error_t e = {.text = ""};
+    size_t len = 0;
+    char *text = path ? cli_read_file(path, &len) : NULL;
+    if (path && !text)
+        return CLI_FAILED;
+    json_t *recipe = text ? json_loadb(text, len, JSON_REJECT_DUPLICATES, &e) : json_object();
+    free(text);
+    if (json_is_object(recipe)) {
+        *ret = recipe;
+        return CLI_OK;
+    }
+    json_decref(recipe);
+    return cli_error("%s: it is no JSON object%s%s", path, *e.text ? ": " : "", e.text);
+}
+
+int jobs_started(uint64_t job, bool json)
+{
+    if (json)
+        return cli_print_json(json_pack("{s:I}", "id", (json_int_t)job), 0);
+    printf("job %" PRIu64 " is started: `nibble wait %" PRIu64 "`, then `nibble result %" PRIu64
+           " -o F.gguf`\n",
+           job, job, job);
+    return CLI_OK;
+}
+
+int jobs_wait_and_fetch(nibble *connection, uint64_t job, const char *what, const char *out,
+                        bool force, bool json)
+{
+    int status = jobs_wait(connection, job, what);
+    if (status != CLI_OK)
+        return status;
+    status = jobs_fetch(connection, job, out, force, false, json);
+    if (status != CLI_OK)
+        fprintf(stderr, "the daemon has the result still: `nibble result %" PRIu64 " -o FILE`\n",
+                job);
+    return status;
+}
+
 int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json)
 {
     int status = jobs_is_folder(connection, job)
@@ -243,7 +302,10 @@ int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bo
         json_object_set_new(report, "file", json_string(out));
         status = cli_print_json(json_incref(report), JSON_INDENT(1) | JSON_REAL_PRECISION(5));
     } else if (status == CLI_OK) {
-        status = print_report(out, report);
+        if (json_object_get(report, "layers"))
+            print_student(out, report);
+        else
+            status = print_report(out, report);
     }
     json_decref(report);
     if (!keep)

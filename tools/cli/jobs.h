@@ -3,6 +3,10 @@
 
 #include "tools/cli/cli.h"
 
+// A recipe as JSON: a file's, or, of NULL, an empty one. An exit status.
+int jobs_read_recipe(const char *path, json_t **ret);
+// Says that a job was started and left to itself. An exit status.
+int jobs_started(uint64_t job, bool json);
 // Waits with a line of progress on stderr where that is a terminal. `what`: the line's begin. An
 // exit status.
 int jobs_wait(nibble *connection, uint64_t job, const char *what);
@@ -20,3 +24,7 @@ int jobs_save_folder(nibble *connection, uint64_t job, const char *out);
 // Writes the job's model to `out` and prints its report; then the daemon forgets the job, unless
 // `keep` is set. An exit status.
 int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json);
+// Waits, writes the model and prints the report; where it cannot be written, says how it can be had
+// still. An exit status.
+int jobs_wait_and_fetch(nibble *connection, uint64_t job, const char *what, const char *out,
+                        bool force, bool json);

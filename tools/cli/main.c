@@ -17,6 +17,8 @@ static const struct verb verbs[] = {
     {"convert", "FILE|DIR", "write a model's files as one GGUF file", verb_convert},
     {"compress", "FILE|DIR", "write a model in smaller types, as a job of the service",
      verb_compress},
+    {"distill", "FILE|DIR", "train a smaller model by a larger one, as a job of the service",
+     verb_distill},
     {"jobs", "", "list the jobs of the service", verb_jobs},
     {"wait", "ID", "wait until a job is finished", verb_wait},
     {"result", "ID", "fetch what a job has made", verb_result},

@@ -1,0 +1,247 @@
+"""What `nibble distill` makes: each step's losses, the gradient's norm and the weights that come of it are those of jax in
+float64, by AdamW as its authors write it; llama.cpp loads the student and has the held-out loss that is told; a job that is
+killed at any instant gives the same bytes.
+
+usage: test_distill.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's programs, as in tests/service)
+"""
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
+
+import families
+import families_jax
+import harness
+import jax
+import jax.numpy as jnp
+import jaxpr_numpy
+import llama
+from measures import counted, log_softmax
+
+NIBBLE, MAKE_GGUF = sys.argv[1:3]
+LENGTH, WINDOWS, STEPS = 24, 7, 4
+FIRST, SECOND, FLOOR = 0.9, 0.95, 1e-8
+TEXT = counted(200).replace("ab", "a b")[:LENGTH * WINDOWS]
+LEARNT = [i for i in range(WINDOWS) if i != WINDOWS // 2]  # one of them is held out
+
+
+def case_of(family, **changes):
+    case = next(c for c in families.CASES if c.family == family and c.first_type is None and "X" not in c.size)
+    return dataclasses.replace(case, size={**case.size, **changes})
+
+
+class Student:
+    """A model in float64, its loss against a teacher, and AdamW."""
+
+    def __init__(self, case, arrays, lengths):
+        self.case, self.lengths = case, lengths
+        weights = {name: array.astype(np.float64) for name, array in arrays.items()}
+        self.model = families_jax.Model(case, families.FAMILIES[case.family], families.keys(case), weights, lengths)
+        self.outside = {n: x for n, x in weights.items() if not n.startswith("blk.")}
+        self.stacked = {n[6:]: np.stack([weights[f"blk.{i}.{n[6:]}"] for i in range(case.size["L"])])
+                        for n in weights if n.startswith("blk.0.")}
+        self.moments = None
+
+    def both(self, outside, stacked, tokens):
+        return (self.model.logits(outside, stacked, tokens),
+                self.model.vectors({n: x for n, x in outside.items() if not n.startswith("output_norm")}, stacked, tokens))
+
+    def step(self, tokens, teacher, how, at):
+        """The losses and the gradient's norm before it; `teacher`: its logits and last hidden states."""
+        counts = np.ones(len(tokens), bool)
+        counts[np.cumsum(self.lengths) - 1] = False
+        t, hot = how["temperature"], np.eye(families.VOCAB)[np.roll(tokens, -1)]
+
+        def loss(outside, stacked):
+            logits, x = self.both(outside, stacked, tokens)
+            hard = -(jax.nn.log_softmax(logits) * hot * counts[:, None]).sum() / counts.sum()
+            p, q = jax.nn.log_softmax(teacher[0] / t), jax.nn.log_softmax(logits / t)
+            soft = t * t * (jnp.exp(p) * (p - q)).sum() / len(tokens)
+            y = teacher[1]
+            cosine = (x * y).sum(axis=1) / jnp.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+            hidden = (1 - cosine).mean()
+            return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden, (hard, soft, hidden)
+
+        (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), self.outside, self.stacked)
+        found = [{n: np.array(x) for n, x in part.items()} for part in found]
+        norm = math.sqrt(sum((x * x).sum() for part in found for x in part.values()))
+        self.descend(found, min(1, how["clip"] / norm), how, at)
+        return *(float(x) for x in told), norm
+
+    def descend(self, found, scale, how, at):
+        self.moments = self.moments or [{n: (0 * x, 0 * x) for n, x in part.items()} for part in found]
+        warm = int(how["warm"] * STEPS)
+        part = max(at - warm, 0) / (STEPS - warm)
+        rate = how["rate"] * min(1, (at + 1) / warm) * 0.5 * (1 + math.cos(math.pi * part))
+        for values, gradients, moments in zip((self.outside, self.stacked), found, self.moments):
+            for name, g in gradients.items():
+                g = g * scale
+                first, second = moments[name]
+                first, second = FIRST * first + (1 - FIRST) * g, SECOND * second + (1 - SECOND) * g * g
+                moments[name] = first, second
+                matrix = values[name].ndim - (values is self.stacked) > 1
+                values[name] = values[name] - rate * (first / (1 - FIRST ** (at + 1))
+                                                      / (np.sqrt(second / (1 - SECOND ** (at + 1))) + FLOOR)
+                                                      + how["decay"] * matrix * values[name])
+
+    def tensors(self):
+        return self.outside | {f"blk.{i}.{n}": x[i] for n, x in self.stacked.items() for i in range(len(x))}
+
+
+class Distill(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = harness.Daemon()
+        cls.addClassCleanup(cls.daemon.finish)
+        cls.path = pathlib.Path(cls.daemon.dir.name)
+        cls.model, cls.text, cls.long = cls.path / "model.gguf", cls.path / "text.txt", cls.path / "long.txt"
+        subprocess.run([MAKE_GGUF, "random", cls.model, "F32", "5"], check=True)
+        cls.text.write_text(TEXT)
+        cls.long.write_text(counted(400))
+
+    def nibble(self, *words):
+        return subprocess.run([NIBBLE, *map(str, words), "--socket", self.daemon.runtime / "nibble.sock"], capture_output=True,
+                              text=True, timeout=120)
+
+    def distill(self, model, *words):
+        """The report; the student lies in self.path / "student.gguf"."""
+        done = self.nibble("distill", model, "-o", self.path / "student.gguf", "--force", "--json", *words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(done.stdout)
+
+    def beside_jax(self, case, layers, how):
+        arrays = families.weights(case)
+        families.write(self.path / "family.gguf", case, arrays)
+        recipe = self.path / "recipe.json"
+        recipe.write_text(json.dumps({**how, "layers": layers, "to": "F32", "length": LENGTH, "held_out": 1,
+                                      "batch": LENGTH * len(LEARNT), "tokens": STEPS * LENGTH * len(LEARNT)}))
+        report = self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
+        self.assertEqual(report["layers"], layers)
+
+        ids = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)
+        model = llama.Model(self.path / "family.gguf")
+        self.assertEqual(model.tokenize(TEXT).tolist(), ids.tolist())  # a token a byte
+        model.close()
+        tokens = ids.reshape(WINDOWS, LENGTH)[LEARNT].ravel()
+        lengths = [LENGTH] * len(LEARNT)
+        teacher = Student(case, arrays, lengths)
+        taught = jaxpr_numpy.evaluate(lambda a, b: teacher.both(a, b, tokens), teacher.outside, teacher.stacked)
+        kept = {n: x for n, x in arrays.items() if not n.startswith("blk.")}
+        kept |= {f"blk.{i}{n[n.index('.', 4):]}": x for i, of in enumerate(layers) for n, x in arrays.items()
+                 if n.startswith(f"blk.{of}.")}
+        student = Student(dataclasses.replace(case, size={**case.size, "L": len(layers)}), kept, lengths)
+        worst = 0
+        self.assertEqual(len(report["curve"]), STEPS)
+        for at, point in enumerate(report["curve"]):
+            expected = student.step(tokens, taught, how, at)
+            for name, x in zip(("loss", "divergence", "hidden", "norm"), expected):
+                worst = max(worst, abs(point[name] - x) / x)
+        self.assertLess(worst, 3e-4, report["curve"])  # of what is printed with five digits
+        found = {t.name: np.array(t.data) for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
+        moved = {}
+        for name, x in student.tensors().items():
+            y = found.pop(name).reshape(x.shape)
+            moved[name] = np.abs(y - x).sum() / np.abs(kept[name] - x).sum()
+        self.assertEqual(found, {})
+        self.assertLess(max(moved.values()), 2e-3, moved)
+        print(f"{case}: worst relative difference of a step's figures {worst:.1e}, of where a tensor has moved to "
+              f"{max(moved.values()):.1e}", file=sys.stderr)
+
+    def test_steps_beside_jax(self):
+        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
+        for family in ("llama", "gemma3"):
+            with self.subTest(family):
+                self.beside_jax(case_of(family, L=3), [0, 2], {**how, "clip": 1e9 if family == "llama" else 0.5})
+
+    def test_for_llama_cpp(self):
+        """The student is an ordinary file; its held-out loss by llama.cpp is the one that was told."""
+        report = self.distill(self.model, "--text", self.long, "--layers", "1", "--tokens", "20000", "--length", "64",
+                              "--batch", "512", "--held-out", "1", "--to", "F32", "--rate", "0.003")
+        self.assertLess(report["held_out"]["after"]["loss"], report["held_out"]["before"]["loss"])
+        model = llama.Model(self.path / "student.gguf")
+        tokens = model.tokenize(self.long.read_text())
+        n = len(tokens) // 64
+        model.close()
+        window = tokens[n // 2 * (len(tokens) - 64) // (n - 1):][:64]
+        logits = log_softmax(llama.logits_of(self.path / "student.gguf", window))
+        loss = -logits[np.arange(63), window[1:]].mean()
+        self.assertAlmostEqual(report["held_out"]["after"]["loss"], loss, delta=2e-3)
+        quantized = self.distill(self.model, "--text", self.long, "--layers", "1", "--tokens", "2000", "--length", "64", "--batch",
+                                 "512", "--to", "Q8_0", "--hard", "1", "--start", "random")
+        self.assertEqual((quantized["type"], "divergence" in quantized["held_out"]["after"]), ("Q8_0", False))
+        llama.Model(self.path / "student.gguf").close()
+
+    def test_killed(self):
+        client = self.daemon.client()
+        self.addCleanup(client.close)
+        recipe = {"layers": 1, "length": 64, "batch": 512, "tokens": 150000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0"}
+
+        def start():
+            return client.start_job(recipe, self.model, self.long, kind="distill", names=["model.gguf", "calibration/text.txt"])
+
+        def results(job):
+            client.wait_job(job)
+            return [client.job_result(job, i) for i in range(2)]
+
+        alone = results(start())
+        job, kills = start(), 0
+        journal = self.daemon.state / "jobs" / str(job) / "journal"
+        for _ in range(10):
+            size = journal.stat().st_size if journal.exists() else 0
+            harness.until(lambda: client.job(job).state == b"finished"
+                          or journal.exists() and journal.stat().st_size > size, "progress")
+            time.sleep(random.random() * 0.1)
+            row, workers = client.job(job), [p for p, mode in self.daemon.children() if mode == "job"]
+            if row.state == b"finished":
+                break
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+            harness.until(lambda: client.job(job).restarts > row.restarts or client.job(job).state == b"finished", "its next worker")
+        self.assertEqual(results(job), alone)
+        self.assertGreater(kills, 2)
+
+    def refused(self, complaint, model, *words):
+        done = self.nibble("distill", model, "-o", self.path / "never.gguf", *words)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertRegex(done.stderr, complaint)
+        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        self.assertFalse((self.path / "never.gguf").exists())
+
+    def test_refusals(self):
+        empty, recipe, encoder = self.path / "empty.txt", self.path / "bad.json", self.path / "encoder.gguf"
+        empty.write_text("")
+        case = case_of("bert")
+        families.write(encoder, case, families.weights(case))
+        self.refused("needs --text", self.model)
+        self.refused("No such file", self.model, "--text", self.path / "nothing")
+        self.refused("text has", self.model, "--text", empty)
+        self.refused("are held out", self.model, "--text", self.text, "--held-out", "8", "--length", "32")
+        self.refused("the teacher has 2 layers", self.model, "--text", self.long, "--layers", "3")
+        self.refused("the teacher has 2 layers", self.model, "--text", self.long, "--layers", "0,2")
+        self.refused("ascending", self.model, "--text", self.long, "--layers", "1,0")
+        self.refused("--layers six", self.model, "--text", self.long, "--layers", "six")
+        self.refused("has no logits|generates none", encoder, "--text", self.long, "--length", "16")
+        self.refused("\"Q9_9\"|Q9_9", self.model, "--text", self.long, "--to", "Q9_9")
+        for text, complaint in (('{"layer": 6}', "does not know"), ('{"rate": 2}', '"rate" is a number from 0 to 1'),
+                                ("[]", "no JSON object")):
+            recipe.write_text(text)
+            self.refused(complaint, self.model, "--text", self.long, "--recipe", recipe)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])

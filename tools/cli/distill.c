@@ -1,0 +1,164 @@
+// `nibble distill`: a smaller model that is taught by a larger one, as a job of the service.
+// Attached, it waits and writes the file; detached, it leaves the job to `nibble jobs`, `wait` and
+// `result`.
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "tools/cli/jobs.h"
+
+struct distill {
+    struct common common;
+    const char *path, *out, *recipe, *to, *layers, *start, *schedule;
+    struct option_list texts;
+    uint64_t tokens;                       // 0: not said
+    uint32_t length, batch, held_out;      // 0: not said
+    uint32_t seed;                         // UINT32_MAX: not said
+    float rate, temperature, hard, hidden; // NAN: not said
+    bool detach, force;
+};
+
+// "6", or "0,5,11" as a list.
+static int put_layers(const struct distill *d, json_t *recipe)
+{
+    json_t *list = json_array();
+    const char *at = d->layers;
+    char *end = NULL;
+    do {
+        const long layer = strtol(at, &end, 10);
+        if (end == at || *at == '-' || (*end && *end != ',')) {
+            json_decref(list);
+            return cli_usage_error("--layers %s: a number, or the teacher's layers, as 0,5,11",
+                                   d->layers);
+        }
+        json_array_append_new(list, json_integer(layer));
+        at = end + 1;
+    } while (*end);
+    json_object_set(recipe, "layers", strchr(d->layers, ',') ? list : json_array_get(list, 0));
+    json_decref(list);
+    return CLI_OK;
+}
+
+// What the command's options say goes before the recipe's own.
+static int put_options(const struct distill *d, json_t *recipe)
+{
+    const struct {
+        const char *key;
+        double value;
+        bool said, whole;
+    } numbers[] = {{"tokens", (double)d->tokens, d->tokens > 0, true},
+                   {"length", d->length, d->length > 0, true},
+                   {"batch", d->batch, d->batch > 0, true},
+                   {"held_out", d->held_out, d->held_out > 0, true},
+                   {"seed", d->seed, d->seed != UINT32_MAX, true},
+                   {"rate", (double)d->rate, !isnan(d->rate), false},
+                   {"temperature", (double)d->temperature, !isnan(d->temperature), false},
+                   {"hard", (double)d->hard, !isnan(d->hard), false},
+                   {"hidden", (double)d->hidden, !isnan(d->hidden), false}};
+    const struct {
+        const char *key, *value;
+    } words[] = {{"to", d->to}, {"start", d->start}, {"schedule", d->schedule}};
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (numbers[i].said)
+            json_object_set_new(recipe, numbers[i].key,
+                                numbers[i].whole ? json_integer((json_int_t)numbers[i].value)
+                                                 : json_real(numbers[i].value));
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+        if (words[i].value)
+            json_object_set_new(recipe, words[i].key, json_string(words[i].value));
+    return d->layers ? put_layers(d, recipe) : CLI_OK;
+}
+
+static int make_recipe(const struct distill *d, char **ret)
+{
+    json_t *recipe = NULL;
+    int status = jobs_read_recipe(d->recipe, &recipe);
+    if (status == CLI_OK)
+        status = put_options(d, recipe);
+    *ret = status == CLI_OK ? json_dumps(recipe, JSON_COMPACT) : NULL;
+    json_decref(recipe);
+    return status == CLI_OK && !*ret ? cli_error("the options are UTF-8") : status;
+}
+
+static int check(const struct distill *d)
+{
+    struct stat st;
+    if (!d->texts.n)
+        return cli_usage_error("distill needs --text FILE, what the student learns from");
+    if (d->detach && d->out)
+        return cli_usage_error("--detach writes no file: `nibble result ID -o %s` does, later",
+                               d->out);
+    if (!d->detach && !d->out)
+        return cli_usage_error("distill needs -o F.gguf, the file to write, or --detach");
+    if (d->out && !d->force && lstat(d->out, &st) == 0)
+        return cli_error("%s exists: --force replaces it", d->out);
+    return CLI_OK;
+}
+
+static int distill(const struct distill *d, nibble *connection, const char *recipe)
+{
+    const struct nibble_compress_options options = {.size = sizeof(options),
+                                                    .detached = d->detach,
+                                                    .recipe = recipe,
+                                                    .kind = "distill",
+                                                    .calibration = d->texts.items,
+                                                    .n_calibration = d->texts.n};
+    uint64_t job = 0;
+    int rc = nibble_compress(connection, d->path, &options, &job);
+    if (rc < 0)
+        return cli_failed(connection, d->path, rc);
+    return d->detach
+               ? jobs_started(job, d->common.json)
+               : jobs_wait_and_fetch(connection, job, d->path, d->out, d->force, d->common.json);
+}
+
+int verb_distill(const struct verb *verb, int argc, char **argv)
+{
+    struct distill d = {
+        .seed = UINT32_MAX, .rate = NAN, .temperature = NAN, .hard = NAN, .hidden = NAN};
+    const struct option_spec specs[] = {
+        {"output", 'o', OPTION_STRING, &d.out, "F.gguf", "the file to write (or --detach)"},
+        {"layers", 0, OPTION_STRING, &d.layers, "N|LIST",
+         "the student's layers: how many of the teacher's, evenly spaced, or which, as 0,5,11"},
+        {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &d.texts, "FILE",
+         "text, or JSON lines with \"text\", to learn from (each its own option)"},
+        {"tokens", 0, OPTION_U64, &d.tokens, "N", "to train on (1000000)"},
+        {"length", 0, OPTION_UINT(8, 8192), &d.length, "L", "tokens of a window (256)"},
+        {"batch", 0, OPTION_UINT(8, 1 << 20), &d.batch, "N", "tokens of a step (4096)"},
+        {"rate", 0, OPTION_FLOAT(0, 1), &d.rate, "X", "the highest rate of AdamW (0.0005)"},
+        {"schedule", 0, OPTION_STRING, &d.schedule, "S", "cosine, linear or constant"},
+        {"temperature", 0, OPTION_FLOAT(0.01, 100), &d.temperature, "T",
+         "of the teacher's probabilities and the student's (2)"},
+        {"hard", 0, OPTION_FLOAT(0, 1), &d.hard, "A",
+         "the text's share of the loss; the rest is the teacher's (0.1; 1: no teacher)"},
+        {"hidden", 0, OPTION_FLOAT(0, 1000), &d.hidden, "B",
+         "weight of the last hidden states' cosine (0)"},
+        {"start", 0, OPTION_STRING, &d.start, "S",
+         "of the student's weights: teacher (its layers'), or random"},
+        {"held-out", 0, OPTION_UINT(1, 4096), &d.held_out, "N",
+         "windows of the text that it does not learn, but is judged on (32)"},
+        {"to", 0, OPTION_STRING, &d.to, "T", "the type of the student's matrices (F16)"},
+        {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
+        {"recipe", 0, OPTION_STRING, &d.recipe, "F.json", "all of this by its keys"},
+        {"detach", 0, OPTION_FLAG, &d.detach, NULL, "start the job and leave it to itself"},
+        {"force", 'f', OPTION_FLAG, &d.force, NULL, "replace a file that is there"},
+        {0},
+    };
+    char **args, *recipe = NULL;
+    int n = cli_parse(verb, specs, &d.common, argc, argv, 1, 1, &args);
+    if (n < 0)
+        return CLI_EXIT(n);
+    d.path = args[0];
+    int status = check(&d);
+    if (status == CLI_OK)
+        status = make_recipe(&d, &recipe);
+    nibble *connection = status == CLI_OK ? cli_connect(&d.common) : NULL;
+    if (status == CLI_OK)
+        status = connection ? distill(&d, connection, recipe) : CLI_FAILED;
+    nibble_close(connection);
+    free(recipe);
+    return status;
+}
