@@ -324,7 +324,7 @@ class Requests(JobsTest):
         for kind in (b"", b"Round", b"../x", b"x" * 16):
             self.refused(EINVAL, start, memfd, kind)
         os.close(memfd)
-        self.assertIn('no kind of job "distill"', self.refused(E_UNSUPPORTED, c.start_job, {}, source, kind="distill"))
+        self.assertIn('no kind of job "dream"', self.refused(E_UNSUPPORTED, c.start_job, {}, source, kind="dream"))
         self.assertIn("1 to 65536 bytes", self.refused(EINVAL, c.start_job, b" " * 65537, source))
         for job, body in ((JOB_WAIT, struct.pack("<Q", 99)), (JOB_CONTROL, struct.pack("<QII", 99, 0, 0)),
                           (JOB_RESULT, struct.pack("<QQII64s", 99, 0, 0, 0, b""))):
