@@ -276,18 +276,29 @@ int nb_model_files_open(const char *path, struct nb_model_files *ret, char *ret_
     return rc;
 }
 
+static bool is_taken(const struct nb_model_files *files, const char *name)
+{
+    for (size_t i = 0; i < files->n; i++)
+        if (!strcmp(files->items[i].name, name))
+            return true;
+    return false;
+}
+
 int nb_model_files_add(struct nb_model_files *files, const char *path, const char *prefix,
                        char *ret_error, size_t error_size)
 {
     struct opening o = {.files = *files, .folder = AT_FDCWD};
-    const char *slash = strrchr(path, '/');
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    char whole[NB_WIRE_FILE_NAME];
     o.ret_error = ret_error;
     o.error_size = error_size;
     int rc = add(&o, path, path);
     *files = o.files;
     if (rc < 0)
         return rc;
-    struct nb_model_file *file = &files->items[files->n - 1];
-    snprintf(file->name, sizeof(file->name), "%s%.200s", prefix, slash ? slash + 1 : path);
+    snprintf(whole, sizeof(whole), "%s%.200s", prefix, name);
+    if (is_taken(files, whole)) // there is one of another folder
+        snprintf(whole, sizeof(whole), "%s%zu/%.200s", prefix, files->n, name);
+    snprintf(files->items[files->n - 1].name, sizeof(whole), "%s", whole);
     return 0;
 }

@@ -22,4 +22,9 @@ int nb_model_files_open(const char *path, struct nb_model_files *ret, char *ret_
 // `prefix`. As above; on failure the list stays as it was.
 int nb_model_files_add(struct nb_model_files *files, const char *path, const char *prefix,
                        char *ret_error, size_t error_size);
+// The same of text: a file, or all those of a folder and the folders in it that are named as text
+// is
+// (.txt, .md, .rst, .jsonl, .ndjson), by name. -ENOENT: a folder has none.
+int nb_model_files_add_texts(struct nb_model_files *files, const char *path, const char *prefix,
+                             char *ret_error, size_t error_size);
 void nb_model_files_close(struct nb_model_files *files); // all zero is fine

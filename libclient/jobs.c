@@ -97,8 +97,8 @@ static int open_files(const struct nibble_compress_options *options, const char 
 {
     int rc = nb_model_files_open(path, ret, sentence, NB_SENTENCE);
     for (size_t i = 0; i < options->n_calibration && rc >= 0; i++)
-        rc = nb_model_files_add(ret, options->calibration[i], NB_JOB_CALIBRATION, sentence,
-                                NB_SENTENCE);
+        rc = nb_model_files_add_texts(ret, options->calibration[i], NB_JOB_CALIBRATION, sentence,
+                                      NB_SENTENCE);
     if (options->imatrix && rc >= 0)
         rc = nb_model_files_add(ret, options->imatrix, NB_JOB_IMATRIX, sentence, NB_SENTENCE);
     return rc;

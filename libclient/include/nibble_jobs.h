@@ -37,8 +37,9 @@ struct nibble_compress_options {
     const char *kind;   /* NULL: "weighted" with one of the following, else "round". "weighted"
                          * without   either: on text that the model writes by itself. "distill":
                          * trains a student on the texts below, by another recipe (nibble(1)) */
-    /* Files of text (plain, or JSON lines with "text"), on which the model is run to learn which
-     * columns of its matrices matter; or what llama-imatrix has learnt of them. */
+    /* Files of text (plain, or JSON lines with "text"), or folders with such files in them, on
+     * which the model is run to learn which columns of its matrices matter; or what llama-imatrix
+     * has learnt of them. */
     const char *const *calibration;
     size_t n_calibration;
     const char *imatrix; /* or NULL */

@@ -185,6 +185,24 @@ class Distill(unittest.TestCase):
         self.assertEqual((quantized["type"], "divergence" in quantized["held_out"]["after"]), ("Q8_0", False))
         llama.Model(self.path / "student.gguf").close()
 
+    def test_folders_of_text(self):
+        """A folder is its files of text by their names, also those in folders within; two may have one name."""
+        folder, half = self.path / "texts", len(counted(400)) // 2
+        (folder / "b" / "deep").mkdir(parents=True)
+        (folder / "a.txt").write_text(counted(400)[:half])
+        (folder / "b" / "deep" / "a.txt").write_text(counted(400)[half:])
+        (folder / "c.png").write_bytes(b"\x89PNG")
+        (folder / ".hidden.txt").write_text("unseen " * 1000)
+        how = ("--layers", "1", "--tokens", "2000", "--length", "64", "--batch", "512")
+        whole, students = self.distill(self.model, "--text", self.long, *how), []
+        for texts in ((folder,), (folder / "a.txt", folder / "b" / "deep" / "a.txt"), (self.long,)):
+            report = self.distill(self.model, *(word for path in texts for word in ("--text", path)), *how)
+            students.append((self.path / "student.gguf").read_bytes())
+            self.assertEqual(report["windows"], whole["windows"])
+        self.assertEqual(students[0], students[1])
+        (folder / "empty").mkdir()
+        self.refused("no text is in it", self.model, "--text", folder / "empty")
+
     def test_killed(self):
         client = self.daemon.client()
         self.addCleanup(client.close)

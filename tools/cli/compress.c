@@ -253,7 +253,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
          "rotate-values"},
         {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
-         "text, or JSON lines with \"text\": its model's inputs weigh the errors"},
+         "text, or JSON lines with \"text\", or a folder of these: its model's inputs weigh the "
+         "errors"},
         {"samples", 0, OPTION_UINT(1, 65536), &c.samples, "N",
          "windows of that text (128; 512 at effort best)"},
         {"length", 0, OPTION_UINT(8, 8192), &c.length, "L", "tokens of a window (256)"},

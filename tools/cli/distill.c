@@ -124,7 +124,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"layers", 0, OPTION_STRING, &d.layers, "N|LIST",
          "the student's layers: how many of the teacher's, evenly spaced, or which, as 0,5,11"},
         {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &d.texts, "FILE",
-         "text, or JSON lines with \"text\", to learn from (each its own option)"},
+         "text, or JSON lines with \"text\", or a folder of these, to learn from (each its own "
+         "option)"},
         {"tokens", 0, OPTION_U64, &d.tokens, "N", "to train on (1000000)"},
         {"length", 0, OPTION_UINT(8, 8192), &d.length, "L", "tokens of a window (256)"},
         {"batch", 0, OPTION_UINT(8, 1 << 20), &d.batch, "N", "tokens of a step (4096)"},
