@@ -530,6 +530,15 @@ static void recipes(void **state)
     assert_int_equal(r.from[2], 9);
     assert_true(r.random && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
     assert_string_equal(r.to, "Q8_0");
+    for (uint32_t i = 0; i < 20000; i++) { // any text is taken or refused, in one line
+        char text[sizeof(good)];
+        const size_t len = sizeof(good) - 1 - nb_random(1, i) % 20;
+        memcpy(text, good, len);
+        for (uint32_t j = 0; j <= i % 4; j++)
+            text[nb_random(2 + j, i) % len] = (char)nb_random(9 + j, i);
+        const int rc = nb_train_recipe_parse(text, len, &r, &error);
+        assert_true(rc == 0 || (rc == -EINVAL && *error.text && !strchr(error.text, '\n')));
+    }
 }
 
 int main(void)
