@@ -202,9 +202,8 @@ static int fetch(const struct compress *c, nibble *connection, uint64_t job)
     int status = jobs_wait(connection, job, c->path);
     if (status == CLI_OK && c->save_imatrix)
         status = jobs_save(connection, job, JOBS_IMATRIX, c->save_imatrix, c->force);
-    return status == CLI_OK
-               ? jobs_wait_and_fetch(connection, job, c->path, c->out, c->force, c->common.json)
-               : status;
+    return status == CLI_OK ? jobs_deliver(connection, job, c->out, c->force, c->common.json)
+                            : status;
 }
 
 static int compress(const struct compress *c, nibble *connection, const char *recipe)

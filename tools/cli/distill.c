@@ -110,9 +110,11 @@ static int distill(const struct distill *d, nibble *connection, const char *reci
     int rc = nibble_compress(connection, d->path, &options, &job);
     if (rc < 0)
         return cli_failed(connection, d->path, rc);
-    return d->detach
-               ? jobs_started(job, d->common.json)
-               : jobs_wait_and_fetch(connection, job, d->path, d->out, d->force, d->common.json);
+    if (d->detach)
+        return jobs_started(job, d->common.json);
+    int status = jobs_wait(connection, job, d->path);
+    return status == CLI_OK ? jobs_deliver(connection, job, d->out, d->force, d->common.json)
+                            : status;
 }
 
 int verb_distill(const struct verb *verb, int argc, char **argv)

@@ -275,13 +275,9 @@ int jobs_started(uint64_t job, bool json)
     return CLI_OK;
 }
 
-int jobs_wait_and_fetch(nibble *connection, uint64_t job, const char *what, const char *out,
-                        bool force, bool json)
+int jobs_deliver(nibble *connection, uint64_t job, const char *out, bool force, bool json)
 {
-    int status = jobs_wait(connection, job, what);
-    if (status != CLI_OK)
-        return status;
-    status = jobs_fetch(connection, job, out, force, false, json);
+    int status = jobs_fetch(connection, job, out, force, false, json);
     if (status != CLI_OK)
         fprintf(stderr, "the daemon has the result still: `nibble result %" PRIu64 " -o FILE`\n",
                 job);

@@ -24,7 +24,6 @@ int jobs_save_folder(nibble *connection, uint64_t job, const char *out);
 // Writes the job's model to `out` and prints its report; then the daemon forgets the job, unless
 // `keep` is set. An exit status.
 int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bool keep, bool json);
-// Waits, writes the model and prints the report; where it cannot be written, says how it can be had
-// still. An exit status.
-int jobs_wait_and_fetch(nibble *connection, uint64_t job, const char *what, const char *out,
-                        bool force, bool json);
+// The same for who has started the job: where the model cannot be written, it says how it can be
+// had still. An exit status.
+int jobs_deliver(nibble *connection, uint64_t job, const char *out, bool force, bool json);
