@@ -124,7 +124,8 @@ class Real(CliTest):
                  ["convert", MODEL, "-o", self.daemon.dir.name + "/out.gguf", "--force"],
                  ["embed", "smol", "Hello"], ["load", MODEL, "--name", "other"], ["unload", "other"],
                  ["compress", MODEL, "--to", "Q8_0", "--detach"], ["jobs"], ["pause", "3"], ["resume", "3"],
-                 ["cancel", "3"], ["wait", "1"], ["result", "1", "-o", self.daemon.dir.name + "/small.gguf"]]
+                 ["cancel", "3"], ["wait", "1"], ["result", "1", "-o", self.daemon.dir.name + "/small.gguf"],
+                 ["distill", MODEL, "--text", text, "--detach"]]
         once = "load", "unload", "pause", "resume", "cancel", "result"
         known = set(re.findall(r"^  (\w+) ", self.nibble("--help")[0], re.M))
         self.assertEqual(known - {v[0] for v in verbs}, set())
