@@ -25,9 +25,9 @@
 #include "tests/support/pack.h"
 #include "tests/support/random_model.h"
 
-#define WINDOWS 8
-#define LENGTH  24
-#define STEPS   30
+#define WINDOWS 6
+#define LENGTH  16
+#define STEPS   14
 #define LAYERS  3
 
 struct model {
@@ -69,7 +69,7 @@ static void open_plan(const struct nb_source *s, struct nb_image **image, struct
 
 static int open_model(void **state)
 {
-    struct random_model r = {LAYERS, 256, 256, 4, 2, 64, 5, NB_TYPE_F16};
+    struct random_model r = {LAYERS, 128, 128, 4, 2, 64, 5, NB_TYPE_F16};
     struct nb_error error = {""};
     struct model *m = calloc(1, sizeof(*m));
     assert_non_null(m);
@@ -468,7 +468,7 @@ static void layers_are_the_teachers(void **state)
     const struct model *m = *state;
     const struct nb_source *t = m->source, *s = m->student;
     struct nb_error error = {""};
-    static float x[256 * 256], y[256 * 256];
+    static float x[128 * 128], y[128 * 128];
     uint64_t n = 0;
     assert_int_equal(nb_gguf_u64(s->metadata, "llama.block_count", &n), 0);
     assert_int_equal(n, 2);
