@@ -12,27 +12,16 @@
 
 #define DEVIATION 0.02 // of random weights
 
-static float *floats(size_t n)
-{
-    return aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64 + 64);
-}
-
 // --- What is refused
 
-static int check_windows(const struct nb_plan *plan, const struct nb_windows *w, const char *whose,
-                         struct nb_error *e)
+static int check_model(const struct nb_plan *plan, const struct nb_windows *w, const char *whose,
+                       struct nb_error *e)
 {
-    if (w->length > plan->hp.context)
-        return nb_fail(e, -EINVAL, "windows of %u tokens are longer than the %s's context of %u",
-                       w->length, whose, plan->hp.context);
-    for (size_t i = 0; i < (size_t)w->n * w->length; i++)
-        if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= plan->hp.vocab)
-            return nb_fail(e, -EINVAL, "token %d of the text is outside the %s's vocabulary",
-                           w->tokens[i], whose);
-    return plan->hp.arch->encoder
+    int rc = nb_windows_check(w, plan->hp.context, plan->hp.vocab, whose, e);
+    return rc == 0 && plan->hp.arch->encoder
                ? nb_fail(e, -ENOTSUP, "a %s model has no logits: it cannot be trained by them",
                          plan->hp.arch->name)
-               : 0;
+               : rc;
 }
 
 static bool is_within(float x, float most)
@@ -62,9 +51,9 @@ static int check(const struct nb_train *t, struct nb_error *e)
     const struct nb_plan *s = t->plan, *teacher = t->teacher_plan;
     int rc = check_numbers(t, e);
     if (rc == 0)
-        rc = check_windows(s, t->windows, "student", e);
+        rc = check_model(s, t->windows, "student", e);
     if (rc == 0 && teacher)
-        rc = check_windows(teacher, t->windows, "teacher", e);
+        rc = check_model(teacher, t->windows, "teacher", e);
     if (rc < 0)
         return rc;
     if (!teacher && (t->options.hard < 1 || t->options.hidden > 0))
@@ -102,7 +91,7 @@ static int add_tensor(struct nb_train *t, struct nb_grad_tensor *g)
     const size_t n = (size_t)g->experts * g->rows * g->cols, room = (n + 15) / 16 * 16;
     w->tensor = g;
     w->floats = n;
-    w->x = floats(4 * room);
+    w->x = nb_grad_floats(4 * room);
     if (!w->x)
         return -ENOMEM;
     memset(w->x, 0, 4 * room * sizeof(*w->x));
@@ -140,11 +129,11 @@ static int make_rows(struct nb_train *t)
     const struct nb_hparams *hp = &t->plan->hp;
     const size_t rows = t->rows, slice = NB_TRAIN_SLICE;
     const size_t taught = t->teacher_plan ? t->teacher_plan->hp.embedding : 0;
-    t->x = floats((hp->n_layers + 1) * rows * hp->embedding);
-    t->d = floats(rows * hp->embedding);
-    t->taught = floats(2 * rows * taught);
-    t->logits = floats(slice * hp->vocab);
-    t->teacher_logits = floats(t->teacher ? slice * hp->vocab : 1);
+    t->x = nb_grad_floats((hp->n_layers + 1) * rows * hp->embedding);
+    t->d = nb_grad_floats(rows * hp->embedding);
+    t->taught = nb_grad_floats(2 * rows * taught);
+    t->logits = nb_grad_floats(slice * hp->vocab);
+    t->teacher_logits = nb_grad_floats(t->teacher ? slice * hp->vocab : 1);
     t->soft = calloc(rows, sizeof(*t->soft));
     t->hard = calloc(rows, sizeof(*t->hard));
     t->hidden = calloc(rows, sizeof(*t->hidden));
@@ -158,21 +147,12 @@ static int make_rows(struct nb_train *t)
                : -ENOMEM;
 }
 
-// A tape for each layer until their memory is used up; whoever has none computes again.
 static int make_tapes(struct nb_train *t, struct nb_error *e)
 {
-    uint64_t left = t->options.memory;
     for (uint32_t i = 0; i < t->options.batch; i++)
         t->sequence[i] = (struct nb_grad_sequence){t->windows->tokens, t->windows->length, 0};
     int rc = nb_grad_batch(t->grad, t->sequence, t->options.batch, e);
-    for (uint32_t i = 0; i < t->plan->n_layers && rc == 0; i++) {
-        const uint64_t bytes = nb_tape_bytes(t->grad, i);
-        if (bytes > left)
-            continue;
-        left -= bytes;
-        rc = nb_tape_create(t->grad, i, &t->tapes[i]);
-    }
-    return rc;
+    return rc == 0 ? nb_tapes_create(t->grad, t->options.memory, t->tapes) : rc;
 }
 
 // --- Creation

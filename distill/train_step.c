@@ -43,20 +43,11 @@ static float *rows_of(const struct nb_train *t, uint32_t rows, uint32_t layer)
     return t->x + (size_t)layer * rows * t->plan->hp.embedding;
 }
 
-static int forward_teacher(struct nb_train *t, uint32_t rows)
-{
-    const uint32_t layers = t->teacher_plan->n_layers;
-    const size_t apart = (size_t)rows * t->teacher_plan->hp.embedding;
-    int rc = nb_grad_begin(t->teacher, t->taught + layers % 2 * apart);
-    for (uint32_t i = 0; i < layers && rc == 0; i++)
-        rc = nb_grad_layer(t->teacher, i, t->taught + (layers - i) % 2 * apart, NULL,
-                           t->taught + (layers - i - 1) % 2 * apart);
-    return rc;
-}
-
 static int forward(struct nb_train *t, uint32_t rows, bool taped)
 {
-    int rc = t->teacher ? forward_teacher(t, rows) : 0;
+    int rc = t->teacher ? nb_grad_forward(t->teacher, t->taught,
+                                          (size_t)rows * t->teacher_plan->hp.embedding)
+                        : 0;
     if (rc == 0)
         rc = nb_grad_begin(t->grad, rows_of(t, rows, 0));
     for (uint32_t i = 0; i < t->plan->n_layers && rc == 0; i++)

@@ -80,6 +80,9 @@ int nb_grad_begin(struct nb_grad *g, float *ret_x);
 // `keep`: a tape of this layer for batches of so many rows (-EINVAL: it is not), or NULL.
 int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_tape *keep,
                   float *ret_x);
+// All layers, for who keeps nothing between them. x: two places of the batch's [rows][embedding],
+// one `apart` floats behind the other; x_L is in the first at last.
+int nb_grad_forward(struct nb_grad *g, float *x, size_t apart);
 // Of n rows of x_L, from whatever batch. ret_logits: [n][vocab], NULL with a model that only
 // embeds; ret_vectors: [n][embedding], what a text's vector is made of. NULL: not wanted.
 int nb_grad_head(struct nb_grad *g, uint32_t n, const float *x, float *ret_vectors,
@@ -131,8 +134,14 @@ int nb_grad_layer_back(struct nb_grad *g, uint32_t layer, const float *x,
 // d is of no use afterwards.
 int nb_grad_begin_back(struct nb_grad *g, float *d);
 
+// Memory for rows, which free() takes; NULL: there is none.
+float *nb_grad_floats(size_t n);
+
 // What a forward pass of a layer has made of the present batch, for the backward pass. 0 or
 // -ENOMEM. nb_tape_bytes: what one takes.
 int nb_tape_create(const struct nb_grad *g, uint32_t layer, struct nb_tape **ret);
 void nb_tape_destroy(struct nb_tape *tape); // NULL is fine
+// One for each layer until so many bytes are used up: a layer that gets none is computed again.
+// ret: [layers], NULL before. 0 or -ENOMEM.
+int nb_tapes_create(const struct nb_grad *g, uint64_t bytes, struct nb_tape **ret);
 uint64_t nb_tape_bytes(const struct nb_grad *g, uint32_t layer);

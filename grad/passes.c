@@ -97,6 +97,24 @@ void nb_tape_destroy(struct nb_tape *tape)
     free(tape);
 }
 
+int nb_tapes_create(const struct nb_grad *g, uint64_t bytes, struct nb_tape **ret)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < g->plan->n_layers && rc == 0; i++) {
+        const uint64_t wanted = nb_tape_bytes(g, i);
+        if (wanted > bytes)
+            continue;
+        bytes -= wanted;
+        rc = nb_tape_create(g, i, &ret[i]);
+    }
+    return rc;
+}
+
+float *nb_grad_floats(size_t n)
+{
+    return aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64 + 64);
+}
+
 // --- Forward
 
 // The first n steps, for a result: [rows] of the span's last value, or NULL.
@@ -133,6 +151,16 @@ int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_t
 {
     const struct nb_span *s = layer_span(g, layer);
     return forward(g, s, g->batch.rows, x, keep, s->n_steps, ret_x);
+}
+
+int nb_grad_forward(struct nb_grad *g, float *x, size_t apart)
+{
+    const uint32_t layers = g->plan->n_layers;
+    int rc = nb_grad_begin(g, x + layers % 2 * apart);
+    for (uint32_t i = 0; i < layers && rc == 0; i++)
+        rc = nb_grad_layer(g, i, x + (layers - i) % 2 * apart, NULL,
+                           x + (layers - i - 1) % 2 * apart);
+    return rc;
 }
 
 int nb_grad_head(struct nb_grad *g, uint32_t n, const float *x, float *ret_vectors,

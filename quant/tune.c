@@ -10,19 +10,6 @@
 
 // --- What is refused
 
-static int check_windows(const struct nb_tune *t, const struct nb_windows *w, struct nb_error *e)
-{
-    const struct nb_hparams *hp = &t->plan->hp;
-    if (w->length > hp->context)
-        return nb_fail(e, -EINVAL, "windows of %u tokens are longer than the model's context of %u",
-                       w->length, hp->context);
-    for (size_t i = 0; i < (size_t)w->n * w->length; i++)
-        if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= hp->vocab)
-            return nb_fail(e, -EINVAL, "token %d of the text is outside the model's vocabulary",
-                           w->tokens[i]);
-    return 0;
-}
-
 static bool is_rate(float x)
 {
     return isfinite(x) && x >= 0;
@@ -45,7 +32,7 @@ static int check_options(const struct nb_tune *t, struct nb_error *e)
                        o->batch, t->windows->length, t->windows->n);
     if (o->layer_steps > NB_TUNE_STEPS || o->steps > NB_TUNE_STEPS)
         return nb_fail(e, -EINVAL, "more than %u steps of tuning", NB_TUNE_STEPS);
-    return check_windows(t, t->windows, e);
+    return nb_windows_check(t->windows, t->plan->hp.context, t->plan->hp.vocab, "model", e);
 }
 
 // --- Memory
@@ -55,11 +42,11 @@ static int make_rows(struct nb_tune *t)
     const struct nb_hparams *hp = &t->plan->hp;
     const size_t rows = t->rows, row = hp->embedding;
     t->slice = t->rows < NB_TUNE_SLICE ? t->rows : NB_TUNE_SLICE;
-    t->x = nb_tune_floats((hp->n_layers + 1) * rows * row);
-    t->reference = nb_tune_floats(2 * rows * row);
-    t->d = nb_tune_floats(rows * row);
-    t->logits = nb_tune_floats((size_t)t->slice * hp->vocab);
-    t->reference_logits = nb_tune_floats((size_t)t->slice * hp->vocab);
+    t->x = nb_grad_floats((hp->n_layers + 1) * rows * row);
+    t->reference = nb_grad_floats(2 * rows * row);
+    t->d = nb_grad_floats(rows * row);
+    t->logits = nb_grad_floats((size_t)t->slice * hp->vocab);
+    t->reference_logits = nb_grad_floats((size_t)t->slice * hp->vocab);
     t->row_loss = calloc(rows, sizeof(*t->row_loss));
     t->order = calloc(t->windows->n, sizeof(*t->order));
     t->sequence = calloc(rows, sizeof(*t->sequence));
@@ -79,12 +66,12 @@ static int make_kept(struct nb_tune *t, uint64_t *left)
         floats_kept * sizeof(float) > *left)
         return 0;
     *left -= floats_kept * sizeof(float);
-    t->kept = nb_tune_floats(floats_kept);
+    t->kept = nb_grad_floats(floats_kept);
     t->is_kept = calloc(w->n, sizeof(*t->is_kept));
     return t->kept && t->is_kept ? 0 : -ENOMEM;
 }
 
-// A tape for each layer until their memory is used up; whoever has none computes again.
+// With what the float model's results leave of the memory.
 static int make_tapes(struct nb_tune *t, struct nb_error *e)
 {
     uint64_t left = t->options.memory;
@@ -93,14 +80,7 @@ static int make_tapes(struct nb_tune *t, struct nb_error *e)
     int rc = nb_grad_batch(t->grad, t->sequence, t->options.batch, e);
     if (rc == 0)
         rc = make_kept(t, &left);
-    for (uint32_t i = 0; i < t->plan->n_layers && rc == 0; i++) {
-        const uint64_t bytes = nb_tape_bytes(t->grad, i);
-        if (bytes > left)
-            continue;
-        left -= bytes;
-        rc = nb_tape_create(t->grad, i, &t->tapes[i]);
-    }
-    return rc;
+    return rc == 0 ? nb_tapes_create(t->grad, left, t->tapes) : rc;
 }
 
 // --- Creation

@@ -72,7 +72,6 @@ static inline uint32_t nb_tune_layer_steps(const struct nb_tune *t)
 int nb_tune_tensors_create(struct nb_tune *t, const struct nb_tune_matrix *matrices, uint32_t n,
                            struct nb_error *e);
 void nb_tune_tensors_destroy(struct nb_tune *t);
-float *nb_tune_floats(size_t n); // NULL: no memory; free() takes them
 
 // tune_step.c. The plan's tensors as the quantized model has them, or as the float one.
 void nb_tune_point(struct nb_tune *t, bool quantized);

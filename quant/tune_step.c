@@ -62,14 +62,8 @@ static float *rows_of(const struct nb_tune *t, uint32_t rows, uint32_t layer)
 
 static int forward_float(struct nb_tune *t, uint32_t rows)
 {
-    const uint32_t layers = t->plan->n_layers;
-    const size_t apart = (size_t)rows * t->plan->hp.embedding;
     nb_tune_point(t, false);
-    int rc = nb_grad_begin(t->grad, t->reference + layers % 2 * apart);
-    for (uint32_t i = 0; i < layers && rc == 0; i++)
-        rc = nb_grad_layer(t->grad, i, t->reference + (layers - i) % 2 * apart, NULL,
-                           t->reference + (layers - i - 1) % 2 * apart);
-    return rc;
+    return nb_grad_forward(t->grad, t->reference, (size_t)rows * t->plan->hp.embedding);
 }
 
 // The float model's results do not change, nor do they depend on what else is in a batch.

@@ -13,11 +13,6 @@ static size_t floats_of(const struct nb_grad_tensor *t)
     return (size_t)t->experts * t->rows * t->cols;
 }
 
-float *nb_tune_floats(size_t n)
-{
-    return aligned_alloc(64, (n * sizeof(float) + 63) / 64 * 64 + 64);
-}
-
 // --- Matrices
 
 static bool has(const struct nb_op *op, const struct nb_grad_tensor *t)
@@ -63,7 +58,7 @@ static int make_latent(struct nb_tune *t, struct nb_tuned_matrix *m,
                        const struct nb_tune_matrix *from)
 {
     const struct nb_grad_tensor *g = m->tensor;
-    float *own = from->weights ? NULL : nb_tune_floats(m->floats);
+    float *own = from->weights ? NULL : nb_grad_floats(m->floats);
     if (!from->weights && !own)
         return -ENOMEM;
     if (own)
@@ -162,16 +157,16 @@ static int place_matrices(struct nb_tune *t)
             t->layer_floats = used[m->layer];
     }
     memset(used, 0, t->plan->n_layers * sizeof(*used));
-    t->layer_values = nb_tune_floats(t->layer_floats);
-    t->layer_gradient = nb_tune_floats(t->layer_floats);
+    t->layer_values = nb_grad_floats(t->layer_floats);
+    t->layer_gradient = nb_grad_floats(t->layer_floats);
     bool failed = !t->layer_values || !t->layer_gradient;
     for (uint32_t i = 0; i < t->n_matrices && !failed; i++) {
         struct nb_tuned_matrix *m = &t->matrices[i];
         const bool outside = m->layer == NB_TUNE_OUTSIDE;
         const size_t at = outside ? 0 : used[m->layer];
-        m->values = outside ? nb_tune_floats(m->floats) : t->layer_values + at;
+        m->values = outside ? nb_grad_floats(m->floats) : t->layer_values + at;
         if (m->latent)
-            m->gradient = outside ? nb_tune_floats(m->floats) : t->layer_gradient + at;
+            m->gradient = outside ? nb_grad_floats(m->floats) : t->layer_gradient + at;
         if (!outside)
             used[m->layer] += (m->floats + 15) / 16 * 16;
         failed = !m->values || (m->latent && !m->gradient);

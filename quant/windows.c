@@ -123,6 +123,21 @@ void nb_windows_order(uint64_t seed, uint32_t epoch, uint32_t n, uint32_t *ret)
     }
 }
 
+int nb_windows_check(const struct nb_windows *w, uint32_t context, uint32_t vocab,
+                     const char *whose, struct nb_error *ret_error)
+{
+    if (w->length > context)
+        return nb_fail(ret_error, -EINVAL,
+                       "windows of %u tokens are longer than the %s's context of %u", w->length,
+                       whose, context);
+    for (size_t i = 0; i < (size_t)w->n * w->length; i++)
+        if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= vocab)
+            return nb_fail(ret_error, -EINVAL,
+                           "token %d of the text is outside the %s's vocabulary", w->tokens[i],
+                           whose);
+    return 0;
+}
+
 void nb_windows_finish(struct nb_windows *w)
 {
     free(w->tokens);

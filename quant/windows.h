@@ -27,4 +27,8 @@ int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file 
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret);
 // The order of n windows in an epoch, which depends on the seed and the epoch's number alone.
 void nb_windows_order(uint64_t seed, uint32_t epoch, uint32_t n, uint32_t *ret);
+// -EINVAL: windows are longer than the context, or have tokens outside of the vocabulary, of the
+// "model" (`whose`) that is to run on them.
+int nb_windows_check(const struct nb_windows *w, uint32_t context, uint32_t vocab,
+                     const char *whose, struct nb_error *ret_error);
 void nb_windows_finish(struct nb_windows *w); // all zero is fine
