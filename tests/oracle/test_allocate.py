@@ -7,11 +7,8 @@ usage: test_allocate.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's pr
 import json
 import os
 import pathlib
-import random
-import signal
 import subprocess
 import sys
-import time
 import unittest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -197,20 +194,7 @@ class Allocate(unittest.TestCase):
 
         alone = results(start())
         job = start()
-        journal = self.daemon.state / "jobs" / str(job) / "journal"
-        kills = set()
-        for _ in range(12):
-            size = journal.stat().st_size if journal.exists() else 0
-            harness.until(lambda: client.job(job).state == b"finished"
-                          or journal.exists() and journal.stat().st_size > size, "progress")
-            time.sleep(random.random() * 0.02)
-            row, workers = client.job(job), [p for p, mode in self.daemon.children() if mode == "job"]
-            if row.state == b"finished":
-                break
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
-                kills.update(row.text.split()[:1])  # nothing, where it had told nothing yet
-            harness.until(lambda: client.job(job).restarts > row.restarts or client.job(job).state == b"finished", "its next worker")
+        kills = {word for text in self.daemon.kill_job(client, job, 12, 0.02) for word in text.split()[:1]}
         self.assertEqual(results(job), alone)
         self.assertTrue(kills & {b"sensitivity", b"trying", b"measuring"}, kills)
 

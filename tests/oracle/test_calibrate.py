@@ -6,11 +6,8 @@ usage: test_calibrate.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's p
 import json
 import os
 import pathlib
-import random
-import signal
 import subprocess
 import sys
-import time
 import unittest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -329,20 +326,7 @@ class Calibrate(unittest.TestCase):
         for file in self.statistics():
             file.unlink()
         job = start()
-        journal = self.daemon.state / "jobs" / str(job) / "journal"
-        kills = set()
-        for _ in range(8):
-            size = journal.stat().st_size if journal.exists() else 0
-            harness.until(lambda: client.job(job).state == b"finished"
-                          or journal.exists() and journal.stat().st_size > size, "progress")
-            time.sleep(random.random() * 0.01)
-            row, workers = client.job(job), [p for p, mode in self.daemon.children() if mode == "job"]
-            if row.state == b"finished":
-                break
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
-                kills.update(row.text.split()[:1])
-            harness.until(lambda: client.job(job).restarts > row.restarts or client.job(job).state == b"finished", "its next worker")
+        kills = {word for text in self.daemon.kill_job(client, job, 8, 0.01) for word in text.split()[:1]}
         self.assertEqual(results(job), alone)
         self.assertIn(b"calibrating", kills)
 

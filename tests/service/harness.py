@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import pathlib
+import random
 import select
 import signal
 import socket
@@ -408,6 +409,23 @@ class Daemon:
         except AssertionError:
             pass
         return self.fds()
+
+    def kill_job(self, client, job, times, pause):
+        """Kills the job's worker so often, unless it is over before: each time up to `pause` seconds after its journal has
+        grown. What it said that it was at, each time."""
+        journal, kills = self.state / "jobs" / str(job) / "journal", []
+        for _ in range(times):
+            size = journal.stat().st_size if journal.exists() else 0
+            until(lambda: client.job(job).state == b"finished" or journal.exists() and journal.stat().st_size > size, "progress")
+            time.sleep(random.random() * pause)
+            row, workers = client.job(job), [p for p, mode in self.children() if mode == "job"]
+            if row.state == b"finished":
+                break
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+                kills.append(row.text)
+            until(lambda: client.job(job).restarts > row.restarts or client.job(job).state == b"finished", "its next worker")
+        return kills
 
     def stop(self, number=signal.SIGTERM):
         if self.process.poll() is None:

@@ -3,7 +3,6 @@ import json
 import os
 import pathlib
 import pty
-import random
 import re
 import resource
 import signal
@@ -89,17 +88,7 @@ class Survival(JobsTest):
         source = self.source(model(60, 1024))
         alone = self.run_job({"to": "Q4_0"}, source)
         job = self.client.start_job({"to": "Q4_0"}, source)
-        kills, journal = 0, self.folder(job) / "journal"
-        for i in range(10):
-            size = journal.stat().st_size if journal.exists() else 0
-            until(lambda: self.client.job(job).state == b"finished"
-                  or journal.exists() and journal.stat().st_size > size, "progress")
-            time.sleep(random.random() * 0.01)
-            if self.client.job(job).state == b"finished":
-                break
-            os.kill(self.worker_of_job(), signal.SIGKILL)
-            kills += 1
-            until(lambda: self.client.job(job).restarts == kills or self.client.job(job).state == b"finished", "its next worker")
+        kills = len(self.daemon.kill_job(self.client, job, 10, 0.01))
         self.client.wait_job(job)
         self.assertGreater(kills, 2)
         self.assertEqual(self.client.job_result(job)[1], alone)
