@@ -32,19 +32,21 @@
 #define IOPRIO_PROCESS 1
 
 static const struct nb_work_kind kinds[] = {
-    {"round", {"model.gguf", "report.json"}, false, nb_jobs_round_check, nb_jobs_round},
+    {"round", {"model.gguf", "report.json"}, false, false, nb_jobs_round_check, nb_jobs_round},
     {"weighted",
      {"model.gguf", "report.json", "imatrix.gguf"},
+     true,
      true,
      nb_jobs_round_check,
      nb_jobs_weighted},
     {"folder",
      {"model.safetensors", "report.json", "texts.json"},
      false,
+     false,
      nb_jobs_folder_check,
      nb_jobs_folder},
-    {"distill", {"model.gguf", "report.json"}, true, nb_jobs_distill_check, nb_jobs_distill},
-    {"onnx", {"model.onnx", "report.json"}, false, nb_jobs_onnx_check, nb_jobs_onnx},
+    {"distill", {"model.gguf", "report.json"}, true, false, nb_jobs_distill_check, nb_jobs_distill},
+    {"onnx", {"model.onnx", "report.json"}, false, false, nb_jobs_onnx_check, nb_jobs_onnx},
 };
 
 static const struct nb_work_kind *kind_of(const char *name)
@@ -254,7 +256,7 @@ static int look_up(const struct nb_work_kind *kind, struct nb_work *work, struct
     int rc = nb_jobs_read("files", SIZE_MAX / 2, &list, &len);
     if (rc == 0)
         rc = make_key(kind, work, list, len);
-    work->statistics = rc == 0 && kind->scratch ? nb_jobs_statistics_open(list, len) : -1;
+    work->statistics = rc == 0 && kind->statistics ? nb_jobs_statistics_open(list, len) : -1;
     free(list);
     return rc < 0 ? nb_fail(e, rc, "the job's list of files cannot be read: %s", strerror(-rc)) : 0;
 }

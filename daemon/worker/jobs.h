@@ -1,6 +1,7 @@
 // Mode `job`: what its two halves, and the kinds of jobs, share.
 #pragma once
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -37,6 +38,7 @@ struct nb_work_kind {
     const char *name;
     const char *results[NB_JOB_RESULTS]; // their names, as far as there are
     bool scratch;                        // it has the scratch files
+    bool statistics;                     // and those that jobs of the same files share
     // Whether the recipe says what the kind can do, as far as that is known without the files.
     int (*check)(const char *recipe, size_t len, struct nb_error *ret_error);
     int (*run)(struct nb_work *work, struct nb_error *ret_error);
@@ -61,7 +63,7 @@ void nb_jobs_pace(struct nb_work *work, double operations);
 // Tells how far the job is; from now and then on, however often it is called.
 void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_t total);
 
-// jobs_given.c: a job's files by what they are for, in the order in which they came.
+// jobs_given.c. A job's files by what they are for, in the order in which they came.
 struct nb_jobs_given {
     struct nb_source_file model[NB_WIRE_FILES], texts[NB_WIRE_FILES];
     uint32_t n_model, n_texts, n_imatrix;
@@ -72,6 +74,10 @@ void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret);
 // it; and leave of the broker for `more` bytes beside. -errno with its line.
 int nb_jobs_make_room(const struct nb_work *work, uint64_t bytes, uint64_t more,
                       struct nb_error *ret_error);
+
+// A result that is one JSON object, from its start and durable; takes it. flags: of json_dumps.
+// NULL is no memory for it. -errno with its line.
+int nb_jobs_write_json(int fd, json_t *root, size_t flags, struct nb_error *ret_error);
 
 // jobs_files.c: the files of a job's folder.
 struct nb_jobs_files {

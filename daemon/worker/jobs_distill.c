@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "daemon/worker/jobs.h"
 #include "daemon/worker/jobs_scratch.h"
@@ -43,7 +42,6 @@ struct distilling {
     struct nb_train_recipe recipe;
     struct nb_jobs_given given;
     struct nb_jobs_scratch scratch;
-    uint32_t from[NB_STUDENT_LAYERS];
     struct nb_source *teacher, *student, trained; // trained: the student with what it has learnt
     struct nb_image *teacher_image, *student_image;
     struct nb_plan *teacher_plan, *student_plan;
@@ -60,10 +58,27 @@ struct distilling {
     struct nb_error *error;
 };
 
+// The types of the result, as a compression's recipe.
+static int read_types(const struct nb_train_recipe *r, struct nb_recipe **ret, struct nb_error *e)
+{
+    json_t *root = json_pack("{s:s, s:s}", "to", r->to, "else", "F16");
+    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    int rc = text ? nb_recipe_parse(text, strlen(text), ret, e)
+                  : nb_fail(e, -ENOMEM, "no memory for the recipe");
+    free(text);
+    json_decref(root);
+    return rc;
+}
+
 int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
 {
     static struct nb_train_recipe r;
-    return nb_train_recipe_parse(recipe, len, &r, e);
+    struct nb_recipe *types = NULL;
+    int rc = nb_train_recipe_parse(recipe, len, &r, e);
+    if (rc == 0)
+        rc = read_types(&r, &types, e);
+    nb_recipe_free(types);
+    return rc;
 }
 
 // ---- Both models
@@ -79,11 +94,9 @@ static int choose_layers(struct distilling *k)
     if (r->layers > all || (r->n_from && r->from[r->n_from - 1] >= all))
         return nb_fail(k->error, -EINVAL,
                        "the teacher has %u layers, and a student of it no others", all);
-    if (r->n_from)
-        memcpy(k->from, r->from, r->layers * sizeof(*k->from));
-    else
-        nb_student_evenly(all, r->layers, k->from);
-    return nb_student_open(k->teacher, k->from, r->layers, &k->student, k->error);
+    if (!r->n_from)
+        nb_student_evenly(all, r->layers, r->from);
+    return nb_student_open(k->teacher, r->from, r->layers, &k->student, k->error);
 }
 
 static int open_model(const struct nb_source *s, uint32_t length, struct nb_image **ret_image,
@@ -231,8 +244,6 @@ static int on_writing(void *user, const char *what, uint64_t done, uint64_t tota
 
 static int open_result(struct distilling *k)
 {
-    char text[64];
-    snprintf(text, sizeof(text), "{\"to\": \"%s\", \"else\": \"F16\"}", k->recipe.to);
     const struct nb_compress_options options = {.fd = k->work->results[MODEL],
                                                 .journal = k->work->journal,
                                                 .key = k->work->key,
@@ -241,7 +252,7 @@ static int open_result(struct distilling *k)
                                                 .visit_user = k,
                                                 .progress = on_writing,
                                                 .user = k};
-    int rc = nb_recipe_parse(text, strlen(text), &k->types, k->error);
+    int rc = read_types(&k->recipe, &k->types, k->error);
     if (rc == 0)
         rc = nb_compress_create(&k->trained, k->types, &options, &k->compress, k->error);
     if (rc == 0)
@@ -384,10 +395,9 @@ static json_t *curve_json(const struct distilling *k)
 static int report(struct distilling *k)
 {
     const struct nb_train_options *o = &k->options;
-    const int fd = k->work->results[REPORT];
     json_t *layers = json_array();
     for (uint32_t i = 0; i < k->recipe.layers; i++)
-        json_array_append_new(layers, json_integer(k->from[i]));
+        json_array_append_new(layers, json_integer(k->recipe.from[i]));
     json_t *root = json_pack(
         "{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to,
         "bytes", (json_int_t)nb_compress_size(k->compress), "layers", layers, "weights",
@@ -396,15 +406,7 @@ static int report(struct distilling *k)
         (json_int_t)k->learnt.n, "held_out", "tokens", (json_int_t)k->held.n * k->held.length,
         "before", loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
         curve_json(k));
-    char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
-    const size_t len = text ? strlen(text) : 0;
-    int rc = text ? 0 : -ENOMEM;
-    if (rc == 0 &&
-        (ftruncate(fd, 0) < 0 || pwrite(fd, text, len, 0) != (ssize_t)len || fdatasync(fd) < 0))
-        rc = errno ? -errno : -EIO;
-    free(text);
-    json_decref(root);
-    return rc < 0 ? nb_fail(k->error, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
+    return nb_jobs_write_json(k->work->results[REPORT], root, JSON_INDENT(1), k->error);
 }
 
 // ---- All of it

@@ -161,20 +161,6 @@ static int write_tensors(struct nb_work *work, const struct nb_hf_writer *w, str
 
 // ---- The small files
 
-// A result that is one JSON object; takes it.
-static int write_json(int fd, json_t *root, struct nb_error *e)
-{
-    if (!root)
-        return nb_fail(e, -ENOMEM, "no memory for the report, or a text of the folder is no UTF-8");
-    int rc = ftruncate(fd, 0) < 0 || lseek(fd, 0, SEEK_SET) < 0 ? -errno : 0;
-    if (rc == 0 && json_dumpfd(root, fd, JSON_COMPACT) < 0)
-        rc = errno ? -errno : -EIO;
-    if (rc == 0 && fdatasync(fd) < 0)
-        rc = -errno;
-    json_decref(root);
-    return rc < 0 ? nb_fail(e, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
-}
-
 // All of the disk that it will need, before the work.
 static int make_room(struct nb_work *work, const struct nb_hf_writer *w, struct nb_error *e)
 {
@@ -210,9 +196,9 @@ int nb_jobs_folder(struct nb_work *work, struct nb_error *e)
     if (rc == 0)
         rc = write_tensors(work, w, e);
     if (rc == 0)
-        rc = write_json(work->results[REPORT], nb_hf_writer_report(w), e);
+        rc = nb_jobs_write_json(work->results[REPORT], nb_hf_writer_report(w), JSON_COMPACT, e);
     if (rc == 0)
-        rc = write_json(work->results[TEXTS], nb_hf_writer_list(w), e);
+        rc = nb_jobs_write_json(work->results[TEXTS], nb_hf_writer_list(w), JSON_COMPACT, e);
     nb_hf_writer_destroy(w);
     nb_source_close(source);
     return rc;

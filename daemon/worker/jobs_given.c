@@ -1,7 +1,8 @@
-// What kinds of jobs begin with: files sorted, room made.
+// What kinds of jobs share at their begin and end: files sorted, room made, a result written.
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/worker/jobs.h"
 #include "libclient/wire.h"
@@ -38,4 +39,17 @@ int nb_jobs_make_room(const struct nb_work *work, uint64_t bytes, uint64_t more,
     return nb_fail(ret_error, -errno,
                    "the state directory has no room for the result of %llu bytes: %s",
                    (unsigned long long)bytes, strerror(errno));
+}
+
+int nb_jobs_write_json(int fd, json_t *root, size_t flags, struct nb_error *ret_error)
+{
+    if (!root)
+        return nb_fail(ret_error, -ENOMEM, "no memory for the report, or a text in it is no UTF-8");
+    int rc = ftruncate(fd, 0) < 0 || lseek(fd, 0, SEEK_SET) < 0 ? -errno : 0;
+    if (rc == 0 && json_dumpfd(root, fd, flags) < 0)
+        rc = errno ? -errno : -EIO;
+    if (rc == 0 && fdatasync(fd) < 0)
+        rc = -errno;
+    json_decref(root);
+    return rc < 0 ? nb_fail(ret_error, rc, "the report cannot be written: %s", strerror(-rc)) : 0;
 }

@@ -113,12 +113,7 @@ static int write_report(const struct nb_work *work, const struct nb_onnx_options
     json_t *root =
         json_pack("{s:s, s:I, s:f, s:[], s:[]}", "type", options->int8 ? "INT8" : "F32", "bytes",
                   (json_int_t)bytes, "bits", options->int8 ? 8.0 : 32.0, "warnings", "tensors");
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    int rc = text ? write_all(work->results[REPORT], text, strlen(text), e)
-                  : nb_fail(e, -ENOMEM, "no memory for the report");
-    free(text);
-    json_decref(root);
-    return rc;
+    return nb_jobs_write_json(work->results[REPORT], root, JSON_COMPACT, e);
 }
 
 int nb_jobs_onnx(struct nb_work *work, struct nb_error *e)

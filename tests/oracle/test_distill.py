@@ -240,6 +240,7 @@ class Distill(unittest.TestCase):
         self.refused("--layers six", self.model, "--text", self.long, "--layers", "six")
         self.refused("has no logits|generates none", encoder, "--text", self.long, "--length", "16")
         self.refused("\"Q9_9\"|Q9_9", self.model, "--text", self.long, "--to", "Q9_9")
+        self.refused("is no type", self.model, "--text", self.long, "--to", 'F16", "output": "Q8_0')
         for text, complaint in (('{"layer": 6}', "does not know"), ('{"rate": 2}', '"rate" is a number from 0 to 1'),
                                 ("[]", "no JSON object")):
             recipe.write_text(text)
