@@ -174,11 +174,8 @@ static int check(const struct compress *c)
         return cli_usage_error("one of --to, --target-size, --target-bits, --max-kld and --fit");
     if (c->context && !c->fit)
         return cli_usage_error("--context is of --fit");
-    if (c->detach && c->out)
-        return cli_usage_error("--detach writes no file: `nibble result ID -o %s` does, later",
-                               c->out);
-    if (!c->detach && !c->out)
-        return cli_usage_error("compress needs -o F.gguf, the file to write, or --detach");
+    if (!jobs_has_place("compress", c->out, c->detach))
+        return CLI_USAGE;
     if ((c->range || c->spread >= 0) && !fixes_ranges(c))
         return cli_usage_error("--range and --spread are of --activations static");
     if (c->imatrix && c->calibration.n)

@@ -88,11 +88,8 @@ static int check(const struct distill *d)
     struct stat st;
     if (!d->texts.n)
         return cli_usage_error("distill needs --text FILE, what the student learns from");
-    if (d->detach && d->out)
-        return cli_usage_error("--detach writes no file: `nibble result ID -o %s` does, later",
-                               d->out);
-    if (!d->detach && !d->out)
-        return cli_usage_error("distill needs -o F.gguf, the file to write, or --detach");
+    if (!jobs_has_place("distill", d->out, d->detach))
+        return CLI_USAGE;
     if (d->out && !d->force && lstat(d->out, &st) == 0)
         return cli_error("%s exists: --force replaces it", d->out);
     return CLI_OK;

@@ -265,6 +265,15 @@ int jobs_read_recipe(const char *path, json_t **ret)
     return cli_error("%s: it is no JSON object%s%s", path, *e.text ? ": " : "", e.text);
 }
 
+bool jobs_has_place(const char *verb, const char *out, bool detach)
+{
+    if (detach && out)
+        cli_usage_error("--detach writes no file: `nibble result ID -o %s` does, later", out);
+    else if (!detach && !out)
+        cli_usage_error("%s needs -o F.gguf, the file to write, or --detach", verb);
+    return detach ? !out : out != NULL;
+}
+
 int jobs_started(uint64_t job, bool json)
 {
     if (json)

@@ -5,6 +5,8 @@
 
 // A recipe as JSON: a file's, or, of NULL, an empty one. An exit status.
 int jobs_read_recipe(const char *path, json_t **ret);
+// Whether a job's result has a file to go to, or is left where it is; says what is wrong.
+bool jobs_has_place(const char *verb, const char *out, bool detach);
 // Says that a job was started and left to itself. An exit status.
 int jobs_started(uint64_t job, bool json);
 // Waits with a line of progress on stderr where that is a terminal. `what`: the line's begin. An
