@@ -22,7 +22,7 @@
 #include "grad/grad.h"
 #include "grad/loss.h"
 #include "tensor/image.h"
-#include "tests/support/pack.h"
+#include "tests/support/bytes.h"
 #include "tests/support/random_model.h"
 
 #define WINDOWS 6
@@ -222,31 +222,6 @@ static void batches_add_up(void **state)
 }
 
 // --- The state
-
-struct bytes {
-    uint8_t *data;
-    size_t n, at;
-};
-
-static int write_bytes(void *user, void *data, size_t n)
-{
-    struct bytes *b = user;
-    b->data = realloc(b->data, b->n + n);
-    assert_non_null(b->data);
-    memcpy(b->data + b->n, data, n);
-    b->n += n;
-    return 0;
-}
-
-static int read_bytes(void *user, void *data, size_t n)
-{
-    struct bytes *b = user;
-    if (n > b->n - b->at)
-        return -EIO;
-    memcpy(data, b->data + b->at, n);
-    b->at += n;
-    return 0;
-}
 
 static void goes_on_from_what_was_stored(void **state)
 {

@@ -20,6 +20,7 @@
 #include "quant/tune.h"
 #include "tensor/image.h"
 #include "tensor/type.h"
+#include "tests/support/bytes.h"
 #include "tests/support/pack.h"
 #include "tests/support/random_model.h"
 
@@ -165,19 +166,6 @@ static double measure(struct nb_tune *t, const struct nb_windows *w)
 
 // --- What came out, as bytes
 
-struct bytes {
-    uint8_t *data;
-    size_t n, at;
-};
-
-static void add(struct bytes *b, const void *data, size_t n)
-{
-    b->data = realloc(b->data, b->n + n);
-    assert_non_null(b->data);
-    memcpy(b->data + b->n, data, n);
-    b->n += n;
-}
-
 static struct bytes result_of(const struct model *m, const struct nb_tune *t)
 {
     struct bytes b = {0};
@@ -188,11 +176,11 @@ static struct bytes result_of(const struct model *m, const struct nb_tune *t)
         uint8_t *encoded = malloc(m->bytes[i]);
         assert_non_null(encoded);
         nb_tune_encode(t, i, encoded);
-        add(&b, encoded, m->bytes[i]);
+        add_bytes(&b, encoded, m->bytes[i]);
         free(encoded);
     }
     for (uint32_t i = 0; (x = nb_tune_vector(t, i, &name, &n)); i++)
-        add(&b, x, n * sizeof(*x));
+        add_bytes(&b, x, n * sizeof(*x));
     return b;
 }
 
@@ -299,22 +287,6 @@ static void layers_come_nearer(void **state)
     print_message("KL %g, then %g\n", before, after);
     assert_true(after < 0.8 * before);
     nb_tune_destroy(t);
-}
-
-static int write_bytes(void *user, void *data, size_t bytes)
-{
-    add(user, data, bytes);
-    return 0;
-}
-
-static int read_bytes(void *user, void *data, size_t bytes)
-{
-    struct bytes *b = user;
-    if (bytes > b->n - b->at)
-        return -EIO;
-    memcpy(data, b->data + b->at, bytes);
-    b->at += bytes;
-    return 0;
 }
 
 // In a layer's steps, between two layers, and in steps of the whole model.
