@@ -47,9 +47,9 @@ static int make_rows(struct nb_tune *t)
     t->d = nb_grad_floats(rows * row);
     t->logits = nb_grad_floats((size_t)t->slice * hp->vocab);
     t->reference_logits = nb_grad_floats((size_t)t->slice * hp->vocab);
-    t->row_loss = calloc(rows, sizeof(*t->row_loss));
-    t->order = calloc(t->windows->n, sizeof(*t->order));
-    t->sequence = calloc(rows, sizeof(*t->sequence));
+    t->row_loss = calloc(rows + 1, sizeof(*t->row_loss));
+    t->order = calloc(t->windows->n + 1, sizeof(*t->order));
+    t->sequence = calloc(rows + 1, sizeof(*t->sequence));
     t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
     return t->x && t->reference && t->d && t->logits && t->reference_logits && t->row_loss &&
                    t->order && t->sequence && t->tapes
