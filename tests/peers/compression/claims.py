@@ -6,8 +6,8 @@ usage: tests/oracle/run tests/peers/compression/claims.py --keep DIR [--build bu
                                                           [--windows 6] [--runs 5]
 
 Each table is one `nibble eval` against the F32 file, with its report (Markdown, JSON, charts) in DIR/TABLE. Files lie in DIR,
-and one that is there already is not made again. Calibration as in compare.py, none of which is judged on. Speeds (`weights`,
---cost: prompts of 512 tokens) want a machine that does nothing else.
+and one that is there already is not made again. Calibration as in compare.py, none of which is judged on. Speeds (`speed`:
+prompts of 512 tokens; `encoder`) want a machine that does nothing else.
 """
 import argparse
 import json
@@ -76,6 +76,10 @@ def weights(maker):
     files = [maker.make(*row) for row in PLAIN.items()]
     files += [maker.make(*row, compare.LEARNT) for row in LEARNT.items()]
     maker.evaluate("weights", files, *maker.texts(), "--precision", "exact")
+
+
+def speed(maker):
+    files = [maker.make(*row) for row in PLAIN.items()]
     maker.evaluate("speed", files, "--cost", "--runs", maker.options.runs)
 
 
@@ -109,7 +113,7 @@ def encoder(maker):
                    "fast", reference=MINILM)
 
 
-TABLES = {"weights": weights, "tasks": tasks, "activations": activations, "own-text": own_text, "encoder": encoder}
+TABLES = {"weights": weights, "speed": speed, "tasks": tasks, "activations": activations, "own-text": own_text, "encoder": encoder}
 
 
 def main():
