@@ -26,7 +26,7 @@ struct number {
     }
 
 static const struct number numbers[] = {
-    REAL(tokens, 1, 1e12, 1e6),
+    REAL(tokens, 0, 1e12, 1e6),
     WHOLE(length, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH, 256),
     WHOLE(batch, NB_WINDOWS_LEAST, 1 << 20, 4096),
     WHOLE(held_out, 1, 4096, 32),
@@ -38,6 +38,23 @@ static const struct number numbers[] = {
     REAL(hard, 0, 1, 0.1),
     REAL(hidden, 0, 1000, 0),
     WHOLE(seed, 0, UINT32_MAX, 1),
+    REAL(weights, 0, 1e12, 0),
+    {"heads", offsetof(struct nb_train_recipe, cut[NB_CUT_HEADS]), 1, 1024, 0, true},
+    {"feed_forward", offsetof(struct nb_train_recipe, cut[NB_CUT_FEED_FORWARD]), 1, 1 << 20, 0,
+     true},
+    {"width", offsetof(struct nb_train_recipe, cut[NB_CUT_WIDTH]), 1, 1 << 16, 0, true},
+};
+
+// A key whose value is one of some words, kept as the word's number.
+static const struct word {
+    const char *key;
+    size_t at; // of an enum
+    const char *words[4];
+} words[] = {
+    {"schedule", offsetof(struct nb_train_recipe, schedule), {"cosine", "linear", "constant"}},
+    {"start", offsetof(struct nb_train_recipe, start), {"teacher", "random"}},
+    {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"evenly", "influence"}},
+    {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
 };
 
 static void set(struct nb_train_recipe *r, const struct number *n, double x)
@@ -84,42 +101,30 @@ static int read_layers(struct nb_train_recipe *r, const json_t *value, struct nb
                           NB_STUDENT_LAYERS);
 }
 
-// One of some words.
-static int read_word(const char *key, const json_t *value, const char *const *words, uint32_t *ret,
+static int read_word(struct nb_train_recipe *r, const struct word *w, const json_t *value,
                      struct nb_error *e)
 {
     const char *word = json_string_value(value);
-    for (uint32_t i = 0; word && words[i]; i++)
-        if (!strcmp(word, words[i])) {
-            *ret = i;
+    for (uint32_t i = 0; word && w->words[i]; i++)
+        if (!strcmp(word, w->words[i])) {
+            memcpy((char *)r + w->at, &i, sizeof(i));
             return 0;
         }
-    return nb_fail(e, -EINVAL, "the recipe's \"%s\" is %s or %s%s%s", key, words[0], words[1],
-                   words[2] ? " or " : "", words[2] ? words[2] : "");
+    return nb_fail(e, -EINVAL, "the recipe's \"%s\" is %s or %s%s%s", w->key, w->words[0],
+                   w->words[1], w->words[2] ? " or " : "", w->words[2] ? w->words[2] : "");
 }
 
 static int read_key(struct nb_train_recipe *r, const char *key, const json_t *value,
                     struct nb_error *e)
 {
-    static const char *const schedules[] = {"cosine", "linear", "constant", NULL};
-    static const char *const starts[] = {"teacher", "random", NULL};
-    uint32_t which = 0;
-    int rc;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         if (!strcmp(key, numbers[i].key))
             return read_number(r, &numbers[i], value, e);
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+        if (!strcmp(key, words[i].key))
+            return read_word(r, &words[i], value, e);
     if (!strcmp(key, "layers"))
         return read_layers(r, value, e);
-    if (!strcmp(key, "schedule")) {
-        rc = read_word(key, value, schedules, &which, e);
-        r->schedule = (enum nb_schedule)which;
-        return rc;
-    }
-    if (!strcmp(key, "start")) {
-        rc = read_word(key, value, starts, &which, e);
-        r->random = which == 1;
-        return rc;
-    }
     if (!strcmp(key, "to") && json_is_string(value) && json_string_length(value) < sizeof(r->to)) {
         snprintf(r->to, sizeof(r->to), "%s", json_string_value(value));
         return 0;

@@ -4,19 +4,29 @@
 // docs/rooms/distill.md says what each key means.
 #pragma once
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "distill/needs.h"
 #include "distill/student.h"
 #include "distill/train.h"
 #include "tensor/fail.h"
 
+enum nb_train_layers { NB_LAYERS_EVENLY, NB_LAYERS_BY_INFLUENCE };
+enum nb_train_start {
+    NB_START_TEACHER,
+    NB_START_RANDOM
+}; // what the student's weights are at first
+
 struct nb_train_recipe {
     uint32_t layers;                  // of the student; 0: all of the teacher's
     uint32_t from[NB_STUDENT_LAYERS]; // those of the teacher, where n_from == layers
-    uint32_t n_from;                  // 0: evenly spaced
-    bool random;
+    uint32_t n_from;                  // 0: only their number is said
+    enum nb_train_layers layers_by;   // which, where only their number is said
+    uint32_t cut[NB_CUTS];            // how many of each the student has; 0: all
+    double weights;                   // at most; up to 1: the share of the teacher's; 0: any number
+    enum nb_needs_by cut_by;          // what of these goes
+    enum nb_train_start start;
     char to[32];                    // the type of the student's matrices
     double tokens;                  // to train on
     uint32_t length;                // tokens of a window

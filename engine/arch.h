@@ -8,6 +8,7 @@
 
 #include "engine/op.h"
 #include "tensor/fail.h"
+#include "tensor/gguf.h"
 
 struct nb_image;
 
@@ -95,6 +96,15 @@ const struct nb_arch *nb_arch_at(uint32_t i);
 // of RoPE's frequencies, for any context or for short and long ones.
 enum { NB_FACTORS, NB_FACTORS_SHORT, NB_FACTORS_LONG, NB_ROPE_FACTORS };
 extern const char *const nb_rope_factors[NB_ROPE_FACTORS];
+
+// The layer that a tensor's name begins with ("blk.7.ffn_up.weight"), and the name behind it
+// ("ffn_up.weight"); NB_NO_LAYER, and the whole name, of one outside the layers.
+#define NB_NO_LAYER UINT32_MAX
+uint32_t nb_arch_layer(struct nb_str name, struct nb_str *ret_rest);
+// What the rows and columns of a family's tensor are, by its name; of a vector the columns alone.
+// False: no op of the family has a matrix or vector of this name.
+bool nb_arch_dims(const struct nb_arch *arch, struct nb_str name, enum nb_dim *ret_rows,
+                  enum nb_dim *ret_cols);
 
 #define NB_MAX_EXPERTS 1024
 #define NB_MAX_CHOSEN  32 // experts of a token

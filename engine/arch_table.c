@@ -23,6 +23,25 @@ const char *const nb_section_names[NB_SECTIONS] = {
     [NB_SECTION_HEAD] = "head",
 };
 
+const enum nb_dim nb_value_dims[NB_VALUES] = {
+    [NB_VALUE_X] = NB_DIM_EMBEDDING,
+    [NB_VALUE_N] = NB_DIM_EMBEDDING,
+    [NB_VALUE_O] = NB_DIM_EMBEDDING,
+    [NB_VALUE_QKV] = NB_DIM_QKV,
+    [NB_VALUE_Q] = NB_DIM_Q,
+    [NB_VALUE_K] = NB_DIM_K,
+    [NB_VALUE_V] = NB_DIM_V,
+    [NB_VALUE_A] = NB_DIM_ATTN,
+    [NB_VALUE_GU] = NB_DIM_FFN_TWICE,
+    [NB_VALUE_H] = NB_DIM_FFN,
+    [NB_VALUE_UP] = NB_DIM_FFN,
+    [NB_VALUE_ROUTER] = NB_DIM_EXPERTS,
+    [NB_VALUE_E_H] = NB_DIM_EXPERT_FFN,
+    [NB_VALUE_E_UP] = NB_DIM_EXPERT_FFN,
+    [NB_VALUE_E_O] = NB_DIM_EMBEDDING,
+    [NB_VALUE_LOGITS] = NB_DIM_VOCAB,
+};
+
 // --- Pieces, of which the families are put together
 
 #define MATRIX(name, n_rows, n_cols) .weight = (name), .rows = (n_rows), .cols = (n_cols)

@@ -84,6 +84,8 @@ enum nb_dim {
     NB_DIM_SHARED_FFN, // of the experts that every token takes
     NB_DIM_COUNT,
 };
+// Of a row of each value; of Q, K and V, of the row that they are parts of.
+extern const enum nb_dim nb_value_dims[NB_VALUES];
 
 enum nb_norm_kind { NB_NORM_RMS, NB_NORM_LAYER };
 

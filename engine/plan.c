@@ -25,26 +25,6 @@ struct builder {
 
 // --- Sizes
 
-// A row of each value; of Q, K and V, of the row that they are parts of.
-static const enum nb_dim width_of[NB_VALUES] = {
-    [NB_VALUE_X] = NB_DIM_EMBEDDING,
-    [NB_VALUE_N] = NB_DIM_EMBEDDING,
-    [NB_VALUE_O] = NB_DIM_EMBEDDING,
-    [NB_VALUE_QKV] = NB_DIM_QKV,
-    [NB_VALUE_Q] = NB_DIM_Q,
-    [NB_VALUE_K] = NB_DIM_K,
-    [NB_VALUE_V] = NB_DIM_V,
-    [NB_VALUE_A] = NB_DIM_ATTN,
-    [NB_VALUE_GU] = NB_DIM_FFN_TWICE,
-    [NB_VALUE_H] = NB_DIM_FFN,
-    [NB_VALUE_UP] = NB_DIM_FFN,
-    [NB_VALUE_ROUTER] = NB_DIM_EXPERTS,
-    [NB_VALUE_E_H] = NB_DIM_EXPERT_FFN,
-    [NB_VALUE_E_UP] = NB_DIM_EXPERT_FFN,
-    [NB_VALUE_E_O] = NB_DIM_EMBEDDING,
-    [NB_VALUE_LOGITS] = NB_DIM_VOCAB,
-};
-
 // Where a value's memory is: Q, K and V share a row.
 static enum nb_value home_of(enum nb_value v)
 {
@@ -54,8 +34,8 @@ static enum nb_value home_of(enum nb_value v)
 static struct nb_slice slice_of(const struct nb_hparams *hp, enum nb_value v, uint32_t width)
 {
     const enum nb_value home = home_of(v);
-    struct nb_slice s = {.value = home, .width = width ? width : hp->dim[width_of[v]]};
-    s.stride = home == v ? s.width : hp->dim[width_of[home]];
+    struct nb_slice s = {.value = home, .width = width ? width : hp->dim[nb_value_dims[v]]};
+    s.stride = home == v ? s.width : hp->dim[nb_value_dims[home]];
     s.at = v == NB_VALUE_K   ? hp->dim[NB_DIM_Q]
            : v == NB_VALUE_V ? hp->dim[NB_DIM_Q] + hp->dim[NB_DIM_K]
                              : 0;

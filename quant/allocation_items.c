@@ -42,20 +42,6 @@ static uint64_t bytes_of(const struct nb_allocation *a, uint32_t tensor, uint32_
 
 // ---- Groups: a matrix's role, and which part of the layers it is in
 
-// "blk.12.ffn_up.weight": "ffn_up.weight", and 12; other names have no layer.
-static struct nb_str role_of(struct nb_str name, uint32_t *ret_layer)
-{
-    static const char prefix[] = "blk.";
-    const size_t begin = sizeof(prefix) - 1;
-    size_t at = begin;
-    *ret_layer = 0;
-    if (name.len <= begin || memcmp(name.data, prefix, begin) != 0)
-        return name;
-    for (; at < name.len && name.data[at] >= '0' && name.data[at] <= '9'; at++)
-        *ret_layer = *ret_layer * 10 + (uint32_t)(name.data[at] - '0');
-    return (struct nb_str){name.data + at, name.len - at};
-}
-
 static uint32_t depth_of(const struct nb_allocation *a, uint32_t layer)
 {
     const uint32_t layers = nb_judge_plan(a->judge)->hp.n_layers;
@@ -64,9 +50,9 @@ static uint32_t depth_of(const struct nb_allocation *a, uint32_t layer)
 
 static bool alike(const struct nb_allocation *a, uint32_t tensor, uint32_t other)
 {
-    uint32_t layer, other_layer;
-    const struct nb_str x = role_of(a->source->tensors[tensor].name, &layer);
-    const struct nb_str y = role_of(a->source->tensors[other].name, &other_layer);
+    struct nb_str x, y;
+    const uint32_t layer = nb_arch_layer(a->source->tensors[tensor].name, &x);
+    const uint32_t other_layer = nb_arch_layer(a->source->tensors[other].name, &y);
     return x.len == y.len && !memcmp(x.data, y.data, x.len) &&
            depth_of(a, layer) == depth_of(a, other_layer);
 }

@@ -91,6 +91,25 @@ int nb_windows_create(const struct nb_tokenizer *tokenizer, const struct nb_sour
     return rc;
 }
 
+// The i-th of n that lie evenly over all windows.
+static uint32_t evenly(const struct nb_windows *w, uint32_t n, uint32_t i)
+{
+    return (uint32_t)((2 * i + 1) * (uint64_t)w->n / (2 * n));
+}
+
+int nb_windows_spread(const struct nb_windows *w, uint32_t n, struct nb_windows *ret)
+{
+    const size_t window = w->length * sizeof(*w->tokens);
+    struct nb_windows out = {.n = n, .length = w->length, .tokens = malloc((n + 1) * window)};
+    if (!out.tokens)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(out.tokens + (size_t)i * w->length, w->tokens + (size_t)evenly(w, n, i) * w->length,
+               window);
+    *ret = out;
+    return 0;
+}
+
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret)
 {
     const size_t window = w->length * sizeof(*w->tokens);
@@ -100,7 +119,7 @@ int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret
     if (!out.tokens)
         return -ENOMEM;
     for (uint32_t i = 0; i < w->n; i++) {
-        const bool take = taken < n && i == (uint32_t)((2 * taken + 1) * (uint64_t)w->n / (2 * n));
+        const bool take = taken < n && i == evenly(w, n, taken);
         int32_t *to = take ? out.tokens + (size_t)taken++ * w->length
                            : w->tokens + (size_t)kept++ * w->length;
         memmove(to, w->tokens + (size_t)i * w->length, window);

@@ -25,6 +25,8 @@ int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file 
 // Takes `n` of the windows, evenly over them, out of `w`: those on which a result is judged, which
 // nothing may be tuned on. n < w->n. -ENOMEM.
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret);
+// A copy of n of the windows, evenly over them. n <= w->n. -ENOMEM.
+int nb_windows_spread(const struct nb_windows *w, uint32_t n, struct nb_windows *ret);
 // The order of n windows in an epoch, which depends on the seed and the epoch's number alone.
 void nb_windows_order(uint64_t seed, uint32_t epoch, uint32_t n, uint32_t *ret);
 // -EINVAL: windows are longer than the context, or have tokens outside of the vocabulary, of the

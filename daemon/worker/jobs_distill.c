@@ -12,6 +12,7 @@
 #include "daemon/worker/jobs.h"
 #include "daemon/worker/jobs_scratch.h"
 #include "daemon/worker/worker.h"
+#include "distill/prune.h"
 #include "distill/train_recipe.h"
 #include "quant/compress.h"
 #include "quant/runner.h"
@@ -24,6 +25,7 @@
 #define MEMORY      (UINT64_C(1) << 30) // of tapes
 #define ROWS        2048                // that run at once, or one window where that is longer
 #define CURVE       256                 // points of the report's curve, at most
+#define PRUNING     32                  // windows on which it is measured what a model needs
 #define STATE       12                  // bytes of a weight's state
 #define REPORT_ROOM (1u << 20)          // bytes that the report and the journal may take
 #define TOLD        1000u               // a step's units of progress
@@ -37,15 +39,21 @@ struct told {
     struct nb_train_loss curve[CURVE]; // sums over each point's steps
 };
 
+struct model {
+    struct nb_source *source;
+    struct nb_image *image;
+    struct nb_plan *plan; // these two: NULL where the model is not run
+};
+
 struct distilling {
     struct nb_work *work;
     struct nb_train_recipe recipe;
     struct nb_jobs_given given;
     struct nb_jobs_scratch scratch;
-    struct nb_source *teacher, *student, trained; // trained: the student with what it has learnt
-    struct nb_image *teacher_image, *student_image;
-    struct nb_plan *teacher_plan, *student_plan;
+    struct model teacher, student;
+    struct nb_source trained; // the student with what it has learnt
     struct nb_windows learnt, held;
+    struct nb_pruned pruned;
     struct nb_train_options options;
     struct nb_train *train;
     struct nb_recipe *types; // of the result
@@ -83,27 +91,19 @@ int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
 
 // ---- Both models
 
-static int choose_layers(struct distilling *k)
+static void unload(struct model *m)
 {
-    struct nb_train_recipe *r = &k->recipe;
-    uint32_t all = 0;
-    int rc = nb_student_count(k->teacher, &all, k->error);
-    if (rc < 0)
-        return rc;
-    r->layers = r->layers ? r->layers : all;
-    if (r->layers > all || (r->n_from && r->from[r->n_from - 1] >= all))
-        return nb_fail(k->error, -EINVAL,
-                       "the teacher has %u layers, and a student of it no others", all);
-    if (!r->n_from)
-        nb_student_evenly(all, r->layers, r->from);
-    return nb_student_open(k->teacher, r->from, r->layers, &k->student, k->error);
+    nb_plan_destroy(m->plan);
+    if (m->image)
+        nb_image_unmap(m->image);
+    m->plan = NULL;
+    m->image = NULL;
 }
 
-static int open_model(const struct nb_source *s, uint32_t length, struct nb_image **ret_image,
-                      struct nb_plan **ret_plan, struct nb_error *e)
+static int load(struct model *m, uint32_t length, struct nb_error *e)
 {
-    int rc = nb_runner_pack(s, ret_image, e);
-    return rc == 0 ? nb_runner_plan(*ret_image, length, ret_plan, e) : rc;
+    int rc = nb_runner_pack(m->source, &m->image, e);
+    return rc == 0 ? nb_runner_plan(m->image, length, &m->plan, e) : rc;
 }
 
 static bool has_teacher(const struct nb_train_recipe *r)
@@ -111,17 +111,38 @@ static bool has_teacher(const struct nb_train_recipe *r)
     return r->hard < 1 || r->hidden > 0;
 }
 
+static int prune(struct distilling *k)
+{
+    const uint32_t n = k->learnt.n < PRUNING ? k->learnt.n : PRUNING;
+    struct nb_windows windows;
+    struct model *t = &k->teacher;
+    nb_jobs_tell(k->work, "measuring what the teacher needs", 0, 1);
+    int rc = nb_windows_spread(&k->learnt, n, &windows);
+    if (rc < 0)
+        return nb_fail(k->error, rc, "no memory for the text");
+    rc = nb_prune_choose(&k->recipe, t->source, t->plan, k->work->team, &windows, &k->pruned,
+                         k->error);
+    nb_windows_finish(&windows);
+    return rc;
+}
+
+// A teacher that is not one is not kept.
 static int open_models(struct distilling *k)
 {
     const uint32_t length = k->recipe.length;
-    int rc = nb_source_open(k->given.model, k->given.n_model, &k->teacher, k->error);
+    struct model *t = &k->teacher;
+    const bool measures = nb_prune_measures(&k->recipe);
+    int rc = measures || has_teacher(&k->recipe) ? load(t, length, k->error) : 0;
     if (rc == 0)
-        rc = choose_layers(k);
+        rc = measures
+                 ? prune(k)
+                 : nb_prune_choose(&k->recipe, t->source, NULL, NULL, NULL, &k->pruned, k->error);
     if (rc == 0)
-        rc = open_model(k->student, length, &k->student_image, &k->student_plan, k->error);
-    if (rc == 0 && has_teacher(&k->recipe))
-        rc = open_model(k->teacher, length, &k->teacher_image, &k->teacher_plan, k->error);
-    return rc;
+        rc = nb_student_open(t->source, t->plan ? &t->plan->hp : NULL, &k->pruned.kept,
+                             &k->student.source, k->error);
+    if (rc == 0 && !has_teacher(&k->recipe))
+        unload(t);
+    return rc == 0 ? load(&k->student, length, k->error) : rc;
 }
 
 // ---- Text
@@ -132,7 +153,7 @@ static int open_text(struct distilling *k)
     struct nb_tokenizer *t = NULL;
     if (!k->given.n_texts)
         return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
-    int rc = nb_tokenizer_create(nb_image_metadata(k->student_image), &t, k->error);
+    int rc = nb_tokenizer_create(k->teacher.source->metadata, &t, k->error);
     if (rc == 0)
         rc = nb_windows_create(t, k->given.texts, k->given.n_texts, 0, r->length, &k->learnt,
                                k->error);
@@ -161,7 +182,7 @@ static void choose_options(struct distilling *k)
                                    .hard = (float)r->hard,
                                    .hidden = (float)r->hidden,
                                    .seed = r->seed,
-                                   .random = r->random,
+                                   .random = r->start == NB_START_RANDOM,
                                    .memory = MEMORY};
     o->batch = wanted < fit ? wanted : fit;
     o->batch = o->batch < k->learnt.n ? o->batch : k->learnt.n;
@@ -183,7 +204,8 @@ static int read_trained(void *user, const struct nb_source_tensor *t, uint64_t f
     uint64_t all = 0;
     const float *x = nb_train_tensor(k->train, t->name, &all);
     if (!x)
-        return nb_source_read(k->student, &k->student->tensors[i], first, n, dst, ret_error);
+        return nb_source_read(k->student.source, &k->student.source->tensors[i], first, n, dst,
+                              ret_error);
     memcpy(dst, x + first * t->dims[0], n * t->dims[0] * sizeof(*x));
     return 0;
 }
@@ -193,8 +215,8 @@ static int read_trained(void *user, const struct nb_source_tensor *t, uint64_t f
 static int check_names(const struct distilling *k)
 {
     uint64_t n, found = 0;
-    for (uint32_t i = 0; i < k->student->n_tensors; i++)
-        if (nb_train_tensor(k->train, k->student->tensors[i].name, &n))
+    for (uint32_t i = 0; i < k->student.source->n_tensors; i++)
+        if (nb_train_tensor(k->train, k->student.source->tensors[i].name, &n))
             found += n;
     return found == nb_train_weights(k->train)
                ? 0
@@ -205,14 +227,14 @@ static int check_names(const struct distilling *k)
 
 static int make_trained(struct distilling *k)
 {
-    const uint32_t n = k->student->n_tensors;
-    k->trained = *k->student;
+    const uint32_t n = k->student.source->n_tensors;
+    k->trained = *k->student.source;
     k->trained.read = read_trained;
     k->trained.read_user = k;
     k->trained.tensors = calloc(n + 1, sizeof(*k->trained.tensors));
     if (!k->trained.tensors)
         return nb_fail(k->error, -ENOMEM, "no memory for the student's tensors");
-    memcpy(k->trained.tensors, k->student->tensors, n * sizeof(*k->trained.tensors));
+    memcpy(k->trained.tensors, k->student.source->tensors, n * sizeof(*k->trained.tensors));
     for (uint32_t i = 0; i < n; i++) {
         struct nb_source_tensor *t = &k->trained.tensors[i];
         uint64_t all;
@@ -299,7 +321,7 @@ static int restore(struct distilling *k)
     k->train = NULL;
     k->saved = false;
     memset(&k->told, 0, sizeof(k->told));
-    return nb_train_create(k->student_plan, k->teacher_plan, k->work->team, &k->learnt, &k->options,
+    return nb_train_create(k->student.plan, k->teacher.plan, k->work->team, &k->learnt, &k->options,
                            &k->train, k->error);
 }
 
@@ -359,9 +381,9 @@ static double operations(const struct distilling *k)
 {
     const double tokens = (double)k->options.batch * k->options.accumulate * k->recipe.length;
     double teacher = 0;
-    for (uint32_t i = 0; k->teacher_plan && i < k->teacher->n_tensors; i++)
-        teacher += (double)nb_source_rows(&k->teacher->tensors[i]) *
-                   (double)k->teacher->tensors[i].dims[0];
+    for (uint32_t i = 0; k->teacher.plan && i < k->teacher.source->n_tensors; i++)
+        teacher += (double)nb_source_rows(&k->teacher.source->tensors[i]) *
+                   (double)k->teacher.source->tensors[i].dims[0];
     return tokens * (2 * teacher + 6 * (double)nb_train_weights(k->train));
 }
 
@@ -370,7 +392,7 @@ static double operations(const struct distilling *k)
 static json_t *loss_json(const struct distilling *k, const struct nb_train_loss *loss, double by)
 {
     json_t *o = json_pack("{s:f}", "loss", by * loss->hard);
-    if (k->teacher_plan)
+    if (k->teacher.plan)
         json_object_set_new(o, "divergence", json_real(by * loss->soft));
     if (k->recipe.hidden > 0)
         json_object_set_new(o, "hidden", json_real(by * loss->hidden));
@@ -392,20 +414,32 @@ static json_t *curve_json(const struct distilling *k)
     return curve;
 }
 
+// What the student is made of: its layers by their numbers in the teacher, and how many it has of
+// the rest.
+static json_t *shape_json(const struct distilling *k)
+{
+    const struct nb_hparams *hp = &k->student.plan->hp;
+    json_t *layers = json_array(), *o = json_object();
+    for (uint32_t i = 0; i < k->pruned.kept.layers; i++)
+        json_array_append_new(layers, json_integer(k->pruned.kept.layer[i]));
+    json_object_set_new(o, "layers", layers);
+    for (int cut = 0; cut < NB_CUTS; cut++)
+        json_object_set_new(o, nb_cut_names[cut], json_integer(nb_cut_all(hp, (enum nb_cut)cut)));
+    return o;
+}
+
 static int report(struct distilling *k)
 {
     const struct nb_train_options *o = &k->options;
-    json_t *layers = json_array();
-    for (uint32_t i = 0; i < k->recipe.layers; i++)
-        json_array_append_new(layers, json_integer(k->recipe.from[i]));
     json_t *root = json_pack(
-        "{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to,
-        "bytes", (json_int_t)nb_compress_size(k->compress), "layers", layers, "weights",
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to, "bytes",
+        (json_int_t)nb_compress_size(k->compress), "weights",
         (json_int_t)nb_train_weights(k->train), "steps", (json_int_t)o->steps, "tokens",
         (json_int_t)o->steps * o->accumulate * o->batch * k->recipe.length, "windows",
         (json_int_t)k->learnt.n, "held_out", "tokens", (json_int_t)k->held.n * k->held.length,
         "before", loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
         curve_json(k));
+    json_object_update_new(root, shape_json(k));
     return nb_jobs_write_json(k->work->results[REPORT], root, JSON_INDENT(1), k->error);
 }
 
@@ -413,7 +447,7 @@ static int report(struct distilling *k)
 
 static int train(struct distilling *k)
 {
-    int rc = nb_train_create(k->student_plan, k->teacher_plan, k->work->team, &k->learnt,
+    int rc = nb_train_create(k->student.plan, k->teacher.plan, k->work->team, &k->learnt,
                              &k->options, &k->train, k->error);
     if (rc == 0)
         rc = check_names(k);
@@ -437,9 +471,11 @@ static int run(struct distilling *k)
 {
     int rc = nb_train_recipe_parse(k->work->recipe, k->work->recipe_len, &k->recipe, k->error);
     if (rc == 0)
-        rc = open_models(k);
+        rc = nb_source_open(k->given.model, k->given.n_model, &k->teacher.source, k->error);
     if (rc == 0)
         rc = open_text(k);
+    if (rc == 0)
+        rc = open_models(k);
     if (rc < 0)
         return rc;
     choose_options(k);
@@ -468,13 +504,10 @@ int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
     free(k.trained.tensors);
     nb_windows_finish(&k.learnt);
     nb_windows_finish(&k.held);
-    nb_plan_destroy(k.student_plan);
-    nb_plan_destroy(k.teacher_plan);
-    if (k.student_image)
-        nb_image_unmap(k.student_image);
-    if (k.teacher_image)
-        nb_image_unmap(k.teacher_image);
-    nb_source_close(k.student);
-    nb_source_close(k.teacher);
+    nb_pruned_finish(&k.pruned);
+    unload(&k.student);
+    unload(&k.teacher);
+    nb_source_close(k.student.source);
+    nb_source_close(k.teacher.source);
     return rc;
 }

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "distill/needs.h"
 #include "distill/student.h"
 #include "distill/train.h"
 #include "distill/train_recipe.h"
@@ -40,6 +41,7 @@ struct model {
 };
 
 static const uint32_t from[] = {0, 2};
+static const struct nb_student_kept two_layers = {.layers = 2, .layer = from};
 
 static const struct nb_train_options options = {.batch = 2,
                                                 .accumulate = 2,
@@ -76,7 +78,7 @@ static int open_model(void **state)
     m->file = random_model_create(&r);
     const struct nb_source_file file = {"model.gguf", m->file};
     assert_int_equal(nb_source_open_gguf(&file, 1, &m->source, &error), 0);
-    assert_int_equal(nb_student_open(m->source, from, 2, &m->student, &error), 0);
+    assert_int_equal(nb_student_open(m->source, NULL, &two_layers, &m->student, &error), 0);
     open_plan(m->source, &m->image, &m->plan);
     open_plan(m->student, &m->student_image, &m->student_plan);
     assert_int_equal(nb_team_create(2, &m->team), 0);
@@ -203,6 +205,29 @@ static void threads_and_tapes_change_nothing(void **state)
     expect_same(m, a, b);
     nb_train_destroy(a);
     nb_train_destroy(b);
+    nb_team_destroy(one);
+}
+
+static void threads_change_no_needs(void **state)
+{
+    const struct model *m = *state;
+    struct nb_error error = {""};
+    struct nb_team *one;
+    assert_int_equal(nb_team_create(1, &one), 0);
+    for (int by = NB_NEEDS_BY_GRADIENT; by <= NB_NEEDS_BY_ACTIVATION; by++) {
+        struct nb_needs a, b;
+        const enum nb_needs_by how = (enum nb_needs_by)by;
+        assert_int_equal(nb_needs_measure(m->plan, m->team, &m->windows, how, &a, &error), 0);
+        assert_int_equal(nb_needs_measure(m->plan, one, &m->windows, how, &b, &error), 0);
+        assert_memory_equal(a.layer, b.layer, LAYERS * sizeof(*a.layer));
+        for (int cut = 0; cut < NB_CUTS; cut++) {
+            const size_t n = (size_t)a.n[cut] * (cut == NB_CUT_WIDTH ? 1 : LAYERS);
+            assert_memory_equal(a.of[cut], b.of[cut], n * sizeof(double));
+            assert_true(a.of[cut][0] > 0 && a.of[cut][n - 1] > 0);
+        }
+        nb_needs_finish(&a);
+        nb_needs_finish(&b);
+    }
     nb_team_destroy(one);
 }
 
@@ -503,7 +528,7 @@ static void recipes(void **state)
     assert_int_equal(nb_train_recipe_parse(good, strlen(good), &r, &error), 0);
     assert_int_equal(r.layers, 3);
     assert_int_equal(r.from[2], 9);
-    assert_true(r.random && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
+    assert_true(r.start && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
     assert_string_equal(r.to, "Q8_0");
     for (uint32_t i = 0; i < 20000; i++) { // any text is taken or refused, in one line
         char text[sizeof(good)];
@@ -522,6 +547,7 @@ int main(void)
         cmocka_unit_test(losses_fall),
         cmocka_unit_test(nothing_learns_at_rate_0),
         cmocka_unit_test(threads_and_tapes_change_nothing),
+        cmocka_unit_test(threads_change_no_needs),
         cmocka_unit_test(batches_add_up),
         cmocka_unit_test(goes_on_from_what_was_stored),
         cmocka_unit_test(what_is_refused),

@@ -12,9 +12,10 @@
 
 struct distill {
     struct common common;
-    const char *path, *out, *recipe, *to, *layers, *start, *schedule;
+    const char *path, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start, *schedule;
     struct option_list texts;
-    uint64_t tokens;                       // 0: not said
+    uint64_t tokens;                       // UINT64_MAX: not said
+    uint32_t heads, feed_forward, width;   // 0: not said
     uint32_t length, batch, held_out;      // 0: not said
     uint32_t seed;                         // UINT32_MAX: not said
     float rate, temperature, hard, hidden; // NAN: not said
@@ -42,6 +43,26 @@ static int put_layers(const struct distill *d, json_t *recipe)
     return CLI_OK;
 }
 
+// "80M", "123456", or a part of the teacher's as "1/2".
+static int put_weights(const struct distill *d, json_t *recipe)
+{
+    static const struct {
+        char unit;
+        double by;
+    } units[] = {{0, 1}, {'K', 1e3}, {'M', 1e6}, {'G', 1e9}, {'B', 1e9}};
+    char *end;
+    double n = strtod(d->weights, &end);
+    if (*end == '/')
+        n /= strtod(end + 1, &end);
+    for (size_t i = 0; i < sizeof(units) / sizeof(units[0]) && n > 0 && isfinite(n); i++)
+        if (end > d->weights && *end == units[i].unit && (!*end || !end[1])) {
+            json_object_set_new(recipe, "weights", json_real(n * units[i].by));
+            return CLI_OK;
+        }
+    return cli_usage_error("--weights %s: a number as 80M, or a part of the teacher's as 1/2",
+                           d->weights);
+}
+
 // What the command's options say goes before the recipe's own.
 static int put_options(const struct distill *d, json_t *recipe)
 {
@@ -49,7 +70,10 @@ static int put_options(const struct distill *d, json_t *recipe)
         const char *key;
         double value;
         bool said, whole;
-    } numbers[] = {{"tokens", (double)d->tokens, d->tokens > 0, true},
+    } numbers[] = {{"heads", d->heads, d->heads > 0, true},
+                   {"feed_forward", d->feed_forward, d->feed_forward > 0, true},
+                   {"width", d->width, d->width > 0, true},
+                   {"tokens", (double)d->tokens, d->tokens != UINT64_MAX, true},
                    {"length", d->length, d->length > 0, true},
                    {"batch", d->batch, d->batch > 0, true},
                    {"held_out", d->held_out, d->held_out > 0, true},
@@ -60,7 +84,11 @@ static int put_options(const struct distill *d, json_t *recipe)
                    {"hidden", (double)d->hidden, !isnan(d->hidden), false}};
     const struct {
         const char *key, *value;
-    } words[] = {{"to", d->to}, {"start", d->start}, {"schedule", d->schedule}};
+    } words[] = {{"to", d->to},
+                 {"start", d->start},
+                 {"schedule", d->schedule},
+                 {"layers_by", d->layers_by},
+                 {"cut_by", d->cut_by}};
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         if (numbers[i].said)
             json_object_set_new(recipe, numbers[i].key,
@@ -69,7 +97,8 @@ static int put_options(const struct distill *d, json_t *recipe)
     for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
         if (words[i].value)
             json_object_set_new(recipe, words[i].key, json_string(words[i].value));
-    return d->layers ? put_layers(d, recipe) : CLI_OK;
+    int status = d->layers ? put_layers(d, recipe) : CLI_OK;
+    return status == CLI_OK && d->weights ? put_weights(d, recipe) : status;
 }
 
 static int make_recipe(const struct distill *d, char **ret)
@@ -116,16 +145,32 @@ static int distill(const struct distill *d, nibble *connection, const char *reci
 
 int verb_distill(const struct verb *verb, int argc, char **argv)
 {
-    struct distill d = {
-        .seed = UINT32_MAX, .rate = NAN, .temperature = NAN, .hard = NAN, .hidden = NAN};
+    struct distill d = {.tokens = UINT64_MAX,
+                        .seed = UINT32_MAX,
+                        .rate = NAN,
+                        .temperature = NAN,
+                        .hard = NAN,
+                        .hidden = NAN};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &d.out, "F.gguf", "the file to write (or --detach)"},
         {"layers", 0, OPTION_STRING, &d.layers, "N|LIST",
          "the student's layers: how many of the teacher's, evenly spaced, or which, as 0,5,11"},
+        {"layers-by", 0, OPTION_STRING, &d.layers_by, "S",
+         "which: evenly (the usual), or influence: those that change most of what goes through"},
+        {"weights", 0, OPTION_STRING, &d.weights, "N|1/N",
+         "at most so many (80M), or that part of the teacher's: layers and inner rows are cut"},
+        {"heads", 0, OPTION_UINT(1, 1024), &d.heads, "N",
+         "key-value heads of each layer, each with the queries that share it"},
+        {"feed-forward", 0, OPTION_UINT(1, 1 << 20), &d.feed_forward, "N",
+         "inner rows of each feed-forward"},
+        {"width", 0, OPTION_UINT(1, 1 << 16), &d.width, "N", "channels of the residual stream"},
+        {"cut-by", 0, OPTION_STRING, &d.cut_by, "S",
+         "what is cut away: what the loss needs least, by gradient (the usual) or activation"},
         {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &d.texts, "FILE",
          "text, or JSON lines with \"text\", or a folder of these, to learn from (each its own "
          "option)"},
-        {"tokens", 0, OPTION_U64, &d.tokens, "N", "to train on (1000000)"},
+        {"tokens", 0, OPTION_U64, &d.tokens, "N",
+         "to train on (1000000); 0: it is cut, and not trained"},
         {"length", 0, OPTION_UINT(8, 8192), &d.length, "L", "tokens of a window (256)"},
         {"batch", 0, OPTION_UINT(8, 1 << 20), &d.batch, "N", "tokens of a step (4096)"},
         {"rate", 0, OPTION_FLOAT(0, 1), &d.rate, "X", "the highest rate of AdamW (0.0005)"},
