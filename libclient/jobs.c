@@ -101,6 +101,8 @@ static int open_files(const struct nibble_compress_options *options, const char 
                                       NB_SENTENCE);
     if (options->imatrix && rc >= 0)
         rc = nb_model_files_add(ret, options->imatrix, NB_JOB_IMATRIX, sentence, NB_SENTENCE);
+    if (options->teacher && rc >= 0)
+        rc = nb_model_files_add(ret, options->teacher, NB_JOB_TEACHER, sentence, NB_SENTENCE);
     return rc;
 }
 

@@ -14,10 +14,11 @@
 #define NB_NAME_MAX       64  // with the NUL
 #define NB_WIRE_FILES     256 // of a model
 #define NB_WIRE_FILE_NAME 256 // with the NUL
-// What the names of a job's files begin with that are not the model's: texts, and an importance
-// matrix.
+// What the names of a job's files begin with that are not the model's: texts, an importance
+// matrix, and another model.
 #define NB_JOB_CALIBRATION "calibration/"
 #define NB_JOB_IMATRIX     "imatrix/"
+#define NB_JOB_TEACHER     "teacher/"
 
 enum nb_wire_type {
     // Requests, and their replies (type | NB_WIRE_REPLY) with the request's serial.

@@ -65,9 +65,9 @@ void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_
 
 // jobs_given.c. A job's files by what they are for, in the order in which they came.
 struct nb_jobs_given {
-    struct nb_source_file model[NB_WIRE_FILES], texts[NB_WIRE_FILES];
-    uint32_t n_model, n_texts, n_imatrix;
-    int imatrix; // where there is one
+    struct nb_source_file model[NB_WIRE_FILES], texts[NB_WIRE_FILES], teacher[NB_WIRE_FILES],
+        imatrix[NB_WIRE_FILES];
+    uint32_t n_model, n_texts, n_teacher, n_imatrix;
 };
 void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret);
 // The whole room of the first result at once, so that a full disk is met before the work, not after

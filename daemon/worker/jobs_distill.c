@@ -50,8 +50,10 @@ struct distilling {
     struct nb_train_recipe recipe;
     struct nb_jobs_given given;
     struct nb_jobs_scratch scratch;
-    struct model teacher, student;
-    struct nb_source trained; // the student with what it has learnt
+    struct model model, student; // what the student is a part of, and it
+    struct model own_teacher;    // where another model teaches,
+    struct model *teacher;       // or the model
+    struct nb_source trained;    // the student with what it has learnt
     struct nb_windows learnt, held;
     struct nb_pruned pruned;
     struct nb_train_options options;
@@ -111,37 +113,72 @@ static bool has_teacher(const struct nb_train_recipe *r)
     return r->hard < 1 || r->hidden > 0;
 }
 
+// One that says other tokens cannot say how probable the student's are.
+static int check_tokens(const struct distilling *k)
+{
+    static const char key[] = "tokenizer.ggml.tokens";
+    const struct nb_gguf *a = k->model.source->metadata, *b = k->teacher->source->metadata;
+    enum nb_gguf_type type;
+    uint64_t n = 0, other = 0;
+    bool same = nb_gguf_array(a, key, &type, &n) == 0 &&
+                nb_gguf_array(b, key, &type, &other) == 0 && n == other;
+    for (uint64_t i = 0; i < n && same; i++) {
+        struct nb_str x, y;
+        same = nb_gguf_array_str(a, key, i, &x) == 0 && nb_gguf_array_str(b, key, i, &y) == 0 &&
+               x.len == y.len && !memcmp(x.data, y.data, x.len);
+    }
+    return same ? 0
+                : nb_fail(k->error, -EINVAL,
+                          "the teacher has another tokenizer than the student: have it write text "
+                          "(nibble run), and train on that with --hard 1");
+}
+
+static int open_sources(struct distilling *k)
+{
+    const struct nb_jobs_given *g = &k->given;
+    k->teacher = g->n_teacher ? &k->own_teacher : &k->model;
+    if (g->n_imatrix)
+        return nb_fail(k->error, -EINVAL, "a distillation takes text, no importance matrix");
+    int rc = nb_source_open(g->model, g->n_model, &k->model.source, k->error);
+    if (rc == 0 && g->n_teacher)
+        rc = nb_source_open(g->teacher, g->n_teacher, &k->own_teacher.source, k->error);
+    return rc == 0 && g->n_teacher ? check_tokens(k) : rc;
+}
+
 static int prune(struct distilling *k)
 {
     const uint32_t n = k->learnt.n < PRUNING ? k->learnt.n : PRUNING;
     struct nb_windows windows;
-    struct model *t = &k->teacher;
-    nb_jobs_tell(k->work, "measuring what the teacher needs", 0, 1);
+    struct model *m = &k->model;
+    nb_jobs_tell(k->work, "measuring what the model needs", 0, 1);
     int rc = nb_windows_spread(&k->learnt, n, &windows);
     if (rc < 0)
         return nb_fail(k->error, rc, "no memory for the text");
-    rc = nb_prune_choose(&k->recipe, t->source, t->plan, k->work->team, &windows, &k->pruned,
+    rc = nb_prune_choose(&k->recipe, m->source, m->plan, k->work->team, &windows, &k->pruned,
                          k->error);
     nb_windows_finish(&windows);
     return rc;
 }
 
-// A teacher that is not one is not kept.
+// The model is run where it teaches or is measured, and kept where it teaches.
 static int open_models(struct distilling *k)
 {
     const uint32_t length = k->recipe.length;
-    struct model *t = &k->teacher;
-    const bool measures = nb_prune_measures(&k->recipe);
-    int rc = measures || has_teacher(&k->recipe) ? load(t, length, k->error) : 0;
+    struct model *m = &k->model;
+    const bool measures = nb_prune_measures(&k->recipe), taught = has_teacher(&k->recipe);
+    const bool teaches = taught && k->teacher == m;
+    int rc = measures || teaches ? load(m, length, k->error) : 0;
     if (rc == 0)
         rc = measures
                  ? prune(k)
-                 : nb_prune_choose(&k->recipe, t->source, NULL, NULL, NULL, &k->pruned, k->error);
+                 : nb_prune_choose(&k->recipe, m->source, NULL, NULL, NULL, &k->pruned, k->error);
     if (rc == 0)
-        rc = nb_student_open(t->source, t->plan ? &t->plan->hp : NULL, &k->pruned.kept,
+        rc = nb_student_open(m->source, m->plan ? &m->plan->hp : NULL, &k->pruned.kept,
                              &k->student.source, k->error);
-    if (rc == 0 && !has_teacher(&k->recipe))
-        unload(t);
+    if (rc == 0 && !teaches)
+        unload(m);
+    if (rc == 0 && taught && !teaches)
+        rc = load(k->teacher, length, k->error);
     return rc == 0 ? load(&k->student, length, k->error) : rc;
 }
 
@@ -153,7 +190,7 @@ static int open_text(struct distilling *k)
     struct nb_tokenizer *t = NULL;
     if (!k->given.n_texts)
         return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
-    int rc = nb_tokenizer_create(k->teacher.source->metadata, &t, k->error);
+    int rc = nb_tokenizer_create(k->model.source->metadata, &t, k->error);
     if (rc == 0)
         rc = nb_windows_create(t, k->given.texts, k->given.n_texts, 0, r->length, &k->learnt,
                                k->error);
@@ -321,8 +358,8 @@ static int restore(struct distilling *k)
     k->train = NULL;
     k->saved = false;
     memset(&k->told, 0, sizeof(k->told));
-    return nb_train_create(k->student.plan, k->teacher.plan, k->work->team, &k->learnt, &k->options,
-                           &k->train, k->error);
+    return nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt,
+                           &k->options, &k->train, k->error);
 }
 
 // ---- Training
@@ -381,9 +418,9 @@ static double operations(const struct distilling *k)
 {
     const double tokens = (double)k->options.batch * k->options.accumulate * k->recipe.length;
     double teacher = 0;
-    for (uint32_t i = 0; k->teacher.plan && i < k->teacher.source->n_tensors; i++)
-        teacher += (double)nb_source_rows(&k->teacher.source->tensors[i]) *
-                   (double)k->teacher.source->tensors[i].dims[0];
+    for (uint32_t i = 0; k->teacher->plan && i < k->teacher->source->n_tensors; i++)
+        teacher += (double)nb_source_rows(&k->teacher->source->tensors[i]) *
+                   (double)k->teacher->source->tensors[i].dims[0];
     return tokens * (2 * teacher + 6 * (double)nb_train_weights(k->train));
 }
 
@@ -392,7 +429,7 @@ static double operations(const struct distilling *k)
 static json_t *loss_json(const struct distilling *k, const struct nb_train_loss *loss, double by)
 {
     json_t *o = json_pack("{s:f}", "loss", by * loss->hard);
-    if (k->teacher.plan)
+    if (k->teacher->plan)
         json_object_set_new(o, "divergence", json_real(by * loss->soft));
     if (k->recipe.hidden > 0)
         json_object_set_new(o, "hidden", json_real(by * loss->hidden));
@@ -447,7 +484,7 @@ static int report(struct distilling *k)
 
 static int train(struct distilling *k)
 {
-    int rc = nb_train_create(k->student.plan, k->teacher.plan, k->work->team, &k->learnt,
+    int rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt,
                              &k->options, &k->train, k->error);
     if (rc == 0)
         rc = check_names(k);
@@ -471,7 +508,7 @@ static int run(struct distilling *k)
 {
     int rc = nb_train_recipe_parse(k->work->recipe, k->work->recipe_len, &k->recipe, k->error);
     if (rc == 0)
-        rc = nb_source_open(k->given.model, k->given.n_model, &k->teacher.source, k->error);
+        rc = open_sources(k);
     if (rc == 0)
         rc = open_text(k);
     if (rc == 0)
@@ -494,7 +531,7 @@ static int run(struct distilling *k)
 int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
 {
     static struct distilling k;
-    k = (struct distilling){.work = work, .given = {.imatrix = -1}, .error = e};
+    k = (struct distilling){.work = work, .error = e};
     k.scratch.work = work;
     nb_jobs_sort(work, &k.given);
     int rc = run(&k);
@@ -506,8 +543,10 @@ int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
     nb_windows_finish(&k.held);
     nb_pruned_finish(&k.pruned);
     unload(&k.student);
-    unload(&k.teacher);
+    unload(&k.model);
+    unload(&k.own_teacher);
     nb_source_close(k.student.source);
-    nb_source_close(k.teacher.source);
+    nb_source_close(k.model.source);
+    nb_source_close(k.own_teacher.source);
     return rc;
 }

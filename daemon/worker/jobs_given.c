@@ -7,24 +7,24 @@
 #include "daemon/worker/jobs.h"
 #include "libclient/wire.h"
 
-static bool is_for(const struct nb_source_file *file, const char *prefix)
+// Its name goes on behind the prefix.
+static bool take(const struct nb_source_file *file, const char *prefix, struct nb_source_file *ret,
+                 uint32_t *n)
 {
-    return !strncmp(file->name, prefix, strlen(prefix));
+    if (strncmp(file->name, prefix, strlen(prefix)) != 0)
+        return false;
+    ret[(*n)++] = (struct nb_source_file){file->name + strlen(prefix), file->fd};
+    return true;
 }
 
 void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret)
 {
     for (uint32_t i = 0; i < work->n_files; i++) {
         const struct nb_source_file *f = &work->files[i];
-        if (is_for(f, NB_JOB_CALIBRATION)) {
-            ret->texts[ret->n_texts].name = f->name + strlen(NB_JOB_CALIBRATION);
-            ret->texts[ret->n_texts++].fd = f->fd;
-        } else if (is_for(f, NB_JOB_IMATRIX)) {
-            ret->imatrix = f->fd;
-            ret->n_imatrix++;
-        } else {
+        if (!take(f, NB_JOB_CALIBRATION, ret->texts, &ret->n_texts) &&
+            !take(f, NB_JOB_TEACHER, ret->teacher, &ret->n_teacher) &&
+            !take(f, NB_JOB_IMATRIX, ret->imatrix, &ret->n_imatrix))
             ret->model[ret->n_model++] = *f;
-        }
     }
 }
 

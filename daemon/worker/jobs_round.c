@@ -306,7 +306,10 @@ static int check_files(const struct nb_jobs_given *g, struct nb_error *e)
         return nb_fail(e, -EINVAL,
                        "a weighted compression takes calibration text or one importance matrix; "
                        "without either the model writes text by itself");
-    return 0;
+    return g->n_teacher ? nb_fail(e, -EINVAL,
+                                  "a compression has no teacher: it is of a job of "
+                                  "kind distill")
+                        : 0;
 }
 
 // What learns from text has it, or the model writes it: an importance matrix is none.
@@ -331,7 +334,7 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
                                               .source = source,
                                               .texts = g->texts,
                                               .n_texts = g->n_texts,
-                                              .imatrix = g->imatrix,
+                                              .imatrix = g->n_imatrix ? g->imatrix->fd : -1,
                                               .sampling = nb_recipe_calibration(recipe),
                                               .fold = {.methods = nb_recipe_folds(recipe)},
                                               .sees_ranges = ranges};
@@ -356,7 +359,7 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
 
 int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
 {
-    static struct nb_jobs_given g = {.imatrix = -1};
+    static struct nb_jobs_given g;
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
     nb_jobs_sort(work, &g);

@@ -43,6 +43,8 @@ struct nibble_compress_options {
     const char *const *calibration;
     size_t n_calibration;
     const char *imatrix; /* or NULL */
+    /* Of the kind "distill": a GGUF, or NULL: the model at `path` is the teacher too */
+    const char *teacher;
 };
 /* Compresses the model at `path` (as in nibble_load). Returns when the daemon has opened its files
  * by itself, or copied those that it cannot open. */

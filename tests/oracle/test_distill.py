@@ -182,6 +182,25 @@ class Distill(unittest.TestCase):
         self.assertEqual((quantized["type"], "divergence" in quantized["held_out"]["after"]), ("Q8_0", False))
         llama.Model(self.path / "student.gguf").close()
 
+    def test_another_teacher(self):
+        """One student heals from what a first one is: the teacher is the whole model still."""
+        how = ("--text", self.long, "--tokens", "2000", "--length", "64", "--batch", "512", "--to", "F32", "--hard", "0.2")
+        first = self.path / "first.gguf"
+        self.distill(self.model, "--layers", "1", *how)
+        (self.path / "student.gguf").rename(first)
+        apart = self.distill(first, *how, "--teacher", self.model)
+        self.assertEqual(apart["layers"], [0])
+        itself = self.distill(first, *how)
+        self.assertAlmostEqual(itself["held_out"]["before"]["divergence"], 0, delta=1e-7)
+        self.assertGreater(apart["held_out"]["before"]["divergence"], 1e-3)
+        self.assertEqual(apart["held_out"]["before"]["loss"], itself["held_out"]["before"]["loss"])
+        self.assertLess(apart["held_out"]["after"]["divergence"], apart["held_out"]["before"]["divergence"])
+        other = self.path / "other.gguf"
+        case = case_of("llama")
+        families.write(other, case, families.weights(case))
+        self.refused("another tokenizer", self.model, *how, "--teacher", other)
+        self.refused("No such file", self.model, *how, "--teacher", self.path / "nobody.gguf")
+
     def test_folders_of_text(self):
         """A folder is its files of text by their names, also those in folders within; two may have one name."""
         folder, half = self.path / "texts", len(counted(400)) // 2

@@ -12,7 +12,8 @@
 
 struct distill {
     struct common common;
-    const char *path, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start, *schedule;
+    const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
+        *schedule;
     struct option_list texts;
     uint64_t tokens;                       // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;   // 0: not said
@@ -131,7 +132,8 @@ static int distill(const struct distill *d, nibble *connection, const char *reci
                                                     .recipe = recipe,
                                                     .kind = "distill",
                                                     .calibration = d->texts.items,
-                                                    .n_calibration = d->texts.n};
+                                                    .n_calibration = d->texts.n,
+                                                    .teacher = d->teacher};
     uint64_t job = 0;
     int rc = nibble_compress(connection, d->path, &options, &job);
     if (rc < 0)
@@ -153,8 +155,10 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
                         .hidden = NAN};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &d.out, "F.gguf", "the file to write (or --detach)"},
+        {"teacher", 0, OPTION_STRING, &d.teacher, "F.gguf",
+         "another model that teaches, of the same tokenizer (the model itself)"},
         {"layers", 0, OPTION_STRING, &d.layers, "N|LIST",
-         "the student's layers: how many of the teacher's, evenly spaced, or which, as 0,5,11"},
+         "the student's layers: how many of the model's, or which, as 0,5,11"},
         {"layers-by", 0, OPTION_STRING, &d.layers_by, "S",
          "which: evenly (the usual), or influence: those that change most of what goes through"},
         {"weights", 0, OPTION_STRING, &d.weights, "N|1/N",
