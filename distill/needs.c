@@ -72,7 +72,7 @@ static int add_readers(struct measuring *m)
     m->readers = calloc(n + 1, sizeof(*m->readers));
     if (!m->readers)
         return -ENOMEM;
-    for (uint32_t i = 0; i < n && rc == 0; i++) {
+    for (uint32_t i = 0; i < n && rc == 0 && m->by != NB_NEEDS_OF_LAYERS; i++) {
         rc = add_reader(m, &all[i]);
         most = floats_of(&all[i]) > most ? floats_of(&all[i]) : most;
     }

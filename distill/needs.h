@@ -18,13 +18,13 @@
 #include "quant/windows.h"
 #include "tensor/fail.h"
 
-enum nb_needs_by { NB_NEEDS_BY_GRADIENT, NB_NEEDS_BY_ACTIVATION };
+enum nb_needs_by { NB_NEEDS_BY_GRADIENT, NB_NEEDS_BY_ACTIVATION, NB_NEEDS_OF_LAYERS }; // alone
 
 struct nb_needs {
     uint32_t layers;
     uint32_t n[NB_CUTS]; // of each layer; of the width in all
     double *layer;       // [layers]
-    double *of[NB_CUTS]; // [layers][n]; of the width [n]
+    double *of[NB_CUTS]; // [layers][n]; of the width [n]; of layers alone zero
 };
 
 // On all windows, of a model with logits. Blocks; on the team, whose caller is thread 0. The same

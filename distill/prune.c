@@ -188,7 +188,8 @@ int nb_prune_choose(const struct nb_train_recipe *r, const struct nb_source *mod
     if (rc == 0)
         rc = choose_shape(&c, &shape);
     if (rc == 0 && plan)
-        rc = nb_needs_measure(plan, team, windows, r->cut_by, &m, ret_error);
+        rc = nb_needs_measure(plan, team, windows, cuts(shape.n) ? r->cut_by : NB_NEEDS_OF_LAYERS,
+                              &m, ret_error);
     if (rc == 0)
         rc = choose_kept(&c, &shape, &m, ret);
     nb_needs_finish(&m);
