@@ -86,6 +86,7 @@ void nb_grad_close(struct nb_grad *g)
     nb_tape_finish(&g->gradients);
     free(g->floats.memory);
     free(g->floats.seen);
+    free(g->floats.low);
     free(g->tensors);
     free(g->scratch);
     free(g);

@@ -28,8 +28,17 @@
 struct nb_grad;
 struct nb_tape;
 
-// A matrix or vector that ops compute with. The caller may set `values` and `gradient` between
-// calls; both are [experts][rows][cols], and stay his.
+// What is added to a matrix of [rows][cols] without experts: scale B A (LoRA: Hu and others, arXiv
+// 2106.09685). Neither it nor the gradient of the matrix is ever formed. All is the caller's.
+struct nb_grad_factors {
+    uint32_t rank;
+    float scale;
+    const float *a, *b; // [rank][cols], [rows][rank]
+    float *d_a, *d_b;   // backward passes add the loss's gradients here
+};
+
+// A matrix or vector that ops compute with. The caller may set `values`, `gradient` and `factors`
+// between calls; the first two are [experts][rows][cols], and all stay his.
 struct nb_grad_tensor {
     struct nb_str name;           // in the file
     uint32_t experts, rows, cols; // 1 where there are no experts, or it is a vector
@@ -37,8 +46,9 @@ struct nb_grad_tensor {
     // Backward passes add the loss's gradient here; NULL: it is not wanted, and what it alone needs
     // is not computed.
     float *gradient;
-    const struct nb_matrix *matrix; // the plan's: a matrix,
-    const float *vector;            // or a vector; the other is NULL
+    const struct nb_grad_factors *factors; // of a matrix that rows are multiplied with; NULL: none
+    const struct nb_matrix *matrix;        // the plan's: a matrix,
+    const float *vector;                   // or a vector; the other is NULL
 };
 
 struct nb_grad_sequence {

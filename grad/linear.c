@@ -67,6 +67,48 @@ static void sum_bias(void *arg, uint32_t unit, uint32_t thread)
         to[j] += sum[j];
 }
 
+// --- Factors: y += scale (x A') B'
+
+// to [n][rank] = scale times rows of x and A (transposed), or rows of dy and B.
+static void make_low(const struct nb_pass *p, const struct nb_grad_factors *f, uint32_t n,
+                     const float *rows, size_t stride, const float *by, bool transposed,
+                     uint32_t width)
+{
+    float *to = p->g->floats.low;
+    nb_sgemm(p->g->team, false, transposed, n, f->rank, width, rows, stride, by,
+             transposed ? width : f->rank, 0.0f, to, f->rank);
+    for (size_t i = 0; i < (size_t)n * f->rank; i++)
+        to[i] *= f->scale;
+}
+
+static void add_factors(const struct nb_pass *p, const struct nb_step *s, const struct piece *piece)
+{
+    const struct nb_grad_factors *f = s->w->factors;
+    make_low(p, f, piece->n, nb_value(p, &s->in, piece->first), s->in.stride, f->a, true,
+             s->w->cols);
+    nb_sgemm(p->g->team, false, true, piece->n, s->w->rows, f->rank, p->g->floats.low, f->rank,
+             f->b, f->rank, 1.0f, nb_value(p, &s->out, piece->first), s->out.stride);
+}
+
+static void factors_back(const struct nb_pass *p, const struct nb_step *s,
+                         const struct piece *piece)
+{
+    const struct nb_grad_factors *f = s->w->factors;
+    const float *x = nb_value(p, &s->in, piece->first);
+    const float *dy = nb_gradient(p, &s->out, piece->first);
+    const uint32_t n = piece->n, rows = s->w->rows, cols = s->w->cols;
+    float *low = p->g->floats.low;
+    make_low(p, f, n, x, s->in.stride, f->a, true, cols);
+    nb_sgemm(p->g->team, true, false, rows, f->rank, n, dy, s->out.stride, low, f->rank, 1.0f,
+             f->d_b, f->rank);
+    make_low(p, f, n, dy, s->out.stride, f->b, false, rows);
+    nb_sgemm(p->g->team, true, false, f->rank, cols, n, low, f->rank, x, s->in.stride, 1.0f, f->d_a,
+             cols);
+    if (nb_is_wanted(p, &s->in))
+        nb_sgemm(p->g->team, false, false, n, cols, f->rank, low, f->rank, f->a, cols, 1.0f,
+                 nb_gradient(p, &s->in, piece->first), s->in.stride);
+}
+
 // --- The op
 
 static void show(const struct nb_pass *p, const struct nb_step *s, const struct piece *piece)
@@ -84,6 +126,8 @@ static void linear_piece(const struct nb_pass *p, const struct nb_step *s,
              nb_value(p, &s->in, piece->first), s->in.stride, nb_floats_of(p->g, s, piece->expert),
              s->w->cols, s->op->add ? 1.0f : 0.0f, nb_value(p, &s->out, piece->first),
              s->out.stride);
+    if (s->w->factors)
+        add_factors(p, s, piece);
     struct biases b = {p, s, *piece};
     if (s->bias)
         nb_each(p->g->team, (piece->n + ROWS - 1) / ROWS, add_bias, &b);
@@ -112,6 +156,8 @@ static void linear_piece_back(const struct nb_pass *p, const struct nb_step *s,
         nb_sgemm(p->g->team, false, false, piece->n, w->cols, w->rows, dy, s->out.stride,
                  nb_floats_of(p->g, s, piece->expert), w->cols, 1.0f,
                  nb_gradient(p, &s->in, piece->first), s->in.stride);
+    if (w->factors)
+        factors_back(p, s, piece);
     struct biases b = {p, s, *piece};
     if (s->bias && s->bias->gradient)
         nb_each(p->g->team, (w->rows + COLUMNS - 1) / COLUMNS, sum_bias, &b);

@@ -126,7 +126,7 @@ static int forward(struct nb_grad *g, const struct nb_span *s, uint32_t rows, co
         ret && s->out.buffer != NB_INPUT && !(keep && s->buffers[s->out.buffer].needed);
     int rc = place_values(g, s, rows, keep, false, direct ? s->out.buffer : NB_NOWHERE);
     if (rc == 0 && n == s->n_steps)
-        rc = nb_floats_load(g, s);
+        rc = nb_floats_load(g, s, rows);
     if (rc < 0)
         return rc;
     struct nb_pass p = pass_of(g, s, rows, x, keep);
@@ -179,7 +179,7 @@ int nb_grad_head(struct nb_grad *g, uint32_t n, const float *x, float *ret_vecto
 
 static bool has_gradient(const struct nb_grad_tensor *t)
 {
-    return t && t->gradient;
+    return t && (t->gradient || t->factors);
 }
 
 static bool is_marked(const bool *marks, const struct nb_place *p)
@@ -243,7 +243,7 @@ static int backward(struct nb_grad *g, const struct nb_span *s, uint32_t rows, c
     if (rc == 0)
         rc = place_gradients(g, s, rows, ret_d != NULL, d);
     if (rc == 0 && d)
-        rc = nb_floats_load(g, s);
+        rc = nb_floats_load(g, s, rows);
     if (rc < 0)
         return rc;
     struct nb_pass p = pass_of(g, s, rows, x, kept);

@@ -88,6 +88,8 @@ struct nb_floats {
     float *memory;
     size_t floats;
     uint32_t *seen; // of each of the plan's matrices: how often it had been replaced
+    float *low;     // [rows][rank]: what factors make of the rows of one matrix, of the largest
+    size_t low_floats;
 };
 
 struct nb_grad {
@@ -182,7 +184,7 @@ void nb_spans_destroy(struct nb_grad *g);
 int nb_tensors_create(struct nb_grad *g, struct nb_error *error);
 struct nb_grad_tensor *nb_tensor_of_matrix(struct nb_grad *g, const struct nb_matrix *m);
 struct nb_grad_tensor *nb_tensor_of_vector(struct nb_grad *g, const float *x); // NULL: of none
-int nb_floats_load(struct nb_grad *g, const struct nb_span *s);
+int nb_floats_load(struct nb_grad *g, const struct nb_span *s, uint32_t rows);
 // A step's matrix, or that of one expert; loaded.
 const float *nb_floats_of(const struct nb_grad *g, const struct nb_step *s, uint32_t expert);
 

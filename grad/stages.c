@@ -144,7 +144,7 @@ int nb_grad_stage(struct nb_grad *g, uint32_t layer, uint32_t stage, const float
         g->marks[i] = true;
     int rc = nb_tape_fit(g, s, g->batch.rows, g->marks, &g->values_bytes, &g->values);
     if (rc == 0)
-        rc = nb_floats_load(g, s);
+        rc = nb_floats_load(g, s, g->batch.rows);
     if (rc < 0)
         return rc;
     const struct nb_pass p = {.g = g,

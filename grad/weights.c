@@ -115,6 +115,22 @@ void nb_grad_dequantize(struct nb_grad *g, const struct nb_grad_tensor *t, float
         memcpy(ret, t->vector, (size_t)t->experts * t->rows * t->cols * sizeof(*ret));
 }
 
+static int reserve_low(struct nb_floats *w, const struct nb_span *s, uint32_t rows)
+{
+    size_t floats = 0;
+    for (uint32_t i = 0; i < s->n_steps; i++) {
+        const struct nb_grad_tensor *t = s->steps[i].w;
+        if (t && t->factors && (size_t)rows * t->factors->rank > floats)
+            floats = (size_t)rows * t->factors->rank;
+    }
+    if (floats <= w->low_floats)
+        return 0;
+    free(w->low);
+    w->low = nb_grad_floats(floats);
+    w->low_floats = w->low ? floats : 0;
+    return w->low ? 0 : -ENOMEM;
+}
+
 static int reserve(struct nb_floats *w, size_t floats)
 {
     if (floats <= w->floats)
@@ -137,10 +153,12 @@ static void load(struct nb_grad *g, const struct nb_step *s)
     *seen = m->replaced + 1;
 }
 
-int nb_floats_load(struct nb_grad *g, const struct nb_span *s)
+int nb_floats_load(struct nb_grad *g, const struct nb_span *s, uint32_t rows)
 {
     struct nb_floats *w = &g->floats;
-    int rc = reserve(w, s->floats);
+    int rc = reserve_low(w, s, rows);
+    if (rc == 0)
+        rc = reserve(w, s->floats);
     if (rc < 0)
         return rc;
     if (w->of != s)
