@@ -8,9 +8,6 @@
 #include <xxhash.h>
 
 #include "distill/train_room.h"
-#include "engine/sampler.h"
-
-#define DEVIATION 0.02 // of random weights
 
 // --- What is refused
 
@@ -37,6 +34,8 @@ static int check_numbers(const struct nb_train *t, struct nb_error *e)
         !is_within(o->hard, 1) || !is_within(o->hidden, 1e3f) || !is_within(o->temperature, 100) ||
         o->temperature < 0.01f)
         return nb_fail(e, -EINVAL, "a number of the training is out of range");
+    if (o->adapter.rank && !(o->adapter.alpha > 0 && is_within(o->adapter.alpha, 1e6f)))
+        return nb_fail(e, -EINVAL, "the adapter's alpha is over 0, up to 1000000");
     if (o->batch == 0 || t->windows->length < 2 || rows > NB_GRAD_ROWS || o->batch > t->windows->n)
         return nb_fail(e, -EINVAL, "a batch of %u windows of %u tokens; there are %u windows",
                        o->batch, t->windows->length, t->windows->n);
@@ -67,59 +66,6 @@ static int check(const struct nb_train *t, struct nb_error *e)
         return nb_fail(e, -EINVAL, "hidden states of %u and %u numbers cannot be compared",
                        teacher->hp.embedding, s->hp.embedding);
     return 0;
-}
-
-// --- Tensors
-
-static double uniform(uint64_t seed, uint64_t i)
-{
-    return ((double)(nb_random(seed, i) >> 11) + 0.5) * 0x1p-53;
-}
-
-// By Box and Muller.
-static void randomize(uint64_t seed, struct nb_trained *t)
-{
-    const uint64_t own = XXH3_64bits_withSeed(t->tensor->name.data, t->tensor->name.len, seed);
-    for (size_t i = 0; i < t->floats; i++)
-        t->x[i] = (float)(DEVIATION * sqrt(-2 * log(uniform(own, 2 * i))) *
-                          cos(2 * M_PI * uniform(own, 2 * i + 1)));
-}
-
-static int add_tensor(struct nb_train *t, struct nb_grad_tensor *g)
-{
-    struct nb_trained *w = &t->tensors[t->n_tensors++];
-    const size_t n = (size_t)g->experts * g->rows * g->cols, room = (n + 15) / 16 * 16;
-    w->tensor = g;
-    w->floats = n;
-    w->x = nb_grad_floats(4 * room);
-    if (!w->x)
-        return -ENOMEM;
-    memset(w->x, 0, 4 * room * sizeof(*w->x));
-    w->first = w->x + room;
-    w->second = w->first + room;
-    w->gradient = w->second + room;
-    if (g->vector)
-        memcpy(w->x, g->vector, n * sizeof(*w->x));
-    else if (t->options.random)
-        randomize(t->options.seed, w);
-    else
-        nb_grad_dequantize(t->grad, g, w->x);
-    g->values = w->x;
-    g->gradient = w->gradient;
-    return 0;
-}
-
-static int add_tensors(struct nb_train *t)
-{
-    uint32_t n;
-    struct nb_grad_tensor *all = nb_grad_tensors(t->grad, &n);
-    int rc = 0;
-    t->tensors = calloc(n + 1, sizeof(*t->tensors));
-    if (!t->tensors)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < n && rc == 0; i++)
-        rc = add_tensor(t, &all[i]);
-    return rc;
 }
 
 // --- Memory
@@ -161,10 +107,11 @@ static uint64_t key_of(const struct nb_train *t)
 {
     const struct nb_windows *w = t->windows;
     const struct nb_train_options *o = &t->options;
-    const float reals[] = {o->rate, o->decay, o->clip, o->temperature, o->hard, o->hidden};
+    const float reals[] = {o->rate, o->decay,  o->clip,         o->temperature,
+                           o->hard, o->hidden, o->adapter.alpha};
     const uint64_t numbers[] = {
-        w->n,    w->length,   o->batch,  o->accumulate, o->steps,           o->warm,
-        o->seed, o->schedule, o->random, t->n_tensors,  nb_train_weights(t)};
+        w->n,        w->length, o->batch,     o->accumulate,       o->steps,       o->warm, o->seed,
+        o->schedule, o->random, t->n_tensors, nb_train_weights(t), o->adapter.rank};
     XXH64_hash_t key = XXH3_64bits(w->tokens, (size_t)w->n * w->length * sizeof(*w->tokens));
     key = XXH3_64bits_withSeed(reals, sizeof(reals), key);
     key = XXH3_64bits_withSeed(numbers, sizeof(numbers), key);
@@ -183,10 +130,9 @@ static int create(struct nb_train *t, struct nb_error *e)
     if (rc < 0)
         return rc;
     t->rows = t->options.batch * t->windows->length;
-    if (add_tensors(t) < 0)
-        return nb_fail(e, -ENOMEM,
-                       "no memory for the student's weights, their gradients and "
-                       "moments: 16 bytes a weight");
+    rc = nb_train_add_tensors(t, e);
+    if (rc < 0)
+        return rc;
     t->key = key_of(t);
     if (make_rows(t) < 0)
         return nb_fail(e, -ENOMEM, "no memory for batches of %u tokens", t->rows);
@@ -226,6 +172,7 @@ void nb_train_destroy(struct nb_train *t)
     nb_grad_close(t->grad);
     nb_grad_close(t->teacher);
     free(t->tensors);
+    free(t->factors);
     free(t->tapes);
     free(t->x);
     free(t->d);
@@ -259,13 +206,24 @@ uint64_t nb_train_weights(const struct nb_train *t)
 const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n)
 {
     for (uint32_t i = 0; i < t->n_tensors; i++) {
-        const struct nb_str own = t->tensors[i].tensor->name;
-        if (own.len != name.len || memcmp(own.data, name.data, name.len) != 0)
+        const char *own = t->tensors[i].name;
+        if (strlen(own) != name.len || memcmp(own, name.data, name.len) != 0)
             continue;
         *ret_n = t->tensors[i].floats;
         return t->tensors[i].x;
     }
     return NULL;
+}
+
+uint32_t nb_train_count(const struct nb_train *t)
+{
+    return t->n_tensors;
+}
+
+struct nb_train_moved nb_train_moved(const struct nb_train *t, uint32_t i)
+{
+    const struct nb_trained *w = &t->tensors[i];
+    return (struct nb_train_moved){w->name, w->rows, w->cols};
 }
 
 // --- The state: weights and moments, one behind the other

@@ -1,5 +1,8 @@
 // Training: all tensors of a model are moved, in fp32, so that it predicts a text's next tokens
-// better (hard labels), or as a teacher does (soft labels), or both.
+// better (hard labels), or as a teacher does (soft labels), or both. Or only an adapter is: two
+// thin factors beside each of some matrices, whose model stays as it is in whatever type (LoRA: Hu
+// and others, arXiv 2106.09685; of a quantized model, QLoRA: Dettmers and others, arXiv
+// 2305.14314).
 //
 // A step runs a number of batches of windows through teacher and student, adds up the gradients of
 // the mean loss of a token (grad/loss.h), clips their norm and takes one step of AdamW
@@ -8,8 +11,8 @@
 // states beside it (DistilBERT: Sanh and others, arXiv 1910.01108).
 //
 // Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
-// nor on where the work was stored and restored. Memory: 16 bytes for each of the student's
-// weights; of both models one layer's matrices (or the head's) as floats, twice; a batch's rows
+// nor on where the work was stored and restored. Memory: 16 bytes for each weight that is moved; of
+// both models one layer's matrices (or the head's) as floats, twice; a batch's rows
 // between the student's layers; and the memory that options allow. All calls block and use the
 // team, whose thread 0 is the caller; one call at a time.
 #pragma once
@@ -26,6 +29,17 @@ struct nb_train;
 
 enum nb_schedule { NB_SCHEDULE_COSINE, NB_SCHEDULE_LINEAR, NB_SCHEDULE_CONSTANT };
 
+// Of each chosen matrix W [rows][cols], alpha / rank B A is added to it, where A is [rank][cols]
+// and begins as uniform numbers, and B [rows][rank] and begins as zeros.
+#define NB_ADAPTER_ROLES 32
+#define NB_ADAPTER_ROLE  64 // bytes, with the NUL
+struct nb_adapter_choice {
+    uint32_t rank; // 0: there is no adapter, and all tensors are moved
+    float alpha;
+    uint32_t n_roles;                              // 0: all matrices of the layers
+    char roles[NB_ADAPTER_ROLES][NB_ADAPTER_ROLE]; // "attn_q": blk.0.attn_q.weight, and so on
+};
+
 struct nb_train_options {
     uint32_t batch;       // windows that run at once
     uint32_t accumulate;  // batches of a step
@@ -39,13 +53,15 @@ struct nb_train_options {
     uint64_t seed;     // of the windows' order, and of random weights
     bool random;       // the student's matrices begin as random numbers
     uint64_t memory;   // bytes of tapes of the student's layers, so that less is computed again
+    struct nb_adapter_choice adapter;
 };
 #define NB_TRAIN_STEPS (1u << 24)
 
 // Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 and
 // `hidden` 0. -EINVAL: models whose vocabularies or, with `hidden`, widths differ; windows that are
 // fewer than a batch or longer than a context; tokens outside the vocabulary; numbers out of range;
-// -ENOTSUP: a model without logits; -ENOMEM. With its line.
+// an adapter of matrices that are not there or smaller than its rank; -ENOTSUP: a model without
+// logits, an adapter of experts; -ENOMEM. With its line.
 int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
                     struct nb_team *team, const struct nb_windows *windows,
                     const struct nb_train_options *options, struct nb_train **ret,
@@ -68,12 +84,19 @@ int nb_train_measure(struct nb_train *t, const struct nb_windows *windows,
                      struct nb_train_loss *ret, struct nb_error *ret_error);
 
 // The tensor of this name, [experts][rows][cols], valid and steady until the next step; NULL: there
-// is none.
+// is none that is moved. An adapter's are NAME.lora_a and NAME.lora_b.
 const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n);
+// All that are moved, by number.
+struct nb_train_moved {
+    const char *name;
+    uint32_t rows, cols; // rows: of all experts
+};
+uint32_t nb_train_count(const struct nb_train *t);
+struct nb_train_moved nb_train_moved(const struct nb_train *t, uint32_t i);
 
 // The state between two steps. One that was created from the same arguments goes on from it to the
 // same bytes. Errors as of nb_state_write and nb_state_read; after a failure only nb_train_restore
 // and destroying make sense.
 int nb_train_store(const struct nb_train *t, nb_state_io write, void *user);
 int nb_train_restore(struct nb_train *t, nb_state_io read, void *user);
-uint64_t nb_train_weights(const struct nb_train *t);
+uint64_t nb_train_weights(const struct nb_train *t); // that are moved

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "distill/prune.h"
 #include "quant/windows.h"
 
 struct number {
@@ -55,6 +56,11 @@ static const struct word {
     {"start", offsetof(struct nb_train_recipe, start), {"teacher", "random"}},
     {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"evenly", "influence"}},
     {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
+};
+
+static const struct number adapter_numbers[] = {
+    {"rank", offsetof(struct nb_train_recipe, adapter.rank), 1, 65536, 8, true},
+    REAL(alpha, 1e-3, 1e6, 16),
 };
 
 static void set(struct nb_train_recipe *r, const struct number *n, double x)
@@ -114,6 +120,63 @@ static int read_word(struct nb_train_recipe *r, const struct word *w, const json
                    w->words[1], w->words[2] ? " or " : "", w->words[2] ? w->words[2] : "");
 }
 
+static int read_roles(struct nb_adapter_choice *a, const json_t *value, struct nb_error *e)
+{
+    const size_t n = json_array_size(value);
+    bool good = n >= 1 && n <= NB_ADAPTER_ROLES;
+    for (size_t i = 0; i < n && good; i++) {
+        const json_t *role = json_array_get(value, i);
+        const size_t len = json_string_length(role);
+        good = len >= 1 && len < NB_ADAPTER_ROLE;
+        if (good)
+            memcpy(a->roles[i], json_string_value(role), len + 1);
+    }
+    a->n_roles = (uint32_t)n;
+    return good ? 0
+                : nb_fail(e, -EINVAL,
+                          "the recipe's \"matrices\" of an adapter is a list of 1 to %d names, as "
+                          "[\"attn_q\", \"attn_v\"]",
+                          NB_ADAPTER_ROLES);
+}
+
+static int read_adapter(struct nb_train_recipe *r, const json_t *value, struct nb_error *e)
+{
+    const size_t n = sizeof(adapter_numbers) / sizeof(adapter_numbers[0]);
+    const char *key;
+    json_t *of;
+    int rc = json_is_object(value)
+                 ? 0
+                 : nb_fail(e, -EINVAL, "the recipe's \"adapter\" is an object, as {\"rank\": 8}");
+    for (size_t i = 0; i < n; i++)
+        set(r, &adapter_numbers[i], adapter_numbers[i].usual);
+    json_object_foreach((json_t *)value, key, of) {
+        size_t i = 0;
+        while (i < n && strcmp(key, adapter_numbers[i].key) != 0)
+            i++;
+        rc = rc < 0                     ? rc
+             : i < n                    ? read_number(r, &adapter_numbers[i], of, e)
+             : !strcmp(key, "matrices") ? read_roles(&r->adapter, of, e)
+                                        : nb_fail(e, -EINVAL,
+                                                  "the recipe's \"adapter\" has a key \"%.60s\" "
+                                                  "that no adapter knows",
+                                                  key);
+    }
+    r->adapter.alpha = (float)r->alpha;
+    return rc;
+}
+
+// An adapter is of a whole model as it is.
+static int check_adapter(const struct nb_train_recipe *r, struct nb_error *e)
+{
+    if (r->adapter.rank && (r->layers || nb_prune_measures(r) || r->start == NB_START_RANDOM))
+        return nb_fail(e, -EINVAL,
+                       "an adapter is trained beside a whole model as it is: leave out \"layers\", "
+                       "what cuts it, and \"start\": \"random\"");
+    if (r->adapter.rank && strcmp(r->to, "F32") != 0 && strcmp(r->to, "F16") != 0)
+        return nb_fail(e, -EINVAL, "an adapter is written as F32 or F16, not as %s", r->to);
+    return 0;
+}
+
 static int read_key(struct nb_train_recipe *r, const char *key, const json_t *value,
                     struct nb_error *e)
 {
@@ -125,6 +188,8 @@ static int read_key(struct nb_train_recipe *r, const char *key, const json_t *va
             return read_word(r, &words[i], value, e);
     if (!strcmp(key, "layers"))
         return read_layers(r, value, e);
+    if (!strcmp(key, "adapter"))
+        return read_adapter(r, value, e);
     if (!strcmp(key, "to") && json_is_string(value) && json_string_length(value) < sizeof(r->to)) {
         snprintf(r->to, sizeof(r->to), "%s", json_string_value(value));
         return 0;
@@ -146,9 +211,15 @@ int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *
     snprintf(ret->to, sizeof(ret->to), "F16");
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         set(ret, &numbers[i], numbers[i].usual);
+    if (json_object_get(root, "adapter")) { // its base is its only teacher, and has nothing to say
+        snprintf(ret->to, sizeof(ret->to), "F32");
+        ret->hard = 1;
+    }
     json_object_foreach(root, key, value)
         if (rc == 0)
             rc = read_key(ret, key, value, ret_error);
+    if (rc == 0)
+        rc = check_adapter(ret, ret_error);
     json_decref(root);
     return rc;
 }

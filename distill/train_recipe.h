@@ -1,6 +1,6 @@
 // What a distillation makes, from JSON, which is anyone's:
 //   {"layers": 6, "to": "F16", "tokens": 1000000, "length": 256, "batch": 4096, "rate": 5e-4,
-//    "temperature": 2, "hard": 0.1}
+//    "temperature": 2, "hard": 0.1, "adapter": {"rank": 8, "alpha": 16, "matrices": ["attn_q"]}}
 // docs/rooms/distill.md says what each key means.
 #pragma once
 
@@ -36,6 +36,8 @@ struct nb_train_recipe {
     double temperature, hard, hidden;
     enum nb_schedule schedule;
     uint32_t seed;
+    struct nb_adapter_choice adapter; // rank 0: none
+    double alpha;                     // its
 };
 
 // -EINVAL with what is wrong in one line, by the key's name.

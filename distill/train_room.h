@@ -1,14 +1,18 @@
-// Training from the inside: train.c makes what the steps need, train_step.c runs them. Nobody else
-// includes it.
+// Training from the inside: train_tensors.c makes what moves, train.c what else the steps need,
+// train_step.c runs them. Nobody else includes it.
 #pragma once
 
 #include "distill/train.h"
 #include "grad/grad.h"
+#include "tensor/source.h"
 
 #define NB_TRAIN_SLICE 512 // rows of the heads at once
 
+// A tensor that moves: one of the model's, or a factor of an adapter.
 struct nb_trained {
-    struct nb_grad_tensor *tensor;
+    char name[NB_SOURCE_NAME];
+    uint32_t rows, cols; // rows: of all experts
+    bool decays;
     float *x, *first, *second, *gradient; // [floats], one behind the other
     size_t floats;
 };
@@ -21,15 +25,20 @@ struct nb_train {
     struct nb_train_options options;
     struct nb_trained *tensors;
     uint32_t n_tensors, done;
-    uint64_t key;                   // a hash of all arguments
-    uint32_t rows;                  // of a batch
-    struct nb_tape **tapes;         // [layers]; NULL: none
-    float *x;                       // [layers + 1][rows][embedding]
-    float *d;                       // [rows][embedding]
-    float *taught;                  // [2][rows][the teacher's embedding]: at last x_L in the first
-    float *logits, *teacher_logits; // [slice][vocab]
-    float *soft, *hard, *hidden;    // [rows]
-    int32_t *label;                 // [rows]; -1: none
-    uint32_t *order;                // [windows->n]: of the epoch
+    struct nb_grad_factors *factors; // of an adapter; NULL: all tensors move
+    uint64_t key;                    // a hash of all arguments, but for weights that do not move
+    uint32_t rows;                   // of a batch
+    struct nb_tape **tapes;          // [layers]; NULL: none
+    float *x;                        // [layers + 1][rows][embedding]
+    float *d;                        // [rows][embedding]
+    float *taught;                   // [2][rows][the teacher's embedding]: at last x_L in the first
+    float *logits, *teacher_logits;  // [slice][vocab]
+    float *soft, *hard, *hidden;     // [rows]
+    int32_t *label;                  // [rows]; -1: none
+    uint32_t *order;                 // [windows->n]: of the epoch
     struct nb_grad_sequence *sequence; // [rows]
 };
+
+// train_tensors.c: everything that moves, with the memory for it. -EINVAL, -ENOTSUP, -ENOMEM; with
+// its line.
+int nb_train_add_tensors(struct nb_train *t, struct nb_error *e);

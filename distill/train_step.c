@@ -131,11 +131,12 @@ static struct nb_train_loss mean_loss(const struct nb_train *t, uint32_t first, 
 
 static int back(struct nb_train *t)
 {
+    const bool whole = !t->factors; // before an adapter's first layer nothing moves
     int rc = 0;
     for (uint32_t i = t->plan->n_layers; i > 0 && rc == 0; i--)
         rc = nb_grad_layer_back(t->grad, i - 1, rows_of(t, t->rows, i - 1), t->tapes[i - 1], t->d,
-                                true);
-    return rc == 0 ? nb_grad_begin_back(t->grad, t->d) : rc;
+                                whole || i > 1);
+    return rc == 0 && whole ? nb_grad_begin_back(t->grad, t->d) : rc;
 }
 
 // Adds the gradients of one of a step's batches.
@@ -205,7 +206,7 @@ static void descend(struct nb_train *t, double norm)
         .floor = FLOOR};
     for (uint32_t i = 0; i < t->n_tensors; i++) {
         const struct nb_trained *w = &t->tensors[i];
-        how.decay = w->tensor->matrix ? o->decay : 0;
+        how.decay = w->decays ? o->decay : 0;
         nb_adam_step(t->team, &how, w->gradient, w->floats, w->x, w->first, w->second);
     }
 }

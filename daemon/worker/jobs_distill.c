@@ -1,7 +1,7 @@
 // The kind "distill": a student made of a teacher's layers, trained on text against the teacher's
-// next-token probabilities and the text itself, written as one GGUF with a report. Its states lie
-// in the job's scratch files, in turns; one that is killed goes on from the last, to the same
-// bytes.
+// next-token probabilities and the text itself, written as one GGUF with a report; or an adapter
+// beside a model that stays as it is, written alike. States lie in the job's scratch files, in
+// turns; one that is killed goes on from the last, to the same bytes.
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
@@ -12,6 +12,7 @@
 #include "daemon/worker/jobs.h"
 #include "daemon/worker/jobs_scratch.h"
 #include "daemon/worker/worker.h"
+#include "distill/adapter.h"
 #include "distill/prune.h"
 #include "distill/train_recipe.h"
 #include "quant/compress.h"
@@ -54,6 +55,7 @@ struct distilling {
     struct model own_teacher;    // where another model teaches,
     struct model *teacher;       // or the model
     struct nb_source trained;    // the student with what it has learnt
+    struct nb_source *adapter;   // in the place of `trained`; NULL: none
     struct nb_windows learnt, held;
     struct nb_pruned pruned;
     struct nb_train_options options;
@@ -220,7 +222,8 @@ static void choose_options(struct distilling *k)
                                    .hidden = (float)r->hidden,
                                    .seed = r->seed,
                                    .random = r->start == NB_START_RANDOM,
-                                   .memory = MEMORY};
+                                   .memory = MEMORY,
+                                   .adapter = r->adapter};
     o->batch = wanted < fit ? wanted : fit;
     o->batch = o->batch < k->learnt.n ? o->batch : k->learnt.n;
     o->accumulate = (wanted + o->batch - 1) / o->batch;
@@ -265,6 +268,9 @@ static int check_names(const struct distilling *k)
 static int make_trained(struct distilling *k)
 {
     const uint32_t n = k->student.source->n_tensors;
+    int rc = check_names(k);
+    if (rc < 0)
+        return rc;
     k->trained = *k->student.source;
     k->trained.read = read_trained;
     k->trained.read_user = k;
@@ -313,7 +319,8 @@ static int open_result(struct distilling *k)
                                                 .user = k};
     int rc = read_types(&k->recipe, &k->types, k->error);
     if (rc == 0)
-        rc = nb_compress_create(&k->trained, k->types, &options, &k->compress, k->error);
+        rc = nb_compress_create(k->adapter ? k->adapter : &k->trained, k->types, &options,
+                                &k->compress, k->error);
     if (rc == 0)
         rc = nb_jobs_make_room(k->work, nb_compress_size(k->compress),
                                NB_JOB_SCRATCH *
@@ -413,15 +420,22 @@ static int run_steps(struct distilling *k)
     return rc;
 }
 
+static double weights_of(const struct nb_source *s)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < s->n_tensors; i++)
+        sum += (double)nb_source_rows(&s->tensors[i]) * (double)s->tensors[i].dims[0];
+    return sum;
+}
+
 // Forward and back through the student, forward through the teacher: in products of matrices.
 static double operations(const struct distilling *k)
 {
     const double tokens = (double)k->options.batch * k->options.accumulate * k->recipe.length;
-    double teacher = 0;
-    for (uint32_t i = 0; k->teacher->plan && i < k->teacher->source->n_tensors; i++)
-        teacher += (double)nb_source_rows(&k->teacher->source->tensors[i]) *
-                   (double)k->teacher->source->tensors[i].dims[0];
-    return tokens * (2 * teacher + 6 * (double)nb_train_weights(k->train));
+    const double teacher = k->teacher->plan ? weights_of(k->teacher->source) : 0;
+    const double still =
+        k->adapter ? weights_of(k->student.source) : 0; // has no gradients of its own
+    return tokens * (2 * teacher + 4 * still + 6 * (double)nb_train_weights(k->train));
 }
 
 // ---- The report
@@ -477,6 +491,12 @@ static int report(struct distilling *k)
         "before", loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
         curve_json(k));
     json_object_update_new(root, shape_json(k));
+    if (k->adapter)
+        json_object_set_new(root, "adapter",
+                            json_pack("{s:i, s:f, s:i, s:f}", "rank", (int)k->recipe.adapter.rank,
+                                      "alpha", k->recipe.alpha, "matrices",
+                                      (int)nb_train_count(k->train) / 2, "of",
+                                      weights_of(k->student.source)));
     return nb_jobs_write_json(k->work->results[REPORT], root, JSON_INDENT(1), k->error);
 }
 
@@ -487,9 +507,10 @@ static int train(struct distilling *k)
     int rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt,
                              &k->options, &k->train, k->error);
     if (rc == 0)
-        rc = check_names(k);
-    if (rc == 0)
-        rc = make_trained(k);
+        rc = k->recipe.adapter.rank
+                 ? nb_adapter_open(k->student.source, k->train, k->options.adapter.alpha,
+                                   &k->adapter, k->error)
+                 : make_trained(k);
     if (rc == 0)
         rc = open_result(k);
     if (rc < 0)
@@ -537,6 +558,7 @@ int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
     int rc = run(&k);
     nb_compress_destroy(k.compress);
     nb_recipe_free(k.types);
+    nb_source_close(k.adapter);
     nb_train_destroy(k.train);
     free(k.trained.tensors);
     nb_windows_finish(&k.learnt);

@@ -102,10 +102,17 @@ def tokens_of(path, text):
     return tokens
 
 
-def logits_of(path, tokens, threads=2):
-    """Of a file's model, at every one of these tokens (128 at most), with F32 KV."""
+def logits_of(path, tokens, threads=2, adapter=None):
+    """Of a file's model, at every one of these tokens (128 at most), with F32 KV; `adapter`: a LoRA's path and its scale."""
     model = Model(path)
     context = Context(model, 128, threads=threads, float_kv=True)
+    if adapter:
+        handle = ll.llama_adapter_lora_init(model.handle, str(adapter[0]).encode())
+        if not handle:
+            raise RuntimeError(f"llama.cpp cannot load the adapter {adapter[0]}")
+        if ll.llama_set_adapters_lora(context.handle, (ll.llama_adapter_lora_p_ctypes * 1)(handle), 1,
+                                      (ctypes.c_float * 1)(adapter[1])):
+            raise RuntimeError("llama_set_adapters_lora")
     context.decode(tokens, range(len(tokens)), [0] * len(tokens), [True] * len(tokens))
     found = context.logits(len(tokens))
     context.close()

@@ -53,6 +53,14 @@ class Student:
                         for n in weights if n.startswith("blk.0.")}
         self.moments = None
 
+    def moved(self):
+        """What training moves: tensors outside of layers, and those of layers, stacked."""
+        return self.outside, self.stacked
+
+    def whole(self, outside, stacked):
+        """What the model computes with, of what is moved."""
+        return outside, stacked
+
     def both(self, outside, stacked, tokens):
         return (self.model.logits(outside, stacked, tokens),
                 self.model.vectors({n: x for n, x in outside.items() if not n.startswith("output_norm")}, stacked, tokens))
@@ -63,8 +71,8 @@ class Student:
         counts[np.cumsum(self.lengths) - 1] = False
         t, hot = how["temperature"], np.eye(families.VOCAB)[np.roll(tokens, -1)]
 
-        def loss(outside, stacked):
-            logits, x = self.both(outside, stacked, tokens)
+        def loss(*moved):
+            logits, x = self.both(*self.whole(*moved), tokens)
             hard = -(jax.nn.log_softmax(logits) * hot * counts[:, None]).sum() / counts.sum()
             p, q = jax.nn.log_softmax(teacher[0] / t), jax.nn.log_softmax(logits / t)
             soft = t * t * (jnp.exp(p) * (p - q)).sum() / len(tokens)
@@ -73,7 +81,7 @@ class Student:
             hidden = (1 - cosine).mean()
             return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden, (hard, soft, hidden)
 
-        (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), self.outside, self.stacked)
+        (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), *self.moved())
         found = [{n: np.array(x) for n, x in part.items()} for part in found]
         norm = math.sqrt(sum((x * x).sum() for part in found for x in part.values()))
         self.descend(found, min(1, how["clip"] / norm), how, at)
@@ -84,19 +92,37 @@ class Student:
         warm = int(how["warm"] * STEPS)
         part = max(at - warm, 0) / (STEPS - warm)
         rate = how["rate"] * min(1, (at + 1) / warm) * 0.5 * (1 + math.cos(math.pi * part))
-        for values, gradients, moments in zip((self.outside, self.stacked), found, self.moments):
+        for values, gradients, moments in zip(self.moved(), found, self.moments):
             for name, g in gradients.items():
                 g = g * scale
                 first, second = moments[name]
                 first, second = FIRST * first + (1 - FIRST) * g, SECOND * second + (1 - SECOND) * g * g
                 moments[name] = first, second
-                matrix = values[name].ndim - (values is self.stacked) > 1
+                matrix = values[name].ndim - (values is self.moved()[1]) > 1
                 values[name] = values[name] - rate * (first / (1 - FIRST ** (at + 1))
                                                       / (np.sqrt(second / (1 - SECOND ** (at + 1))) + FLOOR)
                                                       + how["decay"] * matrix * values[name])
 
     def tensors(self):
-        return self.outside | {f"blk.{i}.{n}": x[i] for n, x in self.stacked.items() for i in range(len(x))}
+        outside, stacked = self.moved()
+        return outside | {f"blk.{i}.{n}": x[i] for n, x in stacked.items() for i in range(len(x))}
+
+
+class Adapted(Student):
+    """A model that stays as it is, with W + scale B A in the place of some of its matrices."""
+
+    def __init__(self, case, arrays, lengths, factors, scale):
+        super().__init__(case, arrays, lengths)
+        self.scale = scale
+        self.factors = {n[6:]: np.stack([factors[f"blk.{i}.{n[6:]}"] for i in range(case.size["L"])]).astype(np.float64)
+                        for n in factors if n.startswith("blk.0.")}
+
+    def moved(self):
+        return {}, self.factors
+
+    def whole(self, _, factors):
+        added = {n[:-7]: self.scale * jnp.matmul(factors[n[:-1] + "b"], a) for n, a in factors.items() if n.endswith("a")}
+        return self.outside, self.stacked | {n: self.stacked[n] + x for n, x in added.items()}
 
 
 class Distill(unittest.TestCase):
@@ -164,16 +190,78 @@ class Distill(unittest.TestCase):
             with self.subTest(family):
                 self.beside_jax(case_of(family, L=3), [0, 2], {**how, "clip": 1e9 if family == "llama" else 0.5})
 
+    def adapter(self, model, *words):
+        """The report and the factors of an adapter, which lies in self.path / "student.gguf"."""
+        report = self.distill(model, *words)
+        return report, {t.name: np.array(t.data) for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
+
+    def adapted_beside_jax(self, case, roles, scale):
+        """Of a base in whatever types, whose values jax has as gguf dequantizes them."""
+        arrays = families.weights(case)
+        written, types, arrays = families.typed(case, arrays) if case.first_type is not None else (arrays, {}, arrays)
+        families.write(self.path / "family.gguf", case, written, types=types)
+        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 1e-2, "warm": 0.5, "decay": 0.1, "clip": 0.5}
+        recipe = {**how, "length": LENGTH, "held_out": 1, "batch": LENGTH * len(LEARNT),
+                  "tokens": STEPS * LENGTH * len(LEARNT), "adapter": {"rank": 3, "alpha": 3 * scale}}
+        if roles:
+            recipe["adapter"]["matrices"] = roles
+        path = self.path / "recipe.json"
+        path.write_text(json.dumps({**recipe, "rate": 0}))
+        _, first = self.adapter(self.path / "family.gguf", "--text", self.text, "--recipe", path)
+        for name, x in first.items():
+            self.assertTrue(not x.any() if name.endswith("b") else np.abs(x).max() <= x.shape[1] ** -0.5 and x.std() > 0, name)
+        path.write_text(json.dumps(recipe))
+        report, found = self.adapter(self.path / "family.gguf", "--text", self.text, "--recipe", path)
+        self.assertEqual(report["weights"], sum(x.size for x in found.values()))
+
+        tokens = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32).reshape(WINDOWS, LENGTH)[LEARNT].ravel()
+        lengths = [LENGTH] * len(LEARNT)
+        model = Adapted(case, arrays, lengths, first, scale)
+        taught = jaxpr_numpy.evaluate(lambda a, b: model.both(a, b, tokens), model.outside, model.stacked)
+        worst = 0
+        for at, point in enumerate(report["curve"]):
+            expected = model.step(tokens, taught, how, at)
+            for name, x in zip(("loss", "divergence", "hidden", "norm"), expected):
+                worst = max(worst, abs(point[name] - x) / max(x, 1e-4))  # it begins at its teacher
+        self.assertLess(worst, 3e-4, report["curve"])
+        moved = {n: np.abs(found.pop(n) - x).sum() / np.abs(first[n] - x).sum() for n, x in model.tensors().items()}
+        self.assertEqual(found, {})
+        self.assertLess(max(moved.values()), 2e-3, moved)
+        print(f"an adapter of {case}: worst relative difference of a step's figures {worst:.1e}, of where a factor has moved "
+              f"to {max(moved.values()):.1e}", file=sys.stderr)
+
+    def test_adapters_beside_jax(self):
+        mixed = next(c for c in families.CASES if c.family == "llama" and c.first_type == 0 and "X" not in c.size)
+        for case, roles in ((case_of("llama"), None), (case_of("gemma3", L=3), ["attn_q", "ffn_down"]), (mixed, None)):
+            with self.subTest(str(case)):
+                self.adapted_beside_jax(case, roles, 2.5)
+
+    def test_adapter_for_llama_cpp(self):
+        """llama.cpp takes the adapter beside the base, and has the held-out loss that was told, as Nibble has it."""
+        report, found = self.adapter(self.model, "--text", self.long, "--tokens", "20000", "--length", "64", "--batch", "512",
+                                     "--held-out", "1", "--rate", "0.01", "--adapter-rank", "4", "--adapter-alpha", "6")
+        self.assertLess(report["held_out"]["after"]["loss"], report["held_out"]["before"]["loss"] - 0.1)
+        self.assertNotIn("divergence", report["held_out"]["after"])
+        self.assertEqual(report["adapter"]["matrices"], 2 * 7)
+        window = self.held_out_window()
+        for scale, expected in ((0, "before"), (1, "after")):
+            logits = log_softmax(llama.logits_of(self.model, window, adapter=(self.path / "student.gguf", scale)))
+            loss = -logits[np.arange(63), window[1:]].mean()
+            self.assertAlmostEqual(report["held_out"][expected]["loss"], loss, delta=2e-3)
+
+    def held_out_window(self):
+        model = llama.Model(self.model)
+        tokens = model.tokenize(self.long.read_text())
+        model.close()
+        n = len(tokens) // 64
+        return tokens[n // 2 * (len(tokens) - 64) // (n - 1):][:64]
+
     def test_for_llama_cpp(self):
         """The student is an ordinary file; its held-out loss by llama.cpp is the one that was told."""
         report = self.distill(self.model, "--text", self.long, "--layers", "1", "--tokens", "20000", "--length", "64",
                               "--batch", "512", "--held-out", "1", "--to", "F32", "--rate", "0.003")
         self.assertLess(report["held_out"]["after"]["loss"], report["held_out"]["before"]["loss"])
-        model = llama.Model(self.path / "student.gguf")
-        tokens = model.tokenize(self.long.read_text())
-        n = len(tokens) // 64
-        model.close()
-        window = tokens[n // 2 * (len(tokens) - 64) // (n - 1):][:64]
+        window = self.held_out_window()
         logits = log_softmax(llama.logits_of(self.path / "student.gguf", window))
         loss = -logits[np.arange(63), window[1:]].mean()
         self.assertAlmostEqual(report["held_out"]["after"]["loss"], loss, delta=2e-3)
@@ -222,8 +310,13 @@ class Distill(unittest.TestCase):
     def test_killed(self):
         client = self.daemon.client()
         self.addCleanup(client.close)
-        recipe = {"layers": 1, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0"}
+        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0"}
+        adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "to": "F16"}
+        for recipe in (whole, adapter):
+            with self.subTest(recipe):
+                self.kill(client, recipe)
 
+    def kill(self, client, recipe):
         def start():
             return client.start_job(recipe, self.model, self.long, kind="distill", names=["model.gguf", "calibration/text.txt"])
 
@@ -260,8 +353,19 @@ class Distill(unittest.TestCase):
         self.refused("has no logits|generates none", encoder, "--text", self.long, "--length", "16")
         self.refused("\"Q9_9\"|Q9_9", self.model, "--text", self.long, "--to", "Q9_9")
         self.refused("is no type", self.model, "--text", self.long, "--to", 'F16", "output": "Q8_0')
+        for words, complaint in ((("--adapter-rank", "200"), "rank is 200, and tensor blk.0.attn_[kv].weight has 128 rows of 256: it is 128"),
+                                 (("--adapter-matrices", "attn_z"), 'no layer has a matrix "attn_z".*the first has attn_q, attn_k, '),
+                                 (("--adapter-rank", "4", "--layers", "1"), 'leave "layers" out'),
+                                 (("--adapter-rank", "4", "--start", "random"), 'leave "start": "random" out'),
+                                 (("--adapter-rank", "4", "--to", "Q8_0"), "as F32 or F16, not as Q8_0")):
+            self.refused(complaint, self.model, "--text", self.long, "--length", "32", *words)
+        experts = next(c for c in families.CASES if c.family == "llama" and c.first_type is None and "X" in c.size)
+        families.write(self.path / "experts.gguf", experts, families.weights(experts))
+        self.refused("_exps.weight has 4 experts", self.path / "experts.gguf", "--text", self.long, "--length", "16", "--adapter-rank", "2")
+        self.refused("has no logits|generates none", encoder, "--text", self.long, "--length", "16", "--adapter-rank", "2")
         for text, complaint in (('{"layer": 6}', "does not know"), ('{"rate": 2}', '"rate" is a number from 0 to 1'),
-                                ("[]", "no JSON object")):
+                                ('{"adapter": {"ranks": 2}}', 'key "ranks" that no adapter'),
+                                ('{"adapter": 8}', '"adapter" is an object'), ("[]", "no JSON object")):
             recipe.write_text(text)
             self.refused(complaint, self.model, "--text", self.long, "--recipe", recipe)
 

@@ -17,7 +17,6 @@
 #include "distill/needs.h"
 #include "distill/student.h"
 #include "distill/train.h"
-#include "distill/train_recipe.h"
 #include "engine/sampler.h"
 #include "grad/adam.h"
 #include "grad/grad.h"
@@ -142,15 +141,24 @@ static struct nb_train_loss measure(const struct model *m, struct nb_train *t)
     return sum;
 }
 
-static void expect_same(const struct model *m, const struct nb_train *a, const struct nb_train *b)
+static const float *moved(const struct nb_train *t, uint32_t i, uint64_t *ret_n)
 {
-    for (uint32_t i = 0; i < m->student->n_tensors; i++) {
-        uint64_t n = 0, same = 0;
-        const struct nb_str name = m->student->tensors[i].name;
-        const float *x = nb_train_tensor(a, name, &n), *y = nb_train_tensor(b, name, &same);
+    const struct nb_train_moved w = nb_train_moved(t, i);
+    const float *x = nb_train_tensor(t, (struct nb_str){w.name, strlen(w.name)}, ret_n);
+    assert_non_null(x);
+    assert_int_equal(*ret_n, (uint64_t)w.rows * w.cols);
+    return x;
+}
+
+static void expect_same(const struct nb_train *a, const struct nb_train *b)
+{
+    assert_true(nb_train_count(a) > 0);
+    assert_int_equal(nb_train_count(a), nb_train_count(b));
+    for (uint32_t i = 0; i < nb_train_count(a); i++) {
+        uint64_t n, same;
+        const float *x = moved(a, i, &n), *y = moved(b, i, &same);
         assert_int_equal(n, same);
-        if (x)
-            assert_memory_equal(x, y, n * sizeof(*x));
+        assert_memory_equal(x, y, n * sizeof(*x));
     }
 }
 
@@ -187,7 +195,7 @@ static void nothing_learns_at_rate_0(void **state)
     o.rate = 0;
     struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &o);
     steps(a, STEPS);
-    expect_same(m, a, b);
+    expect_same(a, b);
     nb_train_destroy(a);
     nb_train_destroy(b);
 }
@@ -199,12 +207,16 @@ static void threads_and_tapes_change_nothing(void **state)
     struct nb_team *one;
     assert_int_equal(nb_team_create(1, &one), 0);
     bare.memory = 0;
-    struct nb_train *a = create(m, m->team, &options), *b = create(m, one, &bare);
-    const struct nb_train_loss x = steps(a, 6), y = steps(b, 6);
-    assert_memory_equal(&x, &y, sizeof(x));
-    expect_same(m, a, b);
-    nb_train_destroy(a);
-    nb_train_destroy(b);
+    for (uint32_t rank = 0; rank < 4; rank += 3) {
+        struct nb_train_options o = options;
+        o.adapter = bare.adapter = (struct nb_adapter_choice){.rank = rank, .alpha = 6};
+        struct nb_train *a = create(m, m->team, &o), *b = create(m, one, &bare);
+        const struct nb_train_loss x = steps(a, 6), y = steps(b, 6);
+        assert_memory_equal(&x, &y, sizeof(x));
+        expect_same(a, b);
+        nb_train_destroy(a);
+        nb_train_destroy(b);
+    }
     nb_team_destroy(one);
 }
 
@@ -246,14 +258,67 @@ static void batches_add_up(void **state)
     nb_train_destroy(b);
 }
 
-// --- The state
+// --- Adapters
 
-static void goes_on_from_what_was_stored(void **state)
+static const struct nb_adapter_choice four = {.rank = 4, .alpha = 8};
+
+// It begins as the model, learns, and what is not adapted stays.
+static void adapters_learn(void **state)
 {
     const struct model *m = *state;
-    struct nb_train_options other = options;
+    struct nb_train_options o = options, whole = options;
+    o.hard = whole.hard = 1;
+    o.hidden = whole.hidden = 0;
+    o.rate = 3e-2f;
+    o.adapter = four;
+    struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &whole);
+    const double before = measure(m, a).hard;
+    assert_true(before == measure(m, b).hard);
+    steps(a, STEPS);
+    print_message("an adapter: hard %.3f %.3f\n", before, measure(m, a).hard);
+    assert_true(measure(m, a).hard < 0.8 * before);
+    assert_int_equal(nb_train_count(a), 2 * 2 * 7);
+    assert_true(nb_train_weights(a) < nb_train_weights(b) / 10);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+}
+
+// The gradients of an adapter of one layer alone are those of an adapter of all layers, beside
+// factors that have not moved: layers below are left out, and nothing is lost.
+static void adapters_of_some_matrices(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options o = options, some = options;
+    o.clip = some.clip = 0;
+    o.adapter = some.adapter = four;
+    some.adapter.n_roles = 2;
+    strcpy(some.adapter.roles[0], "ffn_down");
+    strcpy(some.adapter.roles[1], "attn_v");
+    struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &some);
+    steps(a, 1);
+    steps(b, 1);
+    assert_int_equal(nb_train_count(b), 2 * 2 * 2);
+    for (uint32_t i = 0; i < nb_train_count(b); i++) {
+        uint64_t n, same;
+        const struct nb_train_moved w = nb_train_moved(b, i);
+        const float *x = moved(b, i, &n);
+        const float *y = nb_train_tensor(a, (struct nb_str){w.name, strlen(w.name)}, &same);
+        assert_non_null(y);
+        assert_int_equal(n, same);
+        assert_memory_equal(x, y, n * sizeof(*x));
+    }
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+}
+
+// --- The state
+
+static void goes_on(const struct model *m, const struct nb_adapter_choice *adapter)
+{
+    struct nb_train_options o = options, other = options;
     struct bytes stored = {0};
-    struct nb_train *a = create(m, m->team, &options), *b = create(m, m->team, &options);
+    o.adapter = other.adapter = *adapter;
+    struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &o);
     other.rate *= 2;
     struct nb_train *c = create(m, m->team, &other);
     steps(a, 7);
@@ -262,7 +327,7 @@ static void goes_on_from_what_was_stored(void **state)
     assert_int_equal(nb_train_done(b), 7);
     steps(a, STEPS - 7);
     steps(b, STEPS - 7);
-    expect_same(m, a, b);
+    expect_same(a, b);
     stored.at = 0;
     assert_int_equal(nb_train_restore(c, read_bytes, &stored), -ESTALE);
     for (size_t at = 40; at < stored.n; at += stored.n / 7) {
@@ -275,6 +340,13 @@ static void goes_on_from_what_was_stored(void **state)
     nb_train_destroy(a);
     nb_train_destroy(b);
     nb_train_destroy(c);
+}
+
+static void goes_on_from_what_was_stored(void **state)
+{
+    static const struct nb_adapter_choice none = {0};
+    goes_on(*state, &none);
+    goes_on(*state, &four);
 }
 
 // --- What is refused
@@ -316,6 +388,16 @@ static void what_is_refused(void **state)
             o.accumulate = bad[i].o.accumulate;
         expect_refused(&m, &o, m.plan, -EINVAL, bad[i].why);
     }
+    struct nb_train_options o = options;
+    o.adapter = four;
+    o.adapter.alpha = 0;
+    expect_refused(&m, &o, m.plan, -EINVAL, "alpha");
+    o.adapter = (struct nb_adapter_choice){.rank = 129, .alpha = 1};
+    expect_refused(&m, &o, m.plan, -EINVAL, "rows of 128");
+    o.adapter = four;
+    o.adapter.n_roles = 1;
+    strcpy(o.adapter.roles[0], "attn");
+    expect_refused(&m, &o, m.plan, -EINVAL, "no layer has a matrix \"attn\"");
     expect_refused(&m, &options, NULL, -EINVAL, "need a teacher");
     m.windows.length = 65;
     m.windows.n = 2;
@@ -498,49 +580,6 @@ static void layers_are_the_teachers(void **state)
     assert_int_equal(evenly[1], 1);
 }
 
-static void recipes(void **state)
-{
-    static struct nb_train_recipe r;
-    static const char *const bad[] = {"",
-                                      "[]",
-                                      "{\"layers\": 0}",
-                                      "{\"layers\": [3, 1]}",
-                                      "{\"layers\": []}",
-                                      "{\"layers\": \"six\"}",
-                                      "{\"rate\": -1}",
-                                      "{\"rate\": \"fast\"}",
-                                      "{\"length\": 12.5}",
-                                      "{\"length\": 4}",
-                                      "{\"schedule\": \"steep\"}",
-                                      "{\"start\": 1}",
-                                      "{\"to\": 5}",
-                                      "{\"layer\": 6}",
-                                      "{\"seed\": 1, \"seed\": 2}",
-                                      "{\"tokens\": 1e300}"};
-    struct nb_error error = {""};
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        if (nb_train_recipe_parse(bad[i], strlen(bad[i]), &r, &error) != -EINVAL || !*error.text)
-            fail_msg("%s: taken", bad[i]);
-        assert_null(strchr(error.text, '\n'));
-    }
-    static const char good[] = "{\"layers\": [0, 5, 9], \"rate\": 1e-3, \"start\": \"random\", "
-                               "\"schedule\": \"linear\", \"tokens\": 5e6, \"to\": \"Q8_0\"}";
-    assert_int_equal(nb_train_recipe_parse(good, strlen(good), &r, &error), 0);
-    assert_int_equal(r.layers, 3);
-    assert_int_equal(r.from[2], 9);
-    assert_true(r.start && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
-    assert_string_equal(r.to, "Q8_0");
-    for (uint32_t i = 0; i < 20000; i++) { // any text is taken or refused, in one line
-        char text[sizeof(good)];
-        const size_t len = sizeof(good) - 1 - nb_random(1, i) % 20;
-        memcpy(text, good, len);
-        for (uint32_t j = 0; j <= i % 4; j++)
-            text[nb_random(2 + j, i) % len] = (char)nb_random(9 + j, i);
-        const int rc = nb_train_recipe_parse(text, len, &r, &error);
-        assert_true(rc == 0 || (rc == -EINVAL && *error.text && !strchr(error.text, '\n')));
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -549,13 +588,14 @@ int main(void)
         cmocka_unit_test(threads_and_tapes_change_nothing),
         cmocka_unit_test(threads_change_no_needs),
         cmocka_unit_test(batches_add_up),
+        cmocka_unit_test(adapters_learn),
+        cmocka_unit_test(adapters_of_some_matrices),
         cmocka_unit_test(goes_on_from_what_was_stored),
         cmocka_unit_test(what_is_refused),
         cmocka_unit_test(high_rates_are_told),
         cmocka_unit_test(losses_beside_doubles),
         cmocka_unit_test(adam_beside_doubles),
         cmocka_unit_test(layers_are_the_teachers),
-        cmocka_unit_test(recipes),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -1,4 +1,5 @@
-// `nibble distill`: a smaller model that is taught by a larger one, as a job of the service.
+// `nibble distill`: a smaller model that is taught by a larger one, or an adapter, as a job of the
+// service.
 // Attached, it waits and writes the file; detached, it leaves the job to `nibble jobs`, `wait` and
 // `result`.
 #include <inttypes.h>
@@ -20,6 +21,9 @@ struct distill {
     uint32_t length, batch, held_out;      // 0: not said
     uint32_t seed;                         // UINT32_MAX: not said
     float rate, temperature, hard, hidden; // NAN: not said
+    uint32_t rank;                         // 0: not said
+    float alpha;                           // NAN: not said
+    const char *matrices;
     bool detach, force;
 };
 
@@ -64,6 +68,28 @@ static int put_weights(const struct distill *d, json_t *recipe)
                            d->weights);
 }
 
+// What is said of an adapter, as the recipe's object.
+static void put_adapter(const struct distill *d, json_t *recipe)
+{
+    json_t *adapter = json_object_get(recipe, "adapter");
+    char *roles = d->matrices ? strdup(d->matrices) : NULL, *at = NULL;
+    if (!d->rank && isnan(d->alpha) && !d->matrices)
+        return;
+    if (!json_is_object(adapter))
+        json_object_set_new(recipe, "adapter", adapter = json_object());
+    if (d->rank)
+        json_object_set_new(adapter, "rank", json_integer(d->rank));
+    if (!isnan(d->alpha))
+        json_object_set_new(adapter, "alpha", json_real((double)d->alpha));
+    if (roles) {
+        json_t *list = json_array();
+        for (char *role = strtok_r(roles, ",", &at); role; role = strtok_r(NULL, ",", &at))
+            json_array_append_new(list, json_string(role));
+        json_object_set_new(adapter, "matrices", list);
+    }
+    free(roles);
+}
+
 // What the command's options say goes before the recipe's own.
 static int put_options(const struct distill *d, json_t *recipe)
 {
@@ -99,6 +125,7 @@ static int put_options(const struct distill *d, json_t *recipe)
         if (words[i].value)
             json_object_set_new(recipe, words[i].key, json_string(words[i].value));
     int status = d->layers ? put_layers(d, recipe) : CLI_OK;
+    put_adapter(d, recipe);
     return status == CLI_OK && d->weights ? put_weights(d, recipe) : status;
 }
 
@@ -152,7 +179,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
                         .rate = NAN,
                         .temperature = NAN,
                         .hard = NAN,
-                        .hidden = NAN};
+                        .hidden = NAN,
+                        .alpha = NAN};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &d.out, "F.gguf", "the file to write (or --detach)"},
         {"teacher", 0, OPTION_STRING, &d.teacher, "F.gguf",
@@ -185,11 +213,19 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "the text's share of the loss; the rest is the teacher's (0.1; 1: no teacher)"},
         {"hidden", 0, OPTION_FLOAT(0, 1000), &d.hidden, "B",
          "weight of the last hidden states' cosine (0)"},
+        {"adapter-rank", 0, OPTION_UINT(1, 65536), &d.rank, "N",
+         "train an adapter of this rank beside the model, which stays as it is in its type (LoRA, "
+         "QLoRA); it learns from the text alone unless --hard says otherwise"},
+        {"adapter-alpha", 0, OPTION_FLOAT(0.001, 1000000), &d.alpha, "X",
+         "the adapter's factor is alpha / rank (16)"},
+        {"adapter-matrices", 0, OPTION_STRING, &d.matrices, "LIST",
+         "whom it adapts, as attn_q,attn_v (all matrices of the layers)"},
         {"start", 0, OPTION_STRING, &d.start, "S",
          "of the student's weights: teacher (its layers'), or random"},
         {"held-out", 0, OPTION_UINT(1, 4096), &d.held_out, "N",
          "windows of the text that it does not learn, but is judged on (32)"},
-        {"to", 0, OPTION_STRING, &d.to, "T", "the type of the student's matrices (F16)"},
+        {"to", 0, OPTION_STRING, &d.to, "T",
+         "the type of the student's matrices (F16), or of an adapter (F32)"},
         {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
         {"recipe", 0, OPTION_STRING, &d.recipe, "F.json", "all of this by its keys"},
         {"detach", 0, OPTION_FLAG, &d.detach, NULL, "start the job and leave it to itself"},

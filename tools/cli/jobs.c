@@ -235,7 +235,16 @@ static void print_student(const char *out, const json_t *report)
     const json_t *held = json_object_get(report, "held_out"),
                  *layers = json_object_get(report, "layers");
     const json_t *before = json_object_get(held, "before"), *after = json_object_get(held, "after");
-    printf("wrote %s: %zu layers, %.1f million weights, %s, %s\n", out, json_array_size(layers),
+    const json_t *adapter = json_object_get(report, "adapter");
+    char what[96];
+    if (adapter)
+        snprintf(what, sizeof(what),
+                 "adapter of rank %.0f of %.0f matrices, %.2f %% of the weights",
+                 number_at(adapter, "rank"), number_at(adapter, "matrices"),
+                 100 * number_at(report, "weights") / number_at(adapter, "of"));
+    else
+        snprintf(what, sizeof(what), "%zu layers", json_array_size(layers));
+    printf("wrote %s: %s, %.1f million weights, %s, %s\n", out, what,
            1e-6 * number_at(report, "weights"), string_at(report, "type"),
            cli_bytes((uint64_t)number_at(report, "bytes")));
     printf("%.0f steps on %.0f tokens; on held-out text:\n", number_at(report, "steps"),

@@ -1,0 +1,76 @@
+// Recipes of trainings: what is taken, and that whatever else is refused in one line.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "distill/train_recipe.h"
+#include "engine/sampler.h"
+
+static void recipes(void **state)
+{
+    static struct nb_train_recipe r;
+    static const char *const bad[] = {"",
+                                      "[]",
+                                      "{\"layers\": 0}",
+                                      "{\"layers\": [3, 1]}",
+                                      "{\"layers\": []}",
+                                      "{\"layers\": \"six\"}",
+                                      "{\"rate\": -1}",
+                                      "{\"rate\": \"fast\"}",
+                                      "{\"length\": 12.5}",
+                                      "{\"length\": 4}",
+                                      "{\"schedule\": \"steep\"}",
+                                      "{\"start\": 1}",
+                                      "{\"to\": 5}",
+                                      "{\"layer\": 6}",
+                                      "{\"seed\": 1, \"seed\": 2}",
+                                      "{\"tokens\": 1e300}",
+                                      "{\"adapter\": 8}",
+                                      "{\"adapter\": {\"rank\": 0}}",
+                                      "{\"adapter\": {\"alpha\": 0}}",
+                                      "{\"adapter\": {\"matrices\": []}}",
+                                      "{\"adapter\": {\"matrices\": [1]}}",
+                                      "{\"adapter\": {\"matrices\": \"attn_q\"}}",
+                                      "{\"adapter\": {\"matrix\": 1}}",
+                                      "{\"adapter\": {}, \"to\": \"Q8_0\"}",
+                                      "{\"adapter\": {}, \"layers\": 2}"};
+    struct nb_error error = {""};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        if (nb_train_recipe_parse(bad[i], strlen(bad[i]), &r, &error) != -EINVAL || !*error.text)
+            fail_msg("%s: taken", bad[i]);
+        assert_null(strchr(error.text, '\n'));
+    }
+    static const char good[] = "{\"layers\": [0, 5, 9], \"rate\": 1e-3, \"start\": \"random\", "
+                               "\"schedule\": \"linear\", \"tokens\": 5e6, \"to\": \"Q8_0\"}";
+    assert_int_equal(nb_train_recipe_parse(good, strlen(good), &r, &error), 0);
+    assert_int_equal(r.layers, 3);
+    assert_int_equal(r.from[2], 9);
+    assert_true(r.start == NB_START_RANDOM && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
+    assert_string_equal(r.to, "Q8_0");
+    assert_int_equal(r.adapter.rank, 0);
+    static const char adapter[] = "{\"adapter\": {\"matrices\": [\"attn_q\"]}}";
+    assert_int_equal(nb_train_recipe_parse(adapter, strlen(adapter), &r, &error), 0);
+    assert_true(r.adapter.rank == 8 && r.adapter.alpha == 16 && r.hard == 1);
+    assert_true(r.adapter.n_roles == 1 && !strcmp(r.adapter.roles[0], "attn_q"));
+    assert_string_equal(r.to, "F32");
+    for (uint32_t i = 0; i < 20000; i++) { // any text is taken or refused, in one line
+        char text[sizeof(good)];
+        const size_t len = sizeof(good) - 1 - nb_random(1, i) % 20;
+        memcpy(text, good, len);
+        for (uint32_t j = 0; j <= i % 4; j++)
+            text[nb_random(2 + j, i) % len] = (char)nb_random(9 + j, i);
+        const int rc = nb_train_recipe_parse(text, len, &r, &error);
+        assert_true(rc == 0 || (rc == -EINVAL && *error.text && !strchr(error.text, '\n')));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(recipes)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
