@@ -27,7 +27,7 @@ static int put(nibble *c, char *to, size_t size, const char *what, const char *t
 }
 
 // Hands the files over, for the LOAD that comes next.
-static int send_files(nibble *c, const char *path)
+static int send_files(nibble *c, const char *path, const struct nibble_load_options *options)
 {
     struct nb_model_files files;
     char sentence[NB_SENTENCE];
@@ -35,6 +35,10 @@ static int send_files(nibble *c, const char *path)
     int rc = nb_model_files_open(path, &files, sentence, sizeof(sentence));
     if (rc < 0)
         return nb_fail(c, rc, "%s", sentence);
+    rc = nb_model_files_add_adapters(&files, options->adapters, options->n_adapters, sentence,
+                                     sizeof(sentence));
+    if (rc < 0)
+        nb_fail(c, rc, "%s", sentence);
     for (size_t i = 0; i < files.n && rc >= 0; i++) {
         struct nb_wire_file request = {.name = ""};
         memcpy(request.name, files.items[i].name, sizeof(request.name));
@@ -71,7 +75,7 @@ int nibble_load(nibble *c, const char *path, const struct nibble_load_options *g
         return rc;
     if (c->requesting)
         return nb_fail(c, -EBUSY, "a load is under way on this connection");
-    if ((rc = send_files(c, path)) < 0)
+    if ((rc = send_files(c, path, options)) < 0)
         return rc;
     struct nb_packet reply;
     struct nb_load load = {.options = options};

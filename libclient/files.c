@@ -302,3 +302,33 @@ int nb_model_files_add(struct nb_model_files *files, const char *path, const cha
     snprintf(files->items[files->n - 1].name, sizeof(whole), "%s", whole);
     return 0;
 }
+
+// What a path ends with as ":SCALE", which is cut off; 1 where it does not, or where a file has all
+// of it for its name.
+static float cut_scale(char *path)
+{
+    char *colon = strrchr(path, ':'), *end;
+    if (!colon || access(path, F_OK) == 0)
+        return 1;
+    const float scale = strtof(colon + 1, &end);
+    if (end == colon + 1 || *end)
+        return 1;
+    *colon = '\0';
+    return scale;
+}
+
+int nb_model_files_add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
+                                char *ret_error, size_t error_size)
+{
+    int rc = 0;
+    for (size_t i = 0; i < n && rc >= 0; i++) {
+        char prefix[48], *path = strdup(adapters[i]);
+        if (!path)
+            return -ENOMEM;
+        const float scale = cut_scale(path);
+        snprintf(prefix, sizeof(prefix), NB_MODEL_ADAPTER "%.9g/", (double)scale);
+        rc = nb_model_files_add(files, path, prefix, ret_error, error_size);
+        free(path);
+    }
+    return rc;
+}

@@ -22,6 +22,9 @@ int nb_model_files_open(const char *path, struct nb_model_files *ret, char *ret_
 // `prefix`. As above; on failure the list stays as it was.
 int nb_model_files_add(struct nb_model_files *files, const char *path, const char *prefix,
                        char *ret_error, size_t error_size);
+// The same of adapters: each a path, perhaps with ":SCALE" behind it.
+int nb_model_files_add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
+                                char *ret_error, size_t error_size);
 // The same of text: a file, or all those of a folder and the folders in it that are named as text
 // is
 // (.txt, .md, .rst, .jsonl, .ndjson), by name. -ENOENT: a folder has none.

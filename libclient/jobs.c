@@ -96,6 +96,9 @@ static int open_files(const struct nibble_compress_options *options, const char 
                       struct nb_model_files *ret, char sentence[NB_SENTENCE])
 {
     int rc = nb_model_files_open(path, ret, sentence, NB_SENTENCE);
+    if (rc >= 0)
+        rc = nb_model_files_add_adapters(ret, options->adapters, options->n_adapters, sentence,
+                                         NB_SENTENCE);
     for (size_t i = 0; i < options->n_calibration && rc >= 0; i++)
         rc = nb_model_files_add_texts(ret, options->calibration[i], NB_JOB_CALIBRATION, sentence,
                                       NB_SENTENCE);

@@ -19,6 +19,8 @@
 #define NB_JOB_CALIBRATION "calibration/"
 #define NB_JOB_IMATRIX     "imatrix/"
 #define NB_JOB_TEACHER     "teacher/"
+// And of an adapter's that comes beside a model's: "adapter/SCALE/NAME".
+#define NB_MODEL_ADAPTER "adapter/"
 
 enum nb_wire_type {
     // Requests, and their replies (type | NB_WIRE_REPLY) with the request's serial.

@@ -187,6 +187,10 @@ struct nibble_load_options {
      * connection. May be NULL. */
     int (*progress)(void *user, uint64_t done, uint64_t total);
     void *user;
+    /* Files of LoRA adapters (GGUF), which are part of the model then; each a path, perhaps with
+     * ":SCALE" behind it, as "a.gguf:0.5". NULL: none. */
+    const char *const *adapters;
+    size_t n_adapters;
 };
 
 /* Loads the model at `path`: a GGUF file, the first part of a GGUF that was split

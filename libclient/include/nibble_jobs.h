@@ -45,6 +45,9 @@ struct nibble_compress_options {
     const char *imatrix; /* or NULL */
     /* Of the kind "distill": a GGUF, or NULL: the model at `path` is the teacher too */
     const char *teacher;
+    /* LoRA adapters that are merged into the model before all else, as in nibble_load_options */
+    const char *const *adapters;
+    size_t n_adapters;
 };
 /* Compresses the model at `path` (as in nibble_load). Returns when the daemon has opened its files
  * by itself, or copied those that it cannot open. */

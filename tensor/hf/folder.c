@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tensor/adapters.h"
 #include "tensor/fail.h"
 #include "tensor/hf/modules.h"
 #include "tensor/hf/tensors.h"
@@ -163,8 +164,8 @@ static bool is_safetensors(const char *name)
     return end && !strcmp(end, ".safetensors");
 }
 
-int nb_source_open(const struct nb_source_file *files, uint32_t n_files, struct nb_source **ret,
-                   struct nb_error *ret_error)
+static int open_model(const struct nb_source_file *files, uint32_t n_files, struct nb_source **ret,
+                      struct nb_error *ret_error)
 {
     struct nb_source *s;
     if (n_files == 1 && is_safetensors(files[0].name))
@@ -176,6 +177,29 @@ int nb_source_open(const struct nb_source_file *files, uint32_t n_files, struct 
     if (rc < 0)
         return rc;
     rc = open_folder(s, ret_error);
+    if (rc < 0)
+        nb_source_close(s);
+    else
+        *ret = s;
+    return rc;
+}
+
+int nb_source_open(const struct nb_source_file *files, uint32_t n_files, struct nb_source **ret,
+                   struct nb_error *ret_error)
+{
+    struct nb_source_file model[NB_SOURCE_FILES], adapters[NB_SOURCE_FILES];
+    struct nb_source *s = NULL;
+    uint32_t n = 0, n_adapters = 0;
+    if (n_files > NB_SOURCE_FILES)
+        return FAIL(-EINVAL, "a model has %d files at most", NB_SOURCE_FILES);
+    for (uint32_t i = 0; i < n_files; i++)
+        if (nb_is_adapter_file(&files[i]))
+            adapters[n_adapters++] = files[i];
+        else
+            model[n++] = files[i];
+    int rc = open_model(model, n, &s, ret_error);
+    if (rc == 0 && n_adapters)
+        rc = nb_adapters_add(s, adapters, n_adapters, ret_error);
     if (rc < 0)
         nb_source_close(s);
     else

@@ -355,8 +355,8 @@ class Distill(unittest.TestCase):
         self.refused("is no type", self.model, "--text", self.long, "--to", 'F16", "output": "Q8_0')
         for words, complaint in ((("--adapter-rank", "200"), "rank is 200, and tensor blk.0.attn_[kv].weight has 128 rows of 256: it is 128"),
                                  (("--adapter-matrices", "attn_z"), 'no layer has a matrix "attn_z".*the first has attn_q, attn_k, '),
-                                 (("--adapter-rank", "4", "--layers", "1"), 'leave "layers" out'),
-                                 (("--adapter-rank", "4", "--start", "random"), 'leave "start": "random" out'),
+                                 (("--adapter-rank", "4", "--layers", "1"), 'leave out "layers"'),
+                                 (("--adapter-rank", "4", "--start", "random"), 'leave out "layers"'),
                                  (("--adapter-rank", "4", "--to", "Q8_0"), "as F32 or F16, not as Q8_0")):
             self.refused(complaint, self.model, "--text", self.long, "--length", "32", *words)
         experts = next(c for c in families.CASES if c.family == "llama" and c.first_type is None and "X" in c.size)

@@ -14,7 +14,7 @@ struct compress {
     const char *path, *out, *to, *otherwise, *method, *fold, *recipe, *imatrix, *save_imatrix,
         *format, *activations, *range;
     float spread; // below 0: not said
-    struct option_list calibration, types;
+    struct option_list calibration, types, adapters;
     const char *effort;
     uint64_t target_size, fit; // 0: not said
     float target_bits, max_kld;
@@ -211,7 +211,9 @@ static int compress(const struct compress *c, nibble *connection, const char *re
                                                     .kind = c->kind,
                                                     .calibration = c->calibration.items,
                                                     .n_calibration = c->calibration.n,
-                                                    .imatrix = c->imatrix};
+                                                    .imatrix = c->imatrix,
+                                                    .adapters = c->adapters.items,
+                                                    .n_adapters = c->adapters.n};
     uint64_t job = 0;
     int rc = nibble_compress(connection, c->path, &options, &job);
     if (rc < 0)
@@ -228,6 +230,8 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
          "the type of its matrices, as Q8_0, or a scheme, as int8-channel or int4-g128-min"},
         {"else", 0, OPTION_STRING, &c.otherwise, "T",
          "the type of those whose rows are no whole blocks of it, as F16"},
+        {"adapter", 0, OPTION_LIST(OPTION_LIST_MAX), &c.adapters, "F.gguf[:SCALE]",
+         "a LoRA adapter that is merged into the model before all else (each its own option)"},
         {"target-size", 0, OPTION_SIZE, &c.target_size, "SIZE",
          "choose each tensor's type for a file of at most SIZE bytes, as 92M"},
         {"target-bits", 0, OPTION_FLOAT(1, 32), &c.target_bits, "B", "or for B bits a weight"},

@@ -69,6 +69,7 @@ int verb_load(const struct verb *verb, int argc, char **argv)
 {
     struct common common = {0};
     struct nibble_load_options options = {0};
+    struct option_list adapters = {0};
     bool force = false;
     const struct option_spec specs[] = {
         {"name", 0, OPTION_STRING, &options.name, "NAME", "the model's name (default: the file's)"},
@@ -87,6 +88,8 @@ int verb_load(const struct verb *verb, int argc, char **argv)
          "memory for KV caches, as 512Mi (default: the daemon's)"},
         {"kv-type", 0, OPTION_STRING, &options.kv_type, "T",
          "f16 (default), q8_0, which takes half the memory, or f32 (default of exact)"},
+        {"adapter", 0, OPTION_LIST(OPTION_LIST_MAX), &adapters, "F.gguf[:SCALE]",
+         "a LoRA adapter that is part of the model (each its own option)"},
         {"force", 'f', OPTION_FLAG, &force, NULL,
          "load a file that is zero to its end, as after an interrupted download"},
         {0},
@@ -96,6 +99,8 @@ int verb_load(const struct verb *verb, int argc, char **argv)
     if (n < 0)
         return CLI_EXIT(n);
     options.force = force;
+    options.adapters = adapters.items;
+    options.n_adapters = adapters.n;
     int status = options.name ? cli_name(options.name, name) : cli_name_of_file(args[0], name);
     nibble *admin = NULL;
     double start = cli_now();

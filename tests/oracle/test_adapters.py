@@ -1,0 +1,208 @@
+"""LoRA adapters that numpy makes as part of a model: merged by `nibble compress`, the tensors are numpy's W + scale alpha / rank
+B A; merged or loaded with the model, logits are llama.cpp's of base and adapter; what does not fit is refused in one line.
+
+usage: test_adapters.py NIBBLE MAKE-GGUF LIBNIBBLE    (NIBBLE_TEST_* name the service's programs, as in tests/service)
+"""
+import ctypes
+import os
+import pathlib
+import subprocess
+import sys
+import unittest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
+
+import harness
+import libnibble as nb
+import llama
+
+NIBBLE, MAKE_GGUF, LIBNIBBLE = sys.argv[1:4]
+MATRICES = {"attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256), "attn_output": (256, 256), "ffn_gate": (512, 256),
+            "ffn_up": (512, 256), "ffn_down": (256, 512)}
+TOKENS = np.random.default_rng(9).integers(0, 256, 40).astype(np.int32)
+ROW = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t)
+
+
+def factors_of(seed, rank=5, names=MATRICES, size=0.1):
+    """{tensor: (A, B)} of some matrices of two layers."""
+    random = np.random.default_rng(seed)
+    return {f"blk.{i}.{n}.weight": (random.normal(0, size, (rank, MATRICES[n][1])).astype(np.float32),
+                                    random.normal(0, size, (MATRICES[n][0], rank)).astype(np.float32))
+            for i in range(2) for n in names}
+
+
+def write(path, factors, alpha=10.0, arch="llama", kind="adapter", way="lora", dtype=np.float32, tensors=None):
+    """An adapter as llama.cpp's convert_lora_to_gguf.py writes it."""
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_type(kind)
+    writer.add_string("adapter.type", way)
+    if alpha is not None:
+        writer.add_float32("adapter.lora.alpha", alpha)
+    for name, (a, b) in factors.items():
+        writer.add_tensor(f"{name}.lora_a", a.astype(dtype))
+        writer.add_tensor(f"{name}.lora_b", b.astype(dtype))
+    for name, x in (tensors or {}).items():
+        writer.add_tensor(name, x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tensors_of(path):
+    return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+
+
+class Adapters(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = harness.Daemon(config="[jobs]\nidle = 0\n")
+        cls.addClassCleanup(cls.daemon.finish)
+        cls.path = pathlib.Path(cls.daemon.dir.name)
+        for kind in ("F32", "Q8_0"):
+            subprocess.run([MAKE_GGUF, "random", cls.path / f"{kind}.gguf", kind, "5"], check=True)
+        cls.base, cls.adapter = cls.path / "F32.gguf", write(cls.path / "a.gguf", factors_of(1))
+        cls.half = write(cls.path / "b.gguf", factors_of(2, 3, ["attn_q", "ffn_down"]), 4.0, dtype=np.float16)
+
+    def nibble(self, verb, *words):
+        return subprocess.run([NIBBLE, verb, *map(str, words), "--socket", self.daemon.runtime / "nibble.sock"],
+                              capture_output=True, text=True, timeout=120)
+
+    def run_nibble(self, *words):
+        done = self.nibble(*words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def merge(self, base, to, *adapters):
+        merged = self.path / "merged.gguf"
+        self.run_nibble("compress", base, "-o", merged, "--force", "--to", to,
+                        *(word for a in adapters for word in ("--adapter", a)))
+        return merged
+
+    def assert_close(self, logits, expected, most=1e-4):
+        off = np.abs(logits - expected).max() / np.abs(expected).max()
+        self.assertLess(off, most)
+        return off
+
+    def test_merged(self):
+        for kind in ("F32", "Q8_0"):
+            base = self.path / f"{kind}.gguf"
+            found, expected = tensors_of(self.merge(base, "F32", f"{self.adapter}:0.7", self.half)), tensors_of(base)
+            for factors, by in ((factors_of(1), 0.7 * 10 / 5), (factors_of(2, 3, ["attn_q", "ffn_down"]), 4 / 3)):
+                for name, (a, b) in factors.items():
+                    if by == 4 / 3:
+                        a, b = a.astype(np.float16), b.astype(np.float16)
+                    expected[name] = expected[name] + by * b.astype(np.float64) @ a.astype(np.float64)
+            self.assertEqual(found.keys(), expected.keys())
+            for name, x in expected.items():
+                self.assertLess(np.abs(found[name] - x).max(), 2e-6, name)
+        merged = self.merge(self.base, "Q8_0", self.adapter)  # any other type is merged and rounded
+        q, f = tensors_of(merged)["blk.1.ffn_up.weight"], tensors_of(self.merge(self.base, "F32", self.adapter))
+        exact = f["blk.1.ffn_up.weight"]
+        self.assertTrue(0 < np.abs(q - exact).max() < np.abs(exact).max() / 127)
+
+    def test_logits_of_merged(self):
+        expected = llama.logits_of(self.base, TOKENS, adapter=(self.adapter, 0.7))
+        self.assertGreater(np.abs(expected - llama.logits_of(self.base, TOKENS)).max(), 0.1 * np.abs(expected).max())
+        off = self.assert_close(llama.logits_of(self.merge(self.base, "F32", f"{self.adapter}:0.7"), TOKENS), expected)
+        print(f"merged beside base and adapter: {off:.1e} of the largest logit", file=sys.stderr)
+
+    def loaded(self, *words):
+        """Logits of the model that is loaded so."""
+        self.run_nibble("load", *words, "--name", "m", "--precision", "exact")
+        session = nb.Session(LIBNIBBLE, self.daemon.runtime / "nibble.sock", "m")
+        rows = []
+        take = ROW(lambda _user, _at, logits, n: rows.append(np.ctypeslib.as_array(logits, (n,)).copy()) or 0)
+        session.check(session.lib.nibble_logits(session.session, TOKENS.ctypes.data_as(ctypes.c_void_p),
+                                                ctypes.c_size_t(len(TOKENS)), ctypes.c_size_t(0), take, None))
+        session.close()
+        self.run_nibble("unload", "m")
+        return np.array(rows)
+
+    def test_loaded(self):
+        values = {n: [x.astype(np.float16).astype(np.float32) for x in pair]
+                  for n, pair in factors_of(2, 3, ["attn_q", "ffn_down"]).items()}
+        single = write(self.path / "single.gguf", values, 4.0)  # llama.cpp rounds the inputs of F16 factors
+        for words, adapter in (((), None), (("--adapter", self.adapter), (self.adapter, 1)),
+                               (("--adapter", f"{self.adapter}:-0.4"), (self.adapter, -0.4)),
+                               (("--adapter", self.half), (single, 1))):
+            off = self.assert_close(self.loaded(self.base, *words), llama.logits_of(self.base, TOKENS, adapter=adapter))
+            print(f"loaded with {words}: {off:.1e} of the largest logit", file=sys.stderr)
+        merged = self.merge(self.base, "F32", self.adapter, f"{self.half}:2")
+        self.assert_close(self.loaded(self.base, "--adapter", self.adapter, "--adapter", f"{self.half}:2"),
+                          llama.logits_of(merged, TOKENS))
+
+    def test_one_that_was_trained(self):
+        text = self.path / "text.txt"
+        text.write_text("one two three four five six seven eight nine ten " * 200)
+        self.run_nibble("distill", self.base, "-o", self.path / "trained.gguf", "--text", text, "--adapter-rank", "4", "--tokens",
+                        "4000", "--length", "64", "--batch", "512", "--held-out", "4", "--rate", "0.01")
+        expected = llama.logits_of(self.base, TOKENS, adapter=(self.path / "trained.gguf", 1))
+        self.assert_close(llama.logits_of(self.merge(self.base, "F32", self.path / "trained.gguf"), TOKENS), expected)
+
+    def refused(self, complaint, adapter):
+        for words in (("compress", self.base, "-o", self.path / "never.gguf", "--to", "F32"), ("load", self.base, "--name", "never")):
+            done = self.nibble(*words, "--adapter", adapter)
+            self.assertNotEqual(done.returncode, 0, adapter)
+            self.assertRegex(done.stderr, complaint)
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        self.assertFalse((self.path / "never.gguf").exists())
+
+    def test_refusals(self):
+        good, odd = factors_of(1, 4, ["attn_q"]), self.path / "odd.gguf"
+        name = "blk.1.attn_q.weight"
+        a, b = good[name]
+        self.refused("No such file", self.path / "nothing.gguf")
+        self.refused("odd.gguf: .*(GGUF|magic)", odd if odd.write_bytes(b"no gguf" * 9) else None)
+        self.refused("F32.gguf: its general.type is .* and not adapter", self.base)
+        self.refused("has no scale from -1000 to 1000", f"{self.adapter}:1e9")
+        wide, nan = np.zeros((4, 300), np.float32), a.copy()
+        nan[2, 7] = np.nan
+        thick = {name: (np.zeros((300, 256), np.float32), np.zeros((256, 300), np.float32))}
+        vector = {"blk.0.attn_norm.weight": (np.zeros((1, 256), np.float32), np.zeros((1, 1), np.float32))}
+        embedding = {"token_embd.weight": (np.zeros((2, 256), np.float32), np.zeros((259, 2), np.float32))}
+        for complaint, factors, others in (
+                ("odd.gguf: its general.architecture is qwen2 and not llama", good, {"arch": "qwen2"}),
+                ("its general.type is model", good, {"kind": "model"}),
+                ("its adapter.type is ia3", good, {"way": "ia3"}),
+                ("has no number adapter.lora.alpha", good, {"alpha": None}),
+                ("has an alpha of inf", good, {"alpha": float("inf")}),
+                ("has factors 256 x 4 and 4 x 300 of blk.1.attn_q.weight, which is 256 x 256 here: it is of another base",
+                 {name: (wide, b)}, {}),
+                ("has factors 256 x 4 and 3 x 256", {name: (a[:3], b)}, {}),
+                ("has factors 256 x 300", thick, {}),
+                ("changes blk.7.attn_q.weight, which this model has not", {"blk.7.attn_q.weight": (a, b)}, {}),
+                ("has a number that is not finite", {name: (nan, b)}, {}),
+                ("blk.0.attn_norm.weight, which is no plain matrix", vector, {}),
+                ("changes the embedding", embedding, {}),
+                ("has no tensors", {}, {}),
+                ("blk.0.attn_v.weight.lora_b and no blk.0.attn_v.weight.lora_a", good,
+                 {"tensors": {"blk.0.attn_v.weight.lora_b": b}}),
+                ("blk.0.attn_norm.weight is no factor", good, {"tensors": {"blk.0.attn_norm.weight": b[0]}})):
+            with self.subTest(complaint):
+                self.refused(complaint, write(odd, factors, **others))
+
+    def test_damaged(self):
+        """Whatever is in the file, it is taken or refused in one line, and the service goes on."""
+        bytes_of, random, taken = self.half.read_bytes(), np.random.default_rng(3), 0
+        damaged = self.path / "damaged.gguf"
+        for i in range(40):
+            data = bytearray(bytes_of[:random.integers(1, len(bytes_of))] if i % 4 == 0 else bytes_of)
+            for at in random.integers(0, min(len(data), 1500), 3):
+                data[at] = random.integers(256)
+            damaged.write_bytes(data)
+            done = self.nibble("compress", self.base, "-o", self.path / "damaged-merged.gguf", "--force", "--to", "F16", "--adapter", damaged)
+            taken += done.returncode == 0
+            if done.returncode:
+                self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+                self.assertRegex(done.stderr, "adapter")
+        self.assertLess(taken, 30)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1] + sys.argv[4:])
