@@ -225,12 +225,11 @@ static void threads_change_no_needs(void **state)
     const struct model *m = *state;
     struct nb_error error = {""};
     struct nb_team *one;
+    struct nb_needs a, b;
     assert_int_equal(nb_team_create(1, &one), 0);
-    for (int by = NB_NEEDS_BY_GRADIENT; by <= NB_NEEDS_BY_ACTIVATION; by++) {
-        struct nb_needs a, b;
-        const enum nb_needs_by how = (enum nb_needs_by)by;
-        assert_int_equal(nb_needs_measure(m->plan, m->team, &m->windows, how, &a, &error), 0);
-        assert_int_equal(nb_needs_measure(m->plan, one, &m->windows, how, &b, &error), 0);
+    for (enum nb_needs_by by = NB_NEEDS_BY_GRADIENT; by <= NB_NEEDS_BY_ACTIVATION; by++) {
+        assert_int_equal(nb_needs_measure(m->plan, m->team, &m->windows, by, &a, &error), 0);
+        assert_int_equal(nb_needs_measure(m->plan, one, &m->windows, by, &b, &error), 0);
         assert_memory_equal(a.layer, b.layer, LAYERS * sizeof(*a.layer));
         for (int cut = 0; cut < NB_CUTS; cut++) {
             const size_t n = (size_t)a.n[cut] * (cut == NB_CUT_WIDTH ? 1 : LAYERS);
