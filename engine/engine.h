@@ -74,12 +74,20 @@ uint32_t nb_sequence_computed(
 int nb_sequence_set(struct nb_sequence *s, uint32_t base, const int32_t *tokens, uint32_t n);
 const int32_t *nb_sequence_tokens(const struct nb_sequence *s);
 
+// Whether tokens are proposed and verified several in a step. Never changes which are chosen.
+enum nb_drafts {
+    NB_DRAFTS_OFF,
+    NB_DRAFTS_MEASURED, // where running means say that it is faster
+    NB_DRAFTS_ALWAYS,   // wherever there is something to propose
+};
+
 // What a sequence is asked to do: compute its log's pending rows, then (max_tokens > 0) go on
 // generating.
 struct nb_request {
     uint32_t max_tokens; // 0: only compute (score)
     struct nb_sampling sampling;
     bool ignore_eos;
+    enum nb_drafts drafts;
     // Scoring: logits of the rows [score_from, length) are handed to on_logits as they are
     // computed.
     bool score;
@@ -124,9 +132,14 @@ void nb_sequence_stop(struct nb_sequence *s);
 const char *nb_sequence_error(const struct nb_sequence *s);
 // A parked sequence keeps its request but takes no part in steps (its client does not read).
 void nb_sequence_park(struct nb_sequence *s, bool parked);
+// How many tokens were proposed since the last request began or the log was set, and how many of
+// these were accepted.
+void nb_sequence_drafts(const struct nb_sequence *s, uint32_t *ret_proposed,
+                        uint32_t *ret_accepted);
 
 struct nb_step_stats {
     uint32_t decode_rows, prefill_rows, sequences;
+    uint32_t drafted_rows, accepted; // beside decode_rows, and how many of these count
 };
 // One step: rows of decode and of chunked prefill of several sequences together. 0: nothing to do,
 // 1: did some, or negative errno when the device failed (the model is then unusable: the worker

@@ -96,6 +96,7 @@ static int open_model(struct nb_model *m, const struct nb_model_options *o, stru
                                                            .on_progress = o->on_progress,
                                                            .user = o->user};
     m->prepared = !m->device->ops->prepare;
+    nb_drafts_init(m);
     return m->device->ops->model_open(m->device, m->plan, &device_options, &m->dm, error);
 }
 

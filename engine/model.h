@@ -1,10 +1,33 @@
 // The engine from the inside: a model, its sequences and who owns which KV block. model.c opens it,
-// sequence.c keeps the logs, kv.c the blocks, scheduler.c makes the steps, diagnosis.c finds out
-// what went wrong in one.
+// sequence.c keeps the logs, kv.c the blocks, scheduler.c makes the steps, drafts.c proposes tokens
+// for them, diagnosis.c finds out what went wrong in one.
 #pragma once
 
 #include "engine/engine.h"
+#include "engine/ngrams.h"
 #include "engine/plan.h"
+
+#define NB_DRAFT_MAX   8 // tokens that are proposed at a time
+#define NB_DRAFT_KINDS 4 // of proposals, by how sure they are
+// A step with more rows has no drafted ones, so that one step brings a channel no more tokens than
+// it has jobs (libclient/ring.h).
+#define NB_DRAFT_ROWS 64
+
+// What may follow the log: whoever proposes it, the step verifies it.
+struct nb_draft {
+    int32_t token[NB_DRAFT_MAX];
+    uint32_t n;
+    uint32_t kind;     // whose share of accepted tokens counts
+    uint32_t accepted; // of n, by the step under way
+};
+
+// What drafting is decided by: running means of a model on its device.
+struct nb_drafting {
+    double ns[NB_DRAFT_ROWS + 1]; // that a step of so many rows of decode takes; 0: not known
+    double share[NB_DRAFT_KINDS]; // of proposed tokens that are accepted: a new sequence's first
+    double spent, probe_at;       // ns of such steps until now, and at the next probe
+    uint32_t drafted;             // steps since the last one without drafted rows
+};
 
 struct nb_sequence {
     struct nb_model *model;
@@ -27,9 +50,14 @@ struct nb_sequence {
     uint32_t failed_at; // the row
     char error[256];    // why the last request ended with an error; "": it did not
 
-    uint32_t rows;   // in the step under way
+    uint32_t rows;   // of the log, in the step under way; those of the draft follow
     double *vector;  // of an embedding request: the sum of the rows that count so far
     uint32_t pooled; // it has what counts of so many rows, also if they must be computed again
+
+    struct nb_draft draft; // of the step under way
+    struct nb_ngrams ngrams;
+    double share[NB_DRAFT_KINDS]; // of its proposed tokens that are accepted, a running mean
+    uint32_t proposed, accepted;  // tokens of the request
 };
 
 struct nb_model {
@@ -53,6 +81,7 @@ struct nb_model {
     struct nb_sequence *first, *last;
     uint32_t n_sequences;
     uint64_t steps;
+    struct nb_drafting drafting;
     struct nb_diagnosis *diagnosis; // under way, or NULL
     uint32_t next_decode; // the sequence that decodes first when there are more of them than rows
 
@@ -86,6 +115,14 @@ static inline uint32_t nb_sequence_pending(const struct nb_sequence *s)
 // Whether there was anything to do.
 bool nb_diagnose(struct nb_model *m);
 void nb_diagnosis_drop(struct nb_model *m, const struct nb_sequence *s); // NULL: whosever it is
+
+// drafts.c. Before the first step of a model.
+void nb_drafts_init(struct nb_model *m);
+// Gives the sequences whose rows are planned their drafts, if these rows are of decode alone.
+void nb_drafts_plan(struct nb_model *m);
+// After a step whose rows, drafted ones too, were `rows` of decode: what it took, and what became
+// of its `n` sequences' drafts.
+void nb_drafts_learn(struct nb_model *m, uint32_t rows, uint64_t ns, uint32_t n);
 
 // pooling.c: the vector of a sequence's log. Whether a row's vector counts; adding it; and the
 // whole once the last row has been added, in place of the sum.

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/text/tokenizer.h"
 
@@ -119,8 +120,10 @@ static void plan_prefill(struct nb_model *m, uint32_t budget)
 
 static void plan_rows(struct nb_model *m)
 {
-    for (struct nb_sequence *s = m->first; s; s = s->next)
+    for (struct nb_sequence *s = m->first; s; s = s->next) {
         s->rows = 0;
+        s->draft.n = s->draft.accepted = 0;
+    }
     // Those who stream wait for a quarter of a full step at most.
     uint32_t prefill = count(m, in_prefill) ? (m->max_rows + 3) / 4 : 0;
     if (!count(m, decoding)) {
@@ -128,8 +131,10 @@ static void plan_rows(struct nb_model *m)
         return;
     }
     plan_decode(m, prefill < m->max_rows ? m->max_rows - prefill : m->max_rows);
-    if (prefill < m->max_rows)
+    if (prefill && prefill < m->max_rows)
         plan_prefill(m, prefill);
+    else if (!prefill)
+        nb_drafts_plan(m);
 }
 
 static bool wants_result(const struct nb_sequence *s, uint32_t position)
@@ -138,13 +143,28 @@ static bool wants_result(const struct nb_sequence *s, uint32_t position)
         return nb_pool_wants(s, position);
     if (s->request.score && position >= s->request.score_from)
         return true;
-    return s->request.max_tokens && position + 1 == s->length;
+    return s->request.max_tokens && position + 1 >= s->length;
 }
 
 // Of the best candidates; 0: all logits.
 static uint32_t suffices(const struct nb_sequence *s)
 {
     return s->request.score ? 0 : nb_sampling_suffices(&s->request.sampling);
+}
+
+// Drafted rows take no block from anyone: those of the sequence, or free ones that are left when
+// every other sequence of the step has taken the one that its own row may need.
+static void fit_draft(struct nb_sequence *s, uint32_t end)
+{
+    if (!s->draft.n)
+        return;
+    uint32_t room = s->n_blocks * NB_KV_POSITIONS - end;
+    if (end < s->length)
+        s->draft.n = 0; // it has lost blocks since
+    else if (s->draft.n > room && s->model->n_free > s->model->n_sequences)
+        nb_kv_reserve(s, end + s->draft.n);
+    else
+        s->draft.n = min_u32(s->draft.n, room);
 }
 
 // By arrival: whoever needs a block may take it from those who came later, whose rows are not yet
@@ -158,15 +178,18 @@ static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_s
         uint32_t end = nb_kv_reserve(s, s->computed + s->rows);
         const bool together = !m->plan->hp.causal && end < s->length;
         if (end <= s->computed || together) {
-            s->rows = 0;
+            s->rows = s->draft.n = 0;
             continue;
         }
         s->rows = end - s->computed;
+        fit_draft(s, end);
+        stats->drafted_rows += s->draft.n;
+        s->proposed += s->draft.n;
         bool decode = nb_sequence_pending(s) == 1;
         *(decode ? &stats->decode_rows : &stats->prefill_rows) += s->rows;
         m->blocks[n_batch] = s->block;
-        for (uint32_t p = s->computed; p < end; p++, rows->n++) {
-            m->token[rows->n] = s->log[p];
+        for (uint32_t p = s->computed; p < end + s->draft.n; p++, rows->n++) {
+            m->token[rows->n] = p < s->length ? s->log[p] : s->draft.token[p - s->length];
             m->position[rows->n] = p;
             m->row_sequence[rows->n] = n_batch;
             if (wants_result(s, p)) {
@@ -286,6 +309,61 @@ static void deliver_vector(struct nb_sequence *s, uint32_t position, float *row)
         m->events.on_vector(s->user, row, n);
 }
 
+// A drafted row counts if the log has its token by now: then it is what decoding would have
+// computed next. Those after the first that does not are behind the log's end.
+static bool counts(struct nb_sequence *s, uint32_t position, int32_t token)
+{
+    if (position < s->computed)
+        return true;
+    if (position >= s->length || s->log[position] != token)
+        return false;
+    s->computed++;
+    s->draft.accepted++;
+    s->accepted++;
+    return true;
+}
+
+static void deliver_rows(struct nb_model *m, const struct nb_rows *rows, float *logits)
+{
+    for (uint32_t i = 0; i < rows->n_logits; i++) {
+        const uint32_t row = m->logits_row[i], position = m->position[row];
+        struct nb_sequence *s = m->batch[m->row_sequence[row]];
+        if (!s->active || s->failed || !counts(s, position, m->token[row]))
+            continue;
+        if (m->embeds)
+            deliver_vector(s, position, m->vectors + (size_t)i * m->plan->hp.embedding);
+        else
+            deliver(s, position,
+                    (struct row){logits + (size_t)i * m->plan->hp.vocab, m->candidates[i]});
+    }
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static int run_rows(struct nb_model *m, const struct nb_rows *rows, struct nb_step_stats *stats)
+{
+    float *logits = NULL;
+    const uint64_t began = now_ns();
+    int rc = m->device->ops->step(m->dm, rows, &logits);
+    if (rc < 0)
+        return rc;
+    const uint64_t took = now_ns() - began;
+    m->steps++;
+    for (uint32_t i = 0; i < stats->sequences; i++)
+        m->batch[i]->computed += m->batch[i]->rows;
+    deliver_rows(m, rows, logits);
+    for (uint32_t i = 0; i < stats->sequences; i++)
+        stats->accepted += m->batch[i]->draft.accepted;
+    if (!m->embeds && !stats->prefill_rows)
+        nb_drafts_learn(m, rows->n, took, stats->sequences);
+    return 0;
+}
+
 // Requests that only compute end when nothing is pending, with or without rows in this step.
 static bool finish_scored(struct nb_model *m)
 {
@@ -316,24 +394,9 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
         rows.no_logits = true;
         rows.candidates = NULL;
     }
-    if (rows.n) {
-        float *logits = NULL;
-        int rc = m->device->ops->step(m->dm, &rows, &logits);
-        if (rc < 0)
-            return rc;
-        m->steps++;
-        for (uint32_t i = 0; i < stats.sequences; i++)
-            m->batch[i]->computed += m->batch[i]->rows;
-        for (uint32_t i = 0; i < rows.n_logits; i++) {
-            struct nb_sequence *s = m->batch[m->row_sequence[m->logits_row[i]]];
-            const uint32_t position = m->position[m->logits_row[i]];
-            if (s->active && !s->failed && m->embeds)
-                deliver_vector(s, position, m->vectors + (size_t)i * m->plan->hp.embedding);
-            else if (s->active && !s->failed)
-                deliver(s, position,
-                        (struct row){logits + (size_t)i * m->plan->hp.vocab, m->candidates[i]});
-        }
-    }
+    int rc = rows.n ? run_rows(m, &rows, &stats) : 0;
+    if (rc < 0)
+        return rc;
     bool finished = finish_scored(m);
     finished |= nb_diagnose(m);
     if (ret_stats)

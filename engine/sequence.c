@@ -49,6 +49,7 @@ int nb_sequence_create(struct nb_model *m, void *user, struct nb_sequence **ret)
     }
     s->model = m;
     s->user = user;
+    memcpy(s->share, m->drafting.share, sizeof(s->share));
     link_last(s);
     m->n_sequences++;
     *ret = s;
@@ -63,6 +64,7 @@ void nb_sequence_destroy(struct nb_sequence *s)
     nb_kv_trim(s, 0);
     unlink_sequence(s);
     s->model->n_sequences--;
+    nb_ngrams_finish(&s->ngrams);
     free(s->block);
     free(s->vector);
     free(s->log);
@@ -113,7 +115,9 @@ int nb_sequence_set(struct nb_sequence *s, uint32_t base, const int32_t *tokens,
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= hp->vocab)
             return -EINVAL;
     uint32_t before = s->length;
+    nb_ngrams_cut(&s->ngrams, s->log, base);
     s->length = base;
+    s->proposed = s->accepted = 0;
     int rc = nb_sequence_append(s, tokens, n);
     if (rc < 0) {
         s->length = before;
@@ -155,7 +159,7 @@ int nb_sequence_start(struct nb_sequence *s, const struct nb_request *r)
     wanted = r->embed ? 0 : wanted;
     nb_kv_trim(s, s->computed < wanted ? s->computed : wanted);
     s->request = *r;
-    s->generated = 0;
+    s->generated = s->proposed = s->accepted = 0;
     s->failed = false;
     s->error[0] = '\0';
     s->active = true;
@@ -173,6 +177,12 @@ void nb_sequence_stop(struct nb_sequence *s)
 const char *nb_sequence_error(const struct nb_sequence *s)
 {
     return s->error;
+}
+
+void nb_sequence_drafts(const struct nb_sequence *s, uint32_t *ret_proposed, uint32_t *ret_accepted)
+{
+    *ret_proposed = s->proposed;
+    *ret_accepted = s->accepted;
 }
 
 void nb_sequence_park(struct nb_sequence *s, bool parked)

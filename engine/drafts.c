@@ -1,0 +1,156 @@
+// Speculative decoding: tokens that may follow are proposed, run as rows behind the last token's,
+// and those that the sampler would have chosen anyway are accepted (Leviathan, Kalman and Matias,
+// "Fast inference from transformers via speculative decoding", 2023; here the choice is a function
+// of seed and position, so that accepting is comparing). Who proposes is one function; what is
+// proposed changes how fast tokens come, never which.
+//
+// It pays where a step with more rows brings more tokens a second. Both sides of that are running
+// means: what steps of so many rows take, and which share of proposed tokens is accepted.
+#include <string.h>
+
+#include "engine/model.h"
+
+#define MARGIN      1.03 // more tokens a second than without, or it is left
+#define TIME_WEIGHT 8    // of running means: so many steps,
+#define OWN_WEIGHT  16   // so many proposed tokens of a sequence,
+#define ALL_WEIGHT  256  // and of all of them
+#define OUTLIER     4    // a step that took longer than so many means was interrupted
+#define PLAIN_EVERY 64   // steps: one without drafted rows, so that what it takes stays known
+#define PROBE_SHARE 100  // a probe's loss is a 100th of what was spent since the one before
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+void nb_drafts_init(struct nb_model *m)
+{
+    // As good as any: they are soon forgotten.
+    static const double share[NB_DRAFT_KINDS] = {0.4, 0.5, 0.7, 0.9};
+    memcpy(m->drafting.share, share, sizeof(share));
+}
+
+// The one place that knows who proposes: what followed in the log where its last tokens occurred
+// before. The more of them matched, the likelier.
+static void propose(struct nb_sequence *s, uint32_t most)
+{
+    struct nb_draft *d = &s->draft;
+    uint32_t matched = nb_ngrams_find(&s->ngrams, s->log, s->length, d->token, most);
+    d->n = matched ? most : 0;
+    d->kind = (matched > 3) + (matched > 5) + (matched > 11);
+}
+
+// How many tokens could be accepted.
+static uint32_t room(const struct nb_sequence *s, uint32_t rows)
+{
+    const struct nb_model *m = s->model;
+    const uint32_t most = min_u32(m->max_rows, NB_DRAFT_ROWS);
+    uint32_t n = rows < most ? min_u32(most - rows, NB_DRAFT_MAX) : 0;
+    n = min_u32(n, s->request.max_tokens - s->generated - 1);
+    return min_u32(n, m->plan->hp.context - s->length - 1);
+}
+
+// What a step of `rows` takes, by its nearest neighbours where there was none; that of the one
+// below where there is none above, so that it will be tried. Steps of `known` rows are known.
+static double step_ns(const struct nb_drafting *d, uint32_t rows, uint32_t known)
+{
+    uint32_t below = rows, above = rows;
+    while (below > known && d->ns[below] == 0)
+        below--;
+    while (above <= NB_DRAFT_ROWS && d->ns[above] == 0)
+        above++;
+    if (below == rows || above > NB_DRAFT_ROWS)
+        return d->ns[below];
+    const double part = (double)(rows - below) / (double)(above - below);
+    return d->ns[below] + part * (d->ns[above] - d->ns[below]);
+}
+
+// A step as it is planned: its rows, those among them that are not drafted, and how many tokens it
+// will bring.
+struct planned {
+    uint32_t rows, plain;
+    double tokens;
+};
+
+// How much of the draft pays in such a step.
+static uint32_t worth(struct nb_sequence *s, struct planned *step)
+{
+    struct nb_drafting *d = &s->model->drafting;
+    if (d->ns[step->plain] == 0 || d->drafted >= PLAIN_EVERY)
+        return 0;
+    const double p = s->share[s->draft.kind], without = step_ns(d, step->rows, step->plain);
+    double best = step->tokens / without * MARGIN, sure = 1, sum = step->tokens;
+    uint32_t n = 0;
+    for (uint32_t i = 1; i <= s->draft.n; i++) {
+        sure *= p;
+        sum += sure;
+        const double rate = sum / step_ns(d, step->rows + i, step->plain);
+        if (rate > best) {
+            best = rate;
+            n = i;
+            step->tokens = sum;
+        }
+    }
+    if (n || d->spent < d->probe_at)
+        return n;
+    // Where it does not pay it is tried again, as seldom as it is dear.
+    const double with = step_ns(d, step->rows + s->draft.n, step->plain);
+    d->probe_at = d->spent + PROBE_SHARE * (with - without);
+    return s->draft.n;
+}
+
+static bool may_draft(const struct nb_sequence *s)
+{
+    return s->rows && s->request.drafts != NB_DRAFTS_OFF && s->request.max_tokens &&
+           !s->request.score;
+}
+
+void nb_drafts_plan(struct nb_model *m)
+{
+    struct planned step = {0};
+    for (const struct nb_sequence *s = m->first; s; s = s->next)
+        step.plain += s->rows;
+    step.rows = step.plain;
+    step.tokens = step.plain;
+    for (struct nb_sequence *s = m->first; s && step.rows < NB_DRAFT_ROWS; s = s->next) {
+        if (!may_draft(s))
+            continue;
+        propose(s, room(s, step.rows));
+        if (s->draft.n && s->request.drafts == NB_DRAFTS_MEASURED)
+            s->draft.n = worth(s, &step);
+        step.rows += s->draft.n;
+    }
+}
+
+static void learn_share(struct nb_sequence *s)
+{
+    const struct nb_draft *d = &s->draft;
+    double *own = &s->share[d->kind], *all = &s->model->drafting.share[d->kind];
+    // What was proposed after the first that was refused was not judged; nor was anything after the
+    // request's end.
+    const uint32_t judged = d->accepted + (d->accepted < d->n && s->active && !s->failed);
+    for (uint32_t i = 0; i < judged; i++) {
+        const double hit = i < d->accepted;
+        *own += (hit - *own) / OWN_WEIGHT;
+        *all += (hit - *all) / ALL_WEIGHT;
+    }
+}
+
+void nb_drafts_learn(struct nb_model *m, uint32_t rows, uint64_t ns, uint32_t n)
+{
+    struct nb_drafting *d = &m->drafting;
+    bool drafted = false;
+    for (uint32_t i = 0; i < n; i++) {
+        drafted |= m->batch[i]->draft.n > 0;
+        if (m->batch[i]->draft.n)
+            learn_share(m->batch[i]);
+    }
+    d->drafted = drafted ? d->drafted + 1 : 0;
+    d->spent += (double)ns;
+    if (rows > NB_DRAFT_ROWS)
+        return;
+    double *mean = &d->ns[rows];
+    const double most = *mean > 0 ? OUTLIER * *mean : (double)ns;
+    const double took = (double)ns < most ? (double)ns : most;
+    *mean += (took - *mean) / (*mean > 0 ? TIME_WEIGHT : 1);
+}
