@@ -33,6 +33,7 @@ static const struct setting settings[] = {
     {"supervision", "backoff", AT(backoff_ms), SECONDS, 100, 1, 60000},
     {"supervision", "drain", AT(drain_ms), SECONDS, 30000, 0, 3600000},
     {"supervision", "hello", AT(hello_ms), SECONDS, 5000, 10, 60000},
+    {"serving", "drafts", AT(drafts), COUNT, 1, 0, 1},
     {"jobs", "running", AT(jobs_running), COUNT, 1, 1, 64},
     {"jobs", "idle", AT(jobs_idle), COUNT, 1, 0, 1},
     {"jobs", "keep", AT(jobs_keep_ms), SECONDS, 604800000, 1000, UINT64_C(31536000000)},

@@ -21,6 +21,7 @@ struct nb_config {
     uint64_t backoff_ms;  // before the second restart; doubles with each further one
     uint64_t drain_ms;
     uint64_t hello_ms;     // for a connection to introduce itself
+    uint64_t drafts;       // 1: generations verify proposed tokens where that is faster
     uint64_t jobs_running; // of the service at a time; the others wait
     uint64_t jobs_idle;    // 1: they run when nothing else would
     uint64_t jobs_keep_ms; // so long a job that is over is kept for its owner

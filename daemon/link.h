@@ -100,7 +100,8 @@ enum nb_link_type {
 
 struct nb_link_model_add {
     struct nb_wire_header header;
-    uint32_t model, pad;  // the broker's handle
+    uint32_t model;       // the broker's handle
+    uint32_t drafts;      // 1: its generations may have some
     uint64_t kv_most;     // of KV memory, where the worker chooses
     char kv_most_by[128]; // what bounds it, as a sentence goes on
     char name[NB_NAME_MAX];

@@ -118,6 +118,7 @@ int nb_model_serve(struct nb_model *model)
         .header = {.type = NB_LINK_MODEL_ADD, .size = sizeof(add)},
         .model = model->id,
         .params = model->params,
+        .drafts = model->broker->config.drafts != 0,
         // A new worker has what the last one had, not what was left since. 0 would be no bound.
         .kv_most = model->info.kv_bytes ? model->info.kv_bytes
                    : budget.kv          ? budget.kv

@@ -236,6 +236,7 @@ struct nibble_session {
     bool used; // the worker knows it
     bool scoring;
     bool closed;
+    enum nibble_drafts drafts;
     unsigned moves;  // of its channel, as far as the user was told
     unsigned pins;   // calls that still look at it
     nibble_job *job; // that runs
@@ -341,6 +342,7 @@ struct nibble_job {
     unsigned char *stop;
     size_t stop_size;
     size_t n_prompt;
+    uint32_t proposed, accepted;  // tokens, as its last worker said
     uint64_t text_bytes;          // received
     uint64_t loose_text;          // of it, what came with no token since the last one
     struct nb_node *token;        // a token that waits for the rest of its text

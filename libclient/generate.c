@@ -40,6 +40,8 @@ static void write_desc(struct nb_task *task, unsigned char *block, uint64_t at)
     const nibble_job *job = job_of(task);
     const nibble_session *session = job->session;
     const struct nibble_generate_options *options = &job->options;
+    static const uint32_t drafts[] = {[NIBBLE_DRAFTS_OFF] = NB_GENERATE_DRAFTS_OFF,
+                                      [NIBBLE_DRAFTS_ALWAYS] = NB_GENERATE_DRAFTS_ALWAYS};
     uint64_t tokens = NB_DESC_ROOM, stop = tokens + tokens_size(job);
     struct nb_desc_generate desc = {
         .base = (uint32_t)base(job),
@@ -56,7 +58,7 @@ static void write_desc(struct nb_task *task, unsigned char *block, uint64_t at)
         .top_k = options->sampling.top_k,
         .repeat_window = options->sampling.repeat_window,
         .flags = (options->ignore_eos ? NB_GENERATE_IGNORE_EOS : 0) |
-                 (options->logprobs ? NB_GENERATE_LOGPROBS : 0),
+                 (options->logprobs ? NB_GENERATE_LOGPROBS : 0) | drafts[session->drafts],
         .n_stop = (uint32_t)options->n_stop,
         .stop = at + stop,
         .stop_len = job->stop_size,
@@ -158,6 +160,8 @@ static int take_done(nibble_job *job, const struct nb_completion *completion)
     const struct nb_done *done = &completion->done;
     nibble_session *session = job->session;
     int status = completion->status == -ECANCELED ? NIBBLE_E_CANCELLED : completion->status;
+    if (completion->accepted > completion->proposed)
+        return -EPROTO;
     if (status == 0 &&
         (done->finish <= NIBBLE_FINISH_NONE || done->finish >= NIBBLE_FINISH_ERROR || job->token))
         return -EPROTO;
@@ -170,6 +174,8 @@ static int take_done(nibble_job *job, const struct nb_completion *completion)
         .prefill_ns = done->prefill_ns,
         .decode_ns = done->decode_ns,
     };
+    job->proposed = completion->proposed;
+    job->accepted = completion->accepted;
     char sentence[NB_SENTENCE] = "";
     if (status < 0)
         nb_status_sentence(&job->task, status, sentence);

@@ -183,6 +183,12 @@ int nibble_job_next(nibble_job *job, struct nibble_event *ret_event, int timeout
     return rc;
 }
 
+void nibble_job_drafts(const nibble_job *job, uint32_t *ret_proposed, uint32_t *ret_accepted)
+{
+    *ret_proposed = job->proposed;
+    *ret_accepted = job->accepted;
+}
+
 static bool is_done(const void *what)
 {
     const nibble_job *job = what;

@@ -141,6 +141,10 @@ struct nb_desc_detokenize {
 
 #define NB_GENERATE_IGNORE_EOS 1u
 #define NB_GENERATE_LOGPROBS   2u
+// Tokens are proposed and verified several in a step: never, or wherever there is something to
+// propose; without these, where the worker has measured that it is faster. The tokens are the same.
+#define NB_GENERATE_DRAFTS_OFF    4u
+#define NB_GENERATE_DRAFTS_ALWAYS 8u
 // Sets the session's log to its first `base` tokens plus the given ones (one at least), keeping the
 // KV of what the old and the new log begin with alike, computes the rest, then generates. After
 // REBIND the client submits it again with base 0, the whole log, `n_replay` (how many of the log's
@@ -293,8 +297,14 @@ struct nb_completion {
     uint16_t kind;
     uint16_t text_len; // at most 32
     int32_t status;    // 0, negative errno or NIBBLE_E
-    int32_t token;
-    float logprob;
+    union {
+        int32_t token;
+        uint32_t proposed; // DONE of a generation: tokens, by this worker
+    };
+    union {
+        float logprob;
+        uint32_t accepted; // and how many of these were the ones chosen
+    };
     uint32_t a, b; // DONE of a generation: a = prompt tokens, b = generated tokens
     union {
         char text[32];

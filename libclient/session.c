@@ -32,7 +32,9 @@ static int choose_id(const struct nb_channel *channel, uint32_t *ret_id)
     return 0;
 }
 
-static int arena_size(nibble *c, const struct nibble_session_options *given, uint64_t *ret_size)
+// Checked, the arena's size settled.
+static int read_options(nibble *c, const struct nibble_session_options *given,
+                        struct nibble_session_options *ret)
 {
     struct nibble_session_options options = {0};
     int rc = given ? nb_options_read(c, NB_OPTIONS_SESSION, given, &options) : 0;
@@ -41,12 +43,17 @@ static int arena_size(nibble *c, const struct nibble_session_options *given, uin
     uint64_t size = options.arena_bytes ? options.arena_bytes : NB_ARENA_DEFAULT;
     if (size > NB_ARENA_MAX)
         return nb_fail(c, NIBBLE_E_QUOTA, "arena_bytes is at most %u", NB_ARENA_MAX);
+    if (options.drafts > NIBBLE_DRAFTS_ALWAYS)
+        return nb_fail(c, -EINVAL, "drafts is %llu: at most %d", (unsigned long long)options.drafts,
+                       NIBBLE_DRAFTS_ALWAYS);
     size = (size + PAGE - 1) / PAGE * PAGE;
-    *ret_size = size < NB_ARENA_MIN ? NB_ARENA_MIN : size;
+    options.arena_bytes = size < NB_ARENA_MIN ? NB_ARENA_MIN : size;
+    *ret = options;
     return 0;
 }
 
-static int open_on(struct nb_channel *channel, nibble_session **ret_session)
+static int open_on(struct nb_channel *channel, enum nibble_drafts drafts,
+                   nibble_session **ret_session)
 {
     nibble *c = channel->connection;
     uint32_t id;
@@ -58,6 +65,7 @@ static int open_on(struct nb_channel *channel, nibble_session **ret_session)
         return nb_fail(c, -ENOMEM, "out of memory");
     session->channel = channel;
     session->id = id;
+    session->drafts = drafts;
     session->moves = channel->moves;
     nb_list_append(&channel->sessions, &session->link);
     *ret_session = session;
@@ -67,18 +75,18 @@ static int open_on(struct nb_channel *channel, nibble_session **ret_session)
 int nibble_session_open(nibble *c, const char *model, const struct nibble_session_options *options,
                         nibble_session **ret_session)
 {
-    uint64_t arena_bytes = 0;
-    int rc = arena_size(c, options, &arena_bytes);
+    struct nibble_session_options own = {0};
+    int rc = read_options(c, options, &own);
     if (rc < 0)
         return rc;
     if (!model || !*model || strlen(model) >= NB_NAME_MAX)
         return nb_fail(c, NIBBLE_E_NO_MODEL, "a model's name has 1 to %d bytes", NB_NAME_MAX - 1);
     struct nb_channel *channel = find_channel(c, model);
     if (!channel)
-        rc = nb_channel_open(c, model, arena_bytes, &channel);
+        rc = nb_channel_open(c, model, own.arena_bytes, &channel);
     if (rc < 0)
         return rc;
-    rc = open_on(channel, ret_session);
+    rc = open_on(channel, (enum nibble_drafts)own.drafts, ret_session);
     if (rc < 0 && nb_list_empty(&channel->sessions))
         nb_channel_close(channel);
     return rc;

@@ -14,7 +14,8 @@
 #include "libclient/sampling.h"
 #include "tensor/fail.h"
 
-#define FLAGS (NB_GENERATE_IGNORE_EOS | NB_GENERATE_LOGPROBS)
+#define DRAFTS (NB_GENERATE_DRAFTS_OFF | NB_GENERATE_DRAFTS_ALWAYS)
+#define FLAGS  (NB_GENERATE_IGNORE_EOS | NB_GENERATE_LOGPROBS | DRAFTS)
 
 _Static_assert(NB_SAMPLING_WINDOW_MAX == NB_REPEAT_WINDOW_MAX, "what a client is told");
 
@@ -174,10 +175,19 @@ static int check(struct nb_channel *c, const struct nb_desc_generate *d)
         return nb_refuse(c, -EINVAL, "%s", sentence);
     if (d->flags & ~FLAGS)
         return nb_refuse(c, -EINVAL, "flags are %#x: at most %#x", d->flags, FLAGS);
+    if ((d->flags & DRAFTS) == DRAFTS)
+        return nb_refuse(c, -EINVAL, "drafts are asked for both never and always: choose one");
     if (d->n_replay > n)
         return nb_refuse(c, -EINVAL, "n_replay is %u: the log has %" PRIu64 " tokens", d->n_replay,
                          n);
     return 0;
+}
+
+static enum nb_drafts drafts_of(const struct nb_channel *c, uint32_t flags)
+{
+    if (flags & NB_GENERATE_DRAFTS_OFF || !c->model->drafts)
+        return NB_DRAFTS_OFF;
+    return flags & NB_GENERATE_DRAFTS_ALWAYS ? NB_DRAFTS_ALWAYS : NB_DRAFTS_MEASURED;
 }
 
 int nb_on_generate(struct nb_job *job, const struct nb_submission *submission, const void *desc)
@@ -186,6 +196,7 @@ int nb_on_generate(struct nb_job *job, const struct nb_submission *submission, c
     struct nb_request request = {
         .max_tokens = UINT32_MAX,
         .ignore_eos = d->flags & NB_GENERATE_IGNORE_EOS,
+        .drafts = drafts_of(job->channel, d->flags),
         .sampling = {.temperature = d->temperature,
                      .top_k = d->top_k,
                      .top_p = d->top_p,

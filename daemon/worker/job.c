@@ -72,10 +72,15 @@ void nb_job_done(struct nb_job *job, int32_t status, enum nibble_finish finish, 
     uint64_t now = nb_now_ns();
     uint64_t started = job->started_ns ? job->started_ns : now;
     uint64_t first = job->first_ns ? job->first_ns : now;
+    uint32_t proposed = 0, accepted = 0;
+    if (job->session)
+        nb_sequence_drafts(job->session->sequence, &proposed, &accepted);
     const struct nb_completion done = {
         .user_data = job->user_data,
         .kind = NB_COMPLETION_DONE,
         .status = status,
+        .proposed = proposed,
+        .accepted = accepted,
         .a = a,
         .b = b,
         .done = {.finish = finish,

@@ -159,6 +159,7 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
         opened.context = ready.info.context;
         opened.embedding = ready.info.embedding;
         opened.generates = !ready.info.embeds_only;
+        opened.drafts = add->drafts;
         opened.longest_embedded = ready.info.longest_embedded;
         *m = opened;
         nb_model_set_events(m->model, &nb_session_events);
@@ -217,7 +218,7 @@ static void count(struct nb_page *page, const struct nb_step_stats *stats)
     atomic_fetch_add(&page->steps, 1);
     atomic_fetch_add(&page->mixed_steps, stats->decode_rows && stats->prefill_rows);
     atomic_fetch_add(&page->prefill_tokens, stats->prefill_rows);
-    atomic_fetch_add(&page->decode_tokens, stats->decode_rows);
+    atomic_fetch_add(&page->decode_tokens, stats->decode_rows + stats->accepted);
 }
 
 static void after_step(struct nb_serve *s, const struct nb_worker_model *m)

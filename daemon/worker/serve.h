@@ -16,6 +16,7 @@ struct nb_worker_model {
     struct nb_page_model *page;
     uint32_t vocab, context, embedding;
     bool generates;            // else it only embeds
+    bool drafts;               // generations may have some
     uint32_t longest_embedded; // tokens of a text
     uint32_t think_pairs;      // engine/text/think.h
 };

@@ -210,6 +210,17 @@ struct nibble_session_options {
     /* Shared memory for this connection's texts and results with the model; 0: 4 MiB. The first
      * session of a connection on a model decides. */
     uint64_t arena_bytes;
+    uint64_t drafts; /* an enum nibble_drafts */
+};
+
+/* Tokens that may come next are proposed, from where the session's last tokens occurred in its log
+ * before, and the model verifies several of them in a step. Which tokens come, and their
+ * log-probabilities, never depend on it; how fast they come does. The administrator may have
+ * switched it off, which no session undoes. */
+enum nibble_drafts {
+    NIBBLE_DRAFTS_MEASURED, /* where the device is measured to be faster with it: the default */
+    NIBBLE_DRAFTS_OFF,
+    NIBBLE_DRAFTS_ALWAYS /* wherever there is something to propose, also where that is slower */
 };
 
 /* A session is one sequence of tokens on a model. It keeps its KV cache between jobs, as far as
@@ -381,6 +392,10 @@ NIBBLE_API int nibble_generate(nibble_session *session, const struct nibble_prom
 NIBBLE_API int nibble_job_next(nibble_job *job, struct nibble_event *ret_event, int timeout_ms);
 /* Dispatches until the job is done; returns 0 or the job's error. Blocks. */
 NIBBLE_API int nibble_job_wait(nibble_job *job);
+/* Of a generation that is done: how many tokens were proposed to its last worker, and how many of
+ * these came (enum nibble_drafts); else 0. Does not block. */
+NIBBLE_API void nibble_job_drafts(const nibble_job *job, uint32_t *ret_proposed,
+                                  uint32_t *ret_accepted);
 /* Asks for the end; DONE with NIBBLE_E_CANCELLED follows. */
 NIBBLE_API void nibble_job_cancel(nibble_job *job);
 /* Frees; a running job is cancelled and its events are dropped. NULL is fine. */

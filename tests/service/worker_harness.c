@@ -187,8 +187,8 @@ struct nb_link_model_ready worker_add_model(struct worker *w, uint32_t model, ui
                                             int image)
 {
     alignas(8) char packet[NB_WIRE_MAX];
-    struct nb_link_model_add add = {.model = model,
-                                    .params = {.context = context, .kv_bytes = 64u << 20}};
+    struct nb_link_model_add add = {
+        .model = model, .drafts = 1, .params = {.context = context, .kv_bytes = 64u << 20}};
     snprintf(add.name, sizeof(add.name), "m%u", model);
     snprintf(add.params.precision, sizeof(add.params.precision), "balanced");
     worker_send(w, NB_LINK_MODEL_ADD, &add, sizeof(add), &image, 1);

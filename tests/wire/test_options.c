@@ -152,6 +152,17 @@ static void init_writes_no_more_than_the_caller_has(void **state)
     }
 }
 
+static void a_session_says_when_it_drafts(void **state)
+{
+    struct nibble_session_options open = {.size = sizeof(open), .drafts = NIBBLE_DRAFTS_ALWAYS + 1};
+    nibble_session *other;
+    assert_int_equal(nibble_session_open(connection, "m0", &open, &other), -EINVAL);
+    assert_string_equal(nibble_error(connection), "drafts is 3: at most 2");
+    open.size = offsetof(struct nibble_session_options, drafts); // as of before there were any
+    assert_int_equal(nibble_session_open(connection, "m0", &open, &other), 0);
+    nibble_session_close(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -160,6 +171,7 @@ int main(void)
         cmocka_unit_test(a_size_that_cannot_be_is_refused),
         CLIENT_TEST(every_call_names_the_struct_without_its_size),
         CLIENT_TEST(what_the_library_does_not_know_is_refused),
+        CLIENT_TEST(a_session_says_when_it_drafts),
         cmocka_unit_test(init_writes_no_more_than_the_caller_has),
     };
     client_begin();

@@ -110,6 +110,7 @@ static void on_event(nibble_job *job, const struct nibble_event *event, void *us
     } else if (event->type == NIBBLE_EVENT_DONE) {
         w->answer->finish = event->finish;
         w->answer->timings = event->timings;
+        nibble_job_drafts(job, &w->answer->proposed, &w->answer->accepted);
     }
 }
 
@@ -166,11 +167,12 @@ static int print_json(const struct run *run, const struct answer *a)
         json_array_append_new(tokens, json_integer(log[i]));
     uint32_t computed = t->prompt_tokens - t->cached_tokens;
     json_t *object =
-        json_pack("{s:s, s:s*, s:o, s:s, s:{s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f}}", "text",
-                  a->content.data ? a->content.data : "", "reasoning", a->reasoning.data, "tokens",
-                  tokens, "finish", finish_name(a->finish), "timings", "prompt_tokens",
+        json_pack("{s:s, s:s*, s:o, s:s, s:{s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f}}",
+                  "text", a->content.data ? a->content.data : "", "reasoning", a->reasoning.data,
+                  "tokens", tokens, "finish", finish_name(a->finish), "timings", "prompt_tokens",
                   (int)t->prompt_tokens, "cached_tokens", (int)t->cached_tokens, "generated_tokens",
-                  (int)t->generated_tokens, "queue_ms", (double)t->queue_ns / 1e6, "prefill_ms",
+                  (int)t->generated_tokens, "proposed_tokens", (int)a->proposed, "accepted_tokens",
+                  (int)a->accepted, "queue_ms", (double)t->queue_ns / 1e6, "prefill_ms",
                   (double)t->prefill_ns / 1e6, "decode_ms", (double)t->decode_ns / 1e6,
                   "prefill_tps", per_second(computed, t->prefill_ns), "decode_tps", decode_rate(t));
     return cli_print_json(object, JSON_COMPACT);
@@ -179,13 +181,15 @@ static int print_json(const struct run *run, const struct answer *a)
 static void print_timings(const struct answer *a)
 {
     const struct nibble_timings *t = &a->timings;
-    char rate[40] = "";
+    char rate[40] = "", drafts[64] = "";
     if (decode_rate(t) > 0)
         snprintf(rate, sizeof(rate), ", %.0f/s", decode_rate(t));
-    fprintf(stderr, "[%u prompt tokens (%u cached), %.0f/s; %u generated%s; %s]\n",
+    if (a->proposed)
+        snprintf(drafts, sizeof(drafts), ", %u of %u proposed", a->accepted, a->proposed);
+    fprintf(stderr, "[%u prompt tokens (%u cached), %.0f/s; %u generated%s%s; %s]\n",
             t->prompt_tokens, t->cached_tokens,
             per_second(t->prompt_tokens - t->cached_tokens, t->prefill_ns), t->generated_tokens,
-            rate, finish_name(a->finish));
+            rate, drafts, finish_name(a->finish));
 }
 
 // An answer that did not end by itself says so, where no program reads it.

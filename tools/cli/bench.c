@@ -252,13 +252,14 @@ static void print_value(const char *key, const json_t *value)
         printf("%-14s %.1f\n", key, json_number_value(value));
 }
 
+// Without drafts: each of a decode's steps has one row of each client.
 static int open_clients(struct bench *b, const char *model)
 {
     uint32_t longest = b->prompt > b->depth + b->gen ? b->prompt : b->depth + b->gen;
     for (uint32_t i = 0; i < b->clients; i++) {
         struct client *c = &b->c[i];
         if (!(c->connection = cli_connect(&b->common)) ||
-            !(c->session = cli_session(c->connection, model, 0)))
+            !(c->session = cli_session(c->connection, model, 0, NIBBLE_DRAFTS_OFF)))
             return CLI_FAILED;
     }
     const struct nibble_model *m = nibble_session_model(b->c[0].session);

@@ -212,7 +212,8 @@ static int embed(struct embed *e, const char *model)
     for (size_t i = 0; i < e->n; i++)
         longest = e->texts[i].text_len > longest ? e->texts[i].text_len : longest;
     nibble *connection = cli_connect(&e->common);
-    nibble_session *session = connection ? cli_session(connection, model, cli_room(longest)) : NULL;
+    nibble_session *session =
+        connection ? cli_session(connection, model, cli_room(longest), NIBBLE_DRAFTS_OFF) : NULL;
     int status = CLI_FAILED;
     if (session) {
         e->dims = nibble_session_model(session)->embedding;

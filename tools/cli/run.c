@@ -31,7 +31,7 @@ static int run_model(struct run *run, const char *name, const char *text, size_t
     uint64_t room = text ? cli_room(len) : chat ? CHAT_ROOM : conversation_room(&run->conversation);
     int status = CLI_FAILED;
     run->connection = cli_connect(&run->common);
-    run->session = run->connection ? cli_session(run->connection, name, room) : NULL;
+    run->session = run->connection ? cli_session(run->connection, name, room, run->drafts) : NULL;
     if (run->session)
         status = text ? CLI_OK
                       : conversation_check(&run->conversation, nibble_session_model(run->session));
@@ -59,6 +59,19 @@ static int run_prompt(struct run *run, const char *name, const char *prompt)
     conversation_finish(&run->conversation);
     free(text);
     return status;
+}
+
+static int read_drafts(struct run *run)
+{
+    static const char *const names[] = {[NIBBLE_DRAFTS_MEASURED] = "measured",
+                                        [NIBBLE_DRAFTS_OFF] = "off",
+                                        [NIBBLE_DRAFTS_ALWAYS] = "always"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (!run->drafts_name || !strcmp(run->drafts_name, names[i])) {
+            run->drafts = (enum nibble_drafts)i;
+            return CLI_OK;
+        }
+    return cli_usage_error("--drafts is measured, off or always");
 }
 
 static int check_options(const struct run *run, const char *prompt)
@@ -106,6 +119,9 @@ int verb_run(const struct verb *verb, int argc, char **argv)
          "print the model's reasoning also where no terminal is"},
         {"ignore-eos", 0, OPTION_FLAG, &run.generate.ignore_eos, NULL,
          "go on past the end of the text"},
+        {"drafts", 0, OPTION_STRING, &run.drafts_name, "WHEN",
+         "verify proposed tokens, several at once: measured (default: where it is faster), off, "
+         "always; the answer is the same"},
         {"verbose", 'v', OPTION_FLAG, &run.verbose, NULL, "timings on standard error"},
         {0},
     };
@@ -115,6 +131,8 @@ int verb_run(const struct verb *verb, int argc, char **argv)
         return CLI_EXIT(n);
     const char *prompt = n == 2 ? args[1] : NULL;
     int status = check_options(&run, prompt);
+    if (status == CLI_OK)
+        status = read_drafts(&run);
     if (status == CLI_OK)
         status = cli_name(args[0], name);
     if (status != CLI_OK)

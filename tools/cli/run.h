@@ -69,6 +69,8 @@ struct run {
     struct conversation_options about;
     struct option_list stop;
     bool raw, verbose, show_thinking;
+    const char *drafts_name; // NULL: the default
+    enum nibble_drafts drafts;
     nibble *connection;
     nibble_session *session;
     struct conversation conversation;
@@ -86,6 +88,7 @@ struct answer {
     bool cancelled;
     enum nibble_finish finish;
     struct nibble_timings timings;
+    uint32_t proposed, accepted; // tokens
 };
 
 // From here on Ctrl-C cancels the answer that runs, and does nothing else.
