@@ -1,0 +1,109 @@
+"""Speculative decoding as clients see it: the real model's bytes with and without, on every device, and after a death."""
+from test_cli import MODEL, CliTest
+from test_devices import LAVAPIPE
+from harness import *
+
+# A model that goes on with this repeats it.
+LINE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
+SAMPLED = [("--temp", "0.7", "--seed", str(seed)) for seed in (1, 2, 3)]
+MEASURED, OFF, ALWAYS = (("--drafts", when) for when in ("measured", "off", "always"))
+
+
+class Drafts(CliTest):
+    device, n, prompt, sampled = "cpu", 80, LINE * 6, SAMPLED
+
+    def setUp(self):
+        super().setUp()
+        self.nibble("load", MODEL, "--name", "m", "--device", self.device, "--context", "1024")
+
+    def command(self, *options, prompt=None):
+        return "run", "m", prompt or self.prompt, "--raw", "--ignore-eos", *options, *(() if "-n" in options else ("-n", str(self.n)))
+
+    def ask(self, *options, **prompt):
+        return self.json(*self.command(*options, **prompt))
+
+    def assert_same(self, a, b):
+        for key in ("text", "tokens", "finish"):
+            self.assertEqual(a[key], b[key])
+
+    def accepted(self, answer):
+        timings = answer["timings"]
+        self.assertLessEqual(timings["accepted_tokens"], timings["proposed_tokens"])
+        self.assertLess(timings["accepted_tokens"], timings["generated_tokens"])
+        return timings["accepted_tokens"]
+
+    def test_the_bytes_are_the_same(self):
+        for sampling in [(), ("--repeat-penalty", "1.05", "--repeat-window", "64"), *self.sampled]:
+            plain = self.ask(*OFF, *sampling)
+            self.assertEqual(plain["timings"]["proposed_tokens"], 0)
+            for when in (MEASURED, ALWAYS):
+                drafted = self.ask(*when, *sampling)
+                self.assert_same(drafted, plain)
+                if when == ALWAYS and not sampling:
+                    self.assertGreater(self.accepted(drafted), self.n // 2)  # it is not off
+
+    def test_several_sessions_in_a_batch(self):
+        asked = [(ALWAYS, ()), (MEASURED, SAMPLED[0]), (OFF, SAMPLED[1]), (ALWAYS, SAMPLED[2])]
+        alone = [self.ask(*OFF, *sampling, prompt=self.prompt[i:]) for i, (_, sampling) in enumerate(asked)]
+        together = [self.start(*self.command(*when, *sampling, prompt=self.prompt[i:]), "--json")
+                    for i, (when, sampling) in enumerate(asked)]
+        for process, wanted in zip(together, alone):
+            self.assert_same(json.loads(self.finish(process)[0]), wanted)
+
+    def test_ends_within_accepted_tokens(self):
+        whole = self.ask(*OFF)
+        before = self.json("status")["decode_tokens"]
+        self.assert_same(self.ask(*ALWAYS), whole)
+        # Counted are the tokens that came, but for the first, which is the prompt's.
+        self.assertEqual(self.json("status")["decode_tokens"] - before, self.n - 1)
+        for n in range(20, 30):
+            answer = self.ask(*ALWAYS, "-n", str(n))
+            self.assertEqual((answer["tokens"], answer["finish"]), (whole["tokens"][:n], "length"))
+        for at in range(len(whole["text"]) // 2, len(whole["text"]) // 2 + 40, 9):
+            stop = "--stop", whole["text"][at:at + 9]
+            self.assert_same(self.ask(*ALWAYS, *stop), self.ask(*OFF, *stop))
+
+    def test_the_worker_is_killed(self):
+        for sampling in ((), *self.sampled[:1]):
+            alone = self.ask(*OFF, *sampling)
+            before = self.json("status")
+            process = self.start(*self.command(*ALWAYS, *sampling), "--json")
+            until(lambda: self.json("status")["decode_tokens"] > before["decode_tokens"] + 10, "tokens")
+            os.kill(self.daemon.server(), signal.SIGKILL)
+            self.assert_same(json.loads(self.finish(process)[0]), alone)
+            self.assertEqual(self.json("status")["worker_restarts"], before["worker_restarts"] + 1)
+
+    def test_what_is_told(self):
+        self.assertRegex(self.nibble(*self.command(*ALWAYS, "-v"))[1], r", \d+ of \d+ proposed; length\]")
+        self.assertNotIn("proposed", self.nibble(*self.command(*OFF, "-v"))[1])
+        self.assertIn("--drafts is measured, off or always", self.fails(*self.command("--drafts", "on"), status=2))
+
+
+class SwitchedOff(Drafts):
+    """By the administrator, whatever a session asks for."""
+    config = "[serving]\ndrafts = 0\n"
+    n = 20
+
+    def test_the_bytes_are_the_same(self):
+        for when in (MEASURED, OFF, ALWAYS):
+            self.assertEqual(self.ask(*when)["timings"]["proposed_tokens"], 0)
+
+    test_several_sessions_in_a_batch = test_ends_within_accepted_tokens = test_the_worker_is_killed = test_what_is_told = None
+
+
+@unittest.skipIf(LAVAPIPE is None, "no software Vulkan driver here: install mesa-vulkan-drivers")
+class DraftsOnVulkan(Drafts):
+    device, n, prompt, sampled = "vulkan0", 24, LINE * 3, SAMPLED[:1]
+
+    def setUp(self):
+        self.env = {"VK_DRIVER_FILES": str(LAVAPIPE), "VK_ICD_FILENAMES": str(LAVAPIPE)}
+        super().setUp()
+
+    test_several_sessions_in_a_batch = test_ends_within_accepted_tokens = test_what_is_told = None
+
+
+class DraftsOnBoth(DraftsOnVulkan):
+    """A model over two devices."""
+    device, sampled = "vulkan0:10+cpu", []
+
+    test_the_worker_is_killed = None
