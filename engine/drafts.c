@@ -16,7 +16,7 @@
 #define ALL_WEIGHT  256  // and of all of them
 #define OUTLIER     4    // a step that took longer than so many means was interrupted
 #define PLAIN_EVERY 64   // steps: one without drafted rows, so that what it takes stays known
-#define PROBE_SHARE 100  // a probe's loss is a 100th of what was spent since the one before
+#define PROBE_SHARE 200  // a probe loses a 200th of what is spent until the next one, at most
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
 {
@@ -76,7 +76,7 @@ struct planned {
 static uint32_t worth(struct nb_sequence *s, struct planned *step)
 {
     struct nb_drafting *d = &s->model->drafting;
-    if (d->ns[step->plain] == 0 || d->drafted >= PLAIN_EVERY)
+    if (d->ns[step->plain] == 0 || d->drafted % PLAIN_EVERY == PLAIN_EVERY - 1)
         return 0;
     const double p = s->share[s->draft.kind], without = step_ns(d, step->rows, step->plain);
     double best = step->tokens / without * MARGIN, sure = 1, sum = step->tokens;

@@ -17,7 +17,7 @@
 #define NB_CQ_ENTRIES   4096u
 #define NB_JOBS_MAX     64u // unretired jobs of a channel
 #define NB_SESSIONS_MAX 64u // session ids of a channel: 0 .. 63, chosen by the client
-// Completions a job may post at one step, reserved for it (64 * 48 < CQ): a token and its text,
+// Completions a job may post at one step, reserved for it (64 * 48 < CQ): tokens and their text,
 // what was held back, a reason's pieces and DONE.
 #define NB_JOB_SLOTS      48u
 #define NB_STOP_MAX       16u
