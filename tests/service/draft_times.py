@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""draft_times.py [--device cpu] [--runs 5] [--tokens 200] [MODEL]: tokens a second with speculative decoding as it is by
-default ("measured") and without, of one client, on prose that is sampled, on an edit of code and on a text that repeats
-itself. Each run asks both, in turns, and their tokens must be the same. Medians; the ratio is the median of the runs' own,
-of wall time and of the worker's processor time, which a busy machine changes less. NIBBLE_TEST_NIBBLED, _WORKER and _CLI
-name the programs, as for the tests beside it."""
+"""draft_times.py [--device cpu] [--runs 5] [--tokens 200] [--only TEXT] [MODEL]: tokens a second with speculative
+decoding as it is by default ("measured") and without, of one client, on prose that is sampled, on an edit of code and on
+a text that repeats itself. Each run asks both, in turns, and their tokens must be the same. Medians; the ratio is the
+median of the runs' own, of wall time and of the worker's processor time, which a busy machine changes less.
+NIBBLE_TEST_NIBBLED, _WORKER and _CLI name the programs, as for the tests beside it."""
 import argparse
 import json
 import os
@@ -30,6 +30,10 @@ def count_words(path):
         for word in line.split():
             counts[word] = counts.get(word, 0) + 1
     return counts
+
+def top_words(path, n):
+    counts = count_words(path)
+    return sorted(counts.items(), key=lambda item: -item[1])[:n]
 '''
 LINE = "The service answered a request of client 7 within 20 ms: 3 tokens, status 0.\n"
 TEXTS = {
@@ -71,9 +75,11 @@ def measure(client, text, runs):
             sys.exit(f"{text}, seed {run}: not the same tokens")
         proposed += answers["measured"]["timings"]["proposed_tokens"]
         accepted += answers["measured"]["timings"]["accepted_tokens"]
-    clock, processor = (statistics.median(b[i] / a[i] for a, b in zip(speeds["off"], speeds["measured"])) for i in range(2))
+    pairs = list(zip(speeds["off"], speeds["measured"]))
+    clock, processor = (statistics.median(on[i] / off[i] for off, on in pairs) for i in range(2))
     off, on = (statistics.median(s[0] for s in speeds[when]) for when in ("off", "measured"))
-    print(f"{text:12} {off:8.1f} {on:8.1f} {clock:8.2f} {processor:10.2f} {proposed / runs:9.0f} {accepted / runs:9.0f}", flush=True)
+    print(f"{text:12} {off:8.1f} {on:8.1f} {clock:8.2f} {processor:10.2f} {proposed / runs:9.0f} {accepted / runs:9.0f}",
+          flush=True)
 
 
 def main():
@@ -81,6 +87,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--only", choices=TEXTS)
     parser.add_argument("model", nargs="?", default=os.environ.get("NIBBLE_MODEL", MODEL))
     args = parser.parse_args()
     processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
@@ -89,7 +96,7 @@ def main():
     client.nibble("load", args.model, "--name", "m", "--device", args.device)
     print(f"{args.device} of {processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; tokens a second")
     print(f"{'':12} {'without':>8} {'with':>8} {'ratio':>8} {'processor':>10} {'proposed':>9} {'accepted':>9}", flush=True)
-    for text in TEXTS:
+    for text in [args.only] if args.only else TEXTS:
         measure(client, text, args.runs)
     daemon.stop()
     daemon.finish()

@@ -17,7 +17,8 @@ class Drafts(CliTest):
         self.nibble("load", MODEL, "--name", "m", "--device", self.device, "--context", "1024")
 
     def command(self, *options, prompt=None):
-        return "run", "m", prompt or self.prompt, "--raw", "--ignore-eos", *options, *(() if "-n" in options else ("-n", str(self.n)))
+        length = () if "-n" in options else ("-n", str(self.n))
+        return "run", "m", prompt or self.prompt, "--raw", "--ignore-eos", *options, *length
 
     def ask(self, *options, **prompt):
         return self.json(*self.command(*options, **prompt))
@@ -88,7 +89,8 @@ class SwitchedOff(Drafts):
         for when in (MEASURED, OFF, ALWAYS):
             self.assertEqual(self.ask(*when)["timings"]["proposed_tokens"], 0)
 
-    test_several_sessions_in_a_batch = test_ends_within_accepted_tokens = test_the_worker_is_killed = test_what_is_told = None
+    test_several_sessions_in_a_batch = test_ends_within_accepted_tokens = None
+    test_the_worker_is_killed = test_what_is_told = None
 
 
 @unittest.skipIf(LAVAPIPE is None, "no software Vulkan driver here: install mesa-vulkan-drivers")
