@@ -74,18 +74,13 @@ static int add_tensor(struct nb_train *t, struct nb_grad_tensor *g, struct nb_er
 // The layer of "blk.LAYER.ROLE.weight", and its role; false: it is no such name.
 static bool split_name(struct nb_str name, uint32_t *ret_layer, struct nb_str *ret_role)
 {
-    static const char prefix[] = "blk.", suffix[] = ".weight";
-    const size_t before = sizeof(prefix) - 1, after = sizeof(suffix) - 1;
-    size_t at = before;
-    uint32_t layer = 0;
-    if (name.len <= before + after || memcmp(name.data, prefix, before) != 0 ||
-        memcmp(name.data + name.len - after, suffix, after) != 0)
+    static const char suffix[] = ".weight";
+    const size_t after = sizeof(suffix) - 1;
+    *ret_layer = nb_arch_layer(name, ret_role);
+    if (*ret_layer == NB_NO_LAYER || ret_role->len <= after)
         return false;
-    for (; name.data[at] >= '0' && name.data[at] <= '9'; at++)
-        layer = 10 * layer + (uint32_t)(name.data[at] - '0');
-    *ret_layer = layer;
-    *ret_role = (struct nb_str){name.data + at + 1, name.len - after - at - 1};
-    return name.data[at] == '.' && at + 1 < name.len - after;
+    ret_role->len -= after;
+    return !memcmp(ret_role->data + ret_role->len, suffix, after);
 }
 
 static bool is_adapted(const struct nb_adapter_choice *how, const struct nb_grad_tensor *g,
