@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <locale.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -317,8 +318,8 @@ static float cut_scale(char *path)
     return scale;
 }
 
-int nb_model_files_add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
-                                char *ret_error, size_t error_size)
+static int add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
+                        char *ret_error, size_t error_size)
 {
     int rc = 0;
     for (size_t i = 0; i < n && rc >= 0; i++) {
@@ -330,5 +331,19 @@ int nb_model_files_add_adapters(struct nb_model_files *files, const char *const 
         rc = nb_model_files_add(files, path, prefix, ret_error, error_size);
         free(path);
     }
+    return rc;
+}
+
+// Scales are read and written with a point, whatever the application's locale has.
+int nb_model_files_add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
+                                char *ret_error, size_t error_size)
+{
+    const locale_t plain = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
+    if (!plain)
+        return -ENOMEM;
+    const locale_t before = uselocale(plain);
+    int rc = add_adapters(files, adapters, n, ret_error, error_size);
+    uselocale(before);
+    freelocale(plain);
     return rc;
 }
