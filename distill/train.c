@@ -31,8 +31,8 @@ static int check_numbers(const struct nb_train *t, struct nb_error *e)
     const struct nb_train_options *o = &t->options;
     const uint64_t rows = (uint64_t)o->batch * t->windows->length;
     if (!is_within(o->rate, 1) || !is_within(o->decay, 1) || !is_within(o->clip, 1e9f) ||
-        !is_within(o->hard, 1) || !is_within(o->hidden, 1e3f) || !is_within(o->temperature, 100) ||
-        o->temperature < 0.01f)
+        !is_within(o->hard, 1) || !is_within(o->mix, 1) || !is_within(o->hidden, 1e3f) ||
+        !is_within(o->temperature, 100) || o->temperature < 0.01f)
         return nb_fail(e, -EINVAL, "a number of the training is out of range");
     if (o->adapter.rank && !(o->adapter.alpha > 0 && is_within(o->adapter.alpha, 1e6f)))
         return nb_fail(e, -EINVAL, "the adapter's alpha is over 0, up to 1000000");
@@ -107,8 +107,8 @@ static uint64_t key_of(const struct nb_train *t)
 {
     const struct nb_windows *w = t->windows;
     const struct nb_train_options *o = &t->options;
-    const float reals[] = {o->rate, o->decay,  o->clip,         o->temperature,
-                           o->hard, o->hidden, o->adapter.alpha};
+    const float reals[] = {o->rate, o->decay,  o->clip,          o->temperature,
+                           o->hard, o->hidden, o->adapter.alpha, o->mix};
     const uint64_t numbers[] = {
         w->n,        w->length, o->batch,     o->accumulate,       o->steps,       o->warm, o->seed,
         o->schedule, o->random, t->n_tensors, nb_train_weights(t), o->adapter.rank};
@@ -167,8 +167,10 @@ void nb_train_destroy(struct nb_train *t)
         return;
     for (uint32_t i = 0; t->tapes && i < t->plan->n_layers; i++)
         nb_tape_destroy(t->tapes[i]);
-    for (uint32_t i = 0; i < t->n_tensors; i++)
+    for (uint32_t i = 0; i < t->n_tensors; i++) {
         free(t->tensors[i].x);
+        free(t->tensors[i].rounded);
+    }
     nb_grad_close(t->grad);
     nb_grad_close(t->teacher);
     free(t->tensors);
@@ -203,16 +205,20 @@ uint64_t nb_train_weights(const struct nb_train *t)
     return n;
 }
 
+struct nb_trained *nb_train_find(const struct nb_train *t, struct nb_str name)
+{
+    for (uint32_t i = 0; i < t->n_tensors; i++)
+        if (strlen(t->tensors[i].name) == name.len &&
+            !memcmp(t->tensors[i].name, name.data, name.len))
+            return &t->tensors[i];
+    return NULL;
+}
+
 const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n)
 {
-    for (uint32_t i = 0; i < t->n_tensors; i++) {
-        const char *own = t->tensors[i].name;
-        if (strlen(own) != name.len || memcmp(own, name.data, name.len) != 0)
-            continue;
-        *ret_n = t->tensors[i].floats;
-        return t->tensors[i].x;
-    }
-    return NULL;
+    const struct nb_trained *w = nb_train_find(t, name);
+    *ret_n = w ? w->floats : 0;
+    return w ? w->x : NULL;
 }
 
 uint32_t nb_train_count(const struct nb_train *t)
@@ -258,5 +264,6 @@ int nb_train_restore(struct nb_train *t, nb_state_io read, void *user)
     const struct nb_state s = state_of(t, &t->done);
     int rc = s.parts ? nb_state_read(&s, read, user) : -ENOMEM;
     free((void *)s.parts);
+    t->stale = true;
     return rc;
 }

@@ -21,6 +21,7 @@
 
 #include "engine/cpu/threads.h"
 #include "engine/plan.h"
+#include "quant/encode.h"
 #include "quant/state.h"
 #include "quant/windows.h"
 #include "tensor/fail.h"
@@ -48,6 +49,7 @@ struct nb_train_options {
     float rate, decay; // decay: of matrices alone
     float clip;        // the largest norm of a step's gradient; 0: any
     float temperature; // T
+    float mix;         // 0 to 1: which divergence from the teacher (grad/loss.h)
     float hard;        // 0 to 1: the share of labels, the rest is the teacher's
     float hidden;      // weight of 1 - cosine of the last hidden states; 0: none
     uint64_t seed;     // of the windows' order, and of random weights
@@ -67,6 +69,14 @@ int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher
                     const struct nb_train_options *options, struct nb_train **ret,
                     struct nb_error *ret_error);
 void nb_train_destroy(struct nb_train *t); // NULL is fine
+
+// From now on the model computes with what this tensor is when it is encoded so, and its gradient
+// goes to the numbers behind that: quantization-aware training. `how` has no importance, and its
+// scheme stays as long as the trainer. Before the first step and before nb_train_restore. -EINVAL:
+// it is none of the model's tensors, or does not move; -ENOTSUP: one scale of a whole tensor;
+// -ENOMEM; with its line.
+int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encode *how,
+                   struct nb_error *ret_error);
 
 // Of a token, in nats: of labels, of the teacher's probabilities (times T^2), and of hidden states.
 struct nb_train_loss {

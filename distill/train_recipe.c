@@ -36,6 +36,7 @@ static const struct number numbers[] = {
     REAL(decay, 0, 1, 0.01),
     REAL(clip, 0, 1e9, 1),
     REAL(temperature, 0.01, 100, 2),
+    REAL(mix, 0, 1, 0),
     REAL(hard, 0, 1, 0.1),
     REAL(hidden, 0, 1000, 0),
     WHOLE(seed, 0, UINT32_MAX, 1),
@@ -172,6 +173,8 @@ static int check_adapter(const struct nb_train_recipe *r, struct nb_error *e)
         return nb_fail(e, -EINVAL,
                        "an adapter is trained beside a whole model as it is: leave out \"layers\", "
                        "what cuts it, and \"start\": \"random\"");
+    if (r->adapter.rank && r->qat)
+        return nb_fail(e, -EINVAL, "an adapter is not rounded as it is trained: leave out \"qat\"");
     if (r->adapter.rank && strcmp(r->to, "F32") != 0 && strcmp(r->to, "F16") != 0)
         return nb_fail(e, -EINVAL, "an adapter is written as F32 or F16, not as %s", r->to);
     return 0;
@@ -188,6 +191,10 @@ static int read_key(struct nb_train_recipe *r, const char *key, const json_t *va
             return read_word(r, &words[i], value, e);
     if (!strcmp(key, "layers"))
         return read_layers(r, value, e);
+    if (!strcmp(key, "qat") && json_is_boolean(value)) {
+        r->qat = json_is_true(value);
+        return 0;
+    }
     if (!strcmp(key, "adapter"))
         return read_adapter(r, value, e);
     if (!strcmp(key, "to") && json_is_string(value) && json_string_length(value) < sizeof(r->to)) {

@@ -33,9 +33,10 @@ struct nb_train_recipe {
     uint32_t batch;                 // tokens of a step
     uint32_t held_out;              // windows on which it is judged
     double rate, warm, decay, clip; // warm: the share of steps that rise
-    double temperature, hard, hidden;
+    double temperature, mix, hard, hidden;
     enum nb_schedule schedule;
     uint32_t seed;
+    bool qat;                         // it computes with what it will be in the file
     struct nb_adapter_choice adapter; // rank 0: none
     double alpha;                     // its
 };

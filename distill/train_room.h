@@ -4,6 +4,7 @@
 
 #include "distill/train.h"
 #include "grad/grad.h"
+#include "quant/encode.h"
 #include "tensor/source.h"
 
 #define NB_TRAIN_SLICE 512 // rows of the heads at once
@@ -13,6 +14,9 @@ struct nb_trained {
     char name[NB_SOURCE_NAME];
     uint32_t rows, cols; // rows: of all experts
     bool decays;
+    struct nb_grad_tensor *tensor;        // the model's; NULL of a factor
+    struct nb_encode how;                 // of what is rounded as it will be in the file:
+    float *rounded;                       // [floats]; NULL: it is not
     float *x, *first, *second, *gradient; // [floats], one behind the other
     size_t floats;
 };
@@ -25,6 +29,7 @@ struct nb_train {
     struct nb_train_options options;
     struct nb_trained *tensors;
     uint32_t n_tensors, done;
+    bool stale;                      // what is rounded is not what has moved since
     struct nb_grad_factors *factors; // of an adapter; NULL: all tensors move
     uint64_t key;                    // a hash of all arguments, but for weights that do not move
     uint32_t rows;                   // of a batch
@@ -42,3 +47,7 @@ struct nb_train {
 // train_tensors.c: everything that moves, with the memory for it. -EINVAL, -ENOTSUP, -ENOMEM; with
 // its line.
 int nb_train_add_tensors(struct nb_train *t, struct nb_error *e);
+// NULL: none of this name moves.
+struct nb_trained *nb_train_find(const struct nb_train *t, struct nb_str name);
+// train_round.c: before anything is computed. -EDOM: a number that the type cannot hold; -ENOMEM.
+int nb_train_refresh(struct nb_train *t);

@@ -146,8 +146,10 @@ static int run_batch(struct nb_train *t, uint32_t number, struct nb_train_loss *
     const struct nb_train_options *o = &t->options;
     const float parts = (float)t->rows * (float)o->accumulate;
     const float labels = parts * (float)(t->windows->length - 1) / (float)t->windows->length;
-    const struct nb_distil_loss how = {
-        .temperature = o->temperature, .soft = (1 - o->hard) / parts, .hard = o->hard / labels};
+    const struct nb_distil_loss how = {.temperature = o->temperature,
+                                       .soft = (1 - o->hard) / parts,
+                                       .hard = o->hard / labels,
+                                       .mix = o->mix};
     int rc = take_batch(t, number, e);
     if (rc == 0)
         rc = forward(t, t->rows, true);
@@ -214,7 +216,7 @@ static void descend(struct nb_train *t, double norm)
 static int run_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error *e)
 {
     struct nb_train_loss loss = {0};
-    int rc = 0;
+    int rc = nb_train_refresh(t);
     for (uint32_t i = 0; i < t->n_tensors; i++)
         memset(t->tensors[i].gradient, 0, t->tensors[i].floats * sizeof(float));
     for (uint32_t i = 0; i < t->options.accumulate && rc == 0; i++)
@@ -224,6 +226,7 @@ static int run_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_err
     if (rc < 0)
         return rc;
     descend(t, loss.norm);
+    t->stale = true;
     t->done++;
     *ret = loss;
     return 0;
@@ -252,7 +255,9 @@ static int measure(struct nb_train *t, const struct nb_windows *w, uint32_t firs
     int rc = set_batch(t, w, NULL, first, n, e);
     if (rc < 0)
         return rc;
-    rc = forward(t, rows, false);
+    rc = nb_train_refresh(t);
+    if (rc == 0)
+        rc = forward(t, rows, false);
     if (rc == 0)
         rc = heads(t, rows, &how, NULL);
     if (rc == 0 && t->options.hidden > 0)

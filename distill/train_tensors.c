@@ -60,6 +60,7 @@ static int add_tensor(struct nb_train *t, struct nb_grad_tensor *g, struct nb_er
     if (!w)
         return fail_memory(e);
     w->decays = g->matrix != NULL;
+    w->tensor = g;
     if (g->matrix && t->options.random)
         randomize(t->options.seed, g->name, w);
     else

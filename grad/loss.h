@@ -13,11 +13,15 @@ void nb_grad_divergence(struct nb_grad *g, uint32_t n, const float *reference, f
 
 // Training against a teacher and against labels (Hinton and others, as above; the soft part times
 // T^2, so that its gradients keep their size whatever the temperature):
-//     soft * T^2 KL(softmax(reference / T) || softmax(logits / T)) + hard * -log
-//     softmax(logits)[label]
+//     soft * T^2 D(p || q) + hard * -log softmax(logits)[label]
+//     p = softmax(reference / T), q = softmax(logits / T)
+// D is KL(p || q) with a `mix` b of 0, KL(q || p) with 1, and between them the generalised
+// Jensen-Shannon divergence b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q (Agarwal and
+// others, On-Policy Distillation of Language Models, arXiv 2306.13649).
 struct nb_distil_loss {
     float temperature; // T
     float soft, hard;  // weights of a row
+    float mix;         // b
 };
 // reference: [n][vocab], or NULL: there is no soft part. label: [n], below 0: this row has none.
 // logits become the gradient of the sum over all rows. ret_soft, ret_hard: [n], without weights.

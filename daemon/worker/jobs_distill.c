@@ -218,6 +218,7 @@ static void choose_options(struct distilling *k)
                                    .decay = (float)r->decay,
                                    .clip = (float)r->clip,
                                    .temperature = (float)r->temperature,
+                                   .mix = (float)r->mix,
                                    .hard = (float)r->hard,
                                    .hidden = (float)r->hidden,
                                    .seed = r->seed,
@@ -330,6 +331,22 @@ static int open_result(struct distilling *k)
     return rc;
 }
 
+// Its matrices as they will be written.
+static int train_rounded(struct distilling *k)
+{
+    const struct nb_choice *choices = nb_compress_choices(k->compress);
+    int rc = 0;
+    for (uint32_t i = 0; i < k->trained.n_tensors && rc == 0 && k->recipe.qat; i++) {
+        const struct nb_encode how = {.type = choices[i].type,
+                                      .scheme = nb_choice_scheme(&choices[i])};
+        uint64_t n;
+        const struct nb_str name = k->trained.tensors[i].name;
+        if (how.type != NB_TYPE_F32 && nb_train_tensor(k->train, name, &n))
+            rc = nb_train_round(k->train, name, &how, k->error);
+    }
+    return rc;
+}
+
 // ---- States
 
 static int save(struct distilling *k)
@@ -365,8 +382,9 @@ static int restore(struct distilling *k)
     k->train = NULL;
     k->saved = false;
     memset(&k->told, 0, sizeof(k->told));
-    return nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt,
-                           &k->options, &k->train, k->error);
+    rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt, &k->options,
+                         &k->train, k->error);
+    return rc == 0 ? train_rounded(k) : rc;
 }
 
 // ---- Training
@@ -513,6 +531,8 @@ static int train(struct distilling *k)
                  : make_trained(k);
     if (rc == 0)
         rc = open_result(k);
+    if (rc == 0)
+        rc = train_rounded(k);
     if (rc < 0)
         return rc;
     nb_jobs_pace(k->work, operations(k) / TOLD);

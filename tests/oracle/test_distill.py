@@ -41,6 +41,11 @@ def case_of(family, **changes):
     return dataclasses.replace(case, size={**case.size, **changes})
 
 
+def rounded(x, kind):
+    kind = gguf.GGMLQuantizationType[kind]
+    return gguf.quants.dequantize(gguf.quants.quantize(x.astype(np.float32), kind), kind).astype(np.float64)
+
+
 class Student:
     """A model in float64, its loss against a teacher, and AdamW."""
 
@@ -61,6 +66,11 @@ class Student:
         """What the model computes with, of what is moved."""
         return outside, stacked
 
+    def rounded(self, kind):
+        """Both parts with their matrices as a type has them."""
+        return [{n: rounded(x, kind) if x.ndim - (part is self.stacked) > 1 else x for n, x in part.items()}
+                for part in (self.outside, self.stacked)]
+
     def both(self, outside, stacked, tokens):
         return (self.model.logits(outside, stacked, tokens),
                 self.model.vectors({n: x for n, x in outside.items() if not n.startswith("output_norm")}, stacked, tokens))
@@ -75,13 +85,17 @@ class Student:
             logits, x = self.both(*self.whole(*moved), tokens)
             hard = -(jax.nn.log_softmax(logits) * hot * counts[:, None]).sum() / counts.sum()
             p, q = jax.nn.log_softmax(teacher[0] / t), jax.nn.log_softmax(logits / t)
-            soft = t * t * (jnp.exp(p) * (p - q)).sum() / len(tokens)
+            mix = how.get("mix", 0.0)
+            m = jnp.log(mix * jnp.exp(p) + (1 - mix) * jnp.exp(q))
+            of_p, of_q = (jnp.exp(p) * (p - m)).sum(), (jnp.exp(q) * (q - m)).sum()
+            soft = t * t * (mix * of_p + (1 - mix) * of_q if 0 < mix < 1 else of_p + of_q) / len(tokens)
             y = teacher[1]
             cosine = (x * y).sum(axis=1) / jnp.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
             hidden = (1 - cosine).mean()
             return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden, (hard, soft, hidden)
 
-        (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), *self.moved())
+        parts = self.rounded(how["to"]) if how.get("qat") else self.moved()
+        (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), *parts)
         found = [{n: np.array(x) for n, x in part.items()} for part in found]
         norm = math.sqrt(sum((x * x).sum() for part in found for x in part.values()))
         self.descend(found, min(1, how["clip"] / norm), how, at)
@@ -150,7 +164,7 @@ class Distill(unittest.TestCase):
         arrays = families.weights(case)
         families.write(self.path / "family.gguf", case, arrays)
         recipe = self.path / "recipe.json"
-        recipe.write_text(json.dumps({**how, "layers": layers, "to": "F32", "length": LENGTH, "held_out": 1,
+        recipe.write_text(json.dumps({"to": "F32", **how, "layers": layers, "length": LENGTH, "held_out": 1,
                                       "batch": LENGTH * len(LEARNT), "tokens": STEPS * LENGTH * len(LEARNT)}))
         report = self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
         self.assertEqual(report["layers"], layers)
@@ -174,11 +188,14 @@ class Distill(unittest.TestCase):
             for name, x in zip(("loss", "divergence", "hidden", "norm"), expected):
                 worst = max(worst, abs(point[name] - x) / x)
         self.assertLess(worst, 3e-4, report["curve"])  # of what is printed with five digits
-        found = {t.name: np.array(t.data) for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
+        found = {t.name: gguf.quants.dequantize(t.data, t.tensor_type)
+                 for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
         moved = {}
         for name, x in student.tensors().items():
-            y = found.pop(name).reshape(x.shape)
-            moved[name] = np.abs(y - x).sum() / np.abs(kept[name] - x).sum()
+            y, before = found.pop(name).reshape(x.shape), kept[name]
+            if how.get("qat") and x.ndim > 1:
+                x, before = rounded(x, how["to"]), rounded(before, how["to"])
+            moved[name] = np.abs(y - x).sum() / np.abs(before - x).sum()
         self.assertEqual(found, {})
         self.assertLess(max(moved.values()), 2e-3, moved)
         print(f"{case}: worst relative difference of a step's figures {worst:.1e}, of where a tensor has moved to "
@@ -186,9 +203,16 @@ class Distill(unittest.TestCase):
 
     def test_steps_beside_jax(self):
         how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
-        for family in ("llama", "gemma3"):
-            with self.subTest(family):
-                self.beside_jax(case_of(family, L=3), [0, 2], {**how, "clip": 1e9 if family == "llama" else 0.5})
+        for family, more in (("llama", {"clip": 1e9}), ("gemma3", {"clip": 0.5, "mix": 0.4}), ("llama", {"mix": 1.0})):
+            with self.subTest(family, **more):
+                self.beside_jax(case_of(family, L=3), [0, 2], {**how, **more})
+
+    def test_rounded_steps_beside_jax(self):
+        """Quantization-aware: losses and gradients are of what the file will have, and it has what was trained."""
+        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 3e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0, "qat": True}
+        for kind in ("Q4_0", "Q8_0"):
+            with self.subTest(kind):
+                self.beside_jax(case_of("llama", L=3, E=64, F=96, D=32), [0, 2], {**how, "to": kind})
 
     def adapter(self, model, *words):
         """The report and the factors of an adapter, which lies in self.path / "student.gguf"."""
@@ -310,7 +334,8 @@ class Distill(unittest.TestCase):
     def test_killed(self):
         client = self.daemon.client()
         self.addCleanup(client.close)
-        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0"}
+        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True,
+                 "mix": 0.5}
         adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "to": "F16"}
         for recipe in (whole, adapter):
             with self.subTest(recipe):

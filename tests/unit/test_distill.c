@@ -1,5 +1,5 @@
 // Training of a small random model: losses fall, and neither threads, tapes nor a restart change a
-// bit; the losses and AdamW beside doubles; a student's layers are its teacher's.
+// bit; a student's layers are its teacher's.
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -18,9 +18,6 @@
 #include "distill/student.h"
 #include "distill/train.h"
 #include "engine/sampler.h"
-#include "grad/adam.h"
-#include "grad/grad.h"
-#include "grad/loss.h"
 #include "tensor/image.h"
 #include "tests/support/bytes.h"
 #include "tests/support/random_model.h"
@@ -431,117 +428,6 @@ static void high_rates_are_told(void **state)
     nb_train_destroy(t);
 }
 
-// --- Losses and descent beside doubles
-
-static double log_sum(const float *x, double by)
-{
-    double sum = exp(by * (double)x[0]);
-    for (int i = 1; i < RANDOM_VOCAB; i++)
-        sum += exp(by * (double)x[i]);
-    return log(sum);
-}
-
-// The gradient's formula is not trusted: it is compared with differences of the loss.
-static double loss_of(const struct nb_distil_loss *how, const float *p, const float *q,
-                      int32_t label, double *ret_soft, double *ret_hard)
-{
-    const double by = 1 / (double)how->temperature, above = p ? log_sum(p, by) : 0;
-    const double below = log_sum(q, by);
-    double kl = 0;
-    for (int i = 0; p && i < RANDOM_VOCAB; i++) {
-        const double a = by * (double)p[i] - above, b = by * (double)q[i] - below;
-        kl += exp(a) * (a - b);
-    }
-    *ret_soft = (double)how->temperature * (double)how->temperature * kl;
-    *ret_hard = label < 0 ? 0 : log_sum(q, 1) - (double)q[label];
-    return (double)how->soft * *ret_soft + (double)how->hard * *ret_hard;
-}
-
-static void losses_beside_doubles(void **state)
-{
-    const struct model *m = *state;
-    const struct nb_distil_loss how = {.temperature = 2.5f, .soft = 0.25f, .hard = 0.5f};
-    enum { N = 4 };
-    static float p[N * RANDOM_VOCAB], q[N * RANDOM_VOCAB], d[N * RANDOM_VOCAB];
-    static const int32_t label[N] = {3, -1, RANDOM_VOCAB - 1, 0};
-    float soft[N], hard[N];
-    struct nb_error error = {""};
-    struct nb_grad *g;
-    double worst = 0;
-    assert_int_equal(nb_grad_open(m->plan, m->team, &g, &error), 0);
-    for (uint32_t i = 0; i < N * RANDOM_VOCAB; i++) {
-        const uint32_t row = i / RANDOM_VOCAB;
-        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 5);
-        q[i] = p[i] + 1e-9f * (float)(int32_t)nb_random(2, i);
-    }
-    for (int taught = 0; taught < 2; taught++) {
-        memcpy(d, q, sizeof(d));
-        nb_grad_distil(g, N, &how, taught ? p : NULL, label, d, soft, hard);
-        for (int r = 0; r < N; r++) {
-            const float *of = taught ? p + r * RANDOM_VOCAB : NULL;
-            float *x = q + r * RANDOM_VOCAB;
-            double s, h;
-            loss_of(&how, of, x, label[r], &s, &h);
-            assert_true(fabs((double)soft[r] - s) < 2e-5 * (1 + s));
-            assert_true(fabs((double)hard[r] - h) < 2e-5 * (1 + h));
-            for (int i = 0; i < RANDOM_VOCAB; i += 3) {
-                const float kept = x[i];
-                x[i] = kept + 0x1p-10f;
-                const double up = loss_of(&how, of, x, label[r], &s, &h), high = (double)x[i];
-                x[i] = kept - 0x1p-10f;
-                const double slope =
-                    (up - loss_of(&how, of, x, label[r], &s, &h)) / (high - (double)x[i]);
-                x[i] = kept;
-                const double off = fabs((double)d[r * RANDOM_VOCAB + i] - slope);
-                worst = off > worst ? off : worst;
-            }
-        }
-    }
-    print_message("the gradients' largest difference from differences: %.1e\n", worst);
-    assert_true(worst < 2e-6);
-    memcpy(d, q, sizeof(d));
-    d[5] = NAN;
-    nb_grad_distil(g, 1, &how, p, label, d, soft, hard);
-    assert_true(isnan(soft[0]) && isnan(hard[0]));
-    nb_grad_close(g);
-}
-
-static void adam_beside_doubles(void **state)
-{
-    const struct model *m = *state;
-    enum { N = 40007 };
-    static float x[N], g[N], first[N], second[N];
-    static double y[N], a[N], b[N];
-    double sum, plain = 0;
-    for (uint32_t i = 0; i < N; i++)
-        y[i] = x[i] = 1e-9f * (float)(int32_t)nb_random(1, i);
-    for (uint32_t t = 1; t <= 5; t++) {
-        const struct nb_adam how = {.rate = 0.01f,
-                                    .decay = 0.1f,
-                                    .scale = 0.5f,
-                                    .first = 0.9f,
-                                    .second = 0.95f,
-                                    .first_by = (float)(1 / (1 - pow(0.9, t))),
-                                    .second_by = (float)(1 / (1 - pow(0.95, t))),
-                                    .floor = 1e-8f};
-        for (uint32_t i = 0; i < N; i++)
-            g[i] = i % 5 ? 1e-9f * (float)(int32_t)nb_random(t + 1, i) : 0;
-        nb_adam_step(m->team, &how, g, N, x, first, second);
-        for (uint32_t i = 0; i < N; i++) {
-            const double s = 0.5 * (double)g[i];
-            a[i] = 0.9 * a[i] + 0.1 * s;
-            b[i] = 0.95 * b[i] + 0.05 * s * s;
-            y[i] -= 0.01 * (a[i] / (1 - pow(0.9, t)) / (sqrt(b[i] / (1 - pow(0.95, t))) + 1e-8) +
-                            0.1 * y[i]);
-            assert_true(fabs((double)x[i] - y[i]) < 2e-6);
-        }
-    }
-    assert_int_equal(nb_adam_squares(m->team, g, N, &sum), 0);
-    for (uint32_t i = 0; i < N; i++)
-        plain += (double)g[i] * (double)g[i];
-    assert_true(fabs(sum - plain) < 1e-6 * plain);
-}
-
 // --- Students
 
 static void layers_are_the_teachers(void **state)
@@ -592,8 +478,6 @@ int main(void)
         cmocka_unit_test(goes_on_from_what_was_stored),
         cmocka_unit_test(what_is_refused),
         cmocka_unit_test(high_rates_are_told),
-        cmocka_unit_test(losses_beside_doubles),
-        cmocka_unit_test(adam_beside_doubles),
         cmocka_unit_test(layers_are_the_teachers),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

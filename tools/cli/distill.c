@@ -16,15 +16,15 @@ struct distill {
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
         *schedule;
     struct option_list texts;
-    uint64_t tokens;                       // UINT64_MAX: not said
-    uint32_t heads, feed_forward, width;   // 0: not said
-    uint32_t length, batch, held_out;      // 0: not said
-    uint32_t seed;                         // UINT32_MAX: not said
-    float rate, temperature, hard, hidden; // NAN: not said
-    uint32_t rank;                         // 0: not said
-    float alpha;                           // NAN: not said
+    uint64_t tokens;                            // UINT64_MAX: not said
+    uint32_t heads, feed_forward, width;        // 0: not said
+    uint32_t length, batch, held_out;           // 0: not said
+    uint32_t seed;                              // UINT32_MAX: not said
+    float rate, temperature, mix, hard, hidden; // NAN: not said
+    uint32_t rank;                              // 0: not said
+    float alpha;                                // NAN: not said
     const char *matrices;
-    bool detach, force;
+    bool qat, detach, force;
 };
 
 // "6", or "0,5,11" as a list.
@@ -107,6 +107,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                    {"seed", d->seed, d->seed != UINT32_MAX, true},
                    {"rate", (double)d->rate, !isnan(d->rate), false},
                    {"temperature", (double)d->temperature, !isnan(d->temperature), false},
+                   {"mix", (double)d->mix, !isnan(d->mix), false},
                    {"hard", (double)d->hard, !isnan(d->hard), false},
                    {"hidden", (double)d->hidden, !isnan(d->hidden), false}};
     const struct {
@@ -125,6 +126,8 @@ static int put_options(const struct distill *d, json_t *recipe)
         if (words[i].value)
             json_object_set_new(recipe, words[i].key, json_string(words[i].value));
     int status = d->layers ? put_layers(d, recipe) : CLI_OK;
+    if (d->qat)
+        json_object_set_new(recipe, "qat", json_true());
     put_adapter(d, recipe);
     return status == CLI_OK && d->weights ? put_weights(d, recipe) : status;
 }
@@ -178,6 +181,7 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
                         .seed = UINT32_MAX,
                         .rate = NAN,
                         .temperature = NAN,
+                        .mix = NAN,
                         .hard = NAN,
                         .hidden = NAN,
                         .alpha = NAN};
@@ -209,6 +213,9 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"schedule", 0, OPTION_STRING, &d.schedule, "S", "cosine, linear or constant"},
         {"temperature", 0, OPTION_FLOAT(0.01, 100), &d.temperature, "T",
          "of the teacher's probabilities and the student's (2)"},
+        {"mix", 0, OPTION_FLOAT(0, 1), &d.mix, "B",
+         "which divergence from the teacher: 0 KL (the usual), 1 reverse KL, between: "
+         "Jensen-Shannon"},
         {"hard", 0, OPTION_FLOAT(0, 1), &d.hard, "A",
          "the text's share of the loss; the rest is the teacher's (0.1; 1: no teacher)"},
         {"hidden", 0, OPTION_FLOAT(0, 1000), &d.hidden, "B",
@@ -226,6 +233,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "windows of the text that it does not learn, but is judged on (32)"},
         {"to", 0, OPTION_STRING, &d.to, "T",
          "the type of the student's matrices (F16), or of an adapter (F32)"},
+        {"qat", 0, OPTION_FLAG, &d.qat, NULL,
+         "train the matrices as --to rounds them (quantization-aware)"},
         {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
         {"recipe", 0, OPTION_STRING, &d.recipe, "F.json", "all of this by its keys"},
         {"detach", 0, OPTION_FLAG, &d.detach, NULL, "start the job and leave it to itself"},
