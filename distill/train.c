@@ -109,9 +109,19 @@ static uint64_t key_of(const struct nb_train *t)
     const struct nb_train_options *o = &t->options;
     const float reals[] = {o->rate, o->decay,  o->clip,          o->temperature,
                            o->hard, o->hidden, o->adapter.alpha, o->mix};
-    const uint64_t numbers[] = {
-        w->n,        w->length, o->batch,     o->accumulate,       o->steps,       o->warm, o->seed,
-        o->schedule, o->random, t->n_tensors, nb_train_weights(t), o->adapter.rank};
+    const uint64_t numbers[] = {w->n,
+                                w->length,
+                                o->batch,
+                                o->accumulate,
+                                o->steps,
+                                o->warm,
+                                o->seed,
+                                o->schedule,
+                                o->random,
+                                t->n_tensors,
+                                nb_train_weights(t),
+                                o->adapter.rank,
+                                o->bf16};
     XXH64_hash_t key = XXH3_64bits(w->tokens, (size_t)w->n * w->length * sizeof(*w->tokens));
     key = XXH3_64bits_withSeed(reals, sizeof(reals), key);
     key = XXH3_64bits_withSeed(numbers, sizeof(numbers), key);
@@ -129,6 +139,9 @@ static int create(struct nb_train *t, struct nb_error *e)
         rc = nb_grad_open(t->teacher_plan, t->team, &t->teacher, e);
     if (rc < 0)
         return rc;
+    nb_grad_narrow(t->grad, t->options.bf16);
+    if (t->teacher)
+        nb_grad_narrow(t->teacher, t->options.bf16);
     t->rows = t->options.batch * t->windows->length;
     rc = nb_train_add_tensors(t, e);
     if (rc < 0)

@@ -54,6 +54,7 @@ struct nb_train_options {
     float hidden;      // weight of 1 - cosine of the last hidden states; 0: none
     uint64_t seed;     // of the windows' order, and of random weights
     bool random;       // the student's matrices begin as random numbers
+    bool bf16;         // products of both models take bf16 operands (nb_grad_narrow)
     uint64_t memory;   // bytes of tapes of the student's layers, so that less is computed again
     struct nb_adapter_choice adapter;
 };

@@ -55,6 +55,7 @@ static const struct word {
 } words[] = {
     {"schedule", offsetof(struct nb_train_recipe, schedule), {"cosine", "linear", "constant"}},
     {"start", offsetof(struct nb_train_recipe, start), {"teacher", "random"}},
+    {"precision", offsetof(struct nb_train_recipe, precision), {"fp32", "bf16"}},
     {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"evenly", "influence"}},
     {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
 };

@@ -13,6 +13,7 @@
 #include "tensor/fail.h"
 
 enum nb_train_layers { NB_LAYERS_EVENLY, NB_LAYERS_BY_INFLUENCE };
+enum nb_train_precision { NB_TRAIN_FP32, NB_TRAIN_BF16 };
 enum nb_train_start {
     NB_START_TEACHER,
     NB_START_RANDOM
@@ -27,12 +28,13 @@ struct nb_train_recipe {
     double weights;                   // at most; up to 1: the share of the teacher's; 0: any number
     enum nb_needs_by cut_by;          // what of these goes
     enum nb_train_start start;
-    char to[32];                    // the type of the student's matrices
-    double tokens;                  // to train on
-    uint32_t length;                // tokens of a window
-    uint32_t batch;                 // tokens of a step
-    uint32_t held_out;              // windows on which it is judged
-    double rate, warm, decay, clip; // warm: the share of steps that rise
+    enum nb_train_precision precision; // of products
+    char to[32];                       // the type of the student's matrices
+    double tokens;                     // to train on
+    uint32_t length;                   // tokens of a window
+    uint32_t batch;                    // tokens of a step
+    uint32_t held_out;                 // windows on which it is judged
+    double rate, warm, decay, clip;    // warm: the share of steps that rise
     double temperature, mix, hard, hidden;
     enum nb_schedule schedule;
     uint32_t seed;

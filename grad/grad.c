@@ -87,9 +87,16 @@ void nb_grad_close(struct nb_grad *g)
     free(g->floats.memory);
     free(g->floats.seen);
     free(g->floats.low);
+    free(g->floats.narrow[0]);
+    free(g->floats.narrow[1]);
     free(g->tensors);
     free(g->scratch);
     free(g);
+}
+
+void nb_grad_narrow(struct nb_grad *g, bool bf16)
+{
+    g->bf16 = bf16;
 }
 
 void nb_grad_see(struct nb_grad *g, nb_grad_see_fn *fn, void *user)

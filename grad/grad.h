@@ -77,6 +77,11 @@ typedef void nb_grad_see_fn(void *user, const struct nb_grad_tensor *w, uint32_t
                             const float *x, size_t stride, uint32_t n);
 void nb_grad_see(struct nb_grad *g, nb_grad_see_fn *fn, void *user);
 
+// Whether products of rows and matrices, forward and back, take both operands rounded to bf16, and
+// sum in fp32 as before; at first they do not. It is faster on processors with AVX512-BF16, where
+// denormals count as zeros, and the same on others. Factors and attention stay in fp32.
+void nb_grad_narrow(struct nb_grad *g, bool bf16);
+
 // The batch that begin and layers compute from now on; tokens are copied. -EINVAL: a sequence
 // without tokens, a token outside the vocabulary, a position outside the context; -E2BIG: over
 // NB_GRAD_ROWS rows; -ENOMEM.

@@ -67,6 +67,48 @@ static void sum_bias(void *arg, uint32_t unit, uint32_t thread)
         to[j] += sum[j];
 }
 
+// --- Products, of operands as they are or as bf16
+
+struct matrix {
+    const float *x;
+    size_t ld;
+    uint32_t rows, cols; // as it lies
+};
+
+struct narrowing {
+    const struct nb_pass *p;
+    const struct matrix *from;
+    uint16_t *to; // [rows][cols]
+};
+
+static void narrow_rows(void *arg, uint32_t unit, uint32_t thread)
+{
+    const struct narrowing *n = arg;
+    const struct matrix *m = n->from;
+    for (uint32_t i = unit * ROWS; i < nb_least((unit + 1) * ROWS, m->rows); i++)
+        n->p->g->loops->narrow(m->x + i * m->ld, n->to + (size_t)i * m->cols, m->cols);
+}
+
+static const uint16_t *narrow(const struct nb_pass *p, int operand, const struct matrix *m)
+{
+    struct narrowing n = {p, m, p->g->floats.narrow[operand]};
+    nb_each(p->g->team, (m->rows + ROWS - 1) / ROWS, narrow_rows, &n);
+    return n.to;
+}
+
+// C = beta C + op(A) op(B): `ta`, `tb` as of nb_sgemm.
+static void product(const struct nb_pass *p, bool ta, bool tb, const struct matrix *a,
+                    const struct matrix *b, float beta, float *c, size_t ldc)
+{
+    const uint32_t m = ta ? a->cols : a->rows, k = ta ? a->rows : a->cols;
+    const uint32_t n = tb ? b->rows : b->cols;
+    if (p->g->bf16)
+        nb_bgemm(p->g->team, ta, tb, m, n, k, narrow(p, 0, a), a->cols, narrow(p, 1, b), b->cols,
+                 beta, c, ldc);
+    else
+        nb_sgemm(p->g->team, ta, tb, m, n, k, a->x, a->ld, b->x, b->ld, beta, c, ldc);
+}
+
 // --- Factors: y += scale (x A') B'
 
 // to [n][rank] = scale times rows of x and A (transposed), or rows of dy and B.
@@ -118,14 +160,26 @@ static void show(const struct nb_pass *p, const struct nb_step *s, const struct 
                   s->in.stride, piece->n);
 }
 
+static struct matrix input_of(const struct nb_pass *p, const struct nb_step *s,
+                              const struct piece *piece)
+{
+    return (struct matrix){nb_value(p, &s->in, piece->first), s->in.stride, piece->n, s->w->cols};
+}
+
+static struct matrix weights_of(const struct nb_pass *p, const struct nb_step *s,
+                                const struct piece *piece)
+{
+    return (struct matrix){nb_floats_of(p->g, s, piece->expert), s->w->cols, s->w->rows,
+                           s->w->cols};
+}
+
 static void linear_piece(const struct nb_pass *p, const struct nb_step *s,
                          const struct piece *piece)
 {
     show(p, s, piece);
-    nb_sgemm(p->g->team, false, true, piece->n, s->w->rows, s->w->cols,
-             nb_value(p, &s->in, piece->first), s->in.stride, nb_floats_of(p->g, s, piece->expert),
-             s->w->cols, s->op->add ? 1.0f : 0.0f, nb_value(p, &s->out, piece->first),
-             s->out.stride);
+    const struct matrix x = input_of(p, s, piece), w = weights_of(p, s, piece);
+    product(p, false, true, &x, &w, s->op->add ? 1.0f : 0.0f, nb_value(p, &s->out, piece->first),
+            s->out.stride);
     if (s->w->factors)
         add_factors(p, s, piece);
     struct biases b = {p, s, *piece};
@@ -147,15 +201,15 @@ static void linear_piece_back(const struct nb_pass *p, const struct nb_step *s,
                               const struct piece *piece)
 {
     const struct nb_grad_tensor *w = s->w;
-    const float *dy = nb_gradient(p, &s->out, piece->first);
+    const struct matrix x = input_of(p, s, piece), values = weights_of(p, s, piece);
+    const struct matrix dy = {nb_gradient(p, &s->out, piece->first), s->out.stride, piece->n,
+                              w->rows};
     if (w->gradient)
-        nb_sgemm(p->g->team, true, false, w->rows, w->cols, piece->n, dy, s->out.stride,
-                 nb_value(p, &s->in, piece->first), s->in.stride, 1.0f,
-                 w->gradient + (size_t)piece->expert * w->rows * w->cols, w->cols);
+        product(p, true, false, &dy, &x, 1.0f,
+                w->gradient + (size_t)piece->expert * w->rows * w->cols, w->cols);
     if (nb_is_wanted(p, &s->in))
-        nb_sgemm(p->g->team, false, false, piece->n, w->cols, w->rows, dy, s->out.stride,
-                 nb_floats_of(p->g, s, piece->expert), w->cols, 1.0f,
-                 nb_gradient(p, &s->in, piece->first), s->in.stride);
+        product(p, false, false, &dy, &values, 1.0f, nb_gradient(p, &s->in, piece->first),
+                s->in.stride);
     if (w->factors)
         factors_back(p, s, piece);
     struct biases b = {p, s, *piece};

@@ -49,6 +49,7 @@ struct nb_loops {
     // dy becomes the gradient of x, where y = cap * tanh(x * scale / cap), or x * scale.
     void (*cap_back)(const float *y, float scale, float cap, uint32_t n, float *dy);
     float (*dot)(const float *a, const float *b, uint32_t n);
+    void (*narrow)(const float *x, uint16_t *ret, uint32_t n); // to bf16, to nearest even
     // KL(softmax(reference) || softmax(logits)); logits becomes its gradient times `weight`.
     float (*divergence)(const float *reference, float *logits, uint32_t n, float weight);
     // A row of grad/loss.h's nb_grad_distil; reference may be NULL, label below 0.

@@ -202,6 +202,19 @@ static void cap_back(const float *y, float scale, float cap, uint32_t n, float *
     }
 }
 
+// --- bf16
+
+static void narrow(const float *restrict x, uint16_t *restrict ret, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof(bits));
+        const uint32_t nearest = bits + 0x7fff + (bits >> 16 & 1);
+        const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+        ret[i] = (uint16_t)((is_nan ? bits | 0x400000 : nearest) >> 16);
+    }
+}
+
 #include "grad/losses_tmpl.h"
 
 // --- Descent
@@ -459,6 +472,7 @@ const struct nb_loops LEVEL = {
     .cap_back = cap_back,
     .dot = dot,
     .divergence = divergence,
+    .narrow = narrow,
     .distil = distil,
     .adam = adam,
     .attend = attend,

@@ -90,6 +90,9 @@ struct nb_floats {
     uint32_t *seen; // of each of the plan's matrices: how often it had been replaced
     float *low;     // [rows][rank]: what factors make of the rows of one matrix, of the largest
     size_t low_floats;
+    // Both operands of one product of the span as bf16, of the largest; only with `bf16`
+    uint16_t *narrow[2];
+    size_t narrow_n[2];
 };
 
 struct nb_grad {
@@ -111,6 +114,7 @@ struct nb_grad {
     size_t scratch_floats;
     nb_grad_see_fn *see;
     void *see_user;
+    bool bf16; // nb_grad_narrow
 };
 
 // A span's run over some rows.

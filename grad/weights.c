@@ -131,6 +131,32 @@ static int reserve_low(struct nb_floats *w, const struct nb_span *s, uint32_t ro
     return w->low ? 0 : -ENOMEM;
 }
 
+static int reserve_narrow(struct nb_grad *g, const struct nb_span *s, uint32_t rows)
+{
+    struct nb_floats *w = &g->floats;
+    size_t n[2] = {0, 0};
+    for (uint32_t i = 0; i < s->n_steps && g->bf16; i++) {
+        const struct nb_grad_tensor *t = s->steps[i].w;
+        if (!t || s->steps[i].kind != &nb_step_kinds[NB_OP_LINEAR])
+            continue;
+        const size_t of = nb_buffer_rows(g, s, s->steps[i].out.buffer, rows);
+        const size_t wide = t->rows > t->cols ? t->rows : t->cols;
+        const size_t second = (of > t->rows ? of : t->rows) * t->cols;
+        n[0] = of * wide > n[0] ? of * wide : n[0];
+        n[1] = second > n[1] ? second : n[1];
+    }
+    for (int i = 0; i < 2; i++) {
+        if (n[i] <= w->narrow_n[i])
+            continue;
+        free(w->narrow[i]);
+        w->narrow[i] = malloc(n[i] * sizeof(*w->narrow[i]));
+        w->narrow_n[i] = w->narrow[i] ? n[i] : 0;
+        if (!w->narrow[i])
+            return -ENOMEM;
+    }
+    return 0;
+}
+
 static int reserve(struct nb_floats *w, size_t floats)
 {
     if (floats <= w->floats)
@@ -157,6 +183,8 @@ int nb_floats_load(struct nb_grad *g, const struct nb_span *s, uint32_t rows)
 {
     struct nb_floats *w = &g->floats;
     int rc = reserve_low(w, s, rows);
+    if (rc == 0)
+        rc = reserve_narrow(g, s, rows);
     if (rc == 0)
         rc = reserve(w, s->floats);
     if (rc < 0)

@@ -223,6 +223,7 @@ static void choose_options(struct distilling *k)
                                    .hidden = (float)r->hidden,
                                    .seed = r->seed,
                                    .random = r->start == NB_START_RANDOM,
+                                   .bf16 = r->precision == NB_TRAIN_BF16,
                                    .memory = MEMORY,
                                    .adapter = r->adapter};
     o->batch = wanted < fit ? wanted : fit;

@@ -217,6 +217,31 @@ static void threads_and_tapes_change_nothing(void **state)
     nb_team_destroy(one);
 }
 
+// Of operands with eight bits of precision: nearly the same steps, and the same whatever the
+// threads.
+static void bf16_is_near(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options narrow = options;
+    struct nb_team *one;
+    narrow.bf16 = true;
+    assert_int_equal(nb_team_create(1, &one), 0);
+    struct nb_train *a = create(m, m->team, &options), *b = create(m, m->team, &narrow);
+    struct nb_train *c = create(m, one, &narrow);
+    for (int i = 0; i < 4; i++) {
+        const struct nb_train_loss x = steps(a, 1), y = steps(b, 1), z = steps(c, 1);
+        assert_true(fabs(x.hard - y.hard) < 5e-3 * x.hard && x.hard != y.hard);
+        assert_true(fabs(x.soft - y.soft) < 2e-2 * x.soft);
+        assert_true(fabs(x.norm - y.norm) < 2e-2 * x.norm);
+        assert_memory_equal(&y, &z, sizeof(y));
+    }
+    expect_same(b, c);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+    nb_train_destroy(c);
+    nb_team_destroy(one);
+}
+
 static void threads_change_no_needs(void **state)
 {
     const struct model *m = *state;
@@ -471,6 +496,7 @@ int main(void)
         cmocka_unit_test(losses_fall),
         cmocka_unit_test(nothing_learns_at_rate_0),
         cmocka_unit_test(threads_and_tapes_change_nothing),
+        cmocka_unit_test(bf16_is_near),
         cmocka_unit_test(threads_change_no_needs),
         cmocka_unit_test(batches_add_up),
         cmocka_unit_test(adapters_learn),

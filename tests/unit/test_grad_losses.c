@@ -14,8 +14,10 @@
 #include "engine/sampler.h"
 #include "grad/adam.h"
 #include "grad/grad.h"
+#include "grad/loops.h"
 #include "grad/loss.h"
 #include "tensor/image.h"
+#include "tensor/type.h"
 #include "tests/support/random_model.h"
 
 struct model {
@@ -137,6 +139,24 @@ static void losses_beside_doubles(void **state)
     nb_grad_close(g);
 }
 
+// As the type's own conversion has it, of every exponent and of numbers that are none.
+static void narrowed_to_nearest(void **state)
+{
+    enum { N = 1 << 16 };
+    static float x[N];
+    static uint16_t narrow[N];
+    for (uint32_t i = 0; i < N; i++) {
+        const uint32_t bits = (i << 16) + (uint32_t)nb_random(4, i) % 65536 / (1 + i % 3) * (i % 2);
+        memcpy(&x[i], &bits, sizeof(bits));
+    }
+    nb_loops_best()->narrow(x, narrow, N);
+    for (uint32_t i = 0; i < N; i++)
+        if (isnan(x[i]))
+            assert_true((narrow[i] & 0x7fff) > 0x7f80);
+        else
+            assert_int_equal(narrow[i], nb_f32_to_bf16(x[i]));
+}
+
 static void adam_beside_doubles(void **state)
 {
     const struct model *m = *state;
@@ -178,6 +198,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_beside_doubles),
         cmocka_unit_test(adam_beside_doubles),
+        cmocka_unit_test(narrowed_to_nearest),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

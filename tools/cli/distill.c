@@ -14,7 +14,7 @@
 struct distill {
     struct common common;
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
-        *schedule;
+        *schedule, *precision;
     struct option_list texts;
     uint64_t tokens;                            // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;        // 0: not said
@@ -115,6 +115,7 @@ static int put_options(const struct distill *d, json_t *recipe)
     } words[] = {{"to", d->to},
                  {"start", d->start},
                  {"schedule", d->schedule},
+                 {"precision", d->precision},
                  {"layers_by", d->layers_by},
                  {"cut_by", d->cut_by}};
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
@@ -233,6 +234,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "windows of the text that it does not learn, but is judged on (32)"},
         {"to", 0, OPTION_STRING, &d.to, "T",
          "the type of the student's matrices (F16), or of an adapter (F32)"},
+        {"precision", 0, OPTION_STRING, &d.precision, "P",
+         "of products' operands: fp32 (the usual), or bf16: sums and weights stay in fp32"},
         {"qat", 0, OPTION_FLAG, &d.qat, NULL,
          "train the matrices as --to rounds them (quantization-aware)"},
         {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
