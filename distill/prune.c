@@ -28,7 +28,8 @@ static bool cuts(const uint32_t n[NB_CUTS])
 
 bool nb_prune_measures(const struct nb_train_recipe *r)
 {
-    return cuts(r->cut) || r->weights > 0 || r->layers_by == NB_LAYERS_BY_INFLUENCE;
+    const bool chosen = r->layers && !r->n_from && r->layers_by == NB_LAYERS_BY_INFLUENCE;
+    return cuts(r->cut) || r->weights > 0 || chosen;
 }
 
 // --- How much
@@ -138,7 +139,7 @@ static int choose_layers(const struct choosing *c, const struct shape *s, const 
         return -ENOMEM;
     if (c->r->n_from)
         memcpy(ret->layer, c->r->from, c->r->n_from * sizeof(*ret->layer));
-    else if (c->r->layers_by == NB_LAYERS_BY_INFLUENCE)
+    else if (c->r->layers_by == NB_LAYERS_BY_INFLUENCE && s->layers < c->layers)
         return nb_needs_most(m->layer, c->layers, s->layers, ret->layer);
     else
         nb_student_evenly(c->layers, s->layers, ret->layer);

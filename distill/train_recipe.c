@@ -56,7 +56,7 @@ static const struct word {
     {"schedule", offsetof(struct nb_train_recipe, schedule), {"cosine", "linear", "constant"}},
     {"start", offsetof(struct nb_train_recipe, start), {"teacher", "random"}},
     {"precision", offsetof(struct nb_train_recipe, precision), {"fp32", "bf16"}},
-    {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"evenly", "influence"}},
+    {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"influence", "evenly"}},
     {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
 };
 

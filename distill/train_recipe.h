@@ -12,7 +12,7 @@
 #include "distill/train.h"
 #include "tensor/fail.h"
 
-enum nb_train_layers { NB_LAYERS_EVENLY, NB_LAYERS_BY_INFLUENCE };
+enum nb_train_layers { NB_LAYERS_BY_INFLUENCE, NB_LAYERS_EVENLY };
 enum nb_train_precision { NB_TRAIN_FP32, NB_TRAIN_BF16 };
 enum nb_train_start {
     NB_START_TEACHER,

@@ -145,9 +145,10 @@ class Prune(unittest.TestCase):
             for name in ("attn_output", "ffn_down"):
                 arrays[f"blk.{layer}.{name}.weight"][:] = 0
         families.write(self.model, case, arrays)
-        report, found = self.prune(layers=2, layers_by="influence", hard=1)
+        report, found = self.prune(layers=2, hard=1)
         self.assertEqual(report["layers"], [1, 3])
         self.assertTrue(np.array_equal(found["blk.0.ffn_up.weight"], arrays["blk.1.ffn_up.weight"]))
+        self.assertEqual(self.prune(layers=2, layers_by="evenly", hard=1)[0]["layers"], [0, 3])
 
     def scores(self, case, arrays):
         """Of each letter: the squared sums of W dL/dW over what reads it, summed over windows, by jax."""
@@ -230,7 +231,7 @@ class Prune(unittest.TestCase):
                 (case, ("--feed-forward", 102), r'"feed_forward" is 101'), (case, ("--weights", "1K"), "not to be had"),
                 (case, ("--weights", "some"), "--weights some"), (case, ("--weights", "1/0"), "--weights 1/0"),
                 (case, ("--cut-by", "luck"), '"cut_by" is gradient or activation'),
-                (case, ("--layers-by", "luck"), '"layers_by" is evenly or influence'),
+                (case, ("--layers-by", "luck"), '"layers_by" is influence or evenly'),
                 (experts, ("--feed-forward", 10), "experts")):
             with self.subTest(words=words):
                 families.write(self.model, of, families.weights(of))

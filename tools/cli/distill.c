@@ -193,7 +193,7 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"layers", 0, OPTION_STRING, &d.layers, "N|LIST",
          "the student's layers: how many of the model's, or which, as 0,5,11"},
         {"layers-by", 0, OPTION_STRING, &d.layers_by, "S",
-         "which: evenly (the usual), or influence: those that change most of what goes through"},
+         "which: influence (the usual), those that change most of what goes through, or evenly"},
         {"weights", 0, OPTION_STRING, &d.weights, "N|1/N",
          "at most so many (80M), or that part of the teacher's: layers and inner rows are cut"},
         {"heads", 0, OPTION_UINT(1, 1024), &d.heads, "N",
