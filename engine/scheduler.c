@@ -6,9 +6,9 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "engine/text/tokenizer.h"
+#include "machine/clock.h"
 
 // Rows of a scoring sequence in a step: each has a row of logits in memory.
 #define SCORE_ROWS 128
@@ -338,21 +338,14 @@ static void deliver_rows(struct nb_model *m, const struct nb_rows *rows, float *
     }
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 static int run_rows(struct nb_model *m, const struct nb_rows *rows, struct nb_step_stats *stats)
 {
     float *logits = NULL;
-    const uint64_t began = now_ns();
+    const uint64_t began = nb_now_ns();
     int rc = m->device->ops->step(m->dm, rows, &logits);
     if (rc < 0)
         return rc;
-    const uint64_t took = now_ns() - began;
+    const uint64_t took = nb_now_ns() - began;
     m->steps++;
     for (uint32_t i = 0; i < stats->sequences; i++)
         m->batch[i]->computed += m->batch[i]->rows;

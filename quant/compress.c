@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "machine/clock.h"
 #include "quant/rows.h"
 #include "tensor/convert.h"
 #include "tensor/gguf_write.h"
@@ -229,13 +229,6 @@ struct nb_choice *nb_compress_choices(struct nb_compress *c)
 
 // ---- The file
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int fail_write(int rc, struct nb_error *ret_error)
 {
     return nb_fail(ret_error, rc, "the result cannot be written: %s", strerror(-rc));
@@ -244,7 +237,7 @@ static int fail_write(int rc, struct nb_error *ret_error)
 static int sync_now(struct nb_compress *c, struct nb_error *ret_error)
 {
     int rc = nb_journal_sync(c->journal, &c->options.fd, 1);
-    c->synced_ns = now_ns();
+    c->synced_ns = nb_now_ns();
     return rc < 0 ? fail_write(rc, ret_error) : 0;
 }
 
@@ -317,7 +310,7 @@ int nb_compress_begin(struct nb_compress *c, struct nb_error *ret_error)
         c->bytes += nb_compress_bytes(c, i);
         rc = find_told(c, i);
     }
-    c->synced_ns = now_ns();
+    c->synced_ns = nb_now_ns();
     return rc < 0 ? fail_write(rc, ret_error) : 0;
 }
 
@@ -377,7 +370,7 @@ static int tell(struct nb_compress *c, uint32_t i, uint64_t hash, struct nb_erro
     if (rc < 0)
         return nb_fail(ret_error, rc, "the job's journal cannot be written: %s", strerror(-rc));
     c->has[i] = true;
-    return now_ns() - c->synced_ns < SYNC_NS ? 0 : sync_now(c, ret_error);
+    return nb_now_ns() - c->synced_ns < SYNC_NS ? 0 : sync_now(c, ret_error);
 }
 
 int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,

@@ -4,7 +4,6 @@
 #include <stdalign.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "daemon/worker/worker.h"
@@ -83,11 +82,4 @@ int nb_link_status(int error)
         if (table[i].error == error)
             return table[i].status;
     return error;
-}
-
-uint64_t nb_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }

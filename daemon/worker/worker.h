@@ -8,6 +8,7 @@
 
 #include "daemon/link.h"
 #include "engine/device.h"
+#include "machine/clock.h"
 
 int nb_probe_run(char **args);
 int nb_load_run(char **args);
@@ -26,8 +27,6 @@ int nb_link_receive(void *ret_packet, uint32_t type, uint32_t size);
 void nb_link_fault(int status, const char *why);
 // The status that a user can act on for a failure of tensor/ or engine/.
 int nb_link_status(int error);
-
-uint64_t nb_now_ns(void); // CLOCK_MONOTONIC
 
 // cache.c: the device cache, of NB_CACHE_MAX at most. An empty one is NULL and 0.
 int nb_cache_read(void **ret, size_t *ret_bytes);

@@ -3,9 +3,9 @@
 // never depends on who computed it.
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "engine/cpu/device.h"
+#include "machine/clock.h"
 
 void nb_cpu_turn_row(const struct nb_device_model *m, uint32_t row)
 {
@@ -76,13 +76,6 @@ static void take_vectors(const struct nb_cpu_walk *w, const struct nb_cpu_stage 
 
 // --- The walk
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void (*const run[])(struct nb_cpu_walk *w, const struct nb_cpu_stage *s) = {
     [NB_CPU_ROWS] = nb_cpu_run_rows,
     [NB_CPU_PRODUCTS] = nb_cpu_run_products,
@@ -99,7 +92,7 @@ void nb_cpu_step_thread(void *model, uint32_t thread)
                             .thread = thread,
                             .n = m->rows->n,
                             .share_id = m->device->share_id};
-    uint64_t before = now_ns();
+    uint64_t before = nb_now_ns();
     for (uint32_t i = 0; i < m->n_stages && w.n > 0; i++) {
         const struct nb_cpu_stage *s = &m->stages[i];
         if (m->rows->no_logits && s->first > m->plan->result)
@@ -113,7 +106,7 @@ void nb_cpu_step_thread(void *model, uint32_t thread)
             const uint32_t odd = first_odd(&w, s);
             m->first_odd = odd < m->first_odd ? odd : m->first_odd;
         }
-        uint64_t now = now_ns();
+        uint64_t now = nb_now_ns();
         m->times[m->plan->ops[s->first].section].ns += now - before;
         before = now;
         nb_device_beat(&m->device->base);

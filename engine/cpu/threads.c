@@ -9,8 +9,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "machine/clock.h"
 
 #define SPIN_NS     50000
 #define TAKE_BITS   24 // of a cursor: units taken; the rest is the share's id
@@ -41,13 +42,6 @@ struct nb_team {
     struct member member[];
 };
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -64,7 +58,7 @@ static bool spin(struct gate *g, unsigned seen)
         relax();
         if (i % 64)
             continue;
-        uint64_t now = now_ns();
+        uint64_t now = nb_now_ns();
         if (!end)
             end = now + SPIN_NS;
         else if (now >= end)

@@ -4,10 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <xxhash.h>
 
 #include "engine/vulkan/model.h"
+#include "machine/clock.h"
 
 #define BUDGET_NS   2000000000 // for all of a model's GEMMs together
 #define MOST_BUCKET 7          // 128 rows; what is best there is best for more
@@ -38,13 +38,6 @@ struct nb_vulkan_tuning {
     double left_ns;       // of the budget
     double ns_of_work;    // what a unit of it has taken at last, all rounds together
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
 
 // Without a measurement: the smallest that holds the rows.
 static uint32_t usual_tile(const struct nb_tier *t, const struct nb_vulkan_dispatch *p,
@@ -225,7 +218,7 @@ static bool is_affordable(const struct nb_vulkan_tuning *tuning, const struct ge
 
 static int choose(struct nb_vulkan_tuning *tuning, struct gemm *of, uint32_t bucket)
 {
-    uint64_t ticks[NB_TIER_TILES], begin = now_ns();
+    uint64_t ticks[NB_TIER_TILES], begin = nb_now_ns();
     uint8_t *chosen = &of->choice.tile[bucket];
     uint32_t usual = *chosen, best = 0;
     int rc = time_tiles(tuning, of, bucket, ticks);
@@ -235,7 +228,7 @@ static int choose(struct nb_vulkan_tuning *tuning, struct gemm *of, uint32_t buc
         *chosen = (uint8_t)best;
     if (rc == 0 && bucket == MOST_BUCKET)
         memset(chosen, *chosen, NB_VULKAN_BUCKETS - MOST_BUCKET);
-    of->ns = (double)(now_ns() - begin);
+    of->ns = (double)(nb_now_ns() - begin);
     tuning->left_ns -= of->ns;
     tuning->ns_of_work = of->ns / of->work;
     return rc;
