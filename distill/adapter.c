@@ -18,7 +18,6 @@ static int make_metadata(const struct nb_source *base, float alpha, struct nb_gg
 {
     struct nb_gguf_kvs kvs = {0};
     struct nb_str arch, name;
-    size_t len = 0;
     if (nb_gguf_str(base->metadata, "general.architecture", &arch) < 0)
         return nb_fail(e, -EINVAL, "the model does not name its architecture");
     int rc = nb_gguf_kvs_put_str(&kvs, "general.architecture", arch);
@@ -30,10 +29,8 @@ static int make_metadata(const struct nb_source *base, float alpha, struct nb_gg
         rc = put_string(&kvs, "adapter.type", "lora");
     if (rc == 0)
         rc = nb_gguf_kvs_put(&kvs, "adapter.lora.alpha", NB_GGUF_F32, &alpha);
-    void *section = rc == 0 ? nb_gguf_kvs_section(&kvs, 0, &len) : NULL;
-    rc = section ? nb_gguf_parse_metadata(section, len, ret, e)
-                 : nb_fail(e, -ENOMEM, "no memory for the adapter's metadata");
-    free(section);
+    rc = rc < 0 ? nb_fail(e, rc, "no memory for the adapter's metadata")
+                : nb_gguf_kvs_parse(&kvs, 0, ret, e);
     nb_gguf_kvs_finish(&kvs);
     return rc;
 }

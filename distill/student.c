@@ -149,7 +149,6 @@ static int make_metadata(const struct student *k, struct nb_gguf **ret, struct n
     struct nb_gguf_kvs kvs = {0};
     char count[KEY];
     uint32_t layers;
-    size_t len = 0;
     int rc = nb_student_count(k->teacher, &layers, e);
     if (rc == 0)
         rc = key_of(k->teacher, "block_count", count, e);
@@ -162,10 +161,8 @@ static int make_metadata(const struct student *k, struct nb_gguf **ret, struct n
         rc = cut_arrays(&kvs, k->teacher->metadata, count, layers, p->layer, p->layers);
     if (rc == 0)
         rc = nb_gguf_kvs_copy(&kvs, k->teacher->metadata, NULL);
-    void *section = rc == 0 ? nb_gguf_kvs_section(&kvs, 0, &len) : NULL;
-    rc = section ? nb_gguf_parse_metadata(section, len, ret, e)
-                 : nb_fail(e, -ENOMEM, "no memory for the student's metadata");
-    free(section);
+    rc = rc < 0 ? nb_fail(e, rc, "no memory for the student's metadata")
+                : nb_gguf_kvs_parse(&kvs, 0, ret, e);
     nb_gguf_kvs_finish(&kvs);
     return rc;
 }

@@ -165,3 +165,15 @@ void *nb_gguf_kvs_section(const struct nb_gguf_kvs *kvs, uint64_t n_tensors, siz
     *ret_len = head + kvs->len;
     return section;
 }
+
+int nb_gguf_kvs_parse(const struct nb_gguf_kvs *kvs, uint64_t n_tensors, struct nb_gguf **ret,
+                      struct nb_error *ret_error)
+{
+    size_t len = 0;
+    void *section = nb_gguf_kvs_section(kvs, n_tensors, &len);
+    if (!section)
+        return nb_fail(ret_error, -ENOMEM, "no memory for the metadata");
+    int rc = nb_gguf_parse_metadata(section, len, ret, ret_error);
+    free(section);
+    return rc;
+}

@@ -30,3 +30,6 @@ int nb_gguf_kvs_copy(struct nb_gguf_kvs *kvs, const struct nb_gguf *source, cons
 // A whole metadata section: the header of a file of `n_tensors`, then the pairs. malloc'ed, NULL
 // without memory.
 void *nb_gguf_kvs_section(const struct nb_gguf_kvs *kvs, uint64_t n_tensors, size_t *ret_len);
+// The same, as what nb_gguf_parse_metadata makes of it, with its errors; -ENOMEM with its line.
+int nb_gguf_kvs_parse(const struct nb_gguf_kvs *kvs, uint64_t n_tensors, struct nb_gguf **ret,
+                      struct nb_error *ret_error);

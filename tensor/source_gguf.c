@@ -178,12 +178,9 @@ static int join_metadata(struct nb_source *s, const struct nb_gguf *first,
                          struct nb_error *ret_error)
 {
     struct nb_gguf_kvs kvs = {0};
-    size_t len = 0;
     int rc = nb_gguf_kvs_copy(&kvs, first, "split.");
-    void *section = rc < 0 ? NULL : nb_gguf_kvs_section(&kvs, s->n_tensors, &len);
-    rc = section ? nb_gguf_parse_metadata(section, len, &s->metadata, ret_error)
-                 : no_memory(ret_error);
-    free(section);
+    rc = rc < 0 ? no_memory(ret_error)
+                : nb_gguf_kvs_parse(&kvs, s->n_tensors, &s->metadata, ret_error);
     nb_gguf_kvs_finish(&kvs);
     return rc;
 }

@@ -114,16 +114,9 @@ static int put_file_type(const struct nb_source *s, struct nb_gguf_kvs *kvs)
 
 static int make_metadata(struct nb_source *s, struct folder *f, struct nb_error *ret_error)
 {
-    size_t len = 0;
-    void *section = NULL;
-    int rc = put_file_type(s, &f->kvs);
-    if (rc == 0)
-        section = nb_gguf_kvs_section(&f->kvs, s->n_tensors, &len);
-    if (!section)
+    if (put_file_type(s, &f->kvs) < 0)
         return FAIL(-ENOMEM, "no memory for the metadata");
-    rc = nb_gguf_parse_metadata(section, len, &s->metadata, ret_error);
-    free(section);
-    return rc;
+    return nb_gguf_kvs_parse(&f->kvs, s->n_tensors, &s->metadata, ret_error);
 }
 
 static int open_folder(struct nb_source *s, struct nb_error *ret_error)
