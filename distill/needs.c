@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "distill/cosine.h"
 #include "grad/grad.h"
 #include "grad/loss.h"
 
@@ -171,24 +172,13 @@ static int add_gradients(struct measuring *m)
 
 // --- Windows
 
-static double distance(const float *x, const float *y, size_t n)
-{
-    double xx = 0, yy = 0, xy = 0;
-    for (size_t i = 0; i < n; i++) {
-        xx += (double)x[i] * (double)x[i];
-        yy += (double)y[i] * (double)y[i];
-        xy += (double)x[i] * (double)y[i];
-    }
-    return xx > 0 && yy > 0 ? 1 - xy / sqrt(xx * yy) : 1;
-}
-
 static void add_layers(struct measuring *m)
 {
     const uint32_t rows = m->windows->length, n = m->plan->hp.embedding;
     for (uint32_t i = 0; i < m->plan->n_layers; i++)
         for (uint32_t j = 0; j < rows; j++) {
             const float *x = m->x + ((size_t)i * rows + j) * n;
-            m->ret->layer[i] += distance(x, x + (size_t)rows * n, n) / rows / m->windows->n;
+            m->ret->layer[i] += nb_away(x, x + (size_t)rows * n, n, 0, NULL) / rows / m->windows->n;
         }
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "distill/cosine.h"
 #include "distill/train_room.h"
 #include "grad/adam.h"
 #include "grad/loss.h"
@@ -86,29 +87,13 @@ static int heads(struct nb_train *t, uint32_t rows, const struct nb_distil_loss 
     return rc;
 }
 
-// 1 - cos(x, y), and d += weight times its gradient in x.
-static float away(const float *x, const float *y, uint32_t n, float weight, float *d)
-{
-    double xx = 0, yy = 0, xy = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        xx += (double)x[i] * (double)x[i];
-        yy += (double)y[i] * (double)y[i];
-        xy += (double)x[i] * (double)y[i];
-    }
-    const double root = sqrt(xx * yy), cosine = root > 0 ? xy / root : 0;
-    const float by_y = root > 0 ? (float)(1 / root) : 0, by_x = xx > 0 ? (float)(cosine / xx) : 0;
-    for (uint32_t i = 0; d && i < n; i++)
-        d[i] -= weight * (by_y * y[i] - by_x * x[i]);
-    return (float)(1 - cosine);
-}
-
 static void compare_hidden(struct nb_train *t, uint32_t rows, float weight, float *d)
 {
     const uint32_t n = t->plan->hp.embedding;
     const float *x = rows_of(t, rows, t->plan->n_layers);
     for (uint32_t i = 0; i < rows; i++)
-        t->hidden[i] = away(x + (size_t)i * n, t->taught + (size_t)i * n, n, weight,
-                            d ? d + (size_t)i * n : d);
+        t->hidden[i] = (float)nb_away(x + (size_t)i * n, t->taught + (size_t)i * n, n, weight,
+                                      d ? d + (size_t)i * n : d);
 }
 
 static struct nb_train_loss mean_loss(const struct nb_train *t, uint32_t first, uint32_t n)
