@@ -72,7 +72,8 @@ static void sum_bias(void *arg, uint32_t unit, uint32_t thread)
 struct matrix {
     const float *x;
     size_t ld;
-    uint32_t rows, cols; // as it lies
+    uint32_t rows, cols;    // as it lies
+    const uint16_t *narrow; // [rows][cols], with bf16
 };
 
 struct narrowing {
@@ -89,11 +90,14 @@ static void narrow_rows(void *arg, uint32_t unit, uint32_t thread)
         n->p->g->loops->narrow(m->x + i * m->ld, n->to + (size_t)i * m->cols, m->cols);
 }
 
-static const uint16_t *narrow(const struct nb_pass *p, int operand, const struct matrix *m)
+// Makes it an operand: with bf16 what it was before as this operand is of no use any more.
+static void narrow(const struct nb_pass *p, int operand, struct matrix *m)
 {
     struct narrowing n = {p, m, p->g->floats.narrow[operand]};
+    if (!p->g->bf16)
+        return;
     nb_each(p->g->team, (m->rows + ROWS - 1) / ROWS, narrow_rows, &n);
-    return n.to;
+    m->narrow = n.to;
 }
 
 // C = beta C + op(A) op(B): `ta`, `tb` as of nb_sgemm.
@@ -103,8 +107,7 @@ static void product(const struct nb_pass *p, bool ta, bool tb, const struct matr
     const uint32_t m = ta ? a->cols : a->rows, k = ta ? a->rows : a->cols;
     const uint32_t n = tb ? b->rows : b->cols;
     if (p->g->bf16)
-        nb_bgemm(p->g->team, ta, tb, m, n, k, narrow(p, 0, a), a->cols, narrow(p, 1, b), b->cols,
-                 beta, c, ldc);
+        nb_bgemm(p->g->team, ta, tb, m, n, k, a->narrow, a->cols, b->narrow, b->cols, beta, c, ldc);
     else
         nb_sgemm(p->g->team, ta, tb, m, n, k, a->x, a->ld, b->x, b->ld, beta, c, ldc);
 }
@@ -163,21 +166,24 @@ static void show(const struct nb_pass *p, const struct nb_step *s, const struct 
 static struct matrix input_of(const struct nb_pass *p, const struct nb_step *s,
                               const struct piece *piece)
 {
-    return (struct matrix){nb_value(p, &s->in, piece->first), s->in.stride, piece->n, s->w->cols};
+    return (struct matrix){nb_value(p, &s->in, piece->first), s->in.stride, piece->n, s->w->cols,
+                           NULL};
 }
 
 static struct matrix weights_of(const struct nb_pass *p, const struct nb_step *s,
                                 const struct piece *piece)
 {
-    return (struct matrix){nb_floats_of(p->g, s, piece->expert), s->w->cols, s->w->rows,
-                           s->w->cols};
+    return (struct matrix){nb_floats_of(p->g, s, piece->expert), s->w->cols, s->w->rows, s->w->cols,
+                           NULL};
 }
 
 static void linear_piece(const struct nb_pass *p, const struct nb_step *s,
                          const struct piece *piece)
 {
     show(p, s, piece);
-    const struct matrix x = input_of(p, s, piece), w = weights_of(p, s, piece);
+    struct matrix x = input_of(p, s, piece), w = weights_of(p, s, piece);
+    narrow(p, 0, &x);
+    narrow(p, 1, &w);
     product(p, false, true, &x, &w, s->op->add ? 1.0f : 0.0f, nb_value(p, &s->out, piece->first),
             s->out.stride);
     if (s->w->factors)
@@ -201,15 +207,21 @@ static void linear_piece_back(const struct nb_pass *p, const struct nb_step *s,
                               const struct piece *piece)
 {
     const struct nb_grad_tensor *w = s->w;
-    const struct matrix x = input_of(p, s, piece), values = weights_of(p, s, piece);
-    const struct matrix dy = {nb_gradient(p, &s->out, piece->first), s->out.stride, piece->n,
-                              w->rows};
-    if (w->gradient)
+    struct matrix x = input_of(p, s, piece), values = weights_of(p, s, piece);
+    struct matrix dy = {nb_gradient(p, &s->out, piece->first), s->out.stride, piece->n, w->rows,
+                        NULL};
+    if (w->gradient || nb_is_wanted(p, &s->in))
+        narrow(p, 0, &dy); // for both products
+    if (w->gradient) {
+        narrow(p, 1, &x);
         product(p, true, false, &dy, &x, 1.0f,
                 w->gradient + (size_t)piece->expert * w->rows * w->cols, w->cols);
-    if (nb_is_wanted(p, &s->in))
+    }
+    if (nb_is_wanted(p, &s->in)) {
+        narrow(p, 1, &values);
         product(p, false, false, &dy, &values, 1.0f, nb_gradient(p, &s->in, piece->first),
                 s->in.stride);
+    }
     if (w->factors)
         factors_back(p, s, piece);
     struct biases b = {p, s, *piece};
