@@ -117,20 +117,10 @@ TABLES = {"weights": weights, "speed": speed, "tasks": tasks, "activations": act
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))
-    parser.add_argument("--keep", type=pathlib.Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
-    options.keep.mkdir(parents=True, exist_ok=True)
-    service = compare.Service(options.build.resolve())
-    try:
-        for name in options.only:
-            TABLES[name](Maker(options, service))
-    finally:
-        service.daemon.finish()
+    compare.run_tables(parser, TABLES, Maker)
 
 
 if __name__ == "__main__":

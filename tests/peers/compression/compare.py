@@ -110,6 +110,21 @@ class Service:
                               stdout=subprocess.PIPE, text=True).stdout
 
 
+def run_tables(parser, tables, maker):
+    """The `main` of scripts that measure several tables: each is a function of a maker, which is made of options and service."""
+    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))
+    parser.add_argument("--keep", type=pathlib.Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
+    options = parser.parse_args()
+    options.keep.mkdir(parents=True, exist_ok=True)
+    service = Service(options.build.resolve())
+    try:
+        for name in options.only:
+            tables[name](maker(options, service))
+    finally:
+        service.daemon.finish()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))

@@ -98,22 +98,12 @@ TABLES = {"six": six, "healing": healing}
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build"))
-    parser.add_argument("--keep", type=pathlib.Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--layers", default="6")
     parser.add_argument("--weights", default="80M")
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    options.keep.mkdir(parents=True, exist_ok=True)
-    service = compare.Service(options.build.resolve())
-    try:
-        for name in options.only:
-            TABLES[name](Maker(options, service))
-    finally:
-        service.daemon.finish()
+    compare.run_tables(parser, TABLES, Maker)
 
 
 if __name__ == "__main__":
