@@ -3,11 +3,12 @@ beside llama-quantize, what W8A8 loses with and without SmoothQuant, what the mo
 on MiniLM what the DistilBERT recipe's steps lose and gain.
 
 usage: tests/oracle/run tests/peers/compression/claims.py --keep DIR [--build build] [--only weights ...] [--samples 64]
-                                                          [--windows 6] [--runs 5]
+                                                          [--windows 6] [--runs 5] [--efforts fast ...]
 
 Each table is one `nibble eval` against the F32 file, with its report (Markdown, JSON, charts) in DIR/TABLE. Files lie in DIR,
 and one that is there already is not made again. Calibration as in compare.py, none of which is judged on. Speeds (`speed`:
-prompts of 512 tokens; `encoder`) want a machine that does nothing else.
+prompts of 512 tokens; `encoder`) and times (`effort`: two to three hours, --efforts for a part) want a machine that does
+nothing else.
 """
 import argparse
 import json
@@ -36,6 +37,8 @@ MINILM = llama.CACHE / "models" / "all-MiniLM-L6-v2"
 ENCODER = {"f32": ["--to", "F32"], "f16": ["--to", "F16"]}
 ENCODER |= {f"int8-{how}": ["--to", "int8-channel", "--activations", how] for how in ("dynamic", "static")}
 ENCODER |= {"int8-blocks": ["--to", "int8-g32"], "int4": ["--to", "int4-g32"], "int4-gptq": ["--to", "int4-g32", *GPTQ]}
+TIMED = {"nearest": ["--effort", "fast"], "search": ["--effort", "fast", "--method", "search"]}
+TIMED |= {effort: ["--effort", effort, "--method", "auto"] for effort in ("fast", "normal", "best")}
 OWN = {"int4-own-text": [*PLAIN["int4"], *GPTQ]}
 
 
@@ -46,11 +49,15 @@ class Maker:
     def make(self, name, arguments, texts=(), source=None):
         path = self.options.keep / f"{name}.gguf"
         if not path.exists():
-            began = time.monotonic()
+            began, watch = time.monotonic(), compare.Watch(self.service.daemon)
+            watch.start()
             learnt = [word for text in texts for word in ("--calibration", text)]
-            samples = ["--samples", self.options.samples] if texts or name in OWN else []
+            chosen = (texts or name in OWN) and "--effort" not in arguments
+            samples = ["--samples", self.options.samples] if chosen else []
             self.service.run("compress", source or llama.f32_model(), "-o", path, *arguments, *learnt, *samples, "--json")
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            most, processor = watch.stop()
+            print(f"{name}: {time.monotonic() - began:.1f} s, {processor:.1f} s of processor time, {most:.0f} MB", file=sys.stderr,
+                  flush=True)
         return path
 
     def theirs(self):
@@ -101,6 +108,13 @@ def own_text(maker):
     maker.evaluate("own-text", files, *maker.texts(), "--precision", "exact")
 
 
+def effort(maker):
+    """Q4_0 throughout, with as much text as an effort takes by itself."""
+    files = [maker.make(f"effort-{name}", ["--to", "Q4_0", *how], [] if name == "nearest" else compare.LEARNT)
+             for name, how in TIMED.items() if name not in ("fast", "normal", "best") or name in maker.options.efforts]
+    maker.evaluate("effort", files, *maker.texts(), "--precision", "exact")
+
+
 def encoder(maker):
     """The DistilBERT recipe's, on MiniLM: requests of 32 tokens. Of the usual texts the passages have all but the modules."""
     files = []
@@ -112,7 +126,8 @@ def encoder(maker):
                    "fast", reference=MINILM)
 
 
-TABLES = {"weights": weights, "speed": speed, "tasks": tasks, "activations": activations, "own-text": own_text, "encoder": encoder}
+TABLES = {"weights": weights, "speed": speed, "tasks": tasks, "activations": activations, "own-text": own_text,
+          "effort": effort, "encoder": encoder}
 
 
 def main():
@@ -120,6 +135,7 @@ def main():
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--efforts", nargs="+", default=["fast", "normal", "best"])
     compare.run_tables(parser, TABLES, Maker)
 
 

@@ -77,25 +77,27 @@ class Theirs:
 
 
 class Watch(threading.Thread):
-    """The most memory that any worker of a job has, in MB, until it is stopped."""
+    """What the workers of jobs take until it is stopped: the most memory of one, in MB, and the processor time of all, in s."""
 
     def __init__(self, daemon):
         super().__init__(daemon=True)
-        self.of, self.peak, self.over = daemon, 0, threading.Event()
+        self.of, self.peak, self.times, self.over = daemon, 0, {}, threading.Event()
 
     def run(self):
         while not self.over.wait(0.5):
             for pid in (pid for pid, mode in self.of.children() if mode == "job"):
                 try:
                     found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+                    ticks = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
                 except OSError:  # it has ended
                     continue
                 self.peak = max(self.peak, int(found[1]) / 1e3 if found else 0)
+                self.times[pid] = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
         self.over.set()
         self.join()
-        return self.peak
+        return self.peak, sum(self.times.values())
 
 
 class Service:
@@ -147,14 +149,14 @@ def main():
 
 
 def compress(service, source, learnt, samples, recipe, folder, name):
-    """(seconds, MB of memory)"""
+    """(seconds, MB of memory, seconds of processor time)"""
     (folder / f"{name}.json").write_text(json.dumps(recipe))
     began, watch = time.monotonic(), Watch(service.daemon)
     watch.start()
     texts = [word for path in learnt for word in ("--calibration", path)]
     service.run("compress", source, "-o", folder / f"{name}.gguf", "--force", "--recipe", folder / f"{name}.json", *texts,
                 "--samples", samples, "--save-imatrix", folder / "imatrix.gguf", "--json")
-    return time.monotonic() - began, watch.stop()
+    return time.monotonic() - began, *watch.stop()
 
 
 def measure(options, folder, source, learnt, service):
@@ -178,8 +180,9 @@ def measure(options, folder, source, learnt, service):
     (folder / "eval.json").write_text(json.dumps(report, indent=1))
     theirs = Theirs(source, options.theirs) if options.theirs else None
     for name, path in files.items():
-        seconds, most = took.get(name, (0, 0))
-        print(f"{name:12} {path.stat().st_size / 1e6:7.1f} MB  {seconds:5.0f} s {most:5.0f} MB  {row(report, path)}", end="")
+        seconds, most, processor = took.get(name, (0, 0, 0))
+        print(f"{name:12} {path.stat().st_size / 1e6:7.1f} MB  {seconds:5.0f} s ({processor:.0f} of processors) {most:5.0f} MB  "
+              f"{row(report, path)}", end="")
         print("   by llama.cpp: " + " / ".join(f"{x:.4f}" for x in theirs.kl(source, path)) if theirs else "", flush=True)
 
 

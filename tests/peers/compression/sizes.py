@@ -47,9 +47,9 @@ def make_ours(options, service):
         if (options.keep / f"{name}.gguf").exists():
             continue
         target = {"size": round(float(size.removesuffix("M")) * 1e6)}
-        seconds, most = compare.compress(service, compare.llama.f32_model(), compare.LEARNT, options.samples,
+        seconds, most, processor = compare.compress(service, compare.llama.f32_model(), compare.LEARNT, options.samples,
                                          {**recipe, "target": target}, options.keep, name)
-        print(f"{name}: {seconds:.0f} s, {most:.0f} MB of memory", flush=True)
+        print(f"{name}: {seconds:.0f} s, {processor:.0f} s of processor time, {most:.0f} MB of memory", flush=True)
 
 
 def sizes_and_divergences(options, service):
