@@ -62,6 +62,8 @@ struct common {
 int cli_parse(const struct verb *verb, const struct option_spec *specs, struct common *common,
               int argc, char **argv, int min_args, int max_args, char ***ret_args);
 #define CLI_EXIT(parsed) (-1 - (parsed))
+// A number with an optional decimal (k, M, G) or binary (Ki, Mi, Gi) suffix; -EINVAL.
+int cli_parse_size(const char *text, uint64_t *ret);
 
 // Opens what is closed of the standard streams, so that no socket of ours takes its number. First
 // thing in main.
@@ -153,6 +155,7 @@ int verb_load(const struct verb *verb, int argc, char **argv);
 int verb_convert(const struct verb *verb, int argc, char **argv);
 int verb_compress(const struct verb *verb, int argc, char **argv);
 int verb_distill(const struct verb *verb, int argc, char **argv);
+int verb_pipeline(const struct verb *verb, int argc, char **argv);
 int verb_jobs(const struct verb *verb, int argc, char **argv);
 int verb_cancel(const struct verb *verb, int argc, char **argv);
 int verb_pause(const struct verb *verb, int argc, char **argv);

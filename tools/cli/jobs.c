@@ -62,7 +62,7 @@ static int on_progress(void *user, const struct nibble_jobs_row *row)
     return 0;
 }
 
-int jobs_wait(nibble *connection, uint64_t job, const char *what)
+int jobs_await(nibble *connection, uint64_t job, const char *what)
 {
     struct line line = {.what = what};
     const struct nibble_jobs_wait_options options = {
@@ -70,6 +70,12 @@ int jobs_wait(nibble *connection, uint64_t job, const char *what)
     int rc = nibble_jobs_wait(connection, job, &options);
     if (line.shown)
         fprintf(stderr, "\r\033[K");
+    return rc;
+}
+
+int jobs_wait(nibble *connection, uint64_t job, const char *what)
+{
+    int rc = jobs_await(connection, job, what);
     if (rc >= 0)
         return CLI_OK;
     int status = cli_failed(connection, what, rc);
@@ -124,7 +130,7 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
     return status;
 }
 
-static json_t *fetch_report(nibble *connection, uint64_t job)
+json_t *jobs_report(nibble *connection, uint64_t job)
 {
     struct nibble_jobs_result info;
     json_t *report = NULL;
@@ -309,7 +315,7 @@ int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bo
                      : jobs_save(connection, job, JOBS_MODEL, out, force);
     if (status != CLI_OK)
         return status;
-    json_t *report = fetch_report(connection, job);
+    json_t *report = jobs_report(connection, job);
     if (!report)
         status = cli_error("job %" PRIu64 " has no report that can be read", job);
     if (status == CLI_OK && json) {

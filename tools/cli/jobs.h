@@ -9,8 +9,10 @@ int jobs_read_recipe(const char *path, json_t **ret);
 bool jobs_has_place(const char *verb, const char *out, bool detach);
 // Says that a job was started and left to itself. An exit status.
 int jobs_started(uint64_t job, bool json);
-// Waits with a line of progress on stderr where that is a terminal. `what`: the line's begin. An
-// exit status.
+// Waits with a line of progress on stderr where that is a terminal. `what`: the line's begin. What
+// nibble_jobs_wait returns, of which nothing is said.
+int jobs_await(nibble *connection, uint64_t job, const char *what);
+// The same, and says why it failed. An exit status.
 int jobs_wait(nibble *connection, uint64_t job, const char *what);
 // The files that a compression makes; the last is a weighted one's importance matrix, or a folder's
 // small files.
@@ -20,6 +22,8 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
               bool force);
 // The whole of a file to another, from its start. -errno.
 int jobs_copy(int from, int to, uint64_t bytes);
+// The job's report; NULL: there is none that can be read.
+json_t *jobs_report(nibble *connection, uint64_t job);
 // Whether the job's model is a folder; and that folder as `out`. An exit status.
 bool jobs_is_folder(nibble *connection, uint64_t job);
 int jobs_save_folder(nibble *connection, uint64_t job, const char *out);

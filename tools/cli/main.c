@@ -19,6 +19,8 @@ static const struct verb verbs[] = {
      verb_compress},
     {"distill", "FILE|DIR", "train a smaller model by a larger one, as a job of the service",
      verb_distill},
+    {"pipeline", "FILE|DIR", "make a model smaller in steps that are judged, to given targets",
+     verb_pipeline},
     {"jobs", "", "list the jobs of the service", verb_jobs},
     {"wait", "ID", "wait until a job is finished", verb_wait},
     {"result", "ID", "fetch what a job has made", verb_result},

@@ -41,8 +41,7 @@ static void print_verb_help(const struct verb *verb, const struct option_spec *s
         print_option(stdout, o);
 }
 
-// A number with an optional decimal (k, M, G) or binary (Ki, Mi, Gi) suffix.
-static int parse_size(const char *text, uint64_t *ret)
+int cli_parse_size(const char *text, uint64_t *ret)
 {
     static const struct {
         const char *suffix;
@@ -118,7 +117,7 @@ static int set_u64(const struct option_spec *o, const char *text)
 
 static int set_size(const struct option_spec *o, const char *text)
 {
-    if (parse_size(text, o->target) < 0)
+    if (cli_parse_size(text, o->target) < 0)
         return cli_usage_error(
             "--%s: '%s' is no size as 512Mi (k, M, G, Ki, Mi, Gi; 8e18 bytes at most)", o->name,
             text);

@@ -29,6 +29,16 @@ struct eval {
     struct eval_task *tasks[OPTION_LIST_MAX];
 };
 
+// What is usual; the rest is zero.
+struct eval eval_usual(void);
+// Reads the inputs that `e` names and measures the models (names, or files that are loaded for it),
+// beside the reference where there is one. What was found is {"method", "reference", "models":
+// [...]}, as report.h takes it; the caller lets go of it, in any case. An exit status.
+int eval_run(struct eval *e, char *const *names, int n, json_t **ret_found);
+// What tables and charts call the models, "label": their short names, or what was given where two
+// are alike.
+void eval_label(json_t *models);
+
 struct eval_model {
     const char *given; // by the user
     struct loaded loaded;

@@ -78,8 +78,9 @@ static void add_text(struct grid *g, const json_t *model, const json_t *row, con
     add_figure(g, row, "top1", "%.2f", 100);
 }
 
-static struct grid texts_grid(const json_t *models)
+static struct grid texts_grid(const json_t *found)
 {
+    const json_t *models = json_object_get(found, "models");
     static const char *const heads[] = {"model",   "text",    "perplexity", "less the reference's",
                                         "KL mean", "KL 99 %", "KL maximum", "same top, %",
                                         NULL};
@@ -116,8 +117,9 @@ static void add_task(struct grid *g, const json_t *model, const json_t *row, con
     add_figure(g, row, p, "%.2g", 1);
 }
 
-static struct grid tasks_grid(const json_t *models)
+static struct grid tasks_grid(const json_t *found)
 {
+    const json_t *models = json_object_get(found, "models");
     static const char *const heads[] = {
         "model", "task", "measure", "items", "value", "less the reference's", "McNemar p", NULL};
     static const char *const measures[][2] = {
@@ -136,8 +138,9 @@ static struct grid tasks_grid(const json_t *models)
     return g;
 }
 
-static struct grid vectors_grid(const json_t *models)
+static struct grid vectors_grid(const json_t *found)
 {
+    const json_t *models = json_object_get(found, "models");
     static const char *const heads[] = {"model",        "passages",     "cosine",
                                         "least cosine", "recall@10, %", NULL};
     struct grid g = grid_create("Vectors beside the reference's", heads);
@@ -156,8 +159,9 @@ static struct grid vectors_grid(const json_t *models)
     return g;
 }
 
-static struct grid cost_grid(const json_t *models)
+static struct grid cost_grid(const json_t *found)
 {
+    const json_t *models = json_object_get(found, "models");
     static const char *const heads[] = {"model",       "file",           "weights in memory",
                                         "with KV",     "prefill, t/s",   "decode, t/s",
                                         "ms a token",  "texts a second", "a request, s",
@@ -184,8 +188,75 @@ static struct grid cost_grid(const json_t *models)
     return g;
 }
 
-static struct grid (*const grids[])(const json_t *models) = {texts_grid, tasks_grid, vectors_grid,
-                                                             cost_grid};
+// Of a pipeline: the files in the order in which they were made.
+static struct grid steps_grid(const json_t *found)
+{
+    static const char *const heads[] = {"file",       "size",         "KL mean", "same top, %",
+                                        "ms a token", "made in, min", NULL};
+    struct grid g = grid_create("Steps", heads);
+    size_t i;
+    json_t *step;
+    json_array_foreach(json_object_get(found, "steps"), i, step) {
+        const json_t *model = json_array_get(json_object_get(found, "models"), i);
+        grid_add(&g, "%s", text(step, "file"));
+        add_bytes(&g, model, "file_bytes");
+        add_figure(&g, model, "kld_mean", "%.4g", 1);
+        add_figure(&g, model, "top1", "%.2f", 100);
+        add_figure(&g, json_object_get(model, "cost"), "ms_per_token", "%.2f", 1);
+        add_figure(&g, step, "seconds", "%.1f", 1. / 60);
+    }
+    return g;
+}
+
+static struct grid chains_grid(const json_t *found)
+{
+    static const char *const heads[] = {"chain", "stopped at", "misses", NULL};
+    struct grid g = grid_create("Chains", heads);
+    size_t i, k;
+    json_t *chain, *missed;
+    json_array_foreach(json_object_get(found, "chains"), i, chain) {
+        const char *best = text(found, "best"), *file = text(chain, "file");
+        const json_t *misses = json_object_get(chain, "missed");
+        if (!json_array_size(misses)) {
+            grid_add(&g, "%s", file);
+            grid_add(&g, "-");
+            grid_add(&g, "%s", strcmp(best, file) ? "nothing" : "nothing: the best of these");
+        }
+        json_array_foreach(misses, k, missed) {
+            grid_add(&g, "%s", file);
+            grid_add(&g, "%s", text(chain, "stopped_at"));
+            grid_add(&g, "%s", json_string_value(missed));
+        }
+    }
+    return g;
+}
+
+static struct grid shapes_grid(const json_t *found)
+{
+    static const char *const heads[] = {"shape of",   "layers",     "weights, millions",
+                                        "rounded",    "ms a token", "tokens",
+                                        "divergence", "left out",   NULL};
+    struct grid g = grid_create("Shapes that were tried", heads);
+    size_t i, k;
+    json_t *step, *shape;
+    json_array_foreach(json_object_get(found, "steps"), i, step)
+        json_array_foreach(json_object_get(step, "shapes"), k, shape) {
+            grid_add(&g, "%s", text(step, "file"));
+            add_figure(&g, shape, "layers", "%.0f", 1);
+            add_figure(&g, shape, "weights", "%.1f", 1e-6);
+            add_bytes(&g, shape, "bytes");
+            add_figure(&g, shape, "token_ms", "%.2f", 1);
+            add_figure(&g, shape, "tokens", "%.0f", 1);
+            add_figure(&g, shape, "divergence", "%.4g", 1);
+            grid_add(&g, "%s",
+                     json_is_true(json_object_get(shape, "chosen")) ? "chosen"
+                                                                    : text(shape, "left_out"));
+        }
+    return g;
+}
+
+static struct grid (*const grids[])(const json_t *found) = {
+    steps_grid, chains_grid, shapes_grid, texts_grid, tasks_grid, vectors_grid, cost_grid};
 #define N_GRIDS (sizeof(grids) / sizeof(grids[0]))
 
 int report_print(const json_t *found)
@@ -193,7 +264,7 @@ int report_print(const json_t *found)
     int status = CLI_OK;
     bool first = true;
     for (size_t i = 0; i < N_GRIDS && status == CLI_OK; i++) {
-        struct grid g = grids[i](json_object_get(found, "models"));
+        struct grid g = grids[i](found);
         if (g.n) {
             printf("%s", first ? "" : "\n");
             status = grid_print(&g);
@@ -232,7 +303,7 @@ static void write_markdown(const json_t *found, FILE *out)
     json_array_foreach(json_object_get(found, "charts"), i, chart)
         fprintf(out, "\n![%s](%s.svg)\n", text(chart, "title"), text(chart, "name"));
     for (i = 0; i < N_GRIDS; i++) {
-        struct grid g = grids[i](json_object_get(found, "models"));
+        struct grid g = grids[i](found);
         if (g.n)
             grid_write_markdown(&g, out);
         grid_destroy(&g);
