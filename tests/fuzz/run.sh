@@ -1,11 +1,11 @@
 #!/bin/bash
-# Fuzzes under ASan and UBSan: `tests/fuzz/run.sh [SECONDS]` for each target (30), as many at once as there are
+# Fuzzes under ASan and UBSan: `tests/fuzz/run.sh [SECONDS]` for each target (20), as many at once as there are
 # processors, in the build folder build-fuzz, which is kept with its corpus, so that a later run goes on from there. A
 # target that finds something ends the run with status 1 and leaves its input in build-fuzz/found/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-seconds=${1:-30}
+seconds=${1:-20}
 build=build-fuzz
 corpus=$build/corpus
 
