@@ -28,7 +28,13 @@ struct nb_unit {
     float *d, *m, *by;      // [cols / group]: what stands behind a code, and 1 / d
     uint16_t *scale, *min;  // [cols / block], fp16
     int16_t *sub, *sub_min; // [cols / group]
+    // [cols]: 1 where a weight stays, 0 where it is a zero. NULL: all stay.
+    float *keep;
+    uint32_t stay, of; // a pattern, which is chosen while columns are rounded; of: 0, none
+    bool bare;         // of a float type: what is wanted is what is decoded
 };
+
+#define NB_FEED_SPARSE 128 // columns of a block whose zeros are chosen at once, as in SparseGPT
 
 struct nb_feed {
     // dst[i][j] -= sum over k < n of a[i][k] * b[j][k], for four i and four j; n a multiple of 8.
@@ -41,5 +47,10 @@ struct nb_feed {
     void (*solve)(struct nb_unit *u);
     void (*gradient)(struct nb_unit *u); // g from q and w
     void (*columns)(struct nb_unit *u);  // rounds all columns in order: v, q
-    void (*refine)(struct nb_unit *u);   // one pass; g must be right
+    // The same in two steps, block by block of at most NB_FEED_SPARSE columns, a multiple of 8, in
+    // order. First scores, [n] lanes: what it costs to make each a zero, when the columns after it
+    // make good for it and none of the block is rounded yet. Then, with the block's keep, rounds.
+    void (*score)(struct nb_unit *u, uint32_t first, uint32_t n, float *ret);
+    void (*round)(struct nb_unit *u, uint32_t first, uint32_t n);
+    void (*refine)(struct nb_unit *u); // one pass; g must be right
 };

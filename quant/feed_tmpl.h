@@ -4,6 +4,7 @@
 
 #include "quant/feed.h"
 #include "quant/group_tmpl.h"
+#include "quant/sparse.h"
 
 #define PANEL 64 // columns between two bulk updates
 
@@ -67,10 +68,59 @@ static inline uint32_t panel_at(const struct nb_unit *u, uint32_t first)
 // The nearest that the unit's scales of column c decode to.
 FORCED vf round_lanes(const struct nb_unit *u, uint32_t c, vf x, vf *ret_v)
 {
+    if (u->bare)
+        return *ret_v = x;
     uint32_t g = c / u->shape->group;
     vf d = lanes(u->d, g), m = lanes(u->m, g);
     *ret_v = nearest(u->shape, f_mul(f_sub(x, m), lanes(u->by, g)));
     return f_add(f_mul(*ret_v, d), m);
+}
+
+// x, or 0 where column c is to be a zero; never -0, which is another number in a file of floats.
+FORCED vf kept(const struct nb_unit *u, uint32_t c, vf x)
+{
+    return u->keep ? f_add(f_mul(x, lanes(u->keep, c)), f_zero()) : x;
+}
+
+// The error that grows when one of the columns [first + from, first + from + n), which come next,
+// becomes a zero: x^2 / (H^-1)_kk of those that are left, by the factor x^2 D. t has what is fed
+// into the block from `first` on. If nothing more were rounded, each column would take up all that
+// is fed into it, and feed as much on.
+static void foresee(const struct nb_unit *u, uint32_t first, uint32_t from, uint32_t n, float *ret)
+{
+    const struct nb_factor *f = u->factor;
+    float t[NB_FEED_SPARSE * NB_LANES];
+    memcpy(t, u->t + (size_t)from * NB_LANES, n * NB_LANES * sizeof(*t));
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t p = first + from + i;
+        const vf moved = lanes(t, i), x = f_add(lanes(u->w, f->order[p]), moved);
+        const vf root = f_mul(x, f_set1(f->root[(size_t)p * f->cols + p]));
+        put_lanes(ret, i, f_mul(root, root));
+        for (uint32_t k = i + 1; k < n; k++) {
+            const float by = f->feedback[(size_t)(first + from + k) * f->cols + p];
+            put_lanes(t, k, f_fma(f_set1(-by), moved, lanes(t, k)));
+        }
+    }
+}
+
+// Of the next columns, the pattern's, those that cost least become zeros; of equal ones the first.
+// Lane by lane. Columns are in their own order.
+static void choose_pattern(struct nb_unit *u, uint32_t first, uint32_t from)
+{
+    float scores[NB_SPARSE_OF * NB_LANES];
+    const vf go = f_set1((float)(u->of - u->stay) - 0.5f), one = f_set1(1);
+    foresee(u, first, from, u->of, scores);
+    for (uint32_t i = 0; i < u->of; i++) {
+        vf less = f_zero(); // than this one
+        for (uint32_t j = 0; j < u->of; j++) {
+            const vf x = lanes(scores, i), y = lanes(scores, j);
+            if (j < i)
+                less = f_add(less, f_select(m_sign(f_sub(x, y)), f_zero(), one));
+            if (j > i)
+                less = f_add(less, f_select(m_sign(f_sub(y, x)), one, f_zero()));
+        }
+        put_lanes(u->keep, first + from + i, f_select(m_sign(f_sub(less, go)), f_zero(), one));
+    }
 }
 
 // One panel's columns in order; t has what the columns before the panel feed into it.
@@ -79,7 +129,10 @@ static void columns_of(struct nb_unit *u, uint32_t first, uint32_t n)
     const struct nb_factor *f = u->factor;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t p = first + i, c = f->order[p];
-        vf v, w = lanes(u->w, c), q = round_lanes(u, c, f_add(w, lanes(u->t, i)), &v);
+        if (u->of && p % u->of == 0)
+            choose_pattern(u, first, i);
+        vf v, w = lanes(u->w, c);
+        vf q = round_lanes(u, c, kept(u, c, f_add(w, lanes(u->t, i))), &v);
         vf e = f_sub(w, q);
         put_lanes(u->q, c, q);
         put_lanes(u->v, c, v);
@@ -91,13 +144,25 @@ static void columns_of(struct nb_unit *u, uint32_t first, uint32_t n)
     }
 }
 
-static void columns(struct nb_unit *u)
+// t takes what all columns before feed into [first, first + n).
+static void feed_into(struct nb_unit *u, uint32_t first, uint32_t n)
 {
     const struct nb_factor *f = u->factor;
-    for (uint32_t first = 0; first < f->cols; first += PANEL) {
+    memset(u->t, 0, n * NB_LANES * sizeof(float));
+    accumulate(u->t, n, f->feedback + (size_t)first * f->cols, f->cols, u->e, first);
+}
+
+static void score(struct nb_unit *u, uint32_t first, uint32_t n, float *ret)
+{
+    feed_into(u, first, n);
+    foresee(u, first, 0, n, ret);
+}
+
+static void columns(struct nb_unit *u)
+{
+    for (uint32_t first = 0; first < u->factor->cols; first += PANEL) {
         uint32_t n = panel_at(u, first);
-        memset(u->t, 0, n * NB_LANES * sizeof(float));
-        accumulate(u->t, n, f->feedback + (size_t)first * f->cols, f->cols, u->e, first);
+        feed_into(u, first, n);
         columns_of(u, first, n);
     }
 }

@@ -53,6 +53,8 @@ static const struct nb_feed feed = {
     .solve = solve,
     .gradient = gradient,
     .columns = columns,
+    .score = score,
+    .round = columns_of,
     .refine = refine,
 };
 

@@ -24,7 +24,7 @@ FORCED vmask below(vf x, vf y)
 FORCED vf descend_column(struct nb_unit *u, uint32_t c)
 {
     vf h = f_set1(curvature(u, c)), q = lanes(u->q, c), g = lanes(u->g, c), v;
-    vf next = round_lanes(u, c, f_sub(q, f_div(g, h)), &v), move = f_sub(next, q);
+    vf next = round_lanes(u, c, kept(u, c, f_sub(q, f_div(g, h))), &v), move = f_sub(next, q);
     // The error changes by move * (2 g + h * move).
     vf change = f_mul(move, f_fma(h, move, f_add(g, g)));
     vmask better = m_sign(change);
@@ -165,7 +165,8 @@ static void round_group(const struct nb_unit *u, const float *others, struct tri
         for (uint32_t k = 0; k < t->n; k++) {
             const float *row = h_at(u, t->first + k, t->first);
             vf h = f_set1(row[k]), q = lanes(t->q, k), g = lanes(t->g, k);
-            vf next = round_trial(u, t, by, f_sub(q, f_div(g, h)), &v), move = f_sub(next, q);
+            vf x = kept(u, t->first + k, f_sub(q, f_div(g, h)));
+            vf next = round_trial(u, t, by, x, &v), move = f_sub(next, q);
             vf change = f_mul(move, f_fma(h, move, f_add(g, g)));
             vmask better = m_sign(change);
             move = f_select(better, move, f_zero());

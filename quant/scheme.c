@@ -4,6 +4,7 @@
 #include <math.h>
 #include <strings.h>
 
+#include "quant/shape.h"
 #include "tensor/type.h"
 
 #define EXACT(name, bits, group, min, type)                                                        \
@@ -104,6 +105,14 @@ double nb_scheme_bits(const struct nb_scheme *s, uint64_t rows, uint64_t cols)
     const uint64_t groups = s->group == TENSOR ? 1 : rows * ((cols + group - 1) / group);
     const double each = s->type == NB_TYPE_F16 ? 32 + 8 : s->has_min ? 16 + 16 : 16;
     return s->bits + each * (double)groups / ((double)rows * (double)cols);
+}
+
+bool nb_scheme_has_zero(const struct nb_scheme *s)
+{
+    struct nb_shape shape;
+    if (nb_shape_init(&shape, s->type) < 0) // floats; a zero point is a code
+        return s->type != NB_TYPE_END;
+    return !shape.has_min && !shape.table;
 }
 
 void nb_scheme_codes(const struct nb_scheme *s, float *ret_low, float *ret_high)

@@ -34,5 +34,8 @@ uint64_t nb_scheme_group(const struct nb_scheme *s, uint64_t rows, uint64_t cols
 // Bits a weight, scales and minima included: what the scheme needs, whatever holds it. A scale is
 // 16 bits, and so is a minimum; with a zero point a scale is 32 bits and the zero point 8.
 double nb_scheme_bits(const struct nb_scheme *s, uint64_t rows, uint64_t cols);
+// Whether one of its codes decodes to 0 whatever the scale: with a minimum none does, nor does one
+// of IQ4's table.
+bool nb_scheme_has_zero(const struct nb_scheme *s);
 // The lowest and the highest integer that a code stands for, where the type does not say it all.
 void nb_scheme_codes(const struct nb_scheme *s, float *ret_low, float *ret_high);

@@ -1,7 +1,8 @@
 // A filter for the oracle: `gptq TYPE ROWS COLS TOKENS PASSES DAMPING THREADS [order] [size]
-// [float] [residual]` reads the matrix [rows][cols] and its inputs [tokens][cols] from stdin, then,
-// where named, the float model's inputs [tokens][cols] and the residual [tokens][rows]. It writes
-// the encoded matrix to stdout and the report to stderr, with seconds of processor time.
+// [float] [residual] [SHARE | N:M]` reads the matrix [rows][cols] and its inputs [tokens][cols]
+// from stdin, then, where named, the float model's inputs [tokens][cols] and the residual
+// [tokens][rows]. It writes the encoded matrix to stdout and the report to stderr, with seconds of
+// processor time.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,19 @@ static double *zeros(size_t n)
     return x;
 }
 
+// The word that begins with a digit.
+static struct nb_sparsity sparsity(int argc, char **argv)
+{
+    struct nb_sparsity s = {.by = NB_SPARSE_SPARSEGPT};
+    for (int i = 8; i < argc; i++)
+        if (argv[i][0] >= '0' && argv[i][0] <= '9' &&
+            sscanf(argv[i], "%u:%u", &s.keep, &s.of) != 2) {
+            s.keep = s.of = 0;
+            s.share = atof(argv[i]);
+        }
+    return s;
+}
+
 int main(int argc, char **argv)
 {
     const struct nb_type_info *info = argc > 7 ? nb_type_by_name(argv[1]) : NULL;
@@ -77,6 +91,7 @@ int main(int argc, char **argv)
                           .factor = factor,
                           .by_size = has(argc, argv, "size"),
                           .passes = (uint32_t)atoi(argv[5]),
+                          .sparse = sparsity(argc, argv),
                           .hessian = h,
                           .cross = f ? c : NULL,
                           .residual = r ? left : NULL,

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Error feedback against numpy in float64: GPTQ as its paper has it (by the Cholesky factor of the inverse Hessian) with the same
-scales gives the same codes; what the report says is so; refinement never raises the error; a mismatch and a residual are met.
+scales gives the same codes, SparseGPT as its paper has it the same zeros; what the report says is so; refinement never raises the
+error nor moves a zero; a mismatch and a residual are met.
 
 Usage: test_gptq.py GPTQ ENCODE, the filters built from gptq.c and encode.c.
 """
@@ -90,6 +91,65 @@ def check_codes(gptq, encode, name, rng):
         yield f"{name}: GPTQ leaves {report['columns'] / report['nearest']:.3f} of the error"
 
 
+def sparsegpt_numpy(w, h, share, pattern, rounded=lambda k, x: x):
+    """The paper's: blocks of 128 columns whose least w^2 / [H^-1]^2 of all rows, or of each pattern of a row, become zeros."""
+    w, upper = w.astype(np.float64).copy(), np.linalg.cholesky(np.linalg.inv(h)).T
+    out = np.zeros_like(w)
+    for first in range(0, w.shape[1], 128):
+        block = slice(first, first + 128)
+        w1, u1 = w[:, block].copy(), upper[block, block]
+        mask, errors = np.zeros(w1.shape, bool), np.zeros_like(w1)
+        if share:
+            scores = w1**2 / np.diag(u1)**2
+            mask = scores < np.sort(scores.ravel())[int(share * scores.size)]
+        for k in range(w1.shape[1]):
+            if pattern and k % pattern[1] == 0:
+                scores = w1[:, k:k + pattern[1]]**2 / np.diag(u1)[k:k + pattern[1]]**2
+                np.put_along_axis(mask[:, k:k + pattern[1]], np.argsort(scores, axis=1)[:, :pattern[1] - pattern[0]], True, axis=1)
+            q = np.where(mask[:, k], 0, rounded(first + k, w1[:, k]))
+            out[:, first + k], errors[:, k] = q, (w1[:, k] - q) / u1[k, k]
+            w1[:, k:] -= np.outer(errors[:, k], u1[k, k:])
+        w[:, block.stop:] -= errors @ upper[block, block.stop:]
+    return out
+
+
+def check_sparse(gptq, encode, name, rng):
+    """Zeros, what stays and the error beside the paper's method: no passes of refinement. Then these, which leave zeros alone."""
+    w = (0.05 * rng.standard_normal((40, 384 if test_encode.SIZES.get(name, (0, 32))[1] < 256 else 512))).astype(np.float32)
+    x = np.clip(np.round(inputs(rng, 1024, w.shape[1]) * 16) / 16, -8, 8)
+    h = x.astype(np.float64).T @ x.astype(np.float64)
+    damped = h + DAMPING * np.diag(h).mean() * np.eye(len(h))
+    rounded = lambda k, v: v
+    if name in CODES:
+        values = levels(name, test_encode.ours(encode, name, w, "search", "plain", np.diag(h).astype(np.float32)))
+        rounded = lambda k, v: nearest(values[:, k], v)
+    for word, share, pattern in ("0.5", 0.5, None), ("0.7", 0.7, None), ("2:4", 0, (2, 4)), ("3:8", 0, (3, 8)):
+        data, report = run(gptq, name, w, x, 0, word)
+        ours, theirs = quants.dequantize(data, Type[name]).astype(np.float64), sparsegpt_numpy(w, damped, share, pattern, rounded)
+        same, zeros = np.mean((ours == 0) == (theirs == 0)), np.mean(ours == 0)
+        ratio = error(ours, w, h) / error(theirs, w, h)
+        print(f"{name} {word}: {same:.4f} of the zeros are numpy's, {zeros:.4f} zeros, the error {ratio:.4f} of its error")
+        if same < 0.995 or abs(ratio - 1) > 0.01 or not close(report["columns"], error(ours, w, h)):
+            yield f"{name} {word}: {same:.4f} of the zeros are numpy's, the error {ratio:.4f} of its error, {report}"
+        if pattern and ((ours == 0).reshape(len(w), -1, pattern[1]).sum(axis=2) < pattern[1] - pattern[0]).any() or \
+                share and zeros < int(share * w.size) / w.size:
+            yield f"{name} {word}: too few zeros"
+        if name not in CODES and (share and (ours == 0).sum() != int(share * w.size) or (np.signbit(ours) & (ours == 0)).any()):
+            yield f"{name} {word}: {(ours == 0).sum()} zeros of {w.size}"
+        if name in CODES:
+            again, refined = run(gptq, name, w, x, 3, word)
+            if not refined["refined"] < 0.98 * report["columns"]:
+                yield f"{name} {word}: refinement leaves {refined['refined'] / report['columns']:.3f} of the error"
+            kept = np.abs(quants.dequantize(again, Type[name])) > 0
+            # A zero that was chosen stays one; that another weight was rounded to zero may change.
+            if pattern and (kept.reshape(len(w), -1, pattern[1]).sum(axis=2) > pattern[0]).any() or \
+                    share and kept.sum() > w.size - int(share * w.size):
+                yield f"{name} {word}: refinement brings zeros back"
+        for threads, isa in ((3, None), (1, "avx2"), (2, "scalar")) if name == "Q3_K" else ():
+            if (run(gptq, name, w, x, 0, word, threads=threads, isa=isa)[0] != data).any():
+                yield f"{name} {word}: other bytes with {threads} threads on {isa or 'the best level'}"
+
+
 def check_refined(gptq, name, rng):
     w = (0.05 * rng.standard_normal((20, 384 if test_encode.SIZES[name][1] < 256 else 512))).astype(np.float32)
     x = inputs(rng, 1024, w.shape[1])
@@ -166,6 +226,8 @@ def main():
     for name in "Q4_0", "Q4_K":
         failures += check_mismatch(gptq, name, rng)
         failures += check_same_bytes(gptq, name, rng)
+    for name in "F32", "F16", "Q4_0", "Q3_K":
+        failures += check_sparse(gptq, encode, name, rng)
     failures += check_damping(gptq, rng)
     for line in failures:
         print(line)
