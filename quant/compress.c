@@ -319,17 +319,22 @@ bool nb_compress_has(const struct nb_compress *c, uint32_t tensor)
     return c->has[tensor];
 }
 
-int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb_error *ret_error)
+static int read_at(const struct nb_compress *c, uint8_t *ret, uint64_t bytes, uint64_t at,
+                   struct nb_error *ret_error)
 {
-    const uint64_t at = nb_gguf_offset(c->w, tensor), bytes = nb_compress_bytes(c, tensor);
     for (uint64_t done = 0; done < bytes;) {
-        ssize_t n = pread(c->options.fd, (uint8_t *)ret + done, bytes - done, (off_t)(at + done));
+        ssize_t n = pread(c->options.fd, ret + done, bytes - done, (off_t)(at + done));
         if (n <= 0)
             return nb_fail(ret_error, n < 0 ? -errno : -EIO, "the result cannot be read: %s",
                            n < 0 ? strerror(errno) : "it ends before");
         done += (uint64_t)n;
     }
     return 0;
+}
+
+int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb_error *ret_error)
+{
+    return read_at(c, ret, nb_compress_bytes(c, tensor), nb_gguf_offset(c->w, tensor), ret_error);
 }
 
 // ---- Tensors
@@ -423,20 +428,87 @@ static int round_tensor(struct nb_compress *c, uint32_t i, const struct nb_rows_
     return rc;
 }
 
+// What a matrix's zeros are chosen by. *ret_cuts is malloc'ed, or stays.
+static int prepare_zeros(struct nb_compress *c, uint32_t i, struct nb_rows_type *how,
+                         struct nb_sparse_cut **ret_cuts, struct nb_error *ret_error)
+{
+    const struct nb_source_tensor *t = &c->s->tensors[i];
+    const struct nb_sparsity *s = &c->choices[i].sparse;
+    how->sparse = nb_sparsity_any(s) ? s : NULL;
+    if (!how->sparse)
+        return 0;
+    if (s->by == NB_SPARSE_SPARSEGPT)
+        return nb_fail(ret_error, -EINVAL,
+                       "tensor %.*s: sparsegpt is of matrices that error feedback takes, which "
+                       "have whole 16s of columns: exempt it by a rule (\"sparse\": 0)",
+                       STR(t->name));
+    if (s->by == NB_SPARSE_WANDA && !how->weights)
+        return nb_fail(ret_error, -EINVAL,
+                       "tensor %.*s: there is no importance of its columns for wanda: exempt it by "
+                       "a rule (\"sparse\": 0)",
+                       STR(t->name));
+    if (s->of || s->by == NB_SPARSE_WANDA)
+        return 0;
+    *ret_cuts = calloc(nb_source_rows(t), sizeof(**ret_cuts));
+    how->cuts = *ret_cuts;
+    return how->cuts ? nb_rows_cuts(c->rows, t, s, *ret_cuts, ret_error)
+                     : nb_fail(ret_error, -ENOMEM, "no memory for a tensor's zeros");
+}
+
 int nb_compress_round(struct nb_compress *c, uint32_t tensor,
                       const struct nb_importance *importance, struct nb_error *ret_error)
 {
     float *weights = NULL;
+    struct nb_sparse_cut *cuts = NULL;
     int rc = nb_importance_weights(importance, &c->s->tensors[tensor], &weights, ret_error);
     struct nb_rows_type how = {.type = c->choices[tensor].type,
                                .search = importance != NULL,
                                .weights = weights,
                                .scheme = nb_choice_scheme(&c->choices[tensor])};
+    if (rc == 0)
+        rc = prepare_zeros(c, tensor, &how, &cuts, ret_error);
     if (rc == 0 && how.scheme->group == NB_GROUP_TENSOR)
         rc = nb_rows_extent(c->rows, &c->s->tensors[tensor], &how.least, &how.most, ret_error);
     if (rc == 0)
         rc = round_tensor(c, tensor, &how, ret_error);
+    free(cuts);
     free(weights);
+    return rc;
+}
+
+static int count_zeros(const struct nb_compress *c, uint32_t tensor, uint64_t step, uint8_t *bytes,
+                       float *floats, uint64_t *ret, struct nb_error *ret_error)
+{
+    const struct nb_source_tensor *t = &c->s->tensors[tensor];
+    const struct nb_type_info *type = nb_type_info(c->choices[tensor].type);
+    const uint64_t rows = nb_source_rows(t), each = nb_type_row_bytes(type->type, t->dims[0]);
+    uint64_t at = nb_gguf_offset(c->w, tensor), zeros = 0;
+    int rc = 0;
+    for (uint64_t row = 0, some; row < rows && rc == 0; row += some, at += some * each) {
+        some = rows - row < step ? rows - row : step;
+        rc = read_at(c, bytes, some * each, at, ret_error);
+        if (rc < 0)
+            break;
+        type->dequantize(bytes, floats, some * t->dims[0] / type->block);
+        for (uint64_t i = 0; i < some * t->dims[0]; i++)
+            zeros += floats[i] == 0;
+    }
+    if (rc == 0)
+        *ret = zeros;
+    return rc;
+}
+
+int nb_compress_zeros(const struct nb_compress *c, uint32_t tensor, uint64_t *ret,
+                      struct nb_error *ret_error)
+{
+    const uint64_t cols = c->s->tensors[tensor].dims[0];
+    const uint64_t step = CHUNK / cols < 1 ? 1 : CHUNK / cols;
+    uint8_t *bytes = malloc(step * nb_type_row_bytes(c->choices[tensor].type, cols));
+    float *floats = malloc(step * cols * sizeof(*floats));
+    int rc = bytes && floats ? count_zeros(c, tensor, step, bytes, floats, ret, ret_error)
+                             : nb_fail(ret_error, -ENOMEM, "no memory for a part of a tensor");
+    free(bytes);
+    free(floats);
     return rc;
 }
 

@@ -61,6 +61,9 @@ uint64_t nb_compress_bytes(const struct nb_compress *c, uint32_t tensor);
 bool nb_compress_has(const struct nb_compress *c, uint32_t tensor); // it is in the file
 // Reads one that is there. -errno with its line.
 int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb_error *ret_error);
+// How many of its weights are zeros, in the file. Blocks; -errno with its line.
+int nb_compress_zeros(const struct nb_compress *c, uint32_t tensor, uint64_t *ret,
+                      struct nb_error *ret_error);
 // Writes one that somebody has encoded; the journal tells of it. -errno with its line.
 int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
                     struct nb_error *ret_error);
@@ -68,8 +71,9 @@ int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
 // From now on none is there, as the journal tells whoever goes on. -errno with its line.
 int nb_compress_again(struct nb_compress *c, struct nb_error *ret_error);
 
-// Rounds one that is not there: to nearest, or with scales searched under its columns' importance.
-// What is refused: a NaN or an infinity (by tensor and row). -errno with its line.
+// Rounds one that is not there: to nearest, or with scales searched under its columns' importance;
+// of a sparse one the zeros are made before. What is refused: a NaN or an infinity (by tensor and
+// row); zeros by what is not there. -errno with its line.
 int nb_compress_round(struct nb_compress *c, uint32_t tensor,
                       const struct nb_importance *importance, struct nb_error *ret_error);
 // Rounds all that are not there. Then the file is whole and durable. -errno with its line; what was

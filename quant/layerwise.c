@@ -32,6 +32,7 @@ struct sums {
 struct target {
     struct nb_grad_tensor *w;
     uint32_t tensor, type;
+    struct nb_sparsity sparse;
     float *floats, *values; // [experts][rows][cols]: its own, and what it became
     uint8_t *bytes;
 };
@@ -221,19 +222,23 @@ static int sum_residual(struct walk *k, const struct nb_grad_tensor *w, double *
 
 // ---- Matrices
 
-static bool takes_feedback(const struct nb_grad_tensor *w, uint32_t from, uint32_t type)
+static bool takes_feedback(const struct nb_grad_tensor *w, uint32_t from,
+                           const struct nb_choice *to)
 {
-    return w->cols % LANES == 0 && type != from && type != NB_TYPE_F32 && type != NB_TYPE_F16 &&
-           type != NB_TYPE_BF16;
+    const bool rounds = to->type != from && to->type != NB_TYPE_F32 && to->type != NB_TYPE_F16 &&
+                        to->type != NB_TYPE_BF16;
+    return w->cols % LANES == 0 && (rounds || nb_sparsity_any(&to->sparse));
 }
 
 static int open_target(const struct walk *k, struct target *t, struct nb_grad_tensor *w,
                        uint32_t tensor)
 {
     const size_t floats = (size_t)w->experts * w->rows * w->cols;
+    const struct nb_choice *choice = &nb_compress_choices(k->how->compress)[tensor];
     *t = (struct target){.w = w,
                          .tensor = tensor,
-                         .type = nb_compress_choices(k->how->compress)[tensor].type,
+                         .type = choice->type,
+                         .sparse = choice->sparse,
                          .floats = malloc(floats * sizeof(*t->floats)),
                          .values = malloc(floats * sizeof(*t->values)),
                          .bytes = malloc(nb_compress_bytes(k->how->compress, tensor))};
@@ -253,7 +258,7 @@ static int find_targets(struct walk *k)
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t tensor = nb_source_find(k->how->source, w[i]->name);
         if (tensor == k->how->source->n_tensors ||
-            !takes_feedback(w[i], k->how->source->tensors[tensor].type, choices[tensor].type) ||
+            !takes_feedback(w[i], k->how->source->tensors[tensor].type, &choices[tensor]) ||
             (head && nb_compress_has(k->how->compress, tensor)))
             continue;
         if (!nb_choice_scheme(&choices[tensor])->exact)
@@ -309,6 +314,7 @@ static int encode_expert(struct walk *k, const struct target *t, const struct su
     struct nb_gptq how = {.type = t->type,
                           .factor = factor,
                           .passes = k->how->passes,
+                          .sparse = t->sparse,
                           .hessian = s->hessian,
                           .cross = s->cross,
                           .mismatch = s->cross ? mismatch(k, w->cols) : 0};
@@ -325,19 +331,31 @@ static int encode_expert(struct walk *k, const struct target *t, const struct su
     return rc;
 }
 
-// All of the site's matrices, or those of one expert, by the same sums.
-static int encode_with(struct walk *k, uint32_t expert, const struct sums *s)
+// All of the site's matrices, or those of one expert, by the same sums. The larger columns go
+// first; where zeros are chosen columns have their own order, as in SparseGPT: patterns lie along
+// it, and blocks of it have large columns and small ones to choose among.
+static int encode_in_order(struct walk *k, uint32_t expert, const struct sums *s, bool sparse)
 {
-    const struct nb_factor_options options = {.damping = k->how->damping, .by_size = true};
+    const struct nb_factor_options options = {.damping = k->how->damping, .by_size = !sparse};
     struct nb_factor *factor = NULL;
-    int rc = nb_factor_create(k->how->team, s->hessian, s->cols, &options, &factor);
-    if (rc < 0)
-        return fail_encode(k, &k->targets[0], rc);
-    for (uint32_t i = 0; i < k->n_targets && rc == 0; i++)
-        if (!nb_compress_has(k->how->compress, k->targets[i].tensor))
-            rc = encode_expert(k, &k->targets[i], s, factor, expert);
+    int rc = 0;
+    for (uint32_t i = 0; i < k->n_targets && rc == 0; i++) {
+        if (nb_compress_has(k->how->compress, k->targets[i].tensor) ||
+            nb_sparsity_any(&k->targets[i].sparse) != sparse)
+            continue;
+        if (!factor)
+            rc = nb_factor_create(k->how->team, s->hessian, s->cols, &options, &factor);
+        rc = rc < 0 ? fail_encode(k, &k->targets[i], rc)
+                    : encode_expert(k, &k->targets[i], s, factor, expert);
+    }
     nb_factor_destroy(factor);
     return rc;
+}
+
+static int encode_with(struct walk *k, uint32_t expert, const struct sums *s)
+{
+    int rc = encode_in_order(k, expert, s, false);
+    return rc == 0 ? encode_in_order(k, expert, s, true) : rc;
 }
 
 static int encode_site(struct walk *k)
@@ -436,8 +454,6 @@ static int feed_embedding(struct walk *k, struct target *t)
     if (rc == 0)
         rc = nb_gptq_encode(&how, k->how->team, t->floats, t->w->rows, t->w->cols, t->bytes, NULL);
     nb_factor_destroy(factor);
-    free(t->floats);
-    t->floats = NULL;
     return rc < 0 ? fail_encode(k, t, rc) : 0;
 }
 
@@ -456,7 +472,8 @@ static int round_embedding(struct walk *k, const struct nb_op *op, struct target
     t->values = malloc((size_t)w->rows * w->cols * sizeof(*t->values));
     if (!t->bytes || !t->values)
         return no_memory(k);
-    const bool feeds = is_head(k, w) && takes_feedback(w, s->tensors[t->tensor].type, t->type);
+    const bool feeds = is_head(k, w) && takes_feedback(w, s->tensors[t->tensor].type,
+                                                       &nb_compress_choices(c)[t->tensor]);
     int rc = nb_compress_has(c, t->tensor) ? 0
              : feeds                       ? feed_embedding(k, t)
                      : nb_compress_round(c, t->tensor, k->how->importance, k->error);
@@ -512,6 +529,7 @@ static int begin(struct walk *k)
         struct target t = {0};
         if (k->plan->ops[i].kind == NB_OP_EMBED && k->plan->ops[i].w)
             rc = round_embedding(k, &k->plan->ops[i], &t);
+        free(t.floats);
         free(t.bytes);
         free(t.values);
     }

@@ -120,12 +120,16 @@ static int read_rule(struct nb_recipe *r, const json_t *object, struct nb_error 
 {
     struct nb_recipe_rule *rule = &r->rules[r->n_rules];
     const json_t *match = json_object_get(object, "match"), *to = json_object_get(object, "to");
-    if (!json_is_string(match) || !to || json_object_size(object) != 2)
+    const json_t *sparse = json_object_get(object, "sparse");
+    const size_t says = (to != NULL) + (size_t)(sparse != NULL);
+    if (!json_is_string(match) || !says || json_object_size(object) != 1 + says)
         return nb_fail(ret_error, -EINVAL,
-                       "each of the recipe's \"tensors\" has a \"match\" and a \"to\", and nothing "
-                       "else");
+                       "each of the recipe's \"tensors\" has a \"match\", and a \"to\" or a "
+                       "\"sparse\" or both, and nothing else");
     rule->text = json_string_value(match);
-    int rc = read_scheme("to", to, &rule->to, ret_error);
+    int rc = to ? read_scheme("to", to, &rule->to, ret_error) : 0;
+    if (rc == 0 && sparse)
+        rc = nb_recipe_read_zeros(rule, sparse, ret_error);
     if (rc == 0)
         rc = compile(rule, ret_error);
     if (rc == 0)
@@ -468,18 +472,24 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
     const struct {
         const char *key;
         int (*read)(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error);
-    } others[] = {{"tensors", read_rules}, {"calibration", read_calibration},
-                  {"target", read_target}, {"method", read_method},
-                  {"gptq", read_gptq},     {"types", read_types},
-                  {"effort", read_effort}, {"fold", read_fold},
-                  {"tune", read_tune},     {"activations", read_activations}};
+    } others[] = {{"tensors", read_rules},
+                  {"calibration", read_calibration},
+                  {"target", read_target},
+                  {"method", read_method},
+                  {"gptq", read_gptq},
+                  {"types", read_types},
+                  {"effort", read_effort},
+                  {"fold", read_fold},
+                  {"tune", read_tune},
+                  {"activations", read_activations},
+                  {"sparse", nb_recipe_read_sparse}};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (!strcmp(key, others[i].key))
             return others[i].read(r, value, ret_error);
     return nb_fail(ret_error, -EINVAL,
                    "the recipe has a key \"%.64s\", which is none of to, tensors, embedding, "
                    "output, else, calibration, method, gptq, target, types, effort, fold, "
-                   "tune, activations",
+                   "tune, activations, sparse",
                    key);
 }
 
@@ -503,6 +513,8 @@ static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
         rc = read_key(r, json_object_iter_key(at), json_object_iter_value(at), ret_error);
     if (rc == 0)
         rc = check_target(r, ret_error);
+    if (rc == 0)
+        rc = nb_recipe_check_sparse(r, ret_error);
     choose_samples(r);
     hold_out(r);
     if (rc == 0 && !r->to)

@@ -1,8 +1,9 @@
 // What a compression makes of a model: the type of each tensor. Read from JSON, which is anyone's:
-//   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0"}], "embedding": "Q8_0",
-//    "output": "Q8_0", "else": "F16", "calibration": {"samples": 128, "length": 256, "seed": 1},
+//   {"to": "Q4_0", "tensors": [{"match": "ffn_down", "to": "Q8_0", "sparse": 0}],
+//    "embedding": "Q8_0", "output": "Q8_0", "else": "F16",
+//    "calibration": {"samples": 128, "length": 256, "seed": 1},
 //    "method": "gptq", "gptq": {"damping": 0.03, "mismatch": 0.7, "passes": 2},
-//    "fold": ["awq", "permute"],
+//    "fold": ["awq", "permute"], "sparse": {"share": 0.5, "by": "wanda"},
 //    "tune": {"tokens": 98304, "batch": 1024, "layer_steps": 0,
 //             "code": 0, "scale": 0.0002, "vector": 0.0002},
 //    "activations": {"scheme": "static", "range": "mse", "spread": 6}}
@@ -16,6 +17,7 @@
 
 #include "engine/inputs.h"
 #include "quant/scheme.h"
+#include "quant/sparse.h"
 #include "tensor/source.h"
 
 #define NB_RECIPE_MAX   (64u << 10) // bytes of the text
@@ -61,6 +63,9 @@ struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *recipe);
 // "fold": bits of quant/fold_search.h, 0 without it.
 uint32_t nb_recipe_folds(const struct nb_recipe *recipe);
 
+// "sparse": of the layers' matrices that no rule names. NULL: it is not there.
+const struct nb_sparsity *nb_recipe_sparsity(const struct nb_recipe *recipe);
+
 // "to": of most tensors; with a target, what is written where no type can be chosen.
 const struct nb_scheme *nb_recipe_to(const struct nb_recipe *recipe);
 
@@ -104,6 +109,7 @@ struct nb_choice {
     uint32_t wanted; // another one where its blocks do not divide the rows
     bool fixed;      // a target does not choose it: the recipe names it, or it is always F32
     const struct nb_scheme *scheme; // that the type is, or holds; NULL, or of another type: itself
+    struct nb_sparsity sparse;      // of matrices of layers
 };
 
 // Whoever changes a choice's type alone gets that type.
@@ -113,7 +119,8 @@ static inline const struct nb_scheme *nb_choice_scheme(const struct nb_choice *c
 }
 
 // What one tensor becomes. -EINVAL: its rows are no whole blocks of the type, and the recipe names
-// no other; or a rule's expression takes too many steps.
+// no other; it is to be sparse and the type has no zero, or its rows are no whole patterns; or a
+// rule's expression takes too many steps.
 int nb_recipe_choose(struct nb_recipe *recipe, const struct nb_source_tensor *t,
                      struct nb_choice *ret, struct nb_error *ret_error);
 // The next rule, from `*at` on, whose expression matched no tensor so far; NULL: there is none.

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "quant/rounding.h"
@@ -16,15 +17,18 @@ static bool is_named(const struct nb_source_tensor *t, const char *name)
     return t->name.len == strlen(name) && !memcmp(t->name.data, name, t->name.len);
 }
 
-// The first rule that matches. 1 and what it says, or 0.
-static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t,
-                     const struct nb_scheme **ret, struct nb_error *ret_error)
+// The first rule that matches, of those that name a type or of those that name a sparsity. 1 and
+// the rule, or 0.
+static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t, bool of_types,
+                     const struct nb_recipe_rule **ret, struct nb_error *ret_error)
 {
     for (uint32_t i = 0; i < r->n_rules; i++) {
+        if (of_types ? !r->rules[i].to : !r->rules[i].sparse)
+            continue;
         int rc = pcre2_match(r->rules[i].code, (PCRE2_SPTR)t->name.data, t->name.len, 0, 0,
                              r->match, r->context);
         if (rc >= 0) {
-            *ret = r->rules[i].to;
+            *ret = &r->rules[i];
             r->rules[i].used = true;
             return 1;
         }
@@ -40,8 +44,11 @@ static int find_rule(struct nb_recipe *r, const struct nb_source_tensor *t,
 static int find_wanted(struct nb_recipe *r, const struct nb_source_tensor *t,
                        const struct nb_scheme **ret, bool *ret_fixed, struct nb_error *ret_error)
 {
-    int rc = find_rule(r, t, ret, ret_error);
+    const struct nb_recipe_rule *rule = NULL;
+    int rc = find_rule(r, t, true, &rule, ret_error);
     *ret_fixed = rc != 0 || r->target.kind == NB_TARGET_NONE;
+    if (rule)
+        *ret = rule->to;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     const bool embedding = r->embedding && is_named(t, "token_embd.weight");
@@ -84,6 +91,57 @@ static int refuse_shape(const struct nb_recipe *r, const struct nb_source_tensor
                    !r->otherwise ? "" : nb_type_name(r->otherwise->type));
 }
 
+// Embeddings, the head, vectors and routers stay dense.
+static bool may_be_sparse(const struct nb_source_tensor *t)
+{
+    static const char layers[] = "blk.";
+    const size_t n = sizeof(layers) - 1;
+    return !nb_convert_is_single(t) && t->name.len > n && !memcmp(t->name.data, layers, n);
+}
+
+static const char *list_with_zero(char ret[NB_ROUNDING_LIST])
+{
+    size_t n, at = 0;
+    const struct nb_scheme *s = nb_schemes(&n);
+    ret[0] = 0;
+    for (size_t i = 0; i < n; i++)
+        if (s[i].exact && nb_rounding_has(s[i].type) && nb_scheme_has_zero(&s[i]))
+            at += (size_t)snprintf(ret + at, NB_ROUNDING_LIST - at, "%s%s", at ? ", " : "",
+                                   nb_type_name(s[i].type));
+    return ret;
+}
+
+static int check_sparse(const struct nb_source_tensor *t, const struct nb_choice *c,
+                        struct nb_error *ret_error)
+{
+    char list[NB_ROUNDING_LIST];
+    if (c->sparse.of && t->dims[0] % c->sparse.of)
+        return nb_fail(ret_error, -EINVAL,
+                       "tensor %.*s has rows of %" PRIu64 ", no whole patterns of %u:%u: exempt it "
+                       "by a rule (\"sparse\": 0)",
+                       STR(t->name), t->dims[0], c->sparse.keep, c->sparse.of);
+    if (nb_scheme_has_zero(nb_choice_scheme(c)))
+        return 0;
+    return nb_fail(ret_error, -EINVAL,
+                   "tensor %.*s is to be sparse, and no code of %s is exactly zero: name another "
+                   "type (%s), or exempt it by a rule (\"sparse\": 0)",
+                   STR(t->name), nb_type_name(c->type), list_with_zero(list));
+}
+
+static int choose_sparse(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *c,
+                         struct nb_error *ret_error)
+{
+    const struct nb_recipe_rule *rule = NULL;
+    if (!r->sparse || !may_be_sparse(t))
+        return 0;
+    int rc = find_rule(r, t, false, &rule, ret_error);
+    if (rc < 0)
+        return rc;
+    c->sparse = rule ? rule->sparsity : r->sparsity;
+    c->sparse.by = r->sparsity.by;
+    return nb_sparsity_any(&c->sparse) ? check_sparse(t, c, ret_error) : 0;
+}
+
 int nb_recipe_choose(struct nb_recipe *r, const struct nb_source_tensor *t, struct nb_choice *ret,
                      struct nb_error *ret_error)
 {
@@ -97,8 +155,8 @@ int nb_recipe_choose(struct nb_recipe *r, const struct nb_source_tensor *t, stru
         s = r->otherwise ? r->otherwise : s->exact ? of_smaller_blocks(s->type) : NULL;
     if (!s || !fits(t, s))
         return refuse_shape(r, t, wanted->type, ret_error);
-    *ret = (struct nb_choice){s->type, wanted->type, fixed, s};
-    return 0;
+    *ret = (struct nb_choice){s->type, wanted->type, fixed, s, {0}};
+    return choose_sparse(r, t, ret, ret_error);
 }
 
 const char *nb_recipe_idle(const struct nb_recipe *r, uint32_t *at)

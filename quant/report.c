@@ -95,6 +95,42 @@ static void warn_of_types(const struct nb_report *r, json_t *warnings)
                                            100.0 * (double)few / (double)all));
 }
 
+static double share_of(uint64_t n, uint64_t of)
+{
+    return of ? (double)n / (double)of : 0;
+}
+
+// What was asked for, and how many zeros there are among all weights, and among those of the
+// matrices that were made sparse.
+static json_t *sparse_json(const struct nb_report *r, json_t *warnings)
+{
+    const struct nb_sparsity *s = nb_recipe_sparsity(r->recipe);
+    uint64_t all = 0, zeros = 0, some = 0, some_zeros = 0;
+    for (uint32_t i = 0; i < r->source->n_tensors; i++) {
+        const struct nb_source_tensor *t = &r->source->tensors[i];
+        const uint64_t n = nb_source_rows(t) * t->dims[0];
+        const bool sparse = nb_sparsity_any(&r->choices[i].sparse);
+        all += n;
+        zeros += r->zeros[i];
+        some += sparse ? n : 0;
+        some_zeros += sparse ? r->zeros[i] : 0;
+    }
+    json_array_append_new(
+        warnings,
+        json_sprintf(
+            "%.1f %% of the weights are zeros, and GGUF stores a zero like any number: the "
+            "file is no smaller for them and runs no faster here; they are for runtimes "
+            "with kernels for them (2:4 on some GPUs), or for a step that comes after",
+            100 * share_of(zeros, all)));
+    json_t *object = json_pack("{s:s, s:f, s:f}", "by", nb_sparse_names[s->by], "zeros",
+                               share_of(zeros, all), "in_matrices", share_of(some_zeros, some));
+    if (object && s->of)
+        json_object_set_new(object, "pattern", json_sprintf("%u:%u", s->keep, s->of));
+    else if (object)
+        json_object_set_new(object, "share", json_real(s->share));
+    return object;
+}
+
 static json_t *allocation_json(const struct nb_report *r)
 {
     return json_pack("{s:f, s:f, s:f, s:I, s:I, s:f, s:f}", "predicted", r->allocated->predicted,
@@ -176,6 +212,8 @@ static json_t *whole_json(const struct nb_report *r)
         elements += n;
         scheme_bits += (double)n * nb_scheme_bits(scheme, nb_source_rows(t), t->dims[0]);
         put_range(t, &activations, r->ranges, tensor);
+        if (r->zeros)
+            json_object_set_new(tensor, "zeros", json_real(share_of(r->zeros[i], n)));
         json_array_append_new(tensors, tensor);
     }
     warn_of_source(r->source, warnings);
@@ -193,6 +231,8 @@ static json_t *whole_json(const struct nb_report *r)
                             json_pack("{s:s, s:I, s:I}", "text", r->text, "samples",
                                       (json_int_t)plan.samples, "length", (json_int_t)plan.length));
     }
+    if (whole && r->zeros)
+        json_object_set_new(whole, "sparse", sparse_json(r, warnings));
     if (whole && r->allocated)
         json_object_set_new(whole, "allocation", allocation_json(r));
     if (whole && r->fold)

@@ -24,6 +24,7 @@ struct nb_report {
     const struct nb_tuned *tuned;    // or NULL
     const struct nb_ranges *ranges;  // of static activations, or NULL
     const struct nb_fold *fold;      // what was folded before, or NULL
+    const uint64_t *zeros;           // of a sparse recipe: of each tensor, in the file; or NULL
     // Where an allocation has chosen: what it found, and the result's divergence; else NULL.
     const struct nb_allocated *allocated;
     const struct nb_divergence *divergence;

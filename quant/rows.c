@@ -22,6 +22,7 @@ struct worker {
     uint64_t failed; // the first row that could not be done; UINT64_MAX: none
     int rc;
     float least, most; // of what it has seen
+    uint64_t bins[NB_SPARSE_BINS];
     struct nb_error error;
 };
 
@@ -35,8 +36,10 @@ struct nb_rows_encoder {
     int (*what)(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n);
     const struct nb_rows_type *how;
     uint8_t *out;
-    uint64_t first, n, unit; // rows
-    atomic_ulong next;       // of them
+    const struct nb_sparse_search *search; // for magnitudes
+    struct nb_sparse_cut *cuts;            // of all rows
+    uint64_t first, n, unit;               // rows
+    atomic_ulong next;                     // of them
 };
 
 int nb_rows_create(const struct nb_source *s, struct nb_team *team, struct nb_rows_encoder **ret,
@@ -147,6 +150,59 @@ static int see_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t 
     return rc;
 }
 
+static void make_positive(float *x, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        x[i] = fabsf(x[i]);
+}
+
+static int count_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n)
+{
+    const uint64_t elements = n * r->t->dims[0];
+    int rc = read_rows(r, w, first, n);
+    if (rc < 0)
+        return rc;
+    make_positive(w->floats, elements);
+    nb_sparse_count(r->search, w->floats, elements, w->bins);
+    return 0;
+}
+
+// How many of each row equal the cut.
+static int count_ties(const struct nb_rows_encoder *r, struct worker *w, uint64_t first, uint64_t n)
+{
+    const uint64_t cols = r->t->dims[0];
+    int rc = read_rows(r, w, first, n);
+    if (rc < 0)
+        return rc;
+    for (uint64_t i = 0; i < n; i++) {
+        struct nb_sparse_cut *cut = &r->cuts[first + i];
+        for (uint64_t k = 0; k < cols; k++)
+            cut->ties += fabsf(w->floats[i * cols + k]) == cut->at;
+    }
+    return 0;
+}
+
+// Of a row, where its least scores become zeros. The bytes that it was read from hold the scores.
+static void make_zeros(const struct nb_rows_encoder *r, struct worker *w, uint64_t row, float *x)
+{
+    const uint64_t cols = r->t->dims[0];
+    const struct nb_sparsity *s = r->how->sparse;
+    const uint64_t expert = r->t->n_dims > 2 ? row / r->t->dims[1] : 0;
+    float *scores = (float *)(void *)w->in;
+    for (uint64_t k = 0; k < cols; k++)
+        scores[k] = fabsf(x[k]);
+    for (uint64_t k = 0; s->by == NB_SPARSE_WANDA && k < cols; k++)
+        scores[k] *= sqrtf(r->how->weights[expert * cols + k]);
+    if (s->of)
+        nb_sparse_pattern(s->keep, s->of, scores, cols);
+    else
+        nb_sparse_keep(r->how->cuts ? r->how->cuts[row]
+                                    : nb_sparse_cut_of(scores, cols, nb_sparsity_count(s, cols)),
+                       scores, cols);
+    for (uint64_t k = 0; k < cols; k++)
+        x[k] = scores[k] > 0 ? x[k] : 0;
+}
+
 static int encode_rows(const struct nb_rows_encoder *r, struct worker *w, uint64_t first,
                        uint64_t n)
 {
@@ -155,7 +211,9 @@ static int encode_rows(const struct nb_rows_encoder *r, struct worker *w, uint64
     int rc = read_rows(r, w, first, n);
     if (rc < 0)
         return rc;
-    if (r->t->type == r->how->type && is_exact(r->how)) {
+    for (uint64_t i = 0; r->how->sparse && i < n; i++)
+        make_zeros(r, w, first + i, w->floats + i * cols);
+    if (r->t->type == r->how->type && is_exact(r->how) && !r->how->sparse) {
         memcpy(out, w->in, n * row_bytes(r));
         return 0;
     }
@@ -251,6 +309,58 @@ int nb_rows_extent(struct nb_rows_encoder *r, const struct nb_source_tensor *t, 
         *ret_most = fmaxf(*ret_most, r->workers[i].most);
     }
     return 0;
+}
+
+// Passes over an expert's rows until the cut is found.
+static int find_cut(struct nb_rows_encoder *r, const struct nb_source_tensor *t, uint64_t first,
+                    uint64_t n, struct nb_sparse_search *search, struct nb_error *ret_error)
+{
+    const uint32_t threads = nb_team_size(r->team);
+    int rc = 0;
+    r->what = count_rows;
+    r->search = search;
+    while (rc == 0 && search->shift >= 0) {
+        for (uint32_t i = 0; i < threads; i++)
+            memset(r->workers[i].bins, 0, sizeof(r->workers[i].bins));
+        rc = run(r, t, first, n, ret_error);
+        uint64_t *bins = r->workers[0].bins;
+        for (uint32_t i = 1; i < threads; i++)
+            for (uint32_t k = 0; k < NB_SPARSE_BINS; k++)
+                bins[k] += r->workers[i].bins[k];
+        nb_sparse_narrow(search, bins);
+    }
+    return rc;
+}
+
+// Those that equal the cut go in the order of rows until there are enough.
+static int find_ties(struct nb_rows_encoder *r, const struct nb_source_tensor *t, uint64_t first,
+                     uint64_t n, struct nb_sparse_cut cut, struct nb_error *ret_error)
+{
+    for (uint64_t i = first; i < first + n; i++)
+        r->cuts[i] = (struct nb_sparse_cut){.at = cut.at};
+    r->what = count_ties;
+    int rc = run(r, t, first, n, ret_error);
+    for (uint64_t i = first; i < first + n; i++) {
+        r->cuts[i].ties = r->cuts[i].ties < cut.ties ? r->cuts[i].ties : cut.ties;
+        cut.ties -= r->cuts[i].ties;
+    }
+    return rc;
+}
+
+int nb_rows_cuts(struct nb_rows_encoder *r, const struct nb_source_tensor *t,
+                 const struct nb_sparsity *sparse, struct nb_sparse_cut *ret,
+                 struct nb_error *ret_error)
+{
+    const uint64_t rows = nb_source_rows(t), each = t->n_dims > 2 ? t->dims[1] : rows;
+    int rc = 0;
+    r->cuts = ret;
+    for (uint64_t first = 0; first < rows && rc == 0; first += each) {
+        struct nb_sparse_search s = nb_sparse_begin(nb_sparsity_count(sparse, each * t->dims[0]));
+        rc = find_cut(r, t, first, each, &s, ret_error);
+        if (rc == 0)
+            rc = find_ties(r, t, first, each, nb_sparse_found(&s), ret_error);
+    }
+    return rc;
 }
 
 int nb_rows_encode(struct nb_rows_encoder *r, const struct nb_source_tensor *t,

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -220,8 +221,27 @@ static const char *text_of(const struct nb_jobs_calibration *c)
     return c->imatrix >= 0 ? "imatrix" : c->n_texts ? "given" : "written by the model";
 }
 
+// Of each tensor, in what was written. *ret is malloc'ed; NULL: nothing was to be sparse.
+static int count_zeros(const struct job *k, uint64_t **ret)
+{
+    const uint32_t n = k->source->n_tensors;
+    *ret = NULL;
+    if (!nb_recipe_sparsity(k->recipe))
+        return 0;
+    uint64_t *zeros = calloc(n + 1, sizeof(*zeros));
+    int rc = zeros ? 0 : nb_fail(k->error, -ENOMEM, "no memory for the report");
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        rc = nb_compress_zeros(k->c, i, &zeros[i], k->error);
+    if (rc == 0)
+        *ret = zeros;
+    else
+        free(zeros);
+    return rc;
+}
+
 static int tell_all(struct job *k)
 {
+    uint64_t *zeros = NULL;
     struct nb_divergence divergence;
     struct nb_report r = {.source = k->source,
                           .recipe = k->recipe,
@@ -229,13 +249,14 @@ static int tell_all(struct job *k)
                           .type = nb_compress_type(k->c),
                           .feedback = k->automatic ? &k->automatic->gain : NULL,
                           .tuned = k->tuning ? &k->tuning->tuned : NULL};
-    int rc = 0;
+    int rc = count_zeros(k, &zeros);
+    r.zeros = zeros;
     if (k->calibration) {
         r.text = text_of(k->calibration);
         r.ranges = &k->calibration->ranges;
         r.fold = k->calibration->fold.fold;
     }
-    if (k->allocation) {
+    if (rc == 0 && k->allocation) {
         r.allocated = nb_allocation_result(k->allocation->allocation);
         r.divergence = &divergence;
         rc = nb_jobs_calibrate_judge(k->calibration, k->work->results[MODEL], UINT32_MAX,
@@ -243,6 +264,7 @@ static int tell_all(struct job *k)
     }
     if (rc == 0)
         rc = report(k, &r);
+    free(zeros);
     return rc == 0 && k->calibration ? export(k) : rc;
 }
 
@@ -287,6 +309,11 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
             e, -EINVAL,
             "a target, or the method gptq, tune or auto, is of a job of kind weighted, which "
             "learns from text");
+    const struct nb_sparsity *sparse = rc == 0 ? nb_recipe_sparsity(recipe) : NULL;
+    if (sparse && sparse->by == NB_SPARSE_WANDA)
+        rc = nb_fail(e, -EINVAL,
+                     "zeros by wanda are chosen by the importance of columns: give text "
+                     "(--calibration) or an importance matrix (--imatrix)");
     if (rc == 0)
         rc = nb_source_open(work->files, work->n_files, &source, e);
     if (rc == 0) {

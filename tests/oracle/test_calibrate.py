@@ -255,10 +255,13 @@ class Calibrate(unittest.TestCase):
         self.assertEqual(len(self.statistics()), 16)
 
     def test_killed(self):
-        for method in ("search", "gptq", "tune", "auto"):
-            with self.subTest(method):
-                self.kill({"to": "Q4_0", "method": method, "calibration": {"samples": 40, "length": 32},
-                           "tune": {"tokens": 2048, "batch": 256, "layer_steps": 2, "code": 3e-4}, "activations": {"scheme": "static"}})
+        tune = {"tokens": 2048, "batch": 256, "layer_steps": 2, "code": 3e-4}
+        ways = [{"method": method, "tune": tune} for method in ("search", "gptq", "tune", "auto")]
+        ways += [{"method": method, "sparse": {"share": 0.5, "by": by}}
+                 for method, by in (("search", "magnitude"), ("search", "wanda"), ("gptq", "sparsegpt"))]
+        for way in ways:
+            with self.subTest(way):
+                self.kill({"to": "Q4_0", "calibration": {"samples": 40, "length": 32}, "activations": {"scheme": "static"}, **way})
 
     def test_estimate(self):
         """The time that is left is told before any of it has passed."""

@@ -32,9 +32,10 @@ CASES = [families.Case("qwen3", "methods", SIZE),
 TUNE = {"tokens": 512, "batch": 128, "layer_steps": 1}
 STATIC = {"scheme": "static", "range": "mse", "spread": 6}
 # Recipes, and the divergence that their bits may cost.
-EIGHT, FOUR = 3e-3, 0.3
+EIGHT, FOUR, ZEROS = 3e-3, 0.3, 1.5
 PLAIN = {"nearest": (FOUR, {"to": "Q4_0"}), "INT8 by channel": (EIGHT, {"to": "int8-channel"}),
          "INT8 with a zero point": (EIGHT, {"to": "int8-channel-zero"}), "INT4 with a minimum": (FOUR, {"to": "int4-g32-min"}),
+         "zeros by magnitude": (ZEROS, {"to": "Q8_0", "sparse": {"share": 0.5}}),
          "W8A8 dynamic": (EIGHT, {"to": "int8-channel", "activations": {"scheme": "dynamic"}})}
 CALIBRATED = {"search": (FOUR, {"to": "IQ4_NL"}), "error feedback": (FOUR, {"to": "Q4_0", "method": "gptq"}),
               "tuning": (FOUR, {"to": "Q4_0", "method": "tune", "tune": TUNE}),
@@ -43,6 +44,8 @@ CALIBRATED = {"search": (FOUR, {"to": "IQ4_NL"}), "error feedback": (FOUR, {"to"
               "permutation and error feedback": (FOUR, {"to": "Q4_0", "fold": "permute", "method": "gptq"}),
               "values rotated": (FOUR, {"to": "Q4_0", "fold": "rotate-values"}),
               "SmoothQuant, W8A8 static": (EIGHT, {"to": "int8-channel", "fold": "smooth", "activations": STATIC}),
+              "zeros by Wanda": (ZEROS, {"to": "Q8_0", "sparse": {"pattern": "2:4", "by": "wanda"}}),
+              "SparseGPT": (ZEROS, {"to": "Q4_0", "method": "gptq", "sparse": {"pattern": "2:4", "by": "sparsegpt"}}),
               "a target": (FOUR, {"target": {"bits": 5.5}, "effort": "fast"}),
               "a target, error feedback": (FOUR, {"target": {"bits": 5.5}, "effort": "fast", "method": "gptq"})}
 

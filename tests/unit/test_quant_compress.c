@@ -17,8 +17,9 @@
 
 static const uint8_t key[NB_JOURNAL_KEY] = "a test";
 static const char recipe_text[] =
-    "{\"to\": \"Q4_0\", \"tensors\": [{\"match\": \"ffn_down\", \"to\": \"Q5_1\"},"
-    "{\"match\": \"attn_v\", \"to\": \"F16\"}], \"embedding\": \"Q8_0\"}";
+    "{\"to\": \"Q4_0\", \"tensors\": [{\"match\": \"ffn_down\", \"to\": \"Q5_1\", \"sparse\": 0},"
+    "{\"match\": \"attn_v\", \"to\": \"F16\"}, {\"match\": \"ffn_up\", \"sparse\": \"2:4\"}],"
+    "\"embedding\": \"Q8_0\", \"sparse\": {\"share\": 0.5}}";
 
 struct bytes {
     char *data;

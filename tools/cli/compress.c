@@ -12,7 +12,7 @@
 struct compress {
     struct common common;
     const char *path, *out, *to, *otherwise, *method, *fold, *recipe, *imatrix, *save_imatrix,
-        *format, *activations, *range;
+        *format, *activations, *range, *sparse, *sparse_by;
     float spread; // below 0: not said
     struct option_list calibration, types, adapters;
     const char *effort;
@@ -101,6 +101,28 @@ static void put_activations(const struct compress *c, json_t *recipe)
     json_decref(activations);
 }
 
+// "0.5" or "2:4", in the place of the recipe's.
+static void put_sparse(const struct compress *c, json_t *recipe)
+{
+    json_t *sparse = json_object_get(recipe, "sparse");
+    char *end = NULL;
+    const double share = c->sparse ? strtod(c->sparse, &end) : 0;
+    if (!c->sparse && !c->sparse_by)
+        return;
+    if (!json_is_object(sparse))
+        json_object_set_new(recipe, "sparse", sparse = json_object());
+    if (c->sparse) {
+        json_object_del(sparse, "share");
+        json_object_del(sparse, "pattern");
+    }
+    if (c->sparse && *end)
+        json_object_set_new(sparse, "pattern", json_string(c->sparse));
+    else if (c->sparse)
+        json_object_set_new(sparse, "share", json_real(share));
+    if (c->sparse_by)
+        json_object_set_new(sparse, "by", json_string(c->sparse_by));
+}
+
 // The recipe's text, malloc'ed: the file's, with what the command's options say.
 static int make_recipe(const struct compress *c, char **ret)
 {
@@ -121,6 +143,7 @@ static int make_recipe(const struct compress *c, char **ret)
     put_sampling(c, recipe);
     put_target(c, recipe);
     put_activations(c, recipe);
+    put_sparse(c, recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
     return *ret ? CLI_OK : cli_error("--to, --else, --method, --fold and --recipe are UTF-8");
@@ -137,12 +160,14 @@ static int targets(const struct compress *c)
     return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
 }
 
-// On its user's text, or, for a method, a fold, a target or ranges that were asked for, on text of
-// the model's own.
+// On its user's text, or, for a method, a fold, a target, ranges or zeros by importance that were
+// asked for, on text of the model's own.
 static bool calibrates(const struct compress *c)
 {
     const bool ranges = fixes_ranges(c) && !is_graph(c); // which has those of its file
-    return c->calibration.n || ((c->method || c->fold || targets(c) || ranges) && !c->imatrix);
+    const bool weighs = c->sparse_by && strcmp(c->sparse_by, "magnitude") != 0;
+    return c->calibration.n ||
+           ((c->method || c->fold || targets(c) || ranges || weighs) && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
@@ -150,7 +175,8 @@ static int check_format(struct compress *c)
 {
     const bool graph = is_graph(c);
     const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold ||
-                      c->calibration.n || c->imatrix || c->range || c->spread >= 0 || targets(c);
+                      c->calibration.n || c->imatrix || c->range || c->spread >= 0 || targets(c) ||
+                      c->sparse || c->sparse_by;
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
     if (status == CLI_OK && folder && (more || c->activations))
@@ -252,6 +278,11 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
         {"fold", 0, OPTION_STRING, &c.fold, "LIST",
          "before all else, as awq,permute: awq or smooth (scales), permute, rotate or "
          "rotate-values"},
+        {"sparse", 0, OPTION_STRING, &c.sparse, "S",
+         "make zeros in the layers' matrices: a share of them, as 0.5, or a pattern, as 2:4; "
+         "they save no bytes in a GGUF"},
+        {"sparse-by", 0, OPTION_STRING, &c.sparse_by, "M",
+         "choose them by magnitude (default), wanda, or sparsegpt (with --method gptq)"},
         {"calibration", 0, OPTION_LIST(OPTION_LIST_MAX), &c.calibration, "FILE",
          "text, or JSON lines with \"text\", or a folder of these: its model's inputs weigh the "
          "errors"},
