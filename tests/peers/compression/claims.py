@@ -1,6 +1,6 @@
 """The classic claims of compression as tables, on the packaged model: what types and methods lose and cost, what tasks lose
-beside llama-quantize, what W8A8 loses with and without SmoothQuant, what the model's own text is worth as calibration; and
-on MiniLM what the DistilBERT recipe's steps lose and gain.
+beside llama-quantize, what W8A8 loses with and without SmoothQuant, what the model's own text is worth as calibration, what
+zeros lose by each method, what time buys; and on MiniLM what the DistilBERT recipe's steps lose and gain.
 
 usage: tests/oracle/run tests/peers/compression/claims.py --keep DIR [--build build] [--only weights ...] [--samples 64]
                                                           [--windows 6] [--runs 5] [--efforts fast ...]
@@ -39,6 +39,10 @@ ENCODER |= {f"int8-{how}": ["--to", "int8-channel", "--activations", how] for ho
 ENCODER |= {"int8-blocks": ["--to", "int8-g32"], "int4": ["--to", "int4-g32"], "int4-gptq": ["--to", "int4-g32", *GPTQ]}
 TIMED = {"nearest": ["--effort", "fast"], "search": ["--effort", "fast", "--method", "search"]}
 TIMED |= {effort: ["--effort", effort, "--method", "auto"] for effort in ("fast", "normal", "best")}
+BY = {"magnitude": [], "wanda": [], "sparsegpt": GPTQ}
+ZEROS = {"half": "0.5", "2-of-4": "2:4"}
+SPARSE = {f"{name}-{by}": ["--to", "F16", "--sparse", zeros, "--sparse-by", by, *how]
+          for name, zeros in ZEROS.items() for by, how in BY.items()}
 OWN = {"int4-own-text": [*PLAIN["int4"], *GPTQ]}
 
 
@@ -115,6 +119,11 @@ def effort(maker):
     maker.evaluate("effort", files, *maker.texts(), "--precision", "exact")
 
 
+def sparse(maker):
+    files = [maker.make(*row, () if "magnitude" in row[0] else compare.LEARNT) for row in SPARSE.items()]
+    maker.evaluate("sparse", files, *maker.texts(), "--precision", "exact")
+
+
 def encoder(maker):
     """The DistilBERT recipe's, on MiniLM: requests of 32 tokens. Of the usual texts the passages have all but the modules."""
     files = []
@@ -126,7 +135,7 @@ def encoder(maker):
                    "fast", reference=MINILM)
 
 
-TABLES = {"weights": weights, "speed": speed, "tasks": tasks, "activations": activations, "own-text": own_text,
+TABLES = {"weights": weights, "speed": speed, "tasks": tasks, "activations": activations, "own-text": own_text, "sparse": sparse,
           "effort": effort, "encoder": encoder}
 
 
