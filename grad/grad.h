@@ -92,7 +92,7 @@ int nb_grad_batch(struct nb_grad *g, const struct nb_grad_sequence *sequence, ui
 // Forward passes. x, ret_x: [rows][embedding] of the batch, which may not overlap; layer: below the
 // model's n_layers. All return 0, or -ENOMEM with nothing written.
 int nb_grad_begin(struct nb_grad *g, float *ret_x);
-// `keep`: a tape of this layer for batches of so many rows (-EINVAL: it is not), or NULL.
+// `keep`: a tape of this layer for batches of so many rows or more (-EINVAL: it is not), or NULL.
 int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_tape *keep,
                   float *ret_x);
 // All layers, for who keeps nothing between them. x: two places of the batch's [rows][embedding],
@@ -152,8 +152,8 @@ int nb_grad_begin_back(struct nb_grad *g, float *d);
 // Memory for rows, which free() takes; NULL: there is none.
 float *nb_grad_floats(size_t n);
 
-// What a forward pass of a layer has made of the present batch, for the backward pass. 0 or
-// -ENOMEM. nb_tape_bytes: what one takes.
+// What a forward pass of a layer has made of a batch of no more rows than the present one, for the
+// backward pass. 0 or -ENOMEM. nb_tape_bytes: what one takes.
 int nb_tape_create(const struct nb_grad *g, uint32_t layer, struct nb_tape **ret);
 void nb_tape_destroy(struct nb_tape *tape); // NULL is fine
 // One for each layer until so many bytes are used up: a layer that gets none is computed again.

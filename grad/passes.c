@@ -43,7 +43,7 @@ static int place_values(struct nb_grad *g, const struct nb_span *s, uint32_t row
         return -EINVAL;
     for (uint32_t i = 0; i < s->n_buffers; i++)
         here[i] = i != NB_INPUT && i != callers && (s->buffers[i].needed ? !kept : !needed_alone);
-    int rc = nb_tape_fit(g, s, rows, here, &g->values_bytes, &g->values);
+    int rc = nb_tape_fit(g, s, rows, here, &g->values);
     for (uint32_t i = 0; i < s->n_buffers && rc == 0; i++)
         g->data[i] = kept && s->buffers[i].needed ? kept->data[i] : g->values.data[i];
     return rc;
@@ -69,18 +69,30 @@ static void mark_kept(const struct nb_span *s, bool *ret)
 
 int nb_tape_create(const struct nb_grad *g, uint32_t layer, struct nb_tape **ret)
 {
-    size_t bytes = 0;
     struct nb_tape *tape = calloc(1, sizeof(*tape));
     if (!tape)
         return -ENOMEM;
     mark_kept(layer_span(g, layer), g->marks);
-    int rc = nb_tape_fit(g, layer_span(g, layer), g->batch.rows, g->marks, &bytes, tape);
+    int rc = nb_tape_fit(g, layer_span(g, layer), g->batch.rows, g->marks, tape);
     if (rc < 0) {
         nb_tape_destroy(tape);
         return rc;
     }
     *ret = tape;
     return 0;
+}
+
+// Lays a tape out for the present batch, if it has the memory for that.
+static int refit(const struct nb_grad *g, const struct nb_span *s, struct nb_tape *tape)
+{
+    if (tape->span != s)
+        return -EINVAL;
+    if (tape->rows == g->batch.rows)
+        return 0;
+    mark_kept(s, g->marks);
+    if (nb_tape_size(g, s, g->batch.rows, g->marks) > tape->bytes)
+        return -EINVAL;
+    return nb_tape_fit(g, s, g->batch.rows, g->marks, tape);
 }
 
 uint64_t nb_tape_bytes(const struct nb_grad *g, uint32_t layer)
@@ -150,7 +162,8 @@ int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_t
                   float *ret_x)
 {
     const struct nb_span *s = layer_span(g, layer);
-    return forward(g, s, g->batch.rows, x, keep, s->n_steps, ret_x);
+    int rc = keep ? refit(g, s, keep) : 0;
+    return rc == 0 ? forward(g, s, g->batch.rows, x, keep, s->n_steps, ret_x) : rc;
 }
 
 int nb_grad_forward(struct nb_grad *g, float *x, size_t apart)
@@ -213,7 +226,7 @@ static int place_gradients(struct nb_grad *g, const struct nb_span *s, uint32_t 
     const bool leads = !last || wanted[s->out.buffer];
     if (last)
         wanted[s->out.buffer] = false;
-    int rc = nb_tape_fit(g, s, rows, wanted, &g->gradients_bytes, &g->gradients);
+    int rc = nb_tape_fit(g, s, rows, wanted, &g->gradients);
     for (uint32_t i = 0; i < s->n_buffers && rc == 0; i++) {
         g->d_data[i] = g->gradients.data[i];
         if (g->d_data[i])

@@ -70,6 +70,7 @@ struct nb_tape {
     const struct nb_span *span;
     uint32_t rows;
     void *memory;
+    size_t bytes; // of it
     float **data; // of each buffer; NULL: not here
     struct nb_routing routing;
 };
@@ -107,10 +108,9 @@ struct nb_grad {
     struct nb_batch batch;
     struct nb_floats floats;
     struct nb_tape values, gradients; // of the span under way
-    size_t values_bytes, gradients_bytes;
-    float **data, **d_data; // of a span's buffers, wherever they are
-    bool *marks;            // of a span's buffers, for whoever needs it
-    float *scratch;         // [thread][scratch_floats]
+    float **data, **d_data;           // of a span's buffers, wherever they are
+    bool *marks;                      // of a span's buffers, for whoever needs it
+    float *scratch;                   // [thread][scratch_floats]
     size_t scratch_floats;
     nb_grad_see_fn *see;
     void *see_user;
@@ -192,9 +192,9 @@ int nb_floats_load(struct nb_grad *g, const struct nb_span *s, uint32_t rows);
 // A step's matrix, or that of one expert; loaded.
 const float *nb_floats_of(const struct nb_grad *g, const struct nb_step *s, uint32_t expert);
 
-// tape.c. Lays the buffers that are `kept` into `tape`, whose memory holds *bytes and grows.
+// tape.c. Lays the buffers that are `kept` into `tape`, whose memory grows.
 int nb_tape_fit(const struct nb_grad *g, const struct nb_span *s, uint32_t rows, const bool *kept,
-                size_t *bytes, struct nb_tape *tape);
+                struct nb_tape *tape);
 size_t nb_tape_size(const struct nb_grad *g, const struct nb_span *s, uint32_t rows,
                     const bool *kept);
 void nb_tape_finish(struct nb_tape *tape);

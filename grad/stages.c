@@ -142,7 +142,7 @@ int nb_grad_stage(struct nb_grad *g, uint32_t layer, uint32_t stage, const float
     const uint32_t first = stage ? step_of(s, stage - 1) : 0, end = step_of(s, stage);
     for (uint32_t i = 0; i < s->n_buffers; i++)
         g->marks[i] = true;
-    int rc = nb_tape_fit(g, s, g->batch.rows, g->marks, &g->values_bytes, &g->values);
+    int rc = nb_tape_fit(g, s, g->batch.rows, g->marks, &g->values);
     if (rc == 0)
         rc = nb_floats_load(g, s, g->batch.rows);
     if (rc < 0)

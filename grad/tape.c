@@ -62,16 +62,16 @@ static int set_data(const struct nb_span *s, struct nb_tape *tape)
 }
 
 int nb_tape_fit(const struct nb_grad *g, const struct nb_span *s, uint32_t rows, const bool *kept,
-                size_t *bytes, struct nb_tape *tape)
+                struct nb_tape *tape)
 {
     if (set_data(s, tape) < 0)
         return -ENOMEM;
     tape->rows = rows;
     const size_t wanted = nb_tape_size(g, s, rows, kept);
-    if (wanted > *bytes) {
+    if (wanted > tape->bytes) {
         free(tape->memory);
         tape->memory = aligned_alloc(LINE, wanted);
-        *bytes = tape->memory ? wanted : 0;
+        tape->bytes = tape->memory ? wanted : 0;
     }
     if (wanted && !tape->memory)
         return -ENOMEM;

@@ -29,6 +29,18 @@ struct machine {
     float x[ROWS * E], y[ROWS * E], d[ROWS * E];
 };
 
+// x of a batch of one sequence or both.
+static void begin(struct machine *m, uint32_t sequences)
+{
+    struct nb_error error = {""};
+    int32_t token[ROWS];
+    for (int32_t i = 0; i < ROWS; i++)
+        token[i] = i * 7 % RANDOM_VOCAB;
+    const struct nb_grad_sequence sequence[] = {{token, 71, 0}, {token + 71, ROWS - 71, 3}};
+    assert_int_equal(nb_grad_batch(m->g, sequence, sequences, &error), 0);
+    assert_int_equal(nb_grad_begin(m->g, m->x), 0);
+}
+
 static int open_machine(void **state)
 {
     struct random_model r = {2, E, 96, 4, 2, 128, 1, NB_TYPE_Q4_1};
@@ -45,12 +57,7 @@ static int open_machine(void **state)
     assert_int_equal(nb_plan_create(m->image, &options, &m->plan, &error), 0);
     assert_int_equal(nb_team_create(2, &m->team), 0);
     assert_int_equal(nb_grad_open(m->plan, m->team, &m->g, &error), 0);
-    int32_t token[ROWS];
-    for (int32_t i = 0; i < ROWS; i++)
-        token[i] = i * 7 % RANDOM_VOCAB;
-    const struct nb_grad_sequence sequence[] = {{token, 71, 0}, {token + 71, ROWS - 71, 3}};
-    assert_int_equal(nb_grad_batch(m->g, sequence, 2, &error), 0);
-    assert_int_equal(nb_grad_begin(m->g, m->x), 0);
+    begin(m, 2);
     *state = m;
     return 0;
 }
@@ -291,6 +298,30 @@ static void tape_of_a_layer(void **state)
     nb_tape_destroy(tape);
 }
 
+static void tape_of_smaller_batches(void **state)
+{
+    struct machine *m = *state;
+    struct nb_tape *tape = NULL, *small = NULL;
+    float d[71 * E], y[71 * E];
+    assert_int_equal(nb_tape_create(m->g, 0, &tape), 0);
+    begin(m, 1);
+    assert_int_equal(nb_tape_create(m->g, 0, &small), 0);
+    fill(m);
+    assert_int_equal(nb_grad_layer(m->g, 0, m->x, NULL, y), 0);
+    assert_int_equal(nb_grad_layer_back(m->g, 0, m->x, NULL, m->d, true), 0);
+    memcpy(d, m->d, sizeof(d));
+    fill(m);
+    assert_int_equal(nb_grad_layer(m->g, 0, m->x, tape, m->y), 0);
+    assert_memory_equal(m->y, y, sizeof(y));
+    assert_int_equal(nb_grad_layer_back(m->g, 0, m->x, tape, m->d, true), 0);
+    assert_memory_equal(m->d, d, sizeof(d));
+    begin(m, 2);
+    assert_int_equal(nb_grad_layer(m->g, 0, m->x, small, m->y), -EINVAL);
+    assert_int_equal(nb_grad_layer(m->g, 0, m->x, tape, m->y), 0);
+    nb_tape_destroy(tape);
+    nb_tape_destroy(small);
+}
+
 static void stages_of_a_layer(void **state)
 {
     static const uint32_t matrices[] = {3, 1, 2, 1}; // q k v, o, gate up, down
@@ -325,10 +356,15 @@ static void stages_of_a_layer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refused_batches),   cmocka_unit_test(refused_parts),
-        cmocka_unit_test(wanted_alone),      cmocka_unit_test(gradients_add_up),
-        cmocka_unit_test(own_values),        cmocka_unit_test(replaced_matrix),
-        cmocka_unit_test(shown_inputs),      cmocka_unit_test(tape_of_a_layer),
+        cmocka_unit_test(refused_batches),
+        cmocka_unit_test(refused_parts),
+        cmocka_unit_test(wanted_alone),
+        cmocka_unit_test(gradients_add_up),
+        cmocka_unit_test(own_values),
+        cmocka_unit_test(replaced_matrix),
+        cmocka_unit_test(shown_inputs),
+        cmocka_unit_test(tape_of_a_layer),
+        cmocka_unit_test(tape_of_smaller_batches),
         cmocka_unit_test(stages_of_a_layer),
     };
     return cmocka_run_group_tests(tests, open_machine, close_machine);
