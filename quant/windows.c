@@ -91,40 +91,74 @@ int nb_windows_create(const struct nb_tokenizer *tokenizer, const struct nb_sour
     return rc;
 }
 
+// ---- Some of them
+
+static size_t first_of(const struct nb_windows *w, uint32_t i)
+{
+    return !w->end ? (size_t)i * w->length : i ? w->end[i - 1] : 0;
+}
+
+const int32_t *nb_window(const struct nb_windows *w, uint32_t i, uint32_t *ret_n)
+{
+    *ret_n = (uint32_t)(first_of(w, i + 1) - first_of(w, i));
+    return w->tokens + first_of(w, i);
+}
+
+uint64_t nb_windows_tokens(const struct nb_windows *w)
+{
+    return first_of(w, w->n);
+}
+
 // The i-th of n that lie evenly over all windows.
 static uint32_t evenly(const struct nb_windows *w, uint32_t n, uint32_t i)
 {
     return (uint32_t)((2 * i + 1) * (uint64_t)w->n / (2 * n));
 }
 
+static int make_room(const struct nb_windows *of, uint32_t n, struct nb_windows *ret)
+{
+    const uint64_t most = (uint64_t)n * of->length, all = nb_windows_tokens(of);
+    *ret = (struct nb_windows){.length = of->length};
+    ret->tokens = malloc(((most < all ? most : all) + 1) * sizeof(*ret->tokens));
+    ret->end = of->end ? malloc(((size_t)n + 1) * sizeof(*ret->end)) : NULL;
+    if (ret->tokens && (ret->end || !of->end))
+        return 0;
+    nb_windows_finish(ret);
+    return -ENOMEM;
+}
+
+// `to` may be `w` as it was with fewer windows.
+static void append(struct nb_windows *to, const struct nb_windows *w, uint32_t i)
+{
+    uint32_t n;
+    const int32_t *from = nb_window(w, i, &n);
+    const size_t at = first_of(to, to->n);
+    memmove(to->tokens + at, from, n * sizeof(*from));
+    if (to->end)
+        to->end[to->n] = (uint32_t)(at + n);
+    to->n++;
+}
+
 int nb_windows_spread(const struct nb_windows *w, uint32_t n, struct nb_windows *ret)
 {
-    const size_t window = w->length * sizeof(*w->tokens);
-    struct nb_windows out = {.n = n, .length = w->length, .tokens = malloc((n + 1) * window)};
-    if (!out.tokens)
+    struct nb_windows out;
+    if (make_room(w, n, &out) < 0)
         return -ENOMEM;
     for (uint32_t i = 0; i < n; i++)
-        memcpy(out.tokens + (size_t)i * w->length, w->tokens + (size_t)evenly(w, n, i) * w->length,
-               window);
+        append(&out, w, evenly(w, n, i));
     *ret = out;
     return 0;
 }
 
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret)
 {
-    const size_t window = w->length * sizeof(*w->tokens);
-    struct nb_windows out = {.n = n, .length = w->length};
-    uint32_t kept = 0, taken = 0;
-    out.tokens = malloc((n + 1) * window);
-    if (!out.tokens)
+    struct nb_windows out, kept = *w;
+    if (make_room(w, n, &out) < 0)
         return -ENOMEM;
-    for (uint32_t i = 0; i < w->n; i++) {
-        const bool take = taken < n && i == evenly(w, n, taken);
-        int32_t *to = take ? out.tokens + (size_t)taken++ * w->length
-                           : w->tokens + (size_t)kept++ * w->length;
-        memmove(to, w->tokens + (size_t)i * w->length, window);
-    }
-    w->n = kept;
+    kept.n = 0;
+    for (uint32_t i = 0; i < w->n; i++)
+        append(out.n < n && i == evenly(w, n, out.n) ? &out : &kept, w, i);
+    *w = kept;
     *ret = out;
     return 0;
 }
@@ -149,7 +183,7 @@ int nb_windows_check(const struct nb_windows *w, uint32_t context, uint32_t voca
         return nb_fail(ret_error, -EINVAL,
                        "windows of %u tokens are longer than the %s's context of %u", w->length,
                        whose, context);
-    for (size_t i = 0; i < (size_t)w->n * w->length; i++)
+    for (size_t i = 0; i < nb_windows_tokens(w); i++)
         if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= vocab)
             return nb_fail(ret_error, -EINVAL,
                            "token %d of the text is outside the %s's vocabulary", w->tokens[i],
@@ -160,5 +194,7 @@ int nb_windows_check(const struct nb_windows *w, uint32_t context, uint32_t voca
 void nb_windows_finish(struct nb_windows *w)
 {
     free(w->tokens);
+    free(w->end);
     w->tokens = NULL;
+    w->end = NULL;
 }

@@ -12,8 +12,12 @@
 
 struct nb_windows {
     uint32_t n, length;
-    int32_t *tokens; // [n][length]
+    int32_t *tokens; // [n][length]; of lines one behind the other, none over `length`
+    uint32_t *end;   // [n]: where each line ends in `tokens`; NULL: all windows are of `length`
 };
+// Window i, and how many tokens it has.
+const int32_t *nb_window(const struct nb_windows *w, uint32_t i, uint32_t *ret_n);
+uint64_t nb_windows_tokens(const struct nb_windows *w); // of all together
 
 // The texts' tokens, one text after the other, cut into n windows (0: as many as there are, up to
 // NB_WINDOWS_MAX) that lie evenly over them and do not overlap. Each begins and ends with the
@@ -22,6 +26,13 @@ struct nb_windows {
 int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file *files,
                       uint32_t n_files, uint32_t n, uint32_t length, struct nb_windows *ret,
                       struct nb_error *ret_error);
+// A text a line, for models that make a vector of a whole text: each line with more than spaces is
+// a window of its own, with the special tokens that the model asks for, cut at `length` tokens so
+// that the one behind it stays. Of more than NB_WINDOWS_MAX lines so many, evenly over them.
+// -EINVAL: there is none; with its line.
+int nb_windows_lines(const struct nb_tokenizer *t, const struct nb_source_file *files,
+                     uint32_t n_files, uint32_t length, struct nb_windows *ret,
+                     struct nb_error *ret_error);
 // Takes `n` of the windows, evenly over them, out of `w`: those on which a result is judged, which
 // nothing may be tuned on. n < w->n. -ENOMEM.
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret);

@@ -78,7 +78,8 @@ static int open_model(void **state)
     open_plan(m->source, &m->image, &m->plan);
     open_plan(m->student, &m->student_image, &m->student_plan);
     assert_int_equal(nb_team_create(2, &m->team), 0);
-    m->windows = (struct nb_windows){WINDOWS, LENGTH, calloc(WINDOWS * LENGTH, sizeof(int32_t))};
+    m->windows = (struct nb_windows){
+        .n = WINDOWS, .length = LENGTH, .tokens = calloc(WINDOWS * LENGTH, sizeof(int32_t))};
     assert_non_null(m->windows.tokens);
     for (uint32_t i = 0; i < WINDOWS * LENGTH; i++)
         m->windows.tokens[i] = (int32_t)(nb_random(8, i) % 11); // few: there is something to learn

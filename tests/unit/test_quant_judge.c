@@ -37,7 +37,8 @@ static int open_with(struct machine *m, uint32_t threads)
     struct nb_error error = {""};
     const int file = random_model_create(&r);
     assert_int_equal(test_open_source(file, &m->source, &error), 0);
-    m->windows = (struct nb_windows){WINDOWS, LENGTH, calloc(WINDOWS * LENGTH, sizeof(int32_t))};
+    m->windows = (struct nb_windows){
+        .n = WINDOWS, .length = LENGTH, .tokens = calloc(WINDOWS * LENGTH, sizeof(int32_t))};
     for (int32_t i = 0; i < WINDOWS * LENGTH; i++)
         m->windows.tokens[i] = i * i % 7 * 31 % VOCAB;
     assert_int_equal(nb_team_create(threads, &m->team), 0);
