@@ -172,9 +172,9 @@ static int add_gradients(struct measuring *m)
 
 // --- Windows
 
-static void add_layers(struct measuring *m)
+static void add_layers(struct measuring *m, uint32_t rows)
 {
-    const uint32_t rows = m->windows->length, n = m->plan->hp.embedding;
+    const uint32_t n = m->plan->hp.embedding;
     for (uint32_t i = 0; i < m->plan->n_layers; i++)
         for (uint32_t j = 0; j < rows; j++) {
             const float *x = m->x + ((size_t)i * rows + j) * n;
@@ -184,8 +184,8 @@ static void add_layers(struct measuring *m)
 
 static int run_window(struct measuring *m, uint32_t window, struct nb_error *e)
 {
-    const uint32_t n = m->windows->length;
-    const int32_t *token = m->windows->tokens + (size_t)window * n;
+    uint32_t n;
+    const int32_t *token = nb_window(m->windows, window, &n);
     const struct nb_grad_sequence sequence = {token, n, 0};
     const size_t apart = (size_t)n * m->plan->hp.embedding;
     for (uint32_t i = 0; i < n; i++)
@@ -197,7 +197,7 @@ static int run_window(struct measuring *m, uint32_t window, struct nb_error *e)
     for (uint32_t i = 0; i < m->plan->n_layers && rc == 0; i++)
         rc = nb_grad_layer(m->grad, i, m->x + i * apart, NULL, m->x + (i + 1) * apart);
     if (rc == 0)
-        add_layers(m);
+        add_layers(m, n);
     return rc == 0 && m->by == NB_NEEDS_BY_GRADIENT ? add_gradients(m) : rc;
 }
 
@@ -230,8 +230,10 @@ static int measure(struct measuring *m, struct nb_error *e)
 {
     const struct nb_hparams *hp = &m->plan->hp;
     int rc = nb_windows_check(m->windows, hp->context, hp->vocab, "model", e);
-    if (rc == 0 && hp->arch->encoder)
-        rc = nb_fail(e, -ENOTSUP, "a %s model has no logits: it cannot be pruned by them",
+    if (rc == 0 && hp->for_vectors && m->by == NB_NEEDS_BY_GRADIENT)
+        rc = nb_fail(e, -ENOTSUP,
+                     "the gradient is that of a loss of logits, which a %s model that is made for "
+                     "vectors does not learn: cut by activation (--cut-by)",
                      hp->arch->name);
     if (rc == 0)
         rc = nb_grad_open(m->plan, m->team, &m->grad, e);

@@ -27,10 +27,11 @@ struct nb_needs {
     double *of[NB_CUTS]; // [layers][n]; of the width [n]; of layers alone zero
 };
 
-// On all windows, of a model with logits. Blocks; on the team, whose caller is thread 0. The same
+// On all windows, by gradient of a model that is made for logits; of lines only what needs no
+// gradient. Blocks; on the team, whose caller is thread 0. The same
 // bits whatever its size. Memory: one window's rows between layers, and by gradient 4 bytes for
-// each weight that reads what can be cut. -EINVAL: windows that do not fit the model; -ENOTSUP: a
-// model without logits; -ENOMEM; -EDOM: its loss is not finite; with its line.
+// each weight that reads what can be cut. -EINVAL: windows that do not fit the model; -ENOTSUP: the
+// gradient of a model for vectors; -ENOMEM; -EDOM: its loss is not finite; with its line.
 int nb_needs_measure(const struct nb_plan *plan, struct nb_team *team,
                      const struct nb_windows *windows, enum nb_needs_by by, struct nb_needs *ret,
                      struct nb_error *ret_error);

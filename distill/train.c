@@ -11,16 +11,6 @@
 
 // --- What is refused
 
-static int check_model(const struct nb_plan *plan, const struct nb_windows *w, const char *whose,
-                       struct nb_error *e)
-{
-    int rc = nb_windows_check(w, plan->hp.context, plan->hp.vocab, whose, e);
-    return rc == 0 && plan->hp.arch->encoder
-               ? nb_fail(e, -ENOTSUP, "a %s model has no logits: it cannot be trained by them",
-                         plan->hp.arch->name)
-               : rc;
-}
-
 static bool is_within(float x, float most)
 {
     return isfinite(x) && x >= 0 && x <= most;
@@ -29,19 +19,49 @@ static bool is_within(float x, float most)
 static int check_numbers(const struct nb_train *t, struct nb_error *e)
 {
     const struct nb_train_options *o = &t->options;
-    const uint64_t rows = (uint64_t)o->batch * t->windows->length;
     if (!is_within(o->rate, 1) || !is_within(o->decay, 1) || !is_within(o->clip, 1e9f) ||
         !is_within(o->hard, 1) || !is_within(o->mix, 1) || !is_within(o->hidden, 1e3f) ||
+        !is_within(o->cosine, 1e3f) || !is_within(o->relation, 1e3f) ||
         !is_within(o->temperature, 100) || o->temperature < 0.01f)
         return nb_fail(e, -EINVAL, "a number of the training is out of range");
     if (o->adapter.rank && !(o->adapter.alpha > 0 && is_within(o->adapter.alpha, 1e6f)))
         return nb_fail(e, -EINVAL, "the adapter's alpha is over 0, up to 1000000");
-    if (o->batch == 0 || t->windows->length < 2 || rows > NB_GRAD_ROWS || o->batch > t->windows->n)
-        return nb_fail(e, -EINVAL, "a batch of %u windows of %u tokens; there are %u windows",
-                       o->batch, t->windows->length, t->windows->n);
     if (o->steps > NB_TRAIN_STEPS || o->accumulate < 1 ||
         (uint64_t)o->steps * o->accumulate > UINT32_MAX)
         return nb_fail(e, -EINVAL, "more than %u steps of training", NB_TRAIN_STEPS);
+    return 0;
+}
+
+static int check_logits(const struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_train_options *o = &t->options;
+    const struct nb_plan *teacher = t->teacher_plan;
+    if (o->cosine > 0 || o->relation > 0)
+        return nb_fail(e, -EINVAL, "a model that is not made for vectors does not learn them");
+    if (!teacher && (o->hard < 1 || o->hidden > 0))
+        return nb_fail(e, -EINVAL, "soft labels and hidden states need a teacher");
+    if (teacher && teacher->hp.arch->encoder)
+        return nb_fail(e, -ENOTSUP, "a %s model has no logits: it cannot teach them",
+                       teacher->hp.arch->name);
+    return 0;
+}
+
+static int check_vectors(const struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_train_options *o = &t->options;
+    const struct nb_plan *s = t->plan, *teacher = t->teacher_plan;
+    if (o->adapter.rank)
+        return nb_fail(e, -ENOTSUP,
+                       "adapters are trained by logits: not of a %s model that is made for vectors",
+                       s->hp.arch->name);
+    if (!teacher || !(o->cosine + o->relation + o->hidden > 0))
+        return nb_fail(e, -EINVAL,
+                       "vectors are learnt of a teacher: by cosine, relation or hidden");
+    if (o->cosine > 0 && teacher->hp.embedding != s->hp.embedding)
+        return nb_fail(e, -EINVAL,
+                       "vectors of %u and %u numbers have no cosine: set it to 0, so that the "
+                       "relations among texts are learnt alone",
+                       teacher->hp.embedding, s->hp.embedding);
     return 0;
 }
 
@@ -50,54 +70,90 @@ static int check(const struct nb_train *t, struct nb_error *e)
     const struct nb_plan *s = t->plan, *teacher = t->teacher_plan;
     int rc = check_numbers(t, e);
     if (rc == 0)
-        rc = check_model(s, t->windows, "student", e);
+        rc = nb_windows_check(t->windows, s->hp.context, s->hp.vocab, "student", e);
     if (rc == 0 && teacher)
-        rc = check_model(teacher, t->windows, "teacher", e);
-    if (rc < 0)
-        return rc;
-    if (!teacher && (t->options.hard < 1 || t->options.hidden > 0))
-        return nb_fail(e, -EINVAL, "soft labels and hidden states need a teacher");
-    if (teacher && teacher->hp.vocab != s->hp.vocab)
+        rc = nb_windows_check(t->windows, teacher->hp.context, teacher->hp.vocab, "teacher", e);
+    if (rc == 0)
+        rc = t->vectors ? check_vectors(t, e) : check_logits(t, e);
+    if (rc == 0 && teacher && teacher->hp.vocab != s->hp.vocab)
         return nb_fail(e, -EINVAL,
-                       "the teacher has %u tokens and the student %u: soft labels need "
-                       "one tokenizer",
+                       "the teacher has %u tokens and the student %u: they need one "
+                       "tokenizer",
                        teacher->hp.vocab, s->hp.vocab);
-    if (teacher && t->options.hidden > 0 && teacher->hp.embedding != s->hp.embedding)
+    if (rc == 0 && teacher && t->options.hidden > 0 && teacher->hp.embedding != s->hp.embedding)
         return nb_fail(e, -EINVAL, "hidden states of %u and %u numbers cannot be compared",
                        teacher->hp.embedding, s->hp.embedding);
-    return 0;
+    return rc;
 }
 
 // --- Memory
+
+// The rows of the longest windows that a batch can have.
+static int count_rows(struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_windows *w = t->windows;
+    const uint32_t batch = t->options.batch;
+    uint64_t rows = (uint64_t)batch * w->length;
+    uint32_t *of = w->end ? calloc((size_t)w->length + 1, sizeof(*of)) : NULL, length;
+    if (w->end && !of)
+        return nb_fail(e, -ENOMEM, "no memory to train");
+    for (uint32_t i = 0; of && i < w->n; i++) {
+        nb_window(w, i, &length);
+        of[length]++;
+    }
+    for (uint32_t left = batch, i = of ? w->length : 0; i > 0; i--) {
+        const uint32_t n = of[i] < left ? of[i] : left;
+        rows -= (uint64_t)n * (w->length - i);
+        left -= n;
+    }
+    free(of);
+    if (batch == 0 || w->length < 2 || rows > NB_GRAD_ROWS || batch > w->n)
+        return nb_fail(e, -EINVAL, "a batch of %u windows of %u tokens; there are %u windows",
+                       batch, w->length, w->n);
+    t->rows = rows > w->length ? (uint32_t)rows : w->length; // one is measured that is not learnt
+    return 0;
+}
 
 static int make_rows(struct nb_train *t)
 {
     const struct nb_hparams *hp = &t->plan->hp;
     const size_t rows = t->rows, slice = NB_TRAIN_SLICE;
     const size_t taught = t->teacher_plan ? t->teacher_plan->hp.embedding : 0;
+    const size_t vocab = t->vectors ? 0 : hp->vocab, pooled = t->vectors ? rows : 0;
     t->x = nb_grad_floats((hp->n_layers + 1) * rows * hp->embedding);
     t->d = nb_grad_floats(rows * hp->embedding);
     t->taught = nb_grad_floats(2 * rows * taught);
-    t->logits = nb_grad_floats(slice * hp->vocab);
-    t->teacher_logits = nb_grad_floats(t->teacher ? slice * hp->vocab : 1);
-    t->soft = calloc(rows, sizeof(*t->soft));
-    t->hard = calloc(rows, sizeof(*t->hard));
-    t->hidden = calloc(rows, sizeof(*t->hidden));
+    t->logits = nb_grad_floats(slice * vocab);
+    t->teacher_logits = nb_grad_floats(t->teacher ? slice * vocab : 0);
+    t->vector = nb_grad_floats(pooled * hp->embedding);
+    t->teacher_vector = nb_grad_floats(pooled * taught);
+    t->d_vector = nb_grad_floats(pooled * hp->embedding);
+    t->d_slice = nb_grad_floats(t->vectors ? slice * hp->embedding : 0);
+    t->soft = calloc(5 * rows, sizeof(*t->soft));
     t->label = calloc(rows, sizeof(*t->label));
+    t->end = calloc(rows, sizeof(*t->end));
     t->order = calloc(t->windows->n, sizeof(*t->order));
     t->sequence = calloc(rows, sizeof(*t->sequence));
     t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
-    return t->x && t->d && t->taught && t->logits && t->teacher_logits && t->soft && t->hard &&
-                   t->hidden && t->label && t->order && t->sequence && t->tapes
-               ? 0
-               : -ENOMEM;
+    if (!t->x || !t->d || !t->taught || !t->logits || !t->teacher_logits || !t->vector ||
+        !t->teacher_vector || !t->d_vector || !t->d_slice || !t->soft || !t->label || !t->end ||
+        !t->order || !t->sequence || !t->tapes)
+        return -ENOMEM;
+    float **of_rows[] = {&t->hard, &t->hidden, &t->cosine, &t->relation};
+    for (size_t i = 0; i < sizeof(of_rows) / sizeof(of_rows[0]); i++)
+        *of_rows[i] = t->soft + (i + 1) * rows;
+    return 0;
 }
 
+// For the largest batch.
 static int make_tapes(struct nb_train *t, struct nb_error *e)
 {
-    for (uint32_t i = 0; i < t->options.batch; i++)
-        t->sequence[i] = (struct nb_grad_sequence){t->windows->tokens, t->windows->length, 0};
-    int rc = nb_grad_batch(t->grad, t->sequence, t->options.batch, e);
+    const struct nb_windows *w = t->windows;
+    uint32_t n = 0;
+    for (uint32_t at = 0; at < t->rows; at += w->length, n++)
+        t->sequence[n] = (struct nb_grad_sequence){
+            w->tokens, t->rows - at < w->length ? t->rows - at : w->length, 0};
+    int rc = nb_grad_batch(t->grad, t->sequence, n, e);
     return rc == 0 ? nb_tapes_create(t->grad, t->options.memory, t->tapes) : rc;
 }
 
@@ -107,8 +163,8 @@ static uint64_t key_of(const struct nb_train *t)
 {
     const struct nb_windows *w = t->windows;
     const struct nb_train_options *o = &t->options;
-    const float reals[] = {o->rate, o->decay,  o->clip,          o->temperature,
-                           o->hard, o->hidden, o->adapter.alpha, o->mix};
+    const float reals[] = {o->rate,   o->decay,         o->clip, o->temperature, o->hard,
+                           o->hidden, o->adapter.alpha, o->mix,  o->cosine,      o->relation};
     const uint64_t numbers[] = {w->n,
                                 w->length,
                                 o->batch,
@@ -122,7 +178,9 @@ static uint64_t key_of(const struct nb_train *t)
                                 nb_train_weights(t),
                                 o->adapter.rank,
                                 o->bf16};
-    XXH64_hash_t key = XXH3_64bits(w->tokens, (size_t)w->n * w->length * sizeof(*w->tokens));
+    XXH64_hash_t key = XXH3_64bits(w->tokens, nb_windows_tokens(w) * sizeof(*w->tokens));
+    if (w->end)
+        key = XXH3_64bits_withSeed(w->end, w->n * sizeof(*w->end), key);
     key = XXH3_64bits_withSeed(reals, sizeof(reals), key);
     key = XXH3_64bits_withSeed(numbers, sizeof(numbers), key);
     for (uint32_t i = 0; i < t->n_tensors; i++)
@@ -132,7 +190,10 @@ static uint64_t key_of(const struct nb_train *t)
 
 static int create(struct nb_train *t, struct nb_error *e)
 {
+    t->vectors = t->plan->hp.for_vectors;
     int rc = check(t, e);
+    if (rc == 0)
+        rc = count_rows(t, e);
     if (rc == 0)
         rc = nb_grad_open(t->plan, t->team, &t->grad, e);
     if (rc == 0 && t->teacher_plan)
@@ -142,7 +203,6 @@ static int create(struct nb_train *t, struct nb_error *e)
     nb_grad_narrow(t->grad, t->options.bf16);
     if (t->teacher)
         nb_grad_narrow(t->teacher, t->options.bf16);
-    t->rows = t->options.batch * t->windows->length;
     rc = nb_train_add_tensors(t, e);
     if (rc < 0)
         return rc;
@@ -194,10 +254,13 @@ void nb_train_destroy(struct nb_train *t)
     free(t->taught);
     free(t->logits);
     free(t->teacher_logits);
-    free(t->soft);
-    free(t->hard);
-    free(t->hidden);
+    free(t->vector);
+    free(t->teacher_vector);
+    free(t->d_vector);
+    free(t->d_slice);
+    free(t->soft); // and what lies behind it
     free(t->label);
+    free(t->end);
     free(t->order);
     free(t->sequence);
     free(t);
@@ -213,14 +276,14 @@ uint32_t nb_train_done(const struct nb_train *t)
 uint64_t nb_train_weights(const struct nb_train *t)
 {
     uint64_t n = 0;
-    for (uint32_t i = 0; i < t->n_tensors; i++)
+    for (uint32_t i = 0; i < nb_train_count(t); i++)
         n += t->tensors[i].floats;
     return n;
 }
 
 struct nb_trained *nb_train_find(const struct nb_train *t, struct nb_str name)
 {
-    for (uint32_t i = 0; i < t->n_tensors; i++)
+    for (uint32_t i = 0; i < nb_train_count(t); i++)
         if (strlen(t->tensors[i].name) == name.len &&
             !memcmp(t->tensors[i].name, name.data, name.len))
             return &t->tensors[i];
@@ -279,4 +342,12 @@ int nb_train_restore(struct nb_train *t, nb_state_io read, void *user)
     free((void *)s.parts);
     t->stale = true;
     return rc;
+}
+
+uint64_t nb_train_state_bytes(const struct nb_train *t)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < t->n_tensors; i++)
+        n += (uint64_t)((const char *)t->tensors[i].gradient - (const char *)t->tensors[i].x);
+    return n;
 }

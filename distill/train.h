@@ -1,5 +1,7 @@
 // Training: all tensors of a model are moved, in fp32, so that it predicts a text's next tokens
-// better (hard labels), or as a teacher does (soft labels), or both. Or only an adapter is: two
+// better (hard labels), or as a teacher does (soft labels), or both; a model that is made for
+// vectors (engine/arch.h: for_vectors) so that a text's vector is its teacher's, by the cosine of
+// the two and by the cosines among the texts of a batch. Or only an adapter is trained: two
 // thin factors beside each of some matrices, whose model stays as it is in whatever type (LoRA: Hu
 // and others, arXiv 2106.09685; of a quantized model, QLoRA: Dettmers and others, arXiv
 // 2305.14314).
@@ -8,7 +10,8 @@
 // the mean loss of a token (grad/loss.h), clips their norm and takes one step of AdamW
 // (grad/adam.h). The rate rises over the first steps and falls along its schedule. Methods:
 // knowledge distillation (Hinton and others, arXiv 1503.02531), with the cosine of the last hidden
-// states beside it (DistilBERT: Sanh and others, arXiv 1910.01108).
+// states beside it (DistilBERT: Sanh and others, arXiv 1910.01108); of vectors, relations among
+// texts (distill/cosine.h).
 //
 // Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
 // nor on where the work was stored and restored. Memory: 16 bytes for each weight that is moved; of
@@ -51,6 +54,8 @@ struct nb_train_options {
     float temperature; // T
     float mix;         // 0 to 1: which divergence from the teacher (grad/loss.h)
     float hard;        // 0 to 1: the share of labels, the rest is the teacher's
+    float cosine;      // of vectors, in the place of the three above: weight of 1 - cosine,
+    float relation;    // and of the relations' differences
     float hidden;      // weight of 1 - cosine of the last hidden states; 0: none
     uint64_t seed;     // of the windows' order, and of random weights
     bool random;       // the student's matrices begin as random numbers
@@ -61,10 +66,12 @@ struct nb_train_options {
 #define NB_TRAIN_STEPS (1u << 24)
 
 // Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 and
-// `hidden` 0. -EINVAL: models whose vocabularies or, with `hidden`, widths differ; windows that are
-// fewer than a batch or longer than a context; tokens outside the vocabulary; numbers out of range;
-// an adapter of matrices that are not there or smaller than its rank; -ENOTSUP: a model without
-// logits, an adapter of experts; -ENOMEM. With its line.
+// `hidden` 0; never of vectors. -EINVAL: models whose vocabularies or, with `cosine` or
+// `hidden`, widths
+// differ; windows that are fewer than a batch or longer than a context; tokens outside the
+// vocabulary; numbers out of range; losses that a student of its kind does not have; an adapter of
+// matrices that are not there or smaller than its rank; -ENOTSUP: a teacher without logits, an
+// adapter of experts or of a model for vectors; -ENOMEM. With its line.
 int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
                     struct nb_team *team, const struct nb_windows *windows,
                     const struct nb_train_options *options, struct nb_train **ret,
@@ -79,18 +86,20 @@ void nb_train_destroy(struct nb_train *t); // NULL is fine
 int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encode *how,
                    struct nb_error *ret_error);
 
-// Of a token, in nats: of labels, of the teacher's probabilities (times T^2), and of hidden states.
+// The means of what was compared; what is not learnt is 0.
 struct nb_train_loss {
-    double hard, soft, hidden;
-    double norm; // of the gradient, before it is clipped
+    double hard, soft;       // of a token, in nats: of labels, and of the teacher (times T^2)
+    double hidden;           // of a token: 1 - cosine of hidden states
+    double cosine, relation; // of a text: 1 - cosine of vectors, and within its batch (cosine.h)
+    double norm;             // of the gradient, before it is clipped
 };
 
 // One step. ret: the means of its tokens, before it. -EALREADY after the last step; -EDOM: a loss
 // or gradient is not finite, and nothing has moved; -ENOMEM. With its line.
 int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error *ret_error);
 uint32_t nb_train_done(const struct nb_train *t); // steps
-// As it is now on other windows, which are no longer than a batch of its own. ret: [windows->n],
-// means of each at temperature 1. Nothing moves.
+// As it is now on other windows, which are no longer than a batch of its own; as many as fit are
+// one batch. ret: [windows->n], means of each at temperature 1. Nothing moves.
 int nb_train_measure(struct nb_train *t, const struct nb_windows *windows,
                      struct nb_train_loss *ret, struct nb_error *ret_error);
 
@@ -110,4 +119,5 @@ struct nb_train_moved nb_train_moved(const struct nb_train *t, uint32_t i);
 // and destroying make sense.
 int nb_train_store(const struct nb_train *t, nb_state_io write, void *user);
 int nb_train_restore(struct nb_train *t, nb_state_io read, void *user);
-uint64_t nb_train_weights(const struct nb_train *t); // that are moved
+uint64_t nb_train_weights(const struct nb_train *t);     // that are moved, by number
+uint64_t nb_train_state_bytes(const struct nb_train *t); // of what is stored

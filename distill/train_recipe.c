@@ -14,37 +14,41 @@ struct number {
     const char *key;
     size_t at; // of a double, or of a uint32_t
     double least, most, usual;
-    bool whole; // a uint32_t
+    bool whole;              // a uint32_t
+    enum nb_train_kind only; // of students of this kind; NB_TRAIN_KINDS: of all
 };
 
-#define REAL(key, least, most, usual)                                                              \
+#define ALL NB_TRAIN_KINDS
+#define REAL(key, least, most, usual, only)                                                        \
     {                                                                                              \
-#key, offsetof(struct nb_train_recipe, key), least, most, usual, false                     \
+#key, offsetof(struct nb_train_recipe, key), least, most, usual, false, only               \
     }
 #define WHOLE(key, least, most, usual)                                                             \
     {                                                                                              \
-#key, offsetof(struct nb_train_recipe, key), least, most, usual, true                      \
+#key, offsetof(struct nb_train_recipe, key), least, most, usual, true, ALL                 \
     }
 
 static const struct number numbers[] = {
-    REAL(tokens, 0, 1e12, 1e6),
+    REAL(tokens, 0, 1e12, 1e6, ALL),
     WHOLE(length, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH, 256),
     WHOLE(batch, NB_WINDOWS_LEAST, 1 << 20, 4096),
     WHOLE(held_out, 1, 4096, 32),
-    REAL(rate, 0, 1, 5e-4),
-    REAL(warm, 0, 1, 0.05),
-    REAL(decay, 0, 1, 0.01),
-    REAL(clip, 0, 1e9, 1),
-    REAL(temperature, 0.01, 100, 2),
-    REAL(mix, 0, 1, 0),
-    REAL(hard, 0, 1, 0.1),
-    REAL(hidden, 0, 1000, 0),
+    REAL(rate, 0, 1, 5e-4, ALL),
+    REAL(warm, 0, 1, 0.05, ALL),
+    REAL(decay, 0, 1, 0.01, ALL),
+    REAL(clip, 0, 1e9, 1, ALL),
+    REAL(temperature, 0.01, 100, 2, NB_TRAIN_LOGITS),
+    REAL(mix, 0, 1, 0, NB_TRAIN_LOGITS),
+    REAL(hard, 0, 1, 0.1, NB_TRAIN_LOGITS),
+    REAL(hidden, 0, 1000, 0, ALL),
+    REAL(cosine, 0, 1000, 1, NB_TRAIN_VECTORS),
+    REAL(relation, 0, 1000, 1, NB_TRAIN_VECTORS),
     WHOLE(seed, 0, UINT32_MAX, 1),
-    REAL(weights, 0, 1e12, 0),
-    {"heads", offsetof(struct nb_train_recipe, cut[NB_CUT_HEADS]), 1, 1024, 0, true},
+    REAL(weights, 0, 1e12, 0, ALL),
+    {"heads", offsetof(struct nb_train_recipe, cut[NB_CUT_HEADS]), 1, 1024, 0, true, ALL},
     {"feed_forward", offsetof(struct nb_train_recipe, cut[NB_CUT_FEED_FORWARD]), 1, 1 << 20, 0,
-     true},
-    {"width", offsetof(struct nb_train_recipe, cut[NB_CUT_WIDTH]), 1, 1 << 16, 0, true},
+     true, ALL},
+    {"width", offsetof(struct nb_train_recipe, cut[NB_CUT_WIDTH]), 1, 1 << 16, 0, true, ALL},
 };
 
 // A key whose value is one of some words, kept as the word's number.
@@ -61,8 +65,8 @@ static const struct word {
 };
 
 static const struct number adapter_numbers[] = {
-    {"rank", offsetof(struct nb_train_recipe, adapter.rank), 1, 65536, 8, true},
-    REAL(alpha, 1e-3, 1e6, 16),
+    {"rank", offsetof(struct nb_train_recipe, adapter.rank), 1, 65536, 8, true, ALL},
+    REAL(alpha, 1e-3, 1e6, 16, ALL),
 };
 
 static void set(struct nb_train_recipe *r, const struct number *n, double x)
@@ -82,6 +86,8 @@ static int read_number(struct nb_train_recipe *r, const struct number *n, const 
         return nb_fail(e, -EINVAL, "the recipe's \"%s\" is a %snumber from %g to %g", n->key,
                        n->whole ? "whole " : "", n->least, n->most);
     set(r, n, x);
+    if (n->only < NB_TRAIN_KINDS)
+        r->only[n->only] = n->key;
     return 0;
 }
 
@@ -230,4 +236,25 @@ int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *
         rc = check_adapter(ret, ret_error);
     json_decref(root);
     return rc;
+}
+
+int nb_train_recipe_check(const struct nb_train_recipe *r, enum nb_train_kind kind,
+                          const char *family, struct nb_error *ret_error)
+{
+    const bool vectors = kind == NB_TRAIN_VECTORS;
+    const char *other = r->only[vectors ? NB_TRAIN_LOGITS : NB_TRAIN_VECTORS];
+    if (other)
+        return nb_fail(ret_error, -EINVAL,
+                       "the recipe's \"%s\" is of %s, and this %s model learns %s: leave it out",
+                       other, vectors ? "logits" : "vectors", family,
+                       vectors ? "vectors, by \"cosine\", \"relation\" and \"hidden\"" : "logits");
+    if (vectors && r->adapter.rank)
+        return nb_fail(ret_error, -EINVAL,
+                       "an adapter is trained by logits, and this %s model learns vectors: leave "
+                       "out \"adapter\"",
+                       family);
+    if (vectors && !(r->cosine + r->relation + r->hidden > 0))
+        return nb_fail(ret_error, -EINVAL,
+                       "nothing is learnt: \"cosine\", \"relation\" and \"hidden\" are all 0");
+    return 0;
 }

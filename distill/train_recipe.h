@@ -19,6 +19,10 @@ enum nb_train_start {
     NB_START_RANDOM
 }; // what the student's weights are at first
 
+// What a student learns: a model that is made for vectors (engine/arch.h: for_vectors) these, any
+// other logits.
+enum nb_train_kind { NB_TRAIN_LOGITS, NB_TRAIN_VECTORS, NB_TRAIN_KINDS };
+
 struct nb_train_recipe {
     uint32_t layers;                  // of the student; 0: all of the teacher's
     uint32_t from[NB_STUDENT_LAYERS]; // those of the teacher, where n_from == layers
@@ -36,13 +40,21 @@ struct nb_train_recipe {
     uint32_t held_out;                 // windows on which it is judged
     double rate, warm, decay, clip;    // warm: the share of steps that rise
     double temperature, mix, hard, hidden;
+    double cosine, relation; // of vectors
     enum nb_schedule schedule;
     uint32_t seed;
     bool qat;                         // it computes with what it will be in the file
     struct nb_adapter_choice adapter; // rank 0: none
     double alpha;                     // its
+    // Of keys that only students of one kind have, one that was said, by NB_TRAIN_LOGITS and
+    // NB_TRAIN_VECTORS; NULL: none.
+    const char *only[NB_TRAIN_KINDS];
 };
 
 // -EINVAL with what is wrong in one line, by the key's name.
 int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *ret,
                           struct nb_error *ret_error);
+// Whether it has nothing that students of this kind do not. `family`: the model's, for the line.
+// -EINVAL as above.
+int nb_train_recipe_check(const struct nb_train_recipe *r, enum nb_train_kind kind,
+                          const char *family, struct nb_error *ret_error);

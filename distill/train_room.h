@@ -1,5 +1,5 @@
 // Training from the inside: train_tensors.c makes what moves, train.c what else the steps need,
-// train_step.c runs them. Nobody else includes it.
+// train_step.c runs them, train_loss.c says what they lower. Nobody else includes it.
 #pragma once
 
 #include "distill/train.h"
@@ -27,22 +27,43 @@ struct nb_train {
     struct nb_grad *grad, *teacher;
     const struct nb_windows *windows;
     struct nb_train_options options;
+    bool vectors; // are learnt, not logits
     struct nb_trained *tensors;
     uint32_t n_tensors, done;
     bool stale;                      // what is rounded is not what has moved since
     struct nb_grad_factors *factors; // of an adapter; NULL: all tensors move
     uint64_t key;                    // a hash of all arguments, but for weights that do not move
-    uint32_t rows;                   // of a batch
+    uint32_t rows;                   // of a batch, at most
     struct nb_tape **tapes;          // [layers]; NULL: none
     float *x;                        // [layers + 1][rows][embedding]
-    float *d;                        // [rows][embedding]
+    float *d;                        // [rows][embedding]: the gradient in x_L, and back
     float *taught;                   // [2][rows][the teacher's embedding]: at last x_L in the first
     float *logits, *teacher_logits;  // [slice][vocab]
+    float *vector, *teacher_vector;  // [rows][embedding] of each: of texts
+    float *d_vector;                 // [rows][embedding]
+    float *d_slice;                  // [slice][embedding]: in what vectors are made of
     float *soft, *hard, *hidden;     // [rows]
-    int32_t *label;                  // [rows]; -1: none
+    float *cosine, *relation;        // [rows]: of texts
     uint32_t *order;                 // [windows->n]: of the epoch
+    // The present batch.
+    uint32_t n_rows, n_windows;
     struct nb_grad_sequence *sequence; // [rows]
+    uint32_t *end;                     // [rows]: where a window's rows end
+    int32_t *label;                    // [rows]; -1: none
 };
+
+// x_i of the present batch.
+static inline float *nb_train_rows(const struct nb_train *t, uint32_t layer)
+{
+    return t->x + (size_t)layer * t->rows * t->plan->hp.embedding;
+}
+
+// train_loss.c: the losses of the present batch's rows and texts, whose x_L both models have
+// computed. With `back` also the gradient in x_L of the step's mean loss, to t->d, and those in
+// what is computed behind it; without, at temperature 1. -ENOMEM.
+int nb_train_losses(struct nb_train *t, bool back);
+// The means of n windows of it.
+struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uint32_t n);
 
 // train_tensors.c: everything that moves, with the memory for it. -EINVAL, -ENOTSUP, -ENOMEM; with
 // its line.

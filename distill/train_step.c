@@ -1,13 +1,11 @@
-// Training's steps: batches through both models, the losses, the gradients back, AdamW.
+// Training's steps: batches through both models, the gradients back, AdamW.
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "distill/cosine.h"
 #include "distill/train_room.h"
 #include "grad/adam.h"
-#include "grad/loss.h"
 
 #define FIRST  0.9f // AdamW's
 #define SECOND 0.95f
@@ -18,13 +16,16 @@
 static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint32_t *of,
                      uint32_t first, uint32_t n, struct nb_error *e)
 {
+    uint32_t rows = 0, length;
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t window = of ? of[first + i] : first + i;
-        const int32_t *tokens = w->tokens + (size_t)window * w->length;
-        t->sequence[i] = (struct nb_grad_sequence){tokens, w->length, 0};
-        for (uint32_t j = 0; j < w->length; j++)
-            t->label[(size_t)i * w->length + j] = j + 1 < w->length ? tokens[j + 1] : -1;
+        const int32_t *tokens = nb_window(w, of ? of[first + i] : first + i, &length);
+        t->sequence[i] = (struct nb_grad_sequence){tokens, length, 0};
+        for (uint32_t j = 0; j < length; j++)
+            t->label[rows++] = j + 1 < length ? tokens[j + 1] : -1;
+        t->end[i] = rows;
     }
+    t->n_rows = rows;
+    t->n_windows = n;
     int rc = nb_grad_batch(t->grad, t->sequence, n, e);
     return rc == 0 && t->teacher ? nb_grad_batch(t->teacher, t->sequence, n, e) : rc;
 }
@@ -39,77 +40,17 @@ static int take_batch(struct nb_train *t, uint32_t number, struct nb_error *e)
 
 // --- Forward
 
-static float *rows_of(const struct nb_train *t, uint32_t rows, uint32_t layer)
-{
-    return t->x + (size_t)layer * rows * t->plan->hp.embedding;
-}
-
-static int forward(struct nb_train *t, uint32_t rows, bool taped)
+static int forward(struct nb_train *t, bool taped)
 {
     int rc = t->teacher ? nb_grad_forward(t->teacher, t->taught,
-                                          (size_t)rows * t->teacher_plan->hp.embedding)
+                                          (size_t)t->rows * t->teacher_plan->hp.embedding)
                         : 0;
     if (rc == 0)
-        rc = nb_grad_begin(t->grad, rows_of(t, rows, 0));
+        rc = nb_grad_begin(t->grad, nb_train_rows(t, 0));
     for (uint32_t i = 0; i < t->plan->n_layers && rc == 0; i++)
-        rc = nb_grad_layer(t->grad, i, rows_of(t, rows, i), taped ? t->tapes[i] : NULL,
-                           rows_of(t, rows, i + 1));
+        rc = nb_grad_layer(t->grad, i, nb_train_rows(t, i), taped ? t->tapes[i] : NULL,
+                           nb_train_rows(t, i + 1));
     return rc;
-}
-
-// --- Losses
-
-// Both heads of rows [at, at + n), and their losses; with `d` also back.
-static int head(struct nb_train *t, uint32_t rows, const struct nb_distil_loss *how, uint32_t at,
-                uint32_t n, float *d)
-{
-    const size_t row = t->plan->hp.embedding;
-    const float *x = rows_of(t, rows, t->plan->n_layers) + at * row;
-    float *reference = t->teacher ? t->teacher_logits : NULL;
-    int rc = 0;
-    if (reference)
-        rc = nb_grad_head(t->teacher, n, t->taught + (size_t)at * t->teacher_plan->hp.embedding,
-                          NULL, reference);
-    if (rc == 0)
-        rc = nb_grad_head(t->grad, n, x, NULL, t->logits);
-    if (rc < 0)
-        return rc;
-    nb_grad_distil(t->grad, n, how, reference, t->label + at, t->logits, t->soft + at,
-                   t->hard + at);
-    return d ? nb_grad_head_back(t->grad, n, x, NULL, t->logits, d + at * row) : 0;
-}
-
-static int heads(struct nb_train *t, uint32_t rows, const struct nb_distil_loss *how, float *d)
-{
-    int rc = 0;
-    for (uint32_t at = 0; at < rows && rc == 0; at += NB_TRAIN_SLICE)
-        rc = head(t, rows, how, at, rows - at < NB_TRAIN_SLICE ? rows - at : NB_TRAIN_SLICE, d);
-    return rc;
-}
-
-static void compare_hidden(struct nb_train *t, uint32_t rows, float weight, float *d)
-{
-    const uint32_t n = t->plan->hp.embedding;
-    const float *x = rows_of(t, rows, t->plan->n_layers);
-    for (uint32_t i = 0; i < rows; i++)
-        t->hidden[i] = (float)nb_away(x + (size_t)i * n, t->taught + (size_t)i * n, n, weight,
-                                      d ? d + (size_t)i * n : d);
-}
-
-static struct nb_train_loss mean_loss(const struct nb_train *t, uint32_t first, uint32_t n)
-{
-    struct nb_train_loss sum = {0};
-    uint32_t labels = 0;
-    for (uint32_t i = first; i < first + n; i++) {
-        labels += t->label[i] >= 0;
-        sum.hard += (double)t->hard[i];
-        sum.soft += t->teacher ? (double)t->soft[i] : 0;
-        sum.hidden += t->options.hidden > 0 ? (double)t->hidden[i] : 0;
-    }
-    sum.hard /= labels ? labels : 1;
-    sum.soft /= n;
-    sum.hidden /= n;
-    return sum;
 }
 
 // --- One batch
@@ -119,7 +60,7 @@ static int back(struct nb_train *t)
     const bool whole = !t->factors; // before an adapter's first layer nothing moves
     int rc = 0;
     for (uint32_t i = t->plan->n_layers; i > 0 && rc == 0; i--)
-        rc = nb_grad_layer_back(t->grad, i - 1, rows_of(t, t->rows, i - 1), t->tapes[i - 1], t->d,
+        rc = nb_grad_layer_back(t->grad, i - 1, nb_train_rows(t, i - 1), t->tapes[i - 1], t->d,
                                 whole || i > 1);
     return rc == 0 && whole ? nb_grad_begin_back(t->grad, t->d) : rc;
 }
@@ -128,28 +69,22 @@ static int back(struct nb_train *t)
 static int run_batch(struct nb_train *t, uint32_t number, struct nb_train_loss *sum,
                      struct nb_error *e)
 {
-    const struct nb_train_options *o = &t->options;
-    const float parts = (float)t->rows * (float)o->accumulate;
-    const float labels = parts * (float)(t->windows->length - 1) / (float)t->windows->length;
-    const struct nb_distil_loss how = {.temperature = o->temperature,
-                                       .soft = (1 - o->hard) / parts,
-                                       .hard = o->hard / labels,
-                                       .mix = o->mix};
+    const double parts = t->options.accumulate;
     int rc = take_batch(t, number, e);
     if (rc == 0)
-        rc = forward(t, t->rows, true);
+        rc = forward(t, true);
     if (rc == 0)
-        rc = heads(t, t->rows, &how, t->d);
+        rc = nb_train_losses(t, true);
     if (rc < 0)
         return rc;
-    if (o->hidden > 0)
-        compare_hidden(t, t->rows, o->hidden / parts, t->d);
-    const struct nb_train_loss loss = mean_loss(t, 0, t->rows);
-    if (!isfinite(loss.hard + loss.soft + loss.hidden))
+    const struct nb_train_loss loss = nb_train_mean(t, 0, t->n_windows);
+    if (!isfinite(loss.hard + loss.soft + loss.hidden + loss.cosine + loss.relation))
         return -EDOM;
-    sum->hard += loss.hard / o->accumulate;
-    sum->soft += loss.soft / o->accumulate;
-    sum->hidden += loss.hidden / o->accumulate;
+    sum->hard += loss.hard / parts;
+    sum->soft += loss.soft / parts;
+    sum->hidden += loss.hidden / parts;
+    sum->cosine += loss.cosine / parts;
+    sum->relation += loss.relation / parts;
     return back(t);
 }
 
@@ -235,35 +170,44 @@ int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error
 static int measure(struct nb_train *t, const struct nb_windows *w, uint32_t first, uint32_t n,
                    struct nb_error *e)
 {
-    const struct nb_distil_loss how = {.temperature = 1};
-    const uint32_t rows = n * w->length;
     int rc = set_batch(t, w, NULL, first, n, e);
     if (rc < 0)
         return rc;
     rc = nb_train_refresh(t);
     if (rc == 0)
-        rc = forward(t, rows, false);
+        rc = forward(t, false);
     if (rc == 0)
-        rc = heads(t, rows, &how, NULL);
-    if (rc == 0 && t->options.hidden > 0)
-        compare_hidden(t, rows, 0, NULL);
+        rc = nb_train_losses(t, false);
     return rc < 0 ? nb_fail(e, rc, "a measurement failed: %s", strerror(-rc)) : 0;
+}
+
+// How many of the windows from the first on are a batch.
+static uint32_t fitting(const struct nb_train *t, const struct nb_windows *w, uint32_t first)
+{
+    uint32_t rows = 0, n = 0, length;
+    while (first + n < w->n) {
+        nb_window(w, first + n, &length);
+        if (rows + length > t->rows)
+            break;
+        rows += length;
+        n++;
+    }
+    return n;
 }
 
 int nb_train_measure(struct nb_train *t, const struct nb_windows *windows,
                      struct nb_train_loss *ret, struct nb_error *ret_error)
 {
-    const uint32_t length = windows->length;
-    if (length == 0 || length > t->rows)
+    if (windows->length == 0 || windows->length > t->rows)
         return nb_fail(ret_error, -EINVAL, "windows of %u tokens; training has batches of %u",
-                       length, t->rows);
+                       windows->length, t->rows);
     for (uint32_t i = 0, n; i < windows->n; i += n) {
-        n = windows->n - i < t->rows / length ? windows->n - i : t->rows / length;
+        n = fitting(t, windows, i);
         int rc = measure(t, windows, i, n, ret_error);
         if (rc < 0)
             return rc;
         for (uint32_t j = 0; j < n; j++)
-            ret[i + j] = mean_loss(t, j * length, length);
+            ret[i + j] = nb_train_mean(t, j, 1);
     }
     return 0;
 }

@@ -184,15 +184,15 @@ int nb_train_add_tensors(struct nb_train *t, struct nb_error *e)
 {
     uint32_t n;
     struct nb_grad_tensor *all = nb_grad_tensors(t->grad, &n);
+    int rc = 0;
     t->tensors = calloc(2 * (size_t)n + 1, sizeof(*t->tensors));
     if (!t->tensors)
         return fail_memory(e);
     if (t->options.adapter.rank) {
-        int rc = check_roles(t, all, n, e);
-        return rc == 0 ? add_adapter(t, all, n, e) : rc;
+        rc = check_roles(t, all, n, e);
+        rc = rc == 0 ? add_adapter(t, all, n, e) : rc;
     }
-    int rc = 0;
-    for (uint32_t i = 0; i < n && rc == 0; i++)
+    for (uint32_t i = 0; i < n && rc == 0 && !t->options.adapter.rank; i++)
         rc = add_tensor(t, &all[i], e);
     return rc;
 }

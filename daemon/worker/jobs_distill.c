@@ -1,7 +1,8 @@
 // The kind "distill": a student made of a teacher's layers, trained on text against the teacher's
-// next-token probabilities and the text itself, written as one GGUF with a report; or an adapter
-// beside a model that stays as it is, written alike. States lie in the job's scratch files, in
-// turns; one that is killed goes on from the last, to the same bytes.
+// next-token probabilities and the text itself, or of a model that is made for vectors against its
+// vectors, written as one GGUF with a report; or an adapter beside a model that stays as it is,
+// written alike. States lie in the job's scratch files, in turns; one that is killed goes on from
+// the last, to the same bytes.
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
@@ -9,13 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/worker/jobs.h"
-#include "daemon/worker/jobs_scratch.h"
+#include "daemon/worker/jobs_distill.h"
 #include "daemon/worker/worker.h"
 #include "distill/adapter.h"
-#include "distill/prune.h"
-#include "distill/train_recipe.h"
-#include "quant/compress.h"
 #include "quant/runner.h"
 #include "tensor/hf/folder.h"
 #include "tensor/image.h"
@@ -25,50 +22,11 @@
 #define SAVE_SHARE  50                  // and so many times what saving one took
 #define MEMORY      (UINT64_C(1) << 30) // of tapes
 #define ROWS        2048                // that run at once, or one window where that is longer
-#define CURVE       256                 // points of the report's curve, at most
 #define PRUNING     32                  // windows on which it is measured what a model needs
-#define STATE       12                  // bytes of a weight's state
 #define REPORT_ROOM (1u << 20)          // bytes that the report and the journal may take
 #define TOLD        1000u               // a step's units of progress
 
-enum { MODEL, REPORT };               // results
 enum { SAVED = NB_COMPRESS_RECORDS }; // a journal's kind: the slot of a whole state
-
-// What is saved beside the trainer's state.
-struct told {
-    struct nb_train_loss before;       // of the text that is held out
-    struct nb_train_loss curve[CURVE]; // sums over each point's steps
-};
-
-struct model {
-    struct nb_source *source;
-    struct nb_image *image;
-    struct nb_plan *plan; // these two: NULL where the model is not run
-};
-
-struct distilling {
-    struct nb_work *work;
-    struct nb_train_recipe recipe;
-    struct nb_jobs_given given;
-    struct nb_jobs_scratch scratch;
-    struct model model, student; // what the student is a part of, and it
-    struct model own_teacher;    // where another model teaches,
-    struct model *teacher;       // or the model
-    struct nb_source trained;    // the student with what it has learnt
-    struct nb_source *adapter;   // in the place of `trained`; NULL: none
-    struct nb_windows learnt, held;
-    struct nb_pruned pruned;
-    struct nb_train_options options;
-    struct nb_train *train;
-    struct nb_recipe *types; // of the result
-    struct nb_compress *compress;
-    uint32_t slot, points;
-    bool saved;
-    uint64_t saved_ns, saving_ns; // when, and how long it took
-    struct told told;
-    struct nb_train_loss after;
-    struct nb_error *error;
-};
 
 // The types of the result, as a compression's recipe.
 static int read_types(const struct nb_train_recipe *r, struct nb_recipe **ret, struct nb_error *e)
@@ -110,9 +68,30 @@ static int load(struct model *m, uint32_t length, struct nb_error *e)
     return rc == 0 ? nb_runner_plan(m->image, length, &m->plan, e) : rc;
 }
 
-static bool has_teacher(const struct nb_train_recipe *r)
+static bool has_teacher(const struct distilling *k)
 {
-    return r->hard < 1 || r->hidden > 0;
+    const struct nb_train_recipe *r = &k->recipe;
+    return k->learns == NB_TRAIN_VECTORS || r->hard < 1 || r->hidden > 0;
+}
+
+// As nb_hparams_read will say of the model (for_vectors), before any of it is packed.
+static int find_kind(struct distilling *k)
+{
+    const struct nb_gguf *g = k->model.source->metadata;
+    const struct nb_arch *arch;
+    struct nb_str name = {0};
+    char key[128];
+    uint64_t pooling = 0;
+    nb_gguf_str(g, "general.architecture", &name);
+    for (uint32_t i = 0; (arch = nb_arch_at(i)); i++)
+        if (strlen(arch->name) == name.len && !memcmp(arch->name, name.data, name.len))
+            break;
+    if (!arch)
+        return 0; // which is refused when it is packed
+    snprintf(key, sizeof(key), "%s.pooling_type", arch->name);
+    const bool pools = nb_gguf_u64(g, key, &pooling) == 0 && pooling;
+    k->learns = arch->encoder || pools ? NB_TRAIN_VECTORS : NB_TRAIN_LOGITS;
+    return nb_train_recipe_check(&k->recipe, k->learns, arch->name, k->error);
 }
 
 // One that says other tokens cannot say how probable the student's are.
@@ -130,9 +109,11 @@ static int check_tokens(const struct distilling *k)
                x.len == y.len && !memcmp(x.data, y.data, x.len);
     }
     return same ? 0
-                : nb_fail(k->error, -EINVAL,
-                          "the teacher has another tokenizer than the student: have it write text "
-                          "(nibble run), and train on that with --hard 1");
+                : nb_fail(k->error, -EINVAL, "the teacher has another tokenizer than the student%s",
+                          k->learns == NB_TRAIN_VECTORS
+                              ? ""
+                              : ": have it write text (nibble run), and train on that with "
+                                "--hard 1");
 }
 
 static int open_sources(struct distilling *k)
@@ -142,6 +123,8 @@ static int open_sources(struct distilling *k)
     if (g->n_imatrix)
         return nb_fail(k->error, -EINVAL, "a distillation takes text, no importance matrix");
     int rc = nb_source_open(g->model, g->n_model, &k->model.source, k->error);
+    if (rc == 0)
+        rc = find_kind(k);
     if (rc == 0 && g->n_teacher)
         rc = nb_source_open(g->teacher, g->n_teacher, &k->own_teacher.source, k->error);
     return rc == 0 && g->n_teacher ? check_tokens(k) : rc;
@@ -165,9 +148,9 @@ static int prune(struct distilling *k)
 // The model is run where it teaches or is measured, and kept where it teaches.
 static int open_models(struct distilling *k)
 {
-    const uint32_t length = k->recipe.length;
+    const uint32_t length = k->learnt.length;
     struct model *m = &k->model;
-    const bool measures = nb_prune_measures(&k->recipe), taught = has_teacher(&k->recipe);
+    const bool measures = nb_prune_measures(&k->recipe), taught = has_teacher(k);
     const bool teaches = taught && k->teacher == m;
     int rc = measures || teaches ? load(m, length, k->error) : 0;
     if (rc == 0)
@@ -194,25 +177,42 @@ static int open_text(struct distilling *k)
         return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
     int rc = nb_tokenizer_create(k->model.source->metadata, &t, k->error);
     if (rc == 0)
-        rc = nb_windows_create(t, k->given.texts, k->given.n_texts, 0, r->length, &k->learnt,
-                               k->error);
+        rc = k->learns == NB_TRAIN_VECTORS ? nb_windows_lines(t, k->given.texts, k->given.n_texts,
+                                                              r->length, &k->learnt, k->error)
+                                           : nb_windows_create(t, k->given.texts, k->given.n_texts,
+                                                               0, r->length, &k->learnt, k->error);
     nb_tokenizer_destroy(t);
     if (rc == 0 && k->learnt.n < 2 * r->held_out)
         return nb_fail(k->error, -EINVAL,
-                       "the text has %u windows of %u tokens, and %u are held out: give more text, "
+                       "the text has %u %s %u tokens, and %u are held out: give more text, "
                        "or fewer or shorter windows (--held-out, --length)",
-                       k->learnt.n, r->length, r->held_out);
+                       k->learnt.n, k->learnt.end ? "lines of up to" : "windows of",
+                       k->learnt.length, r->held_out);
     if (rc == 0 && nb_windows_hold_out(&k->learnt, r->held_out, &k->held) < 0)
         rc = nb_fail(k->error, -ENOMEM, "no memory for the text");
     return rc;
+}
+
+double nb_jobs_distill_tokens(const struct distilling *k, uint64_t steps)
+{
+    const struct nb_train_options *o = &k->options;
+    const double mean = (double)nb_windows_tokens(&k->learnt) / k->learnt.n;
+    return mean * (double)steps * o->accumulate * o->batch;
+}
+
+static uint32_t windows_in(uint32_t tokens, double length)
+{
+    const uint32_t n = (uint32_t)(tokens / length);
+    return n < 1 ? 1 : n;
 }
 
 static void choose_options(struct distilling *k)
 {
     const struct nb_train_recipe *r = &k->recipe;
     struct nb_train_options *o = &k->options;
-    const uint32_t wanted = r->batch / r->length < 1 ? 1 : r->batch / r->length;
-    const uint32_t fit = ROWS / r->length < 1 ? 1 : ROWS / r->length;
+    const double length = (double)nb_windows_tokens(&k->learnt) / k->learnt.n;
+    const uint32_t wanted = windows_in(r->batch, length), fit = windows_in(ROWS, length);
+    const bool vectors = k->learns == NB_TRAIN_VECTORS;
     *o = (struct nb_train_options){.schedule = r->schedule,
                                    .rate = (float)r->rate,
                                    .decay = (float)r->decay,
@@ -221,6 +221,8 @@ static void choose_options(struct distilling *k)
                                    .mix = (float)r->mix,
                                    .hard = (float)r->hard,
                                    .hidden = (float)r->hidden,
+                                   .cosine = vectors ? (float)r->cosine : 0,
+                                   .relation = vectors ? (float)r->relation : 0,
                                    .seed = r->seed,
                                    .random = r->start == NB_START_RANDOM,
                                    .bf16 = r->precision == NB_TRAIN_BF16,
@@ -229,10 +231,10 @@ static void choose_options(struct distilling *k)
     o->batch = wanted < fit ? wanted : fit;
     o->batch = o->batch < k->learnt.n ? o->batch : k->learnt.n;
     o->accumulate = (wanted + o->batch - 1) / o->batch;
-    const double steps = ceil(r->tokens / ((double)o->accumulate * o->batch * r->length));
+    const double steps = ceil(r->tokens / nb_jobs_distill_tokens(k, 1));
     o->steps = steps < NB_TRAIN_STEPS ? (uint32_t)steps : NB_TRAIN_STEPS;
     o->warm = (uint32_t)(r->warm * o->steps);
-    k->points = o->steps < CURVE ? o->steps : CURVE;
+    k->points = o->steps < NB_DISTILL_CURVE ? o->steps : NB_DISTILL_CURVE;
 }
 
 // ---- What is written
@@ -311,7 +313,7 @@ static int on_writing(void *user, const char *what, uint64_t done, uint64_t tota
 
 static int open_result(struct distilling *k)
 {
-    const struct nb_compress_options options = {.fd = k->work->results[MODEL],
+    const struct nb_compress_options options = {.fd = k->work->results[NB_DISTILL_MODEL],
                                                 .journal = k->work->journal,
                                                 .key = k->work->key,
                                                 .team = k->work->team,
@@ -324,11 +326,10 @@ static int open_result(struct distilling *k)
         rc = nb_compress_create(k->adapter ? k->adapter : &k->trained, k->types, &options,
                                 &k->compress, k->error);
     if (rc == 0)
-        rc = nb_jobs_make_room(k->work, nb_compress_size(k->compress),
-                               NB_JOB_SCRATCH *
-                                       (STATE * nb_train_weights(k->train) + 2 * sizeof(k->told)) +
-                                   REPORT_ROOM,
-                               k->error);
+        rc = nb_jobs_make_room(
+            k->work, nb_compress_size(k->compress),
+            NB_JOB_SCRATCH * (nb_train_state_bytes(k->train) + 2 * sizeof(k->told)) + REPORT_ROOM,
+            k->error);
     return rc;
 }
 
@@ -395,6 +396,8 @@ static void add(struct nb_train_loss *sum, const struct nb_train_loss *loss, dou
     sum->hard += by * loss->hard;
     sum->soft += by * loss->soft;
     sum->hidden += by * loss->hidden;
+    sum->cosine += by * loss->cosine;
+    sum->relation += by * loss->relation;
     sum->norm += by * loss->norm;
 }
 
@@ -412,9 +415,22 @@ static int measure(struct distilling *k, struct nb_train_loss *ret)
     return rc;
 }
 
-static uint32_t point_of(const struct distilling *k, uint32_t step)
+uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step)
 {
     return (uint32_t)((uint64_t)step * k->points / k->options.steps);
+}
+
+static void tell_step(const struct distilling *k, uint32_t step, const struct nb_train_loss *loss)
+{
+    const uint32_t all = k->options.steps;
+    char what[80];
+    if (k->learns == NB_TRAIN_VECTORS)
+        snprintf(what, sizeof(what), "training %u/%u, cosine %.4f, relation %.5f", step + 1, all,
+                 1 - loss->cosine, loss->relation);
+    else
+        snprintf(what, sizeof(what), "training %u/%u, loss %.3f, from the teacher %.3f", step + 1,
+                 all, loss->hard, loss->soft);
+    nb_jobs_tell(k->work, what, (uint64_t)(step + 1) * TOLD, ((uint64_t)all + 1) * TOLD);
 }
 
 static int run_steps(struct distilling *k)
@@ -424,22 +440,19 @@ static int run_steps(struct distilling *k)
     k->saved_ns = nb_now_ns();
     while (nb_train_done(k->train) < all && rc == 0) {
         struct nb_train_loss loss;
-        char what[80];
         const uint32_t step = nb_train_done(k->train);
         rc = nb_train_step(k->train, &loss, k->error);
         if (rc < 0)
             break;
-        add(&k->told.curve[point_of(k, step)], &loss, 1);
-        snprintf(what, sizeof(what), "training %u/%u, loss %.3f, from the teacher %.3f", step + 1,
-                 all, loss.hard, loss.soft);
-        nb_jobs_tell(k->work, what, (uint64_t)(step + 1) * TOLD, ((uint64_t)all + 1) * TOLD);
+        add(&k->told.curve[nb_jobs_distill_point(k, step)], &loss, 1);
+        tell_step(k, step, &loss);
         if (step + 1 == all || nb_now_ns() - k->saved_ns > SAVE_NS + SAVE_SHARE * k->saving_ns)
             rc = save(k);
     }
     return rc;
 }
 
-static double weights_of(const struct nb_source *s)
+double nb_jobs_distill_weights(const struct nb_source *s)
 {
     double sum = 0;
     for (uint32_t i = 0; i < s->n_tensors; i++)
@@ -450,73 +463,11 @@ static double weights_of(const struct nb_source *s)
 // Forward and back through the student, forward through the teacher: in products of matrices.
 static double operations(const struct distilling *k)
 {
-    const double tokens = (double)k->options.batch * k->options.accumulate * k->recipe.length;
-    const double teacher = k->teacher->plan ? weights_of(k->teacher->source) : 0;
+    const double tokens = nb_jobs_distill_tokens(k, 1);
+    const double teacher = k->teacher->plan ? nb_jobs_distill_weights(k->teacher->source) : 0;
     const double still =
-        k->adapter ? weights_of(k->student.source) : 0; // has no gradients of its own
+        k->adapter ? nb_jobs_distill_weights(k->student.source) : 0; // has no gradients of its own
     return tokens * (2 * teacher + 4 * still + 6 * (double)nb_train_weights(k->train));
-}
-
-// ---- The report
-
-static json_t *loss_json(const struct distilling *k, const struct nb_train_loss *loss, double by)
-{
-    json_t *o = json_pack("{s:f}", "loss", by * loss->hard);
-    if (k->teacher->plan)
-        json_object_set_new(o, "divergence", json_real(by * loss->soft));
-    if (k->recipe.hidden > 0)
-        json_object_set_new(o, "hidden", json_real(by * loss->hidden));
-    return o;
-}
-
-static json_t *curve_json(const struct distilling *k)
-{
-    const uint32_t all = k->options.steps;
-    json_t *curve = json_array();
-    for (uint32_t i = 0, first = 0, end; i < k->points; i++, first = end) {
-        for (end = first; end < all && point_of(k, end) == i;)
-            end++;
-        json_t *point = loss_json(k, &k->told.curve[i], 1.0 / (end - first));
-        json_object_set_new(point, "step", json_integer(end));
-        json_object_set_new(point, "norm", json_real(k->told.curve[i].norm / (end - first)));
-        json_array_append_new(curve, point);
-    }
-    return curve;
-}
-
-// What the student is made of: its layers by their numbers in the teacher, and how many it has of
-// the rest.
-static json_t *shape_json(const struct distilling *k)
-{
-    const struct nb_hparams *hp = &k->student.plan->hp;
-    json_t *layers = json_array(), *o = json_object();
-    for (uint32_t i = 0; i < k->pruned.kept.layers; i++)
-        json_array_append_new(layers, json_integer(k->pruned.kept.layer[i]));
-    json_object_set_new(o, "layers", layers);
-    for (int cut = 0; cut < NB_CUTS; cut++)
-        json_object_set_new(o, nb_cut_names[cut], json_integer(nb_cut_all(hp, (enum nb_cut)cut)));
-    return o;
-}
-
-static int report(struct distilling *k)
-{
-    const struct nb_train_options *o = &k->options;
-    json_t *root = json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to, "bytes",
-        (json_int_t)nb_compress_size(k->compress), "weights",
-        (json_int_t)nb_train_weights(k->train), "steps", (json_int_t)o->steps, "tokens",
-        (json_int_t)o->steps * o->accumulate * o->batch * k->recipe.length, "windows",
-        (json_int_t)k->learnt.n, "held_out", "tokens", (json_int_t)k->held.n * k->held.length,
-        "before", loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
-        curve_json(k));
-    json_object_update_new(root, shape_json(k));
-    if (k->adapter)
-        json_object_set_new(root, "adapter",
-                            json_pack("{s:i, s:f, s:i, s:f}", "rank", (int)k->recipe.adapter.rank,
-                                      "alpha", k->recipe.alpha, "matrices",
-                                      (int)nb_train_count(k->train) / 2, "of",
-                                      weights_of(k->student.source)));
-    return nb_jobs_write_json(k->work->results[REPORT], root, JSON_INDENT(1), k->error);
 }
 
 // ---- All of it
@@ -566,7 +517,7 @@ static int run(struct distilling *k)
     if (rc == 0)
         rc = nb_compress_finish(k->compress, NULL, k->error);
     if (rc == 0)
-        rc = report(k);
+        rc = nb_jobs_distill_report(k);
     return rc == 0 ? nb_jobs_scratch_clear(k->work, k->error) : rc;
 }
 

@@ -30,6 +30,8 @@ static void recipes(void **state)
                                       "{\"layer\": 6}",
                                       "{\"seed\": 1, \"seed\": 2}",
                                       "{\"tokens\": 1e300}",
+                                      "{\"cosine\": -1}",
+                                      "{\"relation\": \"all\"}",
                                       "{\"adapter\": 8}",
                                       "{\"adapter\": {\"rank\": 0}}",
                                       "{\"adapter\": {\"alpha\": 0}}",
@@ -69,8 +71,37 @@ static void recipes(void **state)
     }
 }
 
+// Keys that students of the other kind alone have, by their names.
+static void kinds(void **state)
+{
+    static struct nb_train_recipe r;
+    static const struct {
+        const char *text, *of_logits, *of_vectors; // why it is refused; NULL: it is not
+    } cases[] = {
+        {"{\"layers\": 3, \"hidden\": 1}", NULL, NULL},
+        {"{\"hard\": 0.1}", NULL, "\"hard\" is of logits, and this bert model"},
+        {"{\"temperature\": 2}", NULL, "\"temperature\" is of logits"},
+        {"{\"mix\": 0}", NULL, "\"mix\" is of logits"},
+        {"{\"relation\": 0}", "\"relation\" is of vectors, and this bert model", NULL},
+        {"{\"cosine\": 0, \"relation\": 0}", "\"relation\" is of vectors", "nothing is learnt"},
+        {"{\"cosine\": 0, \"relation\": 0, \"hidden\": 2}", "is of vectors", NULL},
+        {"{\"adapter\": {}}", NULL, "leave out \"adapter\""}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *why[] = {cases[i].of_logits, cases[i].of_vectors};
+        struct nb_error error = {""};
+        assert_int_equal(nb_train_recipe_parse(cases[i].text, strlen(cases[i].text), &r, &error),
+                         0);
+        for (enum nb_train_kind kind = 0; kind < NB_TRAIN_KINDS; kind++) {
+            const int rc = nb_train_recipe_check(&r, kind, "bert", &error);
+            assert_int_equal(rc, why[kind] ? -EINVAL : 0);
+            if (why[kind] && !strstr(error.text, why[kind]))
+                fail_msg("%s", error.text);
+        }
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(recipes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(recipes), cmocka_unit_test(kinds)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,6 +21,7 @@ struct distill {
     uint32_t length, batch, held_out;           // 0: not said
     uint32_t seed;                              // UINT32_MAX: not said
     float rate, temperature, mix, hard, hidden; // NAN: not said
+    float cosine, relation;                     // NAN: not said
     uint32_t rank;                              // 0: not said
     float alpha;                                // NAN: not said
     const char *matrices;
@@ -109,7 +110,9 @@ static int put_options(const struct distill *d, json_t *recipe)
                    {"temperature", (double)d->temperature, !isnan(d->temperature), false},
                    {"mix", (double)d->mix, !isnan(d->mix), false},
                    {"hard", (double)d->hard, !isnan(d->hard), false},
-                   {"hidden", (double)d->hidden, !isnan(d->hidden), false}};
+                   {"hidden", (double)d->hidden, !isnan(d->hidden), false},
+                   {"cosine", (double)d->cosine, !isnan(d->cosine), false},
+                   {"relation", (double)d->relation, !isnan(d->relation), false}};
     const struct {
         const char *key, *value;
     } words[] = {{"to", d->to},
@@ -185,6 +188,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
                         .mix = NAN,
                         .hard = NAN,
                         .hidden = NAN,
+                        .cosine = NAN,
+                        .relation = NAN,
                         .alpha = NAN};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &d.out, "F.gguf", "the file to write (or --detach)"},
@@ -205,7 +210,7 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "what is cut away: what the loss needs least, by gradient (the usual) or activation"},
         {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &d.texts, "FILE",
          "text, or JSON lines with \"text\", or a folder of these, to learn from (each its own "
-         "option)"},
+         "option); an encoder takes each line as a text"},
         {"tokens", 0, OPTION_U64, &d.tokens, "N",
          "to train on (1000000); 0: it is cut, and not trained"},
         {"length", 0, OPTION_UINT(8, 8192), &d.length, "L", "tokens of a window (256)"},
@@ -221,6 +226,10 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "the text's share of the loss; the rest is the teacher's (0.1; 1: no teacher)"},
         {"hidden", 0, OPTION_FLOAT(0, 1000), &d.hidden, "B",
          "weight of the last hidden states' cosine (0)"},
+        {"cosine", 0, OPTION_FLOAT(0, 1000), &d.cosine, "B",
+         "of an encoder: weight of the cosine between its vectors and the teacher's (1)"},
+        {"relation", 0, OPTION_FLOAT(0, 1000), &d.relation, "B",
+         "and of the differences in cosines among the texts of a batch (1)"},
         {"adapter-rank", 0, OPTION_UINT(1, 65536), &d.rank, "N",
          "train an adapter of this rank beside the model, which stays as it is in its type (LoRA, "
          "QLoRA); it learns from the text alone unless --hard says otherwise"},

@@ -255,12 +255,19 @@ static void print_student(const char *out, const json_t *report)
            cli_bytes((uint64_t)number_at(report, "bytes")));
     printf("%.0f steps on %.0f tokens; on held-out text:\n", number_at(report, "steps"),
            number_at(report, "tokens"));
-    printf("  loss                     %.4f -> %.4f (perplexity %.2f -> %.2f)\n",
-           number_at(before, "loss"), number_at(after, "loss"), exp(number_at(before, "loss")),
-           exp(number_at(after, "loss")));
+    if (json_object_get(after, "loss"))
+        printf("  loss                     %.4f -> %.4f (perplexity %.2f -> %.2f)\n",
+               number_at(before, "loss"), number_at(after, "loss"), exp(number_at(before, "loss")),
+               exp(number_at(after, "loss")));
     if (json_object_get(after, "divergence"))
         printf("  divergence from teacher  %.4f -> %.4f\n", number_at(before, "divergence"),
                number_at(after, "divergence"));
+    if (json_object_get(after, "cosine"))
+        printf("  cosine to teacher's      %.4f -> %.4f\n", 1 - number_at(before, "cosine"),
+               1 - number_at(after, "cosine"));
+    if (json_object_get(after, "relation"))
+        printf("  cosines among texts off  %.4f -> %.4f\n", sqrt(number_at(before, "relation")),
+               sqrt(number_at(after, "relation")));
 }
 
 int jobs_read_recipe(const char *path, json_t **ret)

@@ -1,0 +1,56 @@
+// A distillation under way: what jobs_distill.c runs, and jobs_distill_report.c tells of. Nobody
+// else includes it.
+#pragma once
+
+#include "daemon/worker/jobs.h"
+#include "daemon/worker/jobs_scratch.h"
+#include "distill/prune.h"
+#include "distill/train_recipe.h"
+#include "quant/compress.h"
+#include "tensor/image.h"
+
+#define NB_DISTILL_CURVE 256 // points of the report's curve, at most
+
+enum { NB_DISTILL_MODEL, NB_DISTILL_REPORT }; // results
+
+// What is saved beside the trainer's state.
+struct told {
+    struct nb_train_loss before;                  // of the text that is held out
+    struct nb_train_loss curve[NB_DISTILL_CURVE]; // sums over each point's steps
+};
+
+struct model {
+    struct nb_source *source;
+    struct nb_image *image;
+    struct nb_plan *plan; // these two: NULL where the model is not run
+};
+
+struct distilling {
+    struct nb_work *work;
+    struct nb_train_recipe recipe;
+    struct nb_jobs_given given;
+    struct nb_jobs_scratch scratch;
+    enum nb_train_kind learns;
+    struct model model, student; // what the student is a part of, and it
+    struct model own_teacher;    // where another model teaches,
+    struct model *teacher;       // or the model
+    struct nb_source trained;    // the student with what it has learnt
+    struct nb_source *adapter;   // in the place of `trained`; NULL: none
+    struct nb_windows learnt, held;
+    struct nb_pruned pruned;
+    struct nb_train_options options;
+    struct nb_train *train;
+    struct nb_recipe *types; // of the result
+    struct nb_compress *compress;
+    uint32_t slot, points;
+    bool saved;
+    uint64_t saved_ns, saving_ns; // when, and how long it took
+    struct told told;
+    struct nb_train_loss after;
+    struct nb_error *error;
+};
+
+double nb_jobs_distill_weights(const struct nb_source *s);
+double nb_jobs_distill_tokens(const struct distilling *k, uint64_t steps);
+uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step); // of the curve
+int nb_jobs_distill_report(struct distilling *k);

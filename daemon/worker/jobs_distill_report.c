@@ -1,0 +1,70 @@
+// What a distillation reports: the student's shape, what it was before and after, and how it
+// learnt.
+#include <jansson.h>
+#include <math.h>
+
+#include "daemon/worker/jobs_distill.h"
+
+static json_t *loss_json(const struct distilling *k, const struct nb_train_loss *loss, double by)
+{
+    const bool vectors = k->learns == NB_TRAIN_VECTORS;
+    json_t *o = json_pack("{s:f}", vectors ? "relation" : "loss",
+                          by * (vectors ? loss->relation : loss->hard));
+    if (vectors && k->student.plan->hp.embedding == k->teacher->plan->hp.embedding)
+        json_object_set_new(o, "cosine", json_real(by * loss->cosine));
+    if (!vectors && k->teacher->plan)
+        json_object_set_new(o, "divergence", json_real(by * loss->soft));
+    if (k->recipe.hidden > 0)
+        json_object_set_new(o, "hidden", json_real(by * loss->hidden));
+    return o;
+}
+
+static json_t *curve_json(const struct distilling *k)
+{
+    const uint32_t all = k->options.steps;
+    json_t *curve = json_array();
+    for (uint32_t i = 0, first = 0, end; i < k->points; i++, first = end) {
+        for (end = first; end < all && nb_jobs_distill_point(k, end) == i;)
+            end++;
+        json_t *point = loss_json(k, &k->told.curve[i], 1.0 / (end - first));
+        json_object_set_new(point, "step", json_integer(end));
+        json_object_set_new(point, "norm", json_real(k->told.curve[i].norm / (end - first)));
+        json_array_append_new(curve, point);
+    }
+    return curve;
+}
+
+// What the student is made of: its layers by their numbers in the teacher, and how many it has of
+// the rest.
+static json_t *shape_json(const struct distilling *k)
+{
+    const struct nb_hparams *hp = &k->student.plan->hp;
+    json_t *layers = json_array(), *o = json_object();
+    for (uint32_t i = 0; i < k->pruned.kept.layers; i++)
+        json_array_append_new(layers, json_integer(k->pruned.kept.layer[i]));
+    json_object_set_new(o, "layers", layers);
+    for (int cut = 0; cut < NB_CUTS; cut++)
+        json_object_set_new(o, nb_cut_names[cut], json_integer(nb_cut_all(hp, (enum nb_cut)cut)));
+    return o;
+}
+
+int nb_jobs_distill_report(struct distilling *k)
+{
+    const struct nb_train_options *o = &k->options;
+    json_t *root =
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to,
+                  "bytes", (json_int_t)nb_compress_size(k->compress), "weights",
+                  (json_int_t)nb_train_weights(k->train), "steps", (json_int_t)o->steps, "tokens",
+                  llround(nb_jobs_distill_tokens(k, o->steps)), "windows", (json_int_t)k->learnt.n,
+                  "held_out", "tokens", (json_int_t)nb_windows_tokens(&k->held), "before",
+                  loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
+                  curve_json(k));
+    json_object_update_new(root, shape_json(k));
+    if (k->adapter)
+        json_object_set_new(root, "adapter",
+                            json_pack("{s:i, s:f, s:i, s:f}", "rank", (int)k->recipe.adapter.rank,
+                                      "alpha", k->recipe.alpha, "matrices",
+                                      (int)nb_train_count(k->train) / 2, "of",
+                                      nb_jobs_distill_weights(k->student.source)));
+    return nb_jobs_write_json(k->work->results[NB_DISTILL_REPORT], root, JSON_INDENT(1), k->error);
+}
