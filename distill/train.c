@@ -80,9 +80,6 @@ static int check(const struct nb_train *t, struct nb_error *e)
                        "the teacher has %u tokens and the student %u: they need one "
                        "tokenizer",
                        teacher->hp.vocab, s->hp.vocab);
-    if (rc == 0 && teacher && t->options.hidden > 0 && teacher->hp.embedding != s->hp.embedding)
-        return nb_fail(e, -EINVAL, "hidden states of %u and %u numbers cannot be compared",
-                       teacher->hp.embedding, s->hp.embedding);
     return rc;
 }
 
@@ -123,6 +120,7 @@ static int make_rows(struct nb_train *t)
     t->x = nb_grad_floats((hp->n_layers + 1) * rows * hp->embedding);
     t->d = nb_grad_floats(rows * hp->embedding);
     t->taught = nb_grad_floats(2 * rows * taught);
+    t->projected = nb_grad_floats(t->projection ? 2 * rows * taught : 0);
     t->logits = nb_grad_floats(slice * vocab);
     t->teacher_logits = nb_grad_floats(t->teacher ? slice * vocab : 0);
     t->vector = nb_grad_floats(pooled * hp->embedding);
@@ -135,9 +133,9 @@ static int make_rows(struct nb_train *t)
     t->order = calloc(t->windows->n, sizeof(*t->order));
     t->sequence = calloc(rows, sizeof(*t->sequence));
     t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
-    if (!t->x || !t->d || !t->taught || !t->logits || !t->teacher_logits || !t->vector ||
-        !t->teacher_vector || !t->d_vector || !t->d_slice || !t->soft || !t->label || !t->end ||
-        !t->order || !t->sequence || !t->tapes)
+    if (!t->x || !t->d || !t->taught || !t->projected || !t->logits || !t->teacher_logits ||
+        !t->vector || !t->teacher_vector || !t->d_vector || !t->d_slice || !t->soft || !t->label ||
+        !t->end || !t->order || !t->sequence || !t->tapes)
         return -ENOMEM;
     float **of_rows[] = {&t->hard, &t->hidden, &t->cosine, &t->relation};
     for (size_t i = 0; i < sizeof(of_rows) / sizeof(of_rows[0]); i++)
@@ -252,6 +250,7 @@ void nb_train_destroy(struct nb_train *t)
     free(t->x);
     free(t->d);
     free(t->taught);
+    free(t->projected);
     free(t->logits);
     free(t->teacher_logits);
     free(t->vector);
@@ -299,7 +298,7 @@ const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint6
 
 uint32_t nb_train_count(const struct nb_train *t)
 {
-    return t->n_tensors;
+    return t->n_tensors - (t->projection != NULL);
 }
 
 struct nb_train_moved nb_train_moved(const struct nb_train *t, uint32_t i)

@@ -10,8 +10,9 @@
 // the mean loss of a token (grad/loss.h), clips their norm and takes one step of AdamW
 // (grad/adam.h). The rate rises over the first steps and falls along its schedule. Methods:
 // knowledge distillation (Hinton and others, arXiv 1503.02531), with the cosine of the last hidden
-// states beside it (DistilBERT: Sanh and others, arXiv 1910.01108); of vectors, relations among
-// texts (distill/cosine.h).
+// states beside it (DistilBERT: Sanh and others, arXiv 1910.01108), those of a student of another
+// width through a projection that is trained beside it (TinyBERT: Jiao and others, arXiv
+// 1909.10351); of vectors, relations among texts (distill/cosine.h).
 //
 // Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
 // nor on where the work was stored and restored. Memory: 16 bytes for each weight that is moved; of
@@ -62,12 +63,14 @@ struct nb_train_options {
     bool bf16;         // products of both models take bf16 operands (nb_grad_narrow)
     uint64_t memory;   // bytes of tapes of the student's layers, so that less is computed again
     struct nb_adapter_choice adapter;
+    // Which of the teacher's channels each of the student's is, [the student's width], until
+    // nb_train_create returns: where their projection begins. NULL: it begins with random numbers.
+    const uint32_t *channel;
 };
 #define NB_TRAIN_STEPS (1u << 24)
 
 // Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 and
-// `hidden` 0; never of vectors. -EINVAL: models whose vocabularies or, with `cosine` or
-// `hidden`, widths
+// `hidden` 0; never of vectors. -EINVAL: models whose vocabularies or, with `cosine`, widths
 // differ; windows that are fewer than a batch or longer than a context; tokens outside the
 // vocabulary; numbers out of range; losses that a student of its kind does not have; an adapter of
 // matrices that are not there or smaller than its rank; -ENOTSUP: a teacher without logits, an
@@ -106,7 +109,7 @@ int nb_train_measure(struct nb_train *t, const struct nb_windows *windows,
 // The tensor of this name, [experts][rows][cols], valid and steady until the next step; NULL: there
 // is none that is moved. An adapter's are NAME.lora_a and NAME.lora_b.
 const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n);
-// All that are moved, by number.
+// All that are moved, by number, but for the projection: it serves training alone.
 struct nb_train_moved {
     const char *name;
     uint32_t rows, cols; // rows: of all experts

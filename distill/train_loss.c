@@ -3,6 +3,7 @@
 
 #include "distill/cosine.h"
 #include "distill/train_room.h"
+#include "grad/gemm.h"
 #include "grad/loss.h"
 
 static uint32_t slice_at(const struct nb_train *t, uint32_t at)
@@ -56,11 +57,30 @@ static void compare(struct nb_train *t, const float *x, uint32_t width, float we
                                       weight, d ? d + (size_t)i * width : d);
 }
 
+// P x beside the teacher's: gradients go to x and to P.
+static void compare_projected(struct nb_train *t, float weight, bool back)
+{
+    const uint32_t from = t->projection->cols, to = t->projection->rows, rows = t->n_rows;
+    const float *x = nb_train_rows(t, t->plan->n_layers), *p = t->projection->x;
+    float *d = t->projected + (size_t)t->rows * to;
+    memset(d, 0, (size_t)rows * to * sizeof(*d));
+    nb_sgemm(t->team, false, true, rows, to, from, x, from, p, from, 0, t->projected, to);
+    compare(t, t->projected, to, weight, back ? d : NULL);
+    if (!back)
+        return;
+    nb_sgemm(t->team, false, false, rows, from, to, d, to, p, from, 1, t->d, from);
+    nb_sgemm(t->team, true, false, to, from, rows, d, to, x, from, 1, t->projection->gradient,
+             from);
+}
+
 static void of_hidden(struct nb_train *t, bool back)
 {
     const float weight = t->options.hidden / ((float)t->n_rows * (float)t->options.accumulate);
-    compare(t, nb_train_rows(t, t->plan->n_layers), t->plan->hp.embedding, weight,
-            back ? t->d : NULL);
+    if (t->projection)
+        compare_projected(t, weight, back);
+    else
+        compare(t, nb_train_rows(t, t->plan->n_layers), t->plan->hp.embedding, weight,
+                back ? t->d : NULL);
 }
 
 // --- Vectors

@@ -30,6 +30,8 @@ struct nb_train {
     bool vectors; // are learnt, not logits
     struct nb_trained *tensors;
     uint32_t n_tensors, done;
+    struct nb_trained *projection;   // the last of them: [the teacher's width][the student's], of
+                                     // hidden states; NULL: they are equally wide, or not compared
     bool stale;                      // what is rounded is not what has moved since
     struct nb_grad_factors *factors; // of an adapter; NULL: all tensors move
     uint64_t key;                    // a hash of all arguments, but for weights that do not move
@@ -38,13 +40,14 @@ struct nb_train {
     float *x;                        // [layers + 1][rows][embedding]
     float *d;                        // [rows][embedding]: the gradient in x_L, and back
     float *taught;                   // [2][rows][the teacher's embedding]: at last x_L in the first
-    float *logits, *teacher_logits;  // [slice][vocab]
-    float *vector, *teacher_vector;  // [rows][embedding] of each: of texts
-    float *d_vector;                 // [rows][embedding]
-    float *d_slice;                  // [slice][embedding]: in what vectors are made of
-    float *soft, *hard, *hidden;     // [rows]
-    float *cosine, *relation;        // [rows]: of texts
-    uint32_t *order;                 // [windows->n]: of the epoch
+    float *projected; // [2][rows][the teacher's embedding]: x_L, and the gradient in it
+    float *logits, *teacher_logits; // [slice][vocab]
+    float *vector, *teacher_vector; // [rows][embedding] of each: of texts
+    float *d_vector;                // [rows][embedding]
+    float *d_slice;                 // [slice][embedding]: in what vectors are made of
+    float *soft, *hard, *hidden;    // [rows]
+    float *cosine, *relation;       // [rows]: of texts
+    uint32_t *order;                // [windows->n]: of the epoch
     // The present batch.
     uint32_t n_rows, n_windows;
     struct nb_grad_sequence *sequence; // [rows]

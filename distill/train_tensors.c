@@ -180,12 +180,39 @@ static int check_roles(const struct nb_train *t, const struct nb_grad_tensor *al
     return 0;
 }
 
+// --- The projection of hidden states
+
+// The student's channels in their places among the teacher's, where these are known; else uniform,
+// so that what is projected has about the size of what is not.
+static void begin_projection(const struct nb_train *t, struct nb_trained *p)
+{
+    const double most = sqrt(3.0 / p->cols);
+    const uint64_t own = XXH3_64bits_withSeed(p->name, strlen(p->name), t->options.seed);
+    for (uint32_t i = 0; i < p->cols && t->options.channel; i++)
+        p->x[(size_t)t->options.channel[i] * p->cols + i] = 1;
+    for (size_t i = 0; i < p->floats && !t->options.channel; i++)
+        p->x[i] = (float)(most * (2 * uniform(own, i) - 1));
+}
+
+static int add_projection(struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_str name = {"projection", 10};
+    const uint32_t from = t->plan->hp.embedding;
+    if (!t->teacher_plan || !(t->options.hidden > 0) || t->teacher_plan->hp.embedding == from)
+        return 0;
+    t->projection = add(t, name, "", t->teacher_plan->hp.embedding, from);
+    if (!t->projection)
+        return fail_memory(e);
+    begin_projection(t, t->projection);
+    return 0;
+}
+
 int nb_train_add_tensors(struct nb_train *t, struct nb_error *e)
 {
     uint32_t n;
     struct nb_grad_tensor *all = nb_grad_tensors(t->grad, &n);
     int rc = 0;
-    t->tensors = calloc(2 * (size_t)n + 1, sizeof(*t->tensors));
+    t->tensors = calloc(2 * (size_t)n + 2, sizeof(*t->tensors));
     if (!t->tensors)
         return fail_memory(e);
     if (t->options.adapter.rank) {
@@ -194,5 +221,5 @@ int nb_train_add_tensors(struct nb_train *t, struct nb_error *e)
     }
     for (uint32_t i = 0; i < n && rc == 0 && !t->options.adapter.rank; i++)
         rc = add_tensor(t, &all[i], e);
-    return rc;
+    return rc == 0 ? add_projection(t, e) : rc;
 }

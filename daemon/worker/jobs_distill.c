@@ -228,6 +228,8 @@ static void choose_options(struct distilling *k)
                                    .bf16 = r->precision == NB_TRAIN_BF16,
                                    .memory = MEMORY,
                                    .adapter = r->adapter};
+    if (k->teacher == &k->model)
+        o->channel = k->pruned.kept.of[NB_CUT_WIDTH];
     o->batch = wanted < fit ? wanted : fit;
     o->batch = o->batch < k->learnt.n ? o->batch : k->learnt.n;
     o->accumulate = (wanted + o->batch - 1) / o->batch;

@@ -92,7 +92,7 @@ class Student:
         m = jnp.log(mix * jnp.exp(p) + (1 - mix) * jnp.exp(q))
         of_p, of_q = (jnp.exp(p) * (p - m)).sum(), (jnp.exp(q) * (q - m)).sum()
         soft = t * t * (mix * of_p + (1 - mix) * of_q if 0 < mix < 1 else of_p + of_q) / len(tokens)
-        hidden = apart(x, teacher[1])
+        hidden = apart(x @ moved[0]["projection"].T if "projection" in moved[0] else x, teacher[1])
         return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden, (hard, soft, hidden)
 
     def step(self, tokens, teacher, how, at):
@@ -226,6 +226,8 @@ class Distill(unittest.TestCase):
                  for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
         moved = {}
         for name, x in student.tensors().items():
+            if name == "projection":
+                continue  # serves training alone
             y, before = found.pop(name).reshape(x.shape), kept[name]
             if how.get("qat") and x.ndim > 1:
                 x, before = rounded(x, how["to"]), rounded(before, how["to"])
@@ -297,10 +299,33 @@ class Distill(unittest.TestCase):
         report = self.distill(encoder, *words, "--feed-forward", "16")
         self.assertGreater(report["held_out"]["before"]["cosine"], 1e-4)
         self.refused("vectors of 64 and 48 numbers have no cosine", encoder, *words, "--width", "48")
-        words = (*words[:-2], "--width", "48", "--cosine", "0", "--relation", "30", "--tokens", "20000")
+        words = (*words[:-2], "--width", "48", "--cosine", "0", "--relation", "30", "--hidden", "1", "--tokens", "20000")
         held = self.distill(encoder, *words)["held_out"]
         self.assertNotIn("cosine", held["after"])
         self.assertLess(held["after"]["relation"], held["before"]["relation"])
+        self.assertLess(held["after"]["hidden"], held["before"]["hidden"])
+
+    def test_projected_beside_jax(self):
+        """Hidden states of a student that is less wide: through a projection that begins as the channels' places."""
+        case = case_of("llama", E=40, D=8, H=4, G=2)
+        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.7, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
+        arrays, recipe = families.weights(case), self.path / "recipe.json"
+        families.write(self.path / "family.gguf", case, arrays)
+        words = {"to": "F32", **how, "width": 24, "cut_by": "activation", "length": LENGTH, "held_out": 1,
+                 "batch": LENGTH * len(LEARNT), "tokens": 0}
+        recipe.write_text(json.dumps(words))
+        self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
+        kept = {t.name: np.array(t.data).reshape(t.shape[::-1]) for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
+        place = np.array([[np.array_equal(x, y) for y in kept["token_embd.weight"].T] for x in arrays["token_embd.weight"].T])
+        self.assertEqual(place.sum(axis=0).tolist(), [1] * 24)
+        recipe.write_text(json.dumps({**words, "tokens": STEPS * LENGTH * len(LEARNT)}))
+        report = self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
+        self.assertEqual(report["weights"], sum(x.size for x in kept.values()))
+        tokens = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32).reshape(WINDOWS, LENGTH)[LEARNT].ravel()
+        lengths = [LENGTH] * len(LEARNT)
+        student = Student(dataclasses.replace(case, size={**case.size, "E": 24}), kept, lengths)
+        student.outside["projection"] = place.astype(np.float64)
+        self.compare(case, report, tokens, Student(case, arrays, lengths), student, kept, how)
 
     def test_steps_beside_jax(self):
         how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
@@ -436,7 +461,7 @@ class Distill(unittest.TestCase):
         client = self.daemon.client()
         self.addCleanup(client.close)
         whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True,
-                 "mix": 0.5}
+                 "mix": 0.5, "width": 192, "cut_by": "activation"}
         adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "to": "F16"}
         encoder, lines = self.path / "encoder.gguf", self.path / "lines.txt"
         case = dataclasses.replace(case_of("bert"), size={"E": 64, "F": 96, "H": 4, "G": 4, "D": 16, "L": 2})

@@ -1,6 +1,6 @@
-// Training of a small random encoder by its teacher's vectors, on lines of unequal lengths: losses
-// fall, and neither threads, tapes nor a restart change a bit. The losses' gradients beside
-// differences in doubles.
+// Training of a small random encoder by its teacher's vectors, on lines of unequal lengths, and of
+// a decoder by hidden states of another width: losses fall, and neither threads, tapes nor a
+// restart change a bit. The losses' gradients beside differences in doubles.
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -268,6 +268,15 @@ static void expect_same(const struct nb_train *a, const struct nb_train *b)
     }
 }
 
+// Options of a decoder that learns hidden states of another width.
+static struct nb_train_options of_hidden(void)
+{
+    struct nb_train_options o = options;
+    o.cosine = o.relation = 0;
+    o.hidden = 5;
+    return o;
+}
+
 static void losses_fall(void **state)
 {
     const struct room *m = *state;
@@ -288,18 +297,27 @@ static void losses_fall(void **state)
         assert_true(what != 2 || after.hidden < 0.8 * before.hidden);
         nb_train_destroy(t);
     }
+    const struct nb_train_options o = of_hidden();
+    struct nb_train *t = create(m, &m->narrow, &m->wide, m->team, &o);
+    const double before = measure(m, t).hidden;
+    steps(t, STEPS);
+    print_message("projected: hidden %.3f %.3f\n", before, measure(m, t).hidden);
+    assert_true(measure(m, t).hidden < 0.9 * before);
+    nb_train_destroy(t);
 }
 
 static void threads_and_tapes_change_nothing(void **state)
 {
     const struct room *m = *state;
-    for (int what = 0; what < 2; what++) {
-        struct nb_train_options o = options, bare;
+    for (int what = 0; what < 3; what++) {
+        struct nb_train_options o = what < 2 ? options : of_hidden(), bare;
         o.bf16 = what == 1;
         bare = o;
         bare.memory = 0;
-        struct nb_train *a = create(m, &m->first, &m->encoder, m->team, &o);
-        struct nb_train *b = create(m, &m->first, &m->encoder, m->one, &bare);
+        const struct model *student = what < 2 ? &m->first : &m->narrow;
+        const struct model *teacher = what < 2 ? &m->encoder : &m->wide;
+        struct nb_train *a = create(m, student, teacher, m->team, &o);
+        struct nb_train *b = create(m, student, teacher, m->one, &bare);
         const struct nb_train_loss x = steps(a, 6), y = steps(b, 6);
         assert_memory_equal(&x, &y, sizeof(x));
         expect_same(a, b);
@@ -337,7 +355,26 @@ static void goes_on(const struct room *m, const struct model *student, const str
 static void goes_on_from_what_was_stored(void **state)
 {
     const struct room *m = *state;
+    const struct nb_train_options projected = of_hidden();
     goes_on(m, &m->first, &m->encoder, &options);
+    goes_on(m, &m->narrow, &m->wide, &projected);
+}
+
+// The projection is no part of what the student is.
+static void projections_are_nobodys(void **state)
+{
+    const struct room *m = *state;
+    struct nb_train_options o = of_hidden();
+    struct nb_train *a = create(m, &m->narrow, &m->wide, m->team, &o);
+    o.hidden = 0;
+    struct nb_train *b = create(m, &m->narrow, &m->wide, m->team, &o);
+    uint64_t n;
+    assert_int_equal(nb_train_count(a), nb_train_count(b));
+    assert_int_equal(nb_train_weights(a), nb_train_weights(b));
+    assert_int_equal(nb_train_state_bytes(a) - nb_train_state_bytes(b), 12 * 64 * 32);
+    assert_null(nb_train_tensor(a, (struct nb_str){"projection", 10}, &n));
+    nb_train_destroy(a);
+    nb_train_destroy(b);
 }
 
 // --- Lines
@@ -421,6 +458,7 @@ int main(void)
         cmocka_unit_test(losses_fall),
         cmocka_unit_test(threads_and_tapes_change_nothing),
         cmocka_unit_test(goes_on_from_what_was_stored),
+        cmocka_unit_test(projections_are_nobodys),
         cmocka_unit_test(lines_are_held_out),
         cmocka_unit_test(what_is_refused),
         cmocka_unit_test(what_is_not_finite_is_told),
