@@ -179,6 +179,8 @@ static uint64_t key_of(const struct nb_train *t)
     XXH64_hash_t key = XXH3_64bits(w->tokens, nb_windows_tokens(w) * sizeof(*w->tokens));
     if (w->end)
         key = XXH3_64bits_withSeed(w->end, w->n * sizeof(*w->end), key);
+    if (w->answers)
+        key = XXH3_64bits_withSeed(w->answers, nb_windows_tokens(w) * sizeof(*w->answers), key);
     key = XXH3_64bits_withSeed(reals, sizeof(reals), key);
     key = XXH3_64bits_withSeed(numbers, sizeof(numbers), key);
     for (uint32_t i = 0; i < t->n_tensors; i++)

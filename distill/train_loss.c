@@ -36,8 +36,8 @@ static int of_slice(struct nb_train *t, const struct nb_distil_loss *how, uint32
 static int of_logits(struct nb_train *t, bool back)
 {
     const struct nb_train_options *o = &t->options;
-    const float parts = (float)t->n_rows * (float)o->accumulate;
-    const float labels = (float)(t->n_rows - t->n_windows) * (float)o->accumulate;
+    const float parts = (float)t->n_counted * (float)o->accumulate;
+    const float labels = (float)t->n_labels * (float)o->accumulate;
     const struct nb_distil_loss how = {.temperature = back ? o->temperature : 1,
                                        .soft = (1 - o->hard) / parts,
                                        .hard = o->hard / (labels > 0 ? labels : 1),
@@ -53,8 +53,10 @@ static int of_logits(struct nb_train *t, bool back)
 static void compare(struct nb_train *t, const float *x, uint32_t width, float weight, float *d)
 {
     for (uint32_t i = 0; i < t->n_rows; i++)
-        t->hidden[i] = (float)nb_away(x + (size_t)i * width, t->taught + (size_t)i * width, width,
-                                      weight, d ? d + (size_t)i * width : d);
+        t->hidden[i] = t->label[i] == NB_LEFT_OUT
+                           ? 0
+                           : (float)nb_away(x + (size_t)i * width, t->taught + (size_t)i * width,
+                                            width, weight, d ? d + (size_t)i * width : d);
 }
 
 // P x beside the teacher's: gradients go to x and to P.
@@ -75,7 +77,7 @@ static void compare_projected(struct nb_train *t, float weight, bool back)
 
 static void of_hidden(struct nb_train *t, bool back)
 {
-    const float weight = t->options.hidden / ((float)t->n_rows * (float)t->options.accumulate);
+    const float weight = t->options.hidden / ((float)t->n_counted * (float)t->options.accumulate);
     if (t->projection)
         compare_projected(t, weight, back);
     else
@@ -186,9 +188,10 @@ struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uin
 {
     const uint32_t from = first ? t->end[first - 1] : 0, to = t->end[first + n - 1];
     struct nb_train_loss sum = {0};
-    uint32_t labels = 0;
+    uint32_t labels = 0, counted = 0;
     for (uint32_t i = from; i < to; i++) {
         labels += t->label[i] >= 0;
+        counted += t->label[i] != NB_LEFT_OUT;
         sum.hard += (double)t->hard[i];
         sum.soft += (double)t->soft[i];
         sum.hidden += (double)t->hidden[i];
@@ -198,7 +201,7 @@ struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uin
         sum.relation += (double)t->relation[i] / n;
     }
     sum.hard /= labels ? labels : 1;
-    sum.soft /= to - from;
-    sum.hidden /= to - from;
+    sum.soft /= counted ? counted : 1;
+    sum.hidden /= counted ? counted : 1;
     return sum;
 }

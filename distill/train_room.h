@@ -49,10 +49,10 @@ struct nb_train {
     float *cosine, *relation;       // [rows]: of texts
     uint32_t *order;                // [windows->n]: of the epoch
     // The present batch.
-    uint32_t n_rows, n_windows;
+    uint32_t n_rows, n_windows, n_labels, n_counted; // rows with a label; that are not left out
     struct nb_grad_sequence *sequence; // [rows]
     uint32_t *end;                     // [rows]: where a window's rows end
-    int32_t *label;                    // [rows]; -1: none
+    int32_t *label;                    // [rows], as nb_grad_distil takes them
 };
 
 // x_i of the present batch.

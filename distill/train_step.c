@@ -6,6 +6,7 @@
 
 #include "distill/train_room.h"
 #include "grad/adam.h"
+#include "grad/loss.h"
 
 #define FIRST  0.9f // AdamW's
 #define SECOND 0.95f
@@ -13,15 +14,29 @@
 
 // --- Batches
 
+// Of conversations answers alone are labels, and other rows are left out.
+static void set_labels(struct nb_train *t, const int32_t *tokens, const bool *answers, uint32_t n,
+                       int32_t *label)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const bool has = i + 1 < n && (!answers || answers[i + 1]);
+        label[i] = has ? tokens[i + 1] : answers ? NB_LEFT_OUT : NB_NO_LABEL;
+        t->n_labels += has;
+        t->n_counted += label[i] != NB_LEFT_OUT;
+    }
+}
+
 static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint32_t *of,
                      uint32_t first, uint32_t n, struct nb_error *e)
 {
     uint32_t rows = 0, length;
+    t->n_labels = t->n_counted = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const int32_t *tokens = nb_window(w, of ? of[first + i] : first + i, &length);
+        const uint32_t at = of ? of[first + i] : first + i;
+        const int32_t *tokens = nb_window(w, at, &length);
         t->sequence[i] = (struct nb_grad_sequence){tokens, length, 0};
-        for (uint32_t j = 0; j < length; j++)
-            t->label[rows++] = j + 1 < length ? tokens[j + 1] : -1;
+        set_labels(t, tokens, nb_window_answers(w, at), length, t->label + rows);
+        rows += length;
         t->end[i] = rows;
     }
     t->n_rows = rows;

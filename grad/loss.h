@@ -18,14 +18,15 @@ void nb_grad_divergence(struct nb_grad *g, uint32_t n, const float *reference, f
 // D is KL(p || q) with a `mix` b of 0, KL(q || p) with 1, and between them the generalised
 // Jensen-Shannon divergence b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q (Agarwal and
 // others, On-Policy Distillation of Language Models, arXiv 2306.13649).
+enum { NB_NO_LABEL = -1, NB_LEFT_OUT = -2 };
 struct nb_distil_loss {
     float temperature; // T
     float soft, hard;  // weights of a row
     float mix;         // b
 };
-// reference: [n][vocab], or NULL: there is no soft part. label: [n], below 0: this row has none.
-// logits become the gradient of the sum over all rows. ret_soft, ret_hard: [n], without weights.
-// Not finite where a logit is not.
+// reference: [n][vocab], or NULL: there is no soft part. label: [n]; NB_NO_LABEL: this row has
+// none; NB_LEFT_OUT: and no soft part either. logits become the gradient of the sum over all rows.
+// ret_soft, ret_hard: [n], without weights. Not finite where a logit is not.
 void nb_grad_distil(struct nb_grad *g, uint32_t n, const struct nb_distil_loss *how,
                     const float *reference, const int32_t *label, float *logits, float *ret_soft,
                     float *ret_hard);

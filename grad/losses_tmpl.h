@@ -135,6 +135,10 @@ static void distil(const struct nb_distil_loss *how, const float *reference, int
         .by = 1 / temperature, .full = full, .soft = how->soft * temperature, .mix = how->mix};
     *ret_hard = label < 0 ? 0 : full - logits[label];
     *ret_soft = 0;
+    if (label == NB_LEFT_OUT) {
+        memset(logits, 0, n * sizeof(*logits));
+        return;
+    }
     t.hard = label < 0 ? 0 : how->hard;
     if (reference) {
         t.above = log_sum(reference, t.by, n);

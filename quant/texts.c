@@ -12,6 +12,8 @@
 
 struct reading {
     nb_texts_piece piece;
+    nb_texts_chat chat;
+    bool chats; // are read, not texts
     void *user;
     struct nb_error *error;
     const char *name; // the file's
@@ -58,14 +60,30 @@ static bool is_blank(const char *at, const char *end)
     return at == end;
 }
 
-// The line's object, which has a string "text"; or NULL.
-static json_t *parse_line(const char *at, const char *end)
+static bool is_wanted(const json_t *line, bool chat)
+{
+    return chat ? json_is_array(json_object_get(line, "messages"))
+                : json_is_string(json_object_get(line, "text"));
+}
+
+// The line's object, which has a string "text" or is a conversation; or NULL.
+static json_t *parse_line(const char *at, const char *end, bool chat)
 {
     json_t *line = json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES, NULL);
-    if (json_is_string(json_object_get(line, "text")))
+    if (is_wanted(line, chat))
         return line;
     json_decref(line);
     return NULL;
+}
+
+static int give_line(const struct reading *r, const json_t *line, uint64_t number)
+{
+    const json_t *said = json_object_get(line, "text");
+    if (!line)
+        return nb_fail(r->error, -EINVAL, "%.200s: line %" PRIu64 " is no JSON object with a %s",
+                       r->name, number, r->chats ? "list \"messages\"" : "string \"text\"");
+    return r->chats ? r->chat(r->user, line)
+                    : give(r, json_string_value(said), json_string_length(said));
 }
 
 static int give_lines(const struct reading *r, const char *text, size_t len)
@@ -77,15 +95,18 @@ static int give_lines(const struct reading *r, const char *text, size_t len)
         stop = end_of_line(at, end);
         if (is_blank(at, stop))
             continue;
-        json_t *line = parse_line(at, stop);
-        const json_t *said = json_object_get(line, "text");
-        rc = line ? give(r, json_string_value(said), json_string_length(said))
-                  : nb_fail(r->error, -EINVAL,
-                            "%.200s: line %" PRIu64 " is no JSON object with a string \"text\"",
-                            r->name, number);
+        json_t *line = parse_line(at, stop, r->chats);
+        rc = give_line(r, line, number);
         json_decref(line);
     }
     return rc;
+}
+
+static bool begins_with_line(const char *text, size_t len, bool chat)
+{
+    json_t *line = *text == '{' ? parse_line(text, end_of_line(text, text + len), chat) : NULL;
+    json_decref(line);
+    return line != NULL;
 }
 
 static bool are_lines(const char *name, const char *text, size_t len)
@@ -93,9 +114,7 @@ static bool are_lines(const char *name, const char *text, size_t len)
     const char *dot = strrchr(name, '.');
     if (dot && (!strcmp(dot, ".jsonl") || !strcmp(dot, ".ndjson")))
         return true;
-    json_t *line = *text == '{' ? parse_line(text, end_of_line(text, text + len)) : NULL;
-    json_decref(line);
-    return line != NULL;
+    return begins_with_line(text, len, false);
 }
 
 // ---- Files
@@ -130,20 +149,45 @@ static int read_file(const struct nb_source_file *file, uint64_t most, char **re
     return 0;
 }
 
-int nb_texts_read(const struct nb_source_file *files, uint32_t n, nb_texts_piece piece, void *user,
-                  struct nb_error *ret_error)
+static int read_files(struct reading r, const struct nb_source_file *files, uint32_t n)
 {
     uint64_t left = NB_TEXTS_BYTES;
     int rc = 0;
     for (uint32_t i = 0; i < n && rc == 0; i++) {
-        const struct reading r = {piece, user, ret_error, files[i].name};
         char *text = NULL;
         size_t len = 0;
-        rc = read_file(&files[i], left, &text, &len, ret_error);
+        r.name = files[i].name;
+        rc = read_file(&files[i], left, &text, &len, r.error);
         left -= len;
         if (text)
-            rc = are_lines(r.name, text, len) ? give_lines(&r, text, len) : give(&r, text, len);
+            rc = r.chats || are_lines(r.name, text, len) ? give_lines(&r, text, len)
+                                                         : give(&r, text, len);
         free(text);
     }
     return rc;
+}
+
+int nb_texts_read(const struct nb_source_file *files, uint32_t n, nb_texts_piece piece, void *user,
+                  struct nb_error *ret_error)
+{
+    return read_files((struct reading){.piece = piece, .user = user, .error = ret_error}, files, n);
+}
+
+int nb_texts_chats(const struct nb_source_file *files, uint32_t n, nb_texts_chat chat, void *user,
+                   struct nb_error *ret_error)
+{
+    return read_files(
+        (struct reading){.chat = chat, .chats = true, .user = user, .error = ret_error}, files, n);
+}
+
+bool nb_texts_are_chats(const struct nb_source_file *files, uint32_t n)
+{
+    struct nb_error unsaid;
+    char *text = NULL;
+    size_t len = 0;
+    if (!n || read_file(&files[0], NB_TEXTS_BYTES, &text, &len, &unsaid) < 0)
+        return false;
+    const bool are = text && begins_with_line(text, len, true);
+    free(text);
+    return are;
 }

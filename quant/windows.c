@@ -104,6 +104,11 @@ const int32_t *nb_window(const struct nb_windows *w, uint32_t i, uint32_t *ret_n
     return w->tokens + first_of(w, i);
 }
 
+const bool *nb_window_answers(const struct nb_windows *w, uint32_t i)
+{
+    return w->answers ? w->answers + first_of(w, i) : NULL;
+}
+
 uint64_t nb_windows_tokens(const struct nb_windows *w)
 {
     return first_of(w, w->n);
@@ -118,10 +123,12 @@ static uint32_t evenly(const struct nb_windows *w, uint32_t n, uint32_t i)
 static int make_room(const struct nb_windows *of, uint32_t n, struct nb_windows *ret)
 {
     const uint64_t most = (uint64_t)n * of->length, all = nb_windows_tokens(of);
+    const size_t tokens = (most < all ? most : all) + 1;
     *ret = (struct nb_windows){.length = of->length};
-    ret->tokens = malloc(((most < all ? most : all) + 1) * sizeof(*ret->tokens));
+    ret->tokens = malloc(tokens * sizeof(*ret->tokens));
     ret->end = of->end ? malloc(((size_t)n + 1) * sizeof(*ret->end)) : NULL;
-    if (ret->tokens && (ret->end || !of->end))
+    ret->answers = of->answers ? malloc(tokens * sizeof(*ret->answers)) : NULL;
+    if (ret->tokens && (ret->end || !of->end) && (ret->answers || !of->answers))
         return 0;
     nb_windows_finish(ret);
     return -ENOMEM;
@@ -134,6 +141,8 @@ static void append(struct nb_windows *to, const struct nb_windows *w, uint32_t i
     const int32_t *from = nb_window(w, i, &n);
     const size_t at = first_of(to, to->n);
     memmove(to->tokens + at, from, n * sizeof(*from));
+    if (to->answers)
+        memmove(to->answers + at, nb_window_answers(w, i), n * sizeof(*to->answers));
     if (to->end)
         to->end[to->n] = (uint32_t)(at + n);
     to->n++;
@@ -195,6 +204,6 @@ void nb_windows_finish(struct nb_windows *w)
 {
     free(w->tokens);
     free(w->end);
-    w->tokens = NULL;
-    w->end = NULL;
+    free(w->answers);
+    *w = (struct nb_windows){.length = w->length};
 }

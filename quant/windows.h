@@ -1,6 +1,7 @@
 // Calibration text as windows of tokens: what a model is run on.
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/text/tokenizer.h"
@@ -14,10 +15,12 @@ struct nb_windows {
     uint32_t n, length;
     int32_t *tokens; // [n][length]; of lines one behind the other, none over `length`
     uint32_t *end;   // [n]: where each line ends in `tokens`; NULL: all windows are of `length`
+    bool *answers;   // [tokens]: whether each is of an answer, as labels are; NULL: all are labels
 };
 // Window i, and how many tokens it has.
 const int32_t *nb_window(const struct nb_windows *w, uint32_t i, uint32_t *ret_n);
-uint64_t nb_windows_tokens(const struct nb_windows *w); // of all together
+const bool *nb_window_answers(const struct nb_windows *w, uint32_t i); // or NULL
+uint64_t nb_windows_tokens(const struct nb_windows *w);                // of all together
 
 // The texts' tokens, one text after the other, cut into n windows (0: as many as there are, up to
 // NB_WINDOWS_MAX) that lie evenly over them and do not overlap. Each begins and ends with the
@@ -33,6 +36,15 @@ int nb_windows_create(const struct nb_tokenizer *t, const struct nb_source_file 
 int nb_windows_lines(const struct nb_tokenizer *t, const struct nb_source_file *files,
                      uint32_t n_files, uint32_t length, struct nb_windows *ret,
                      struct nb_error *ret_error);
+// A conversation a line (nb_texts_chats), each a window of its own as the model's template renders
+// it and as ids, cut at `length` tokens. Answers are what the template makes of the messages of the
+// "assistant", with what ends them. Conversations of which no answer is left are left out. A
+// template that asks for the date gets 1 January 2026. -EINVAL: there is none, or one that cannot
+// be rendered, by its number; with its line.
+struct nb_chat_template;
+int nb_windows_chats(const struct nb_tokenizer *t, const struct nb_chat_template *template,
+                     const struct nb_source_file *files, uint32_t n_files, uint32_t length,
+                     struct nb_windows *ret, struct nb_error *ret_error);
 // Takes `n` of the windows, evenly over them, out of `w`: those on which a result is judged, which
 // nothing may be tuned on. n < w->n. -ENOMEM.
 int nb_windows_hold_out(struct nb_windows *w, uint32_t n, struct nb_windows *ret);

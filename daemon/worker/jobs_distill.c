@@ -13,6 +13,7 @@
 #include "daemon/worker/jobs_distill.h"
 #include "daemon/worker/worker.h"
 #include "distill/adapter.h"
+#include "engine/text/chat_template.h"
 #include "quant/runner.h"
 #include "tensor/hf/folder.h"
 #include "tensor/image.h"
@@ -169,6 +170,31 @@ static int open_models(struct distilling *k)
 
 // ---- Text
 
+static int cut_chats(struct distilling *k, const struct nb_tokenizer *t)
+{
+    struct nb_chat_template *template = NULL;
+    int rc = nb_chat_template_create(k->model.source->metadata, &template, k->error);
+    if (rc == -ENOENT)
+        return nb_fail(k->error, -EINVAL,
+                       "the model has no chat template to make a text of conversations: give text");
+    if (rc == 0)
+        rc = nb_windows_chats(t, template, k->given.texts, k->given.n_texts, k->recipe.length,
+                              &k->learnt, k->error);
+    nb_chat_template_destroy(template);
+    return rc;
+}
+
+static int cut_text(struct distilling *k, const struct nb_tokenizer *t)
+{
+    const struct nb_source_file *texts = k->given.texts;
+    const uint32_t n = k->given.n_texts, length = k->recipe.length;
+    if (k->learns == NB_TRAIN_VECTORS)
+        return nb_windows_lines(t, texts, n, length, &k->learnt, k->error);
+    if (nb_texts_are_chats(texts, n))
+        return cut_chats(k, t);
+    return nb_windows_create(t, texts, n, 0, length, &k->learnt, k->error);
+}
+
 static int open_text(struct distilling *k)
 {
     const struct nb_train_recipe *r = &k->recipe;
@@ -177,16 +203,16 @@ static int open_text(struct distilling *k)
         return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
     int rc = nb_tokenizer_create(k->model.source->metadata, &t, k->error);
     if (rc == 0)
-        rc = k->learns == NB_TRAIN_VECTORS ? nb_windows_lines(t, k->given.texts, k->given.n_texts,
-                                                              r->length, &k->learnt, k->error)
-                                           : nb_windows_create(t, k->given.texts, k->given.n_texts,
-                                                               0, r->length, &k->learnt, k->error);
+        rc = cut_text(k, t);
     nb_tokenizer_destroy(t);
     if (rc == 0 && k->learnt.n < 2 * r->held_out)
         return nb_fail(k->error, -EINVAL,
                        "the text has %u %s %u tokens, and %u are held out: give more text, "
                        "or fewer or shorter windows (--held-out, --length)",
-                       k->learnt.n, k->learnt.end ? "lines of up to" : "windows of",
+                       k->learnt.n,
+                       !k->learnt.end      ? "windows of"
+                       : k->learnt.answers ? "conversations of up to"
+                                           : "lines of up to",
                        k->learnt.length, r->held_out);
     if (rc == 0 && nb_windows_hold_out(&k->learnt, r->held_out, &k->held) < 0)
         rc = nb_fail(k->error, -ENOMEM, "no memory for the text");

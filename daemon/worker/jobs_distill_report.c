@@ -48,6 +48,14 @@ static json_t *shape_json(const struct distilling *k)
     return o;
 }
 
+static uint64_t answers_of(const struct nb_windows *w)
+{
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < nb_windows_tokens(w); i++)
+        n += w->answers[i];
+    return n;
+}
+
 int nb_jobs_distill_report(struct distilling *k)
 {
     const struct nb_train_options *o = &k->options;
@@ -60,6 +68,8 @@ int nb_jobs_distill_report(struct distilling *k)
                   loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
                   curve_json(k));
     json_object_update_new(root, shape_json(k));
+    if (k->learnt.answers)
+        json_object_set_new(root, "answers", json_integer((json_int_t)answers_of(&k->learnt)));
     if (k->adapter)
         json_object_set_new(root, "adapter",
                             json_pack("{s:i, s:f, s:i, s:f}", "rank", (int)k->recipe.adapter.rank,

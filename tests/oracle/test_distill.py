@@ -26,6 +26,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import jaxpr_numpy
+import jinja2
 import llama
 from measures import counted, log_softmax
 
@@ -419,6 +420,45 @@ class Distill(unittest.TestCase):
                                  "512", "--to", "Q8_0", "--hard", "1", "--start", "random")
         self.assertEqual((quantized["type"], "divergence" in quantized["held_out"]["after"]), ("Q8_0", False))
         llama.Model(self.path / "student.gguf").close()
+
+    def test_conversations(self):
+        """Answers alone are labels, and the teacher is followed there alone: the first step's losses are those of llama.cpp's
+        logits at the places that jinja2's renderings give."""
+        template = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+                    "{% if add_generation_prompt %}<assistant>{% endif %}")
+        chats = [[("system", "short"), ("user", f"{i} and {j}?"), ("assistant", f"it is {i + j}"), ("user", "so?"),
+                  ("assistant", "yes" * j)] for i in range(3) for j in range(3)] + [[("user", "no answer")]]
+        chats = [[{"role": role, "content": said} for role, said in chat] for chat in chats]
+        lines, model, case = self.path / "chats.jsonl", self.path / "chat.gguf", case_of("llama", L=2)
+        lines.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+        families.write(model, case, families.weights(case), template=template)
+        how = ("--text", lines, "--layers", "1", "--length", "128", "--batch", "4096", "--held-out", "1", "--to", "F32")
+        cut = self.path / "cut.gguf"
+        self.distill(model, *how, "--tokens", "0")
+        (self.path / "student.gguf").rename(cut)
+        report = self.distill(model, *how, "--tokens", "1", "--hard", "0.5", "--temperature", "2")
+        self.assertEqual(report["windows"], 8)  # of nine with an answer one is held out
+        environment, hard, soft = jinja2.Environment(), [], []
+        for chat in [c for i, c in enumerate(chats[:9]) if i != 9 // 2]:
+            render = lambda n, more: environment.from_string(template).render(  # noqa: E731
+                messages=chat[:n], add_generation_prompt=more)
+            whole = render(len(chat), False)
+            answers = [i for n, m in enumerate(chat) if m["role"] == "assistant"
+                       for i in range(len(render(n, True)), len(render(n + 1, False)))]
+            window = np.frombuffer(whole.encode(), np.uint8).astype(np.int32)
+            p, q = (llama.logits_of(path, window) for path in (model, cut))
+            at = np.array(answers) - 1  # the rows that say them
+            hard += list(-log_softmax(q)[at, window[answers]])
+            p, q = log_softmax(p / 2), log_softmax(q / 2)
+            soft += list(4 * (np.exp(p) * (p - q)).sum(axis=1)[at])
+        point, = report["curve"]
+        self.assertAlmostEqual(point["loss"], np.mean(hard), delta=1e-4 * np.mean(hard))
+        self.assertAlmostEqual(point["divergence"], np.mean(soft), delta=1e-3 * np.mean(soft))
+        self.refused("has no chat template", self.model, "--text", lines, "--length", "64")
+        lines.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+        self.refused("no conversation has an answer", model, "--text", lines, "--length", "64")
+        lines.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"text": "b"}\n')
+        self.refused('line 2 is no JSON object with a list "messages"', model, "--text", lines, "--length", "64")
 
     def test_another_teacher(self):
         """One student heals from what a first one is: the teacher is the whole model still."""

@@ -82,7 +82,8 @@ static double loss_of(const struct nb_distil_loss *how, const float *p, const fl
         of_q += exp(b) * (b - m);
     }
     const double apart = mix > 0 && mix < 1 ? mix * of_p + (1 - mix) * of_q : of_p + of_q;
-    *ret_soft = (double)how->temperature * (double)how->temperature * apart;
+    *ret_soft =
+        label == NB_LEFT_OUT ? 0 : (double)how->temperature * (double)how->temperature * apart;
     *ret_hard = label < 0 ? 0 : log_sum(q, 1) - (double)q[label];
     return (double)how->soft * *ret_soft + (double)how->hard * *ret_hard;
 }
@@ -92,9 +93,9 @@ static void losses_beside_doubles(void **state)
     const struct model *m = *state;
     static const float mixes[] = {0, 0.3f, 0.9f, 1};
     struct nb_distil_loss how = {.temperature = 2.5f, .soft = 0.25f, .hard = 0.5f};
-    enum { N = 4 };
+    enum { N = 5 };
     static float p[N * RANDOM_VOCAB], q[N * RANDOM_VOCAB], d[N * RANDOM_VOCAB];
-    static const int32_t label[N] = {3, -1, RANDOM_VOCAB - 1, 0};
+    static const int32_t label[N] = {3, NB_NO_LABEL, RANDOM_VOCAB - 1, 0, NB_LEFT_OUT};
     float soft[N], hard[N];
     struct nb_error error = {""};
     struct nb_grad *g;

@@ -209,8 +209,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"cut-by", 0, OPTION_STRING, &d.cut_by, "S",
          "what is cut away: what the loss needs least, by gradient (the usual) or activation"},
         {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &d.texts, "FILE",
-         "text, or JSON lines with \"text\", or a folder of these, to learn from (each its own "
-         "option); an encoder takes each line as a text"},
+         "text, or JSON lines with \"text\" or \"messages\", or a folder of these, to learn from "
+         "(each its own option); an encoder takes each line as a text"},
         {"tokens", 0, OPTION_U64, &d.tokens, "N",
          "to train on (1000000); 0: it is cut, and not trained"},
         {"length", 0, OPTION_UINT(8, 8192), &d.length, "L", "tokens of a window (256)"},
