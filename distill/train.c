@@ -29,6 +29,11 @@ static int check_numbers(const struct nb_train *t, struct nb_error *e)
     if (o->steps > NB_TRAIN_STEPS || o->accumulate < 1 ||
         (uint64_t)o->steps * o->accumulate > UINT32_MAX)
         return nb_fail(e, -EINVAL, "more than %u steps of training", NB_TRAIN_STEPS);
+    if (o->share && o->accumulate < o->share->ranks)
+        return nb_fail(e, -EINVAL,
+                       "a step has %u batches, and %u processes share it: larger steps have more "
+                       "(\"batch\")",
+                       o->accumulate, o->share->ranks);
     return 0;
 }
 
@@ -130,13 +135,14 @@ static int make_rows(struct nb_train *t)
     t->soft = calloc(5 * rows, sizeof(*t->soft));
     t->label = calloc(rows, sizeof(*t->label));
     t->end = calloc(rows, sizeof(*t->end));
-    t->order = calloc(t->windows->n, sizeof(*t->order));
+    t->order = calloc((size_t)t->windows->n + t->options.batch, sizeof(*t->order));
     t->sequence = calloc(rows, sizeof(*t->sequence));
     t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
     if (!t->x || !t->d || !t->taught || !t->projected || !t->logits || !t->teacher_logits ||
         !t->vector || !t->teacher_vector || !t->d_vector || !t->d_slice || !t->soft || !t->label ||
         !t->end || !t->order || !t->sequence || !t->tapes)
         return -ENOMEM;
+    t->chosen = t->order + t->windows->n;
     float **of_rows[] = {&t->hard, &t->hidden, &t->cosine, &t->relation};
     for (size_t i = 0; i < sizeof(of_rows) / sizeof(of_rows[0]); i++)
         *of_rows[i] = t->soft + (i + 1) * rows;

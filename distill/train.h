@@ -45,6 +45,17 @@ struct nb_adapter_choice {
     char roles[NB_ADAPTER_ROLES][NB_ADAPTER_ROLE]; // "attn_q": blk.0.attn_q.weight, and so on
 };
 
+// Processes that train one model together: each computes some of a step's batches, and all move by
+// the sum. Every call is made by all of them in the same order, blocks until all have made it, and
+// leaves the same bits in each. -errno.
+struct nb_train_share {
+    uint32_t rank, ranks;
+    void *user;
+    int (*sum_floats)(void *user, float *x, size_t n);   // over the ranks, number by number
+    int (*sum_doubles)(void *user, double *x, size_t n); // likewise
+    int (*copy)(void *user, void *data, size_t bytes);   // rank 0's, to all
+};
+
 struct nb_train_options {
     uint32_t batch;       // windows that run at once
     uint32_t accumulate;  // batches of a step
@@ -63,6 +74,7 @@ struct nb_train_options {
     bool bf16;         // products of both models take bf16 operands (nb_grad_narrow)
     uint64_t memory;   // bytes of tapes of the student's layers, so that less is computed again
     struct nb_adapter_choice adapter;
+    const struct nb_train_share *share; // outlives the training; NULL: it is alone
     // Which of the teacher's channels each of the student's is, [the student's width], until
     // nb_train_create returns: where their projection begins. NULL: it begins with random numbers.
     const uint32_t *channel;
@@ -74,7 +86,8 @@ struct nb_train_options {
 // differ; windows that are fewer than a batch or longer than a context; tokens outside the
 // vocabulary; numbers out of range; losses that a student of its kind does not have; an adapter of
 // matrices that are not there or smaller than its rank; -ENOTSUP: a teacher without logits, an
-// adapter of experts or of a model for vectors; -ENOMEM. With its line.
+// adapter of experts or of a model for vectors; -ENOMEM. With its line. Of a shared training
+// -EINVAL too: a step of fewer batches than there are ranks.
 int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
                     struct nb_team *team, const struct nb_windows *windows,
                     const struct nb_train_options *options, struct nb_train **ret,
@@ -98,7 +111,8 @@ struct nb_train_loss {
 };
 
 // One step. ret: the means of its tokens, before it. -EALREADY after the last step; -EDOM: a loss
-// or gradient is not finite, and nothing has moved; -ENOMEM. With its line.
+// or gradient is not finite, and nothing has moved; -ECANCELED: another rank has failed; -ENOMEM.
+// With its line.
 int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error *ret_error);
 uint32_t nb_train_done(const struct nb_train *t); // steps
 // As it is now on other windows, which are no longer than a batch of its own; as many as fit are
@@ -122,5 +136,7 @@ struct nb_train_moved nb_train_moved(const struct nb_train *t, uint32_t i);
 // and destroying make sense.
 int nb_train_store(const struct nb_train *t, nb_state_io write, void *user);
 int nb_train_restore(struct nb_train *t, nb_state_io read, void *user);
+// Of a shared training: everyone has from now on what rank 0 has. -errno of its calls.
+int nb_train_align(struct nb_train *t);
 uint64_t nb_train_weights(const struct nb_train *t);     // that are moved, by number
 uint64_t nb_train_state_bytes(const struct nb_train *t); // of what is stored

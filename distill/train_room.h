@@ -48,11 +48,12 @@ struct nb_train {
     float *soft, *hard, *hidden;    // [rows]
     float *cosine, *relation;       // [rows]: of texts
     uint32_t *order;                // [windows->n]: of the epoch
+    uint32_t *chosen;               // [batch]: the windows of the present one, behind the order
     // The present batch.
     uint32_t n_rows, n_windows, n_labels, n_counted; // rows with a label; that are not left out
-    struct nb_grad_sequence *sequence; // [rows]
-    uint32_t *end;                     // [rows]: where a window's rows end
-    int32_t *label;                    // [rows], as nb_grad_distil takes them
+    struct nb_grad_sequence *sequence;               // [rows]
+    uint32_t *end;                                   // [rows]: where a window's rows end
+    int32_t *label;                                  // [rows], as nb_grad_distil takes them
 };
 
 // x_i of the present batch.
@@ -67,6 +68,10 @@ static inline float *nb_train_rows(const struct nb_train *t, uint32_t layer)
 int nb_train_losses(struct nb_train *t, bool back);
 // The means of n windows of it.
 struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uint32_t n);
+
+// train_share.c: a step's sums over all ranks, after its own batches, which ended with rc. Errors
+// as of nb_train_step.
+int nb_train_join(struct nb_train *t, int rc, struct nb_train_loss *loss);
 
 // train_tensors.c: everything that moves, with the memory for it. -EINVAL, -ENOTSUP, -ENOMEM; with
 // its line.

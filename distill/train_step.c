@@ -45,12 +45,17 @@ static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint3
     return rc == 0 && t->teacher ? nb_grad_batch(t->teacher, t->sequence, n, e) : rc;
 }
 
+// Windows follow each other, epoch after epoch, however many of them are a batch.
 static int take_batch(struct nb_train *t, uint32_t number, struct nb_error *e)
 {
-    const uint32_t batches = t->windows->n / t->options.batch;
-    const uint32_t first = number % batches * t->options.batch;
-    nb_windows_order(t->options.seed, number / batches, t->windows->n, t->order);
-    return set_batch(t, t->windows, t->order, first, t->options.batch, e);
+    const uint32_t n = t->windows->n;
+    uint64_t at = (uint64_t)number * t->options.batch;
+    for (uint32_t i = 0; i < t->options.batch; i++, at++) {
+        if (i == 0 || at % n == 0)
+            nb_windows_order(t->options.seed, (uint32_t)(at / n), n, t->order);
+        t->chosen[i] = t->order[at % n];
+    }
+    return set_batch(t, t->windows, t->chosen, 0, t->options.batch, e);
 }
 
 // --- Forward
@@ -154,8 +159,12 @@ static int run_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_err
     int rc = nb_train_refresh(t);
     for (uint32_t i = 0; i < t->n_tensors; i++)
         memset(t->tensors[i].gradient, 0, t->tensors[i].floats * sizeof(float));
-    for (uint32_t i = 0; i < t->options.accumulate && rc == 0; i++)
+    const struct nb_train_share *share = t->options.share;
+    for (uint32_t i = share ? share->rank : 0; i < t->options.accumulate && rc == 0;
+         i += share ? share->ranks : 1)
         rc = run_batch(t, t->done * t->options.accumulate + i, &loss, e);
+    if (share)
+        rc = nb_train_join(t, rc, &loss);
     if (rc == 0)
         rc = norm_of(t, &loss.norm);
     if (rc < 0)
@@ -177,7 +186,10 @@ int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error
                              rc == -EDOM ? "the loss of step %u of the training, or its gradient, "
                                            "is not finite: its rate is too high%s"
                                          : "step %u of the training failed: %s",
-                             t->done + 1, rc == -EDOM ? "" : strerror(-rc));
+                             t->done + 1,
+                             rc == -EDOM        ? ""
+                             : rc == -ECANCELED ? "another process has failed"
+                                                : strerror(-rc));
 }
 
 // --- Measuring

@@ -15,6 +15,8 @@
 
 #define NB_JOB_SCRATCH 2
 
+struct nb_train_share;
+
 // What a kind of job gets. Whatever it says, it says through these: it has no other file, and it
 // may be killed at any instant, and begun again with the same.
 struct nb_work {
@@ -28,7 +30,8 @@ struct nb_work {
     int statistics;              // jobs_statistics.h: of these files; or -1
     uint8_t key[NB_JOURNAL_KEY]; // of recipe, files and kind
     struct nb_team *team;
-    struct nb_cpu_allowed allowed; // what the team is of
+    struct nb_cpu_allowed allowed;      // what the team is of
+    const struct nb_train_share *share; // of a distillation by several processes; NULL: it is alone
     // Progress, while it runs
     double pace; // nanoseconds of one of its units, as far as it is known before; 0: unknown
     uint64_t started_ns, started_done, told_ns;

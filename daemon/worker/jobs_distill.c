@@ -237,7 +237,9 @@ static void choose_options(struct distilling *k)
     const struct nb_train_recipe *r = &k->recipe;
     struct nb_train_options *o = &k->options;
     const double length = (double)nb_windows_tokens(&k->learnt) / k->learnt.n;
-    const uint32_t wanted = windows_in(r->batch, length), fit = windows_in(ROWS, length);
+    const uint32_t ranks = k->work->share ? k->work->share->ranks : 1;
+    const uint32_t wanted = windows_in(r->batch, length), rows = windows_in(ROWS, length);
+    const uint32_t each = (wanted + ranks - 1) / ranks, fit = each < rows ? each : rows;
     const bool vectors = k->learns == NB_TRAIN_VECTORS;
     *o = (struct nb_train_options){.schedule = r->schedule,
                                    .rate = (float)r->rate,
@@ -253,6 +255,7 @@ static void choose_options(struct distilling *k)
                                    .random = r->start == NB_START_RANDOM,
                                    .bf16 = r->precision == NB_TRAIN_BF16,
                                    .memory = MEMORY,
+                                   .share = k->work->share,
                                    .adapter = r->adapter};
     if (k->teacher == &k->model)
         o->channel = k->pruned.kept.of[NB_CUT_WIDTH];
@@ -379,8 +382,16 @@ static int train_rounded(struct distilling *k)
 
 // ---- States
 
+// Of several processes one keeps states and writes the result.
+static bool leads(const struct distilling *k)
+{
+    return !k->work->share || k->work->share->rank == 0;
+}
+
 static int save(struct distilling *k)
 {
+    if (!leads(k))
+        return 0;
     const uint32_t slot = (k->slot + 1) % NB_JOB_SCRATCH;
     const uint64_t began = nb_now_ns();
     int rc = nb_jobs_scratch_turn(&k->scratch, slot);
@@ -415,6 +426,16 @@ static int restore(struct distilling *k)
     rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt, &k->options,
                          &k->train, k->error);
     return rc == 0 ? train_rounded(k) : rc;
+}
+
+// Others go on from what the one that leads has.
+static int align(struct distilling *k)
+{
+    const struct nb_train_share *share = k->work->share;
+    int rc = nb_train_align(k->train);
+    if (rc == 0)
+        rc = share->copy(share->user, &k->told, sizeof(k->told));
+    return rc == 0 ? 0 : nb_fail(k->error, rc, "the other processes cannot be reached");
 }
 
 // ---- Training
@@ -520,8 +541,10 @@ static int train(struct distilling *k)
                  ((uint64_t)k->options.steps + 1) * TOLD);
     if (k->saved)
         rc = restore(k);
-    if (rc == 0 && !k->saved)
+    if (rc == 0 && !k->saved && leads(k))
         rc = measure(k, &k->told.before);
+    if (rc == 0 && k->work->share)
+        rc = align(k);
     return rc == 0 ? run_steps(k) : rc;
 }
 
@@ -538,8 +561,9 @@ static int run(struct distilling *k)
         return rc;
     choose_options(k);
     rc = train(k);
-    if (rc == 0)
-        rc = measure(k, &k->after);
+    if (rc < 0 || !leads(k))
+        return rc;
+    rc = measure(k, &k->after);
     if (rc == 0)
         rc = nb_compress_begin(k->compress, k->error);
     if (rc == 0)
