@@ -500,14 +500,14 @@ class Distill(unittest.TestCase):
     def test_killed(self):
         client = self.daemon.client()
         self.addCleanup(client.close)
-        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True,
+        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True,
                  "mix": 0.5, "width": 192, "cut_by": "activation"}
-        adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 80000, "rate": 0.002, "to": "F16"}
+        adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "to": "F16"}
         encoder, lines = self.path / "encoder.gguf", self.path / "lines.txt"
         case = dataclasses.replace(case_of("bert"), size={"E": 64, "F": 96, "H": 4, "G": 4, "D": 16, "L": 2})
         families.write(encoder, case, families.weights(case))
         lines.write_text("\n".join(" ".join(str(x % 250) for x in range(i, i + i % 17 + 1)) for i in range(400)))
-        vectors = {"layers": [0], "batch": 1024, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True}
+        vectors = {"layers": [0], "batch": 1024, "tokens": 24000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True}
         for recipe, *files in ((whole, self.model, self.long), (adapter, self.model, self.long), (vectors, encoder, lines)):
             with self.subTest(recipe):
                 self.kill(client, recipe, *files)
@@ -522,7 +522,7 @@ class Distill(unittest.TestCase):
 
         alone = results(start())
         job = start()
-        kills = self.daemon.kill_job(client, job, 10, 0.1)
+        kills = self.daemon.kill_job(client, job, 6, 0.1)
         self.assertEqual(results(job), alone)
         self.assertGreater(len(kills), 2)
 
