@@ -11,8 +11,9 @@
 #include "engine/candidate.h"
 #include "tensor/fail.h"
 
-struct nb_plan;   // engine/plan.h: the architecture as a list of ops over the image's tensors
-struct nb_packed; // tensor/layout.h
+struct nb_plan;    // engine/plan.h: the architecture as a list of ops over the image's tensors
+struct nb_packed;  // tensor/layout.h
+struct nb_adapter; // engine/adapter.h
 
 enum nb_device_kind {
     NB_DEVICE_CPU,
@@ -48,6 +49,9 @@ struct nb_rows {
     const uint32_t *position;
     const uint32_t *sequence;      // index into `blocks`
     const uint32_t *const *blocks; // [sequence]: KV block numbers, by position / 32
+    // [sequence], or NULL: none has one. Sequences of one adapter are neighbours, where whoever
+    // makes the step has a choice.
+    const struct nb_adapter *const *adapters;
     uint32_t n_logits;
     const uint32_t *logits_row; // the rows whose logits, or vectors, are wanted, ascending
     // [n_logits][embedding], or NULL: their vectors, what the model's last norm makes of them. With
@@ -108,6 +112,7 @@ struct nb_dequantize {
 #define NB_NO_BLOCK UINT32_MAX
 
 struct nb_device_ops {
+    bool adapters; // steps take rows with adapters
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
     // Memory of one KV block (32 positions, all layers).

@@ -92,6 +92,7 @@ static int compute(struct nb_diagnosis *d)
                                  .position = d->position,
                                  .sequence = d->sequence,
                                  .blocks = blocks,
+                                 .adapters = &d->of->adapter,
                                  .n_logits = d->done > d->of->failed_at,
                                  .logits_row = &failed};
     return d->cpu->ops->step(d->dm, &rows, &logits);

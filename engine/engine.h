@@ -45,6 +45,7 @@ struct nb_model_info {
 
 struct nb_model;
 struct nb_sequence;
+struct nb_adapter;
 
 // Takes the image (unmapped by nb_model_close; left to the caller on failure). -ENOTSUP with the
 // architecture's name and the supported ones, -EINVAL for missing or misshapen tensors, -ENOMEM
@@ -61,10 +62,21 @@ const struct nb_tokenizer *nb_model_tokenizer(const struct nb_model *m);
 const struct nb_chat_template *
 nb_model_chat_template(const struct nb_model *m); // NULL when the file has none
 
+// A LoRA adapter for sequences of the model: an image packed of its GGUF, with factors `scale`
+// times as strong as the file says. Takes the image (unmapped by nb_adapter_destroy; left to the
+// caller on failure). `name` is for the line. -ENOTSUP: the device has no such steps, or the
+// adapter changes embeddings or experts, or is of another type or rank than these take; -EINVAL: it
+// is no adapter, or one of another base; -ENOMEM.
+int nb_adapter_create(const struct nb_model *m, struct nb_image *image, const char *name,
+                      double scale, struct nb_adapter **ret, struct nb_error *ret_error);
+void nb_adapter_destroy(struct nb_adapter *adapter); // no sequence may have it; NULL is fine
+
 // --- Sequences: one token log each. The KV cache is only a cache of the log; blocks are taken and
 // given back as the scheduler sees fit, and rebuilt from the log.
 int nb_sequence_create(struct nb_model *m, void *user, struct nb_sequence **ret);
 void nb_sequence_destroy(struct nb_sequence *s); // cancels what it does
+// Its rows have the adapter from now on; NULL: none. Before its first token.
+void nb_sequence_adapt(struct nb_sequence *s, const struct nb_adapter *adapter);
 uint32_t nb_sequence_length(const struct nb_sequence *s);
 uint32_t nb_sequence_computed(
     const struct nb_sequence *s); // how many of the log's first tokens are in the KV cache now

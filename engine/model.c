@@ -120,6 +120,7 @@ static void destroy(struct nb_model *m, bool keep_image)
     free(m->candidates);
     free(m->vectors);
     free(m->blocks);
+    free(m->adapters);
     free(m->batch);
     free(m->part);
     free(m);

@@ -40,7 +40,8 @@ struct nb_sequence {
     // lowers it, and the scheduler computes what is missing: there is no other way to rebuild a
     // sequence.
     uint32_t computed;
-    uint32_t *block, n_blocks; // room for a whole context
+    uint32_t *block, n_blocks;        // room for a whole context
+    const struct nb_adapter *adapter; // its rows', or NULL
 
     bool active, parked;
     struct nb_request request;
@@ -89,6 +90,7 @@ struct nb_model {
     int32_t *token;
     uint32_t *position, *row_sequence, *logits_row, *candidates;
     const uint32_t **blocks;
+    const struct nb_adapter **adapters;
     struct nb_sequence **batch;
     float *vectors; // [max_rows][embedding], made at the first embedding request
     bool embeds;    // the step under way is one of those that embed; others generate and score

@@ -167,39 +167,63 @@ static void fit_draft(struct nb_sequence *s, uint32_t end)
         s->draft.n = min_u32(s->draft.n, room);
 }
 
-// By arrival: whoever needs a block may take it from those who came later, whose rows are not yet
-// in the batch.
+// The rows that a sequence has blocks for. By arrival: whoever needs a block may take it from those
+// who came later, whose turn is not yet.
+static bool settle_rows(struct nb_sequence *s, struct nb_step_stats *stats)
+{
+    uint32_t end = nb_kv_reserve(s, s->computed + s->rows);
+    const bool together = !s->model->plan->hp.causal && end < s->length;
+    if (end <= s->computed || together) {
+        s->rows = s->draft.n = 0;
+        return false;
+    }
+    s->rows = end - s->computed;
+    fit_draft(s, end);
+    stats->drafted_rows += s->draft.n;
+    s->proposed += s->draft.n;
+    *(nb_sequence_pending(s) == 1 ? &stats->decode_rows : &stats->prefill_rows) += s->rows;
+    return true;
+}
+
+// Those of one adapter become neighbours. Which comes first changes no bit.
+static void sort_by_adapter(struct nb_sequence **batch, uint32_t n)
+{
+    for (uint32_t i = 1; i < n; i++) {
+        struct nb_sequence *s = batch[i];
+        uint32_t j = i;
+        for (; j > 0 && (uintptr_t)batch[j - 1]->adapter > (uintptr_t)s->adapter; j--)
+            batch[j] = batch[j - 1];
+        batch[j] = s;
+    }
+}
+
+static void add_rows(struct nb_sequence *s, uint32_t place, struct nb_rows *rows)
+{
+    struct nb_model *m = s->model;
+    const uint32_t end = s->computed + s->rows + s->draft.n;
+    m->blocks[place] = s->block;
+    m->adapters[place] = s->adapter;
+    for (uint32_t p = s->computed; p < end; p++, rows->n++) {
+        m->token[rows->n] = p < s->length ? s->log[p] : s->draft.token[p - s->length];
+        m->position[rows->n] = p;
+        m->row_sequence[rows->n] = place;
+        if (wants_result(s, p)) {
+            m->candidates[rows->n_logits] = suffices(s);
+            m->logits_row[rows->n_logits++] = rows->n;
+        }
+    }
+}
+
 static void fill_rows(struct nb_model *m, struct nb_rows *rows, struct nb_step_stats *stats)
 {
-    uint32_t n_batch = 0;
-    for (struct nb_sequence *s = m->first; s; s = s->next) {
-        if (!s->rows)
-            continue;
-        uint32_t end = nb_kv_reserve(s, s->computed + s->rows);
-        const bool together = !m->plan->hp.causal && end < s->length;
-        if (end <= s->computed || together) {
-            s->rows = s->draft.n = 0;
-            continue;
-        }
-        s->rows = end - s->computed;
-        fit_draft(s, end);
-        stats->drafted_rows += s->draft.n;
-        s->proposed += s->draft.n;
-        bool decode = nb_sequence_pending(s) == 1;
-        *(decode ? &stats->decode_rows : &stats->prefill_rows) += s->rows;
-        m->blocks[n_batch] = s->block;
-        for (uint32_t p = s->computed; p < end + s->draft.n; p++, rows->n++) {
-            m->token[rows->n] = p < s->length ? s->log[p] : s->draft.token[p - s->length];
-            m->position[rows->n] = p;
-            m->row_sequence[rows->n] = n_batch;
-            if (wants_result(s, p)) {
-                m->candidates[rows->n_logits] = suffices(s);
-                m->logits_row[rows->n_logits++] = rows->n;
-            }
-        }
-        m->batch[n_batch++] = s;
-    }
-    stats->sequences = n_batch;
+    uint32_t n = 0;
+    for (struct nb_sequence *s = m->first; s; s = s->next)
+        if (s->rows && settle_rows(s, stats))
+            m->batch[n++] = s;
+    sort_by_adapter(m->batch, n);
+    for (uint32_t i = 0; i < n; i++)
+        add_rows(m->batch[i], i, rows);
+    stats->sequences = n;
 }
 
 void nb_sequence_finish(struct nb_sequence *s, enum nb_finish why, int error)
@@ -377,6 +401,7 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
                            .position = m->position,
                            .sequence = m->row_sequence,
                            .blocks = m->blocks,
+                           .adapters = m->adapters,
                            .logits_row = m->logits_row,
                            .candidates = m->candidates};
     choose_kind(m);

@@ -30,6 +30,10 @@ static int grow_batch(struct nb_model *m)
     if (!blocks)
         return -ENOMEM;
     m->blocks = blocks;
+    const struct nb_adapter **adapters = reallocarray(m->adapters, n, sizeof(*adapters));
+    if (!adapters)
+        return -ENOMEM;
+    m->adapters = adapters;
     struct nb_sequence **batch = reallocarray(m->batch, n, sizeof(struct nb_sequence *));
     if (!batch)
         return -ENOMEM;
@@ -69,6 +73,11 @@ void nb_sequence_destroy(struct nb_sequence *s)
     free(s->vector);
     free(s->log);
     free(s);
+}
+
+void nb_sequence_adapt(struct nb_sequence *s, const struct nb_adapter *adapter)
+{
+    s->adapter = adapter;
 }
 
 uint32_t nb_sequence_length(const struct nb_sequence *s)

@@ -94,6 +94,14 @@ static size_t kernel_scratch(const struct nb_device_model *m)
     return most;
 }
 
+static size_t most_products(const struct nb_device_model *m)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < m->n_stages; i++)
+        most = m->stages[i].n_products > most ? m->stages[i].n_products : most;
+    return most;
+}
+
 static struct nb_cpu_groups lay_groups(const struct nb_device_model *m, struct cursor *c)
 {
     const struct nb_hparams *hp = &m->plan->hp;
@@ -125,6 +133,8 @@ static void lay_out(struct nb_device_model *m, struct cursor *c)
     m->expert_weight = lay(c, rows * hp->n_chosen, sizeof(*m->expert_weight));
     m->all.chunk = lay(c, rows, sizeof(*m->all.chunk));
     m->wanted.chunk = lay(c, rows, sizeof(*m->wanted.chunk));
+    m->all_runs.run = lay(c, rows, sizeof(*m->all_runs.run));
+    m->wanted_runs.run = lay(c, rows, sizeof(*m->wanted_runs.run));
     m->head_done = lay(c, tiles * slots, sizeof(*m->head_done));
     m->scratch = lay(c, threads, sizeof(*m->scratch));
     size_t scratch = kernel_scratch(m), kv_pointers = hp->context / NB_KV_POSITIONS + 1;
@@ -137,8 +147,10 @@ static void lay_out(struct nb_device_model *m, struct cursor *c)
         if (c->base)
             m->scratch[t] = s;
     }
-    // Last, and mostly untouched: only steps that score many rows reach far into it.
+    // Last, and mostly untouched: only steps that score many rows, or have adapters of high ranks,
+    // reach far into it.
     m->value[NB_VALUE_LOGITS] = lay(c, rows * plan->width[NB_VALUE_LOGITS], sizeof(float));
+    m->thin = lay(c, most_products(m) * rows * NB_ADAPTER_RANK, sizeof(float));
 }
 
 static int map_memory(struct nb_device_model *m)
@@ -257,6 +269,7 @@ static void cpu_times(const struct nb_device_model *m, struct nb_op_time *ret)
 }
 
 static const struct nb_device_ops cpu_ops = {
+    .adapters = true,
     .info = cpu_info,
     .destroy = cpu_destroy,
     .kv_block_bytes = cpu_kv_block_bytes,

@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 
+#include "engine/adapter.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/stages.h"
 #include "engine/cpu/threads.h"
@@ -27,6 +28,17 @@ struct nb_cpu_chunk {
 
 struct nb_cpu_chunks {
     struct nb_cpu_chunk *chunk; // max_rows of them
+    uint32_t n;
+};
+
+// Consecutive rows with one adapter.
+struct nb_cpu_run {
+    uint32_t row, n;
+    const struct nb_adapter *adapter;
+};
+
+struct nb_cpu_runs {
+    struct nb_cpu_run *run; // max_rows of them
     uint32_t n;
 };
 
@@ -96,6 +108,9 @@ struct nb_device_model {
     // wanted.
     const struct nb_rows *rows;
     struct nb_cpu_chunks all, wanted;
+    struct nb_cpu_runs all_runs, wanted_runs; // likewise, with adapters
+    float *thin;                              // [product of a stage][max_rows][16 thin_groups]
+    uint32_t thin_groups;                     // row groups of the highest rank in the step
     struct nb_op_time times[NB_SECTIONS];
 
     bool watched;
@@ -158,6 +173,16 @@ void nb_cpu_norm(const struct nb_cpu_walk *w, const struct nb_op *op, uint32_t h
 void nb_cpu_head_op(const struct nb_cpu_walk *w, const struct nb_op *op, uint32_t head,
                     uint32_t row);
 void nb_cpu_run_rows(struct nb_cpu_walk *w, const struct nb_cpu_stage *s);
+
+// adapters.c. Finds the rows of a step that have some.
+void nb_cpu_adapters_prepare(struct nb_device_model *m, const struct nb_rows *rows);
+// Before the n products of a stage, whose input is there: what their factors A make of it. Ends in
+// a barrier where there is anything to do.
+void nb_cpu_adapters_begin(struct nb_cpu_walk *w, const struct nb_op *products, uint32_t n,
+                           const struct nb_act *a);
+// Adds B of that to columns of the nth product's result for the rows of a tile.
+void nb_cpu_adapters_add(const struct nb_cpu_walk *w, const struct nb_op *product, uint32_t nth,
+                         const struct nb_cpu_tile *tile, uint32_t group0, uint32_t group1);
 
 // products.c
 void nb_cpu_run_products(struct nb_cpu_walk *w, const struct nb_cpu_stage *s);

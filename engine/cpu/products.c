@@ -17,7 +17,8 @@ struct products {
 
 // Columns [first, end) of a product's result for the rows of a tile.
 struct piece {
-    const struct nb_op *op;
+    const struct nb_op *op; // the nth of the stage's products
+    uint32_t nth;
     const struct nb_cpu_tile *tile;
     uint32_t group0, group1;
 };
@@ -138,6 +139,7 @@ static void multiply(const struct nb_cpu_walk *w, const struct piece *p, const s
     const float *bias = op->bias ? op->bias + (size_t)p->tile->expert * m.rows : NULL;
     w->k->gemm(&m, a, p->group0, p->group1, bias, op->add, nb_cpu_row(w->m, &op->out, p->tile->row),
                op->out.stride, w->s->kernel);
+    nb_cpu_adapters_add(w, op, p->nth, p->tile, p->group0, p->group1);
 }
 
 // --- Heads: whoever completes one turns it, and writes k and v into the KV block.
@@ -196,7 +198,7 @@ static void run_one_by_one(const struct nb_cpu_walk *w, const struct products *p
     const struct nb_act a = input_of(w, p, tile);
     for (uint32_t i = 0, base = 0; i < p->stage->n_products; i++) {
         const uint32_t groups = groups_of(&p->ops[i]);
-        const struct piece piece = {&p->ops[i], tile, g0 > base ? g0 - base : 0,
+        const struct piece piece = {&p->ops[i], i, tile, g0 > base ? g0 - base : 0,
                                     g1 > base ? nb_cpu_min(g1 - base, groups) : 0};
         base += groups;
         if (piece.group0 >= piece.group1)
@@ -215,7 +217,7 @@ static void run_together(const struct nb_cpu_walk *w, const struct products *p,
     const struct nb_act a = input_of(w, p, tile);
     const uint32_t at = g0 * NB_GROUP_ROWS, end = nb_cpu_min(g1 * NB_GROUP_ROWS, act->out.width);
     for (uint32_t i = 0; i < p->stage->n_products; i++)
-        multiply(w, &(struct piece){&p->ops[i], tile, g0, g1}, &a);
+        multiply(w, &(struct piece){&p->ops[i], i, tile, g0, g1}, &a);
     for (uint32_t t = tile->row; t < tile->row + tile->n; t++) {
         float *gate = nb_cpu_row(w->m, &act->in, t) + at;
         const float *up = act->other.value ? nb_cpu_row(w->m, &act->other, t) + at : NULL;
@@ -243,6 +245,8 @@ void nb_cpu_run_products(struct nb_cpu_walk *w, const struct nb_cpu_stage *s)
     make_input(w, &p);
     if (w->m->rows->no_logits && s->has_norm && s->first == w->plan->result)
         return;
+    if (!p.experts)
+        nb_cpu_adapters_begin(w, p.ops, s->n_products, &p.a);
     uint32_t groups = groups_of(&p.ops[0]);
     for (uint32_t i = 1; i < s->n_products && !together; i++)
         groups += groups_of(&p.ops[i]);

@@ -146,6 +146,7 @@ void nb_cpu_step_prepare(struct nb_device_model *m, const struct nb_rows *rows)
     m->rows = rows;
     cut(&m->all, rows, NULL, rows->n, causal);
     cut(&m->wanted, rows, rows->logits_row, rows->n_logits, causal);
+    nb_cpu_adapters_prepare(m, rows);
     if (!m->plan->begins)
         take_hidden(m, rows);
 }

@@ -27,7 +27,7 @@ const char *test_model_path(const char *path)
     return cached;
 }
 
-static int map_packed(int fd, struct nb_image **ret, struct nb_error *error)
+int test_image_map(int fd, struct nb_image **ret, struct nb_error *error)
 {
     int memfd = memfd_create("model", MFD_CLOEXEC);
     if (memfd < 0)
@@ -62,7 +62,7 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
                        struct test_model *ret, struct nb_error *ret_error)
 {
     struct nb_image *image = NULL;
-    int rc = map_packed(fd, &image, ret_error);
+    int rc = test_image_map(fd, &image, ret_error);
     if (rc < 0)
         return rc;
     struct test_model t = {0};

@@ -22,6 +22,8 @@ int test_model_open(const char *path, uint32_t threads, const struct nb_model_op
                     struct test_model *ret, struct nb_error *ret_error);
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
                        struct test_model *ret, struct nb_error *ret_error);
+// A GGUF's image alone, for nb_image_unmap or what takes it.
+int test_image_map(int fd, struct nb_image **ret, struct nb_error *ret_error);
 void test_model_close(struct test_model *t);
 
 int test_precision(const char *name, enum nb_precision *ret); // -EINVAL

@@ -40,6 +40,7 @@ struct writer {
     bool bert;
     uint32_t pooling;         // 0: the metadata says none
     uint32_t experts, chosen; // 0: none
+    uint32_t rank;            // of an adapter, which is written in the model's place; 0: none
     struct nb_gguf_writer *w;
     uint64_t counter;
     uint32_t matrices;
@@ -350,6 +351,39 @@ static int metadata(struct writer *w)
     return tokenizer(w);
 }
 
+static int adapter_metadata(struct writer *w)
+{
+    const float alpha = (float)w->rank;
+    int rc = nb_gguf_put_str(w->w, "general.architecture", str(arch_of(w)));
+    if (rc == 0)
+        rc = nb_gguf_put_str(w->w, "general.type", str("adapter"));
+    if (rc == 0)
+        rc = nb_gguf_put_str(w->w, "adapter.type", str("lora"));
+    return rc == 0 ? nb_gguf_put(w->w, "adapter.lora.alpha", NB_GGUF_F32, &alpha) : rc;
+}
+
+// What an adapter has in a matrix's place.
+static int each_factor(struct writer *w, const struct tensor *t, tensor_fn fn)
+{
+    char a[80], b[80];
+    if (!t->rows || !strncmp(t->name, "token_embd", 10))
+        return 0;
+    snprintf(a, sizeof(a), "%s.lora_a", t->name);
+    snprintf(b, sizeof(b), "%s.lora_b", t->name);
+    int rc = fn(w, &(const struct tensor){a, w->rank, t->cols});
+    return rc == 0 ? fn(w, &(const struct tensor){b, t->rows, w->rank}) : rc;
+}
+
+static int announce_factors(struct writer *w, const struct tensor *t)
+{
+    return each_factor(w, t, announce);
+}
+
+static int write_factors(struct writer *w, const struct tensor *t)
+{
+    return each_factor(w, t, write_tensor);
+}
+
 static int create(struct writer w)
 {
     const struct random_model *r = w.r;
@@ -360,13 +394,13 @@ static int create(struct writer w)
         return -errno;
     int rc = nb_gguf_writer_create(&w.w);
     if (rc == 0)
-        rc = metadata(&w);
+        rc = (w.rank ? adapter_metadata : metadata)(&w);
     if (rc == 0)
-        rc = tensors(&w, announce);
+        rc = tensors(&w, w.rank ? announce_factors : announce);
     if (rc == 0)
         rc = nb_gguf_begin(w.w, fd);
     if (rc == 0)
-        rc = tensors(&w, write_tensor);
+        rc = tensors(&w, w.rank ? write_factors : write_tensor);
     if (rc == 0)
         rc = nb_gguf_end(w.w);
     nb_gguf_writer_destroy(w.w);
@@ -385,6 +419,14 @@ int random_model_create_loud(const struct random_model *r, const char *norm, flo
 int random_model_create(const struct random_model *r)
 {
     return create((struct writer){.r = r});
+}
+
+int random_adapter_create(const struct random_model *r, uint32_t rank, uint32_t type, uint64_t seed)
+{
+    struct random_model factors = *r;
+    factors.type = (int)type;
+    factors.seed = seed;
+    return create((struct writer){.r = &factors, .rank = rank});
 }
 
 int random_model_create_pooled(const struct random_model *r, bool bert, uint32_t pooling,

@@ -39,6 +39,11 @@ int random_model_create_experts(const struct random_model *r, uint32_t experts, 
 int random_model_create_chat(const struct random_model *r, const char *chat_template);
 int random_model_create_mixed(const struct random_model *r, const struct random_mix *mix);
 
+// An adapter of it in a memfd: factors of rank `rank` and a type of floats, for each matrix of its
+// layers and the head; with alpha `rank`, so that its scale is the one it is opened with.
+int random_adapter_create(const struct random_model *r, uint32_t rank, uint32_t type,
+                          uint64_t seed);
+
 // For larger models (tests/gpu/model.c): n blocks of random codes, whose weights deviate by about
 // `deviation`; -EINVAL for another type. And the symbol of a byte as byte-level BPE writes it:
 // bytes that are no visible characters as U+0100 and on.
