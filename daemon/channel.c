@@ -108,6 +108,18 @@ void nb_channel_rebind(struct nb_channel *channel)
         nb_channel_lose(channel, rc, refusal.text);
 }
 
+static int find_adapter(const struct nb_model *base, const char *name, struct nb_model **ret,
+                        struct nb_refusal *refusal)
+{
+    struct nb_model *adapter = nb_model_by_name(base->broker, name);
+    if (!adapter || adapter->base != base || adapter->state == NB_MODEL_LOADING)
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "\"%s\" has no adapter \"%.63s\"%s",
+                         base->info.name, name,
+                         adapter && adapter->base == base ? " yet: it is being loaded" : "");
+    *ret = adapter;
+    return 0;
+}
+
 static int find_model(struct nb_client *client, const struct nb_wire_open_channel *request,
                       struct nb_model **ret, struct nb_refusal *refusal)
 {
@@ -118,6 +130,13 @@ static int find_model(struct nb_client *client, const struct nb_wire_open_channe
     if (!model || model->state == NB_MODEL_LOADING)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "no model \"%.63s\" is loaded%s",
                          request->model, model ? " yet: it is being loaded" : "");
+    if (model->base)
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL,
+                         "\"%s\" is an adapter of \"%s\": open that with it (--adapter)",
+                         model->info.name, model->base->info.name);
+    int rc = *request->adapter ? find_adapter(model, request->adapter, &model, refusal) : 0;
+    if (rc < 0)
+        return rc;
     if (model->state == NB_MODEL_LOST)
         return nb_refuse(refusal, NIBBLE_E_LOST, "\"%s\" is lost: %s; unload it, load it again",
                          model->info.name, model->why);

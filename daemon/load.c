@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +34,8 @@
 #include "libclient/wire.h"
 #include "machine/bounds.h"
 
-#define KV_MAX (UINT64_C(1) << 46)
+#define KV_MAX    (UINT64_C(1) << 46)
+#define SCALE_MAX 1000.0f // of an adapter, either way
 
 struct nb_load {
     TAILQ_ENTRY(nb_load) entry;
@@ -317,6 +319,50 @@ static int share_layers(const struct nb_wire_load *request, const char *name,
                      name);
 }
 
+// What an adapter is served with is its base's affair.
+static int check_base(struct nb_broker *broker, const struct nb_wire_load *request,
+                      struct nb_device **ret, struct nb_refusal *refusal)
+{
+    static const struct nb_load_params nothing;
+    struct nb_model *base = nb_model_by_name(broker, request->base);
+    if (!base || base->load || base->base || base->state == NB_MODEL_LOST)
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "\"%.63s\" %s: an adapter goes with a model",
+                         request->base,
+                         !base        ? "is not loaded"
+                         : base->load ? "is being loaded"
+                         : base->base ? "is an adapter itself"
+                                      : "is lost");
+    if (*request->device || *request->fallback || request->gpu_layers ||
+        memcmp(&request->params, &nothing, sizeof(nothing)) != 0)
+        return nb_refuse(refusal, -EINVAL,
+                         "an adapter is served as its base \"%s\" is: no other device, precision, "
+                         "context or KV cache goes with it",
+                         base->info.name);
+    if (!(fabsf(request->scale) <= SCALE_MAX))
+        return nb_refuse(refusal, -EINVAL, "an adapter's scale is from -%g to %g",
+                         (double)SCALE_MAX, (double)SCALE_MAX);
+    *ret = base->device;
+    return 0;
+}
+
+// Where a model is to be served.
+static int check_device(struct nb_broker *broker, const struct nb_wire_load *request,
+                        struct nb_device **ret, struct nb_refusal *refusal)
+{
+    char device[sizeof(request->device)];
+    int rc = share_layers(request, name_device(broker, request->device), device, refusal);
+    if (rc >= 0)
+        rc = nb_device_named(broker, device, ret, refusal);
+    if (rc < 0)
+        return rc;
+    if (request->scale != 0)
+        return nb_refuse(refusal, -EINVAL, "a scale is for an adapter alone");
+    if (!nb_device_usable(*ret))
+        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "device %s cannot be used: %s",
+                         (*ret)->info.name, (*ret)->info.reason);
+    return check_fallback(broker, request, (*ret)->info.name, refusal);
+}
+
 static int check_request(struct nb_broker *broker, const struct nb_wire_load *request,
                          struct nb_device **ret, struct nb_refusal *refusal)
 {
@@ -333,16 +379,7 @@ static int check_request(struct nb_broker *broker, const struct nb_wire_load *re
         return nb_refuse(refusal, NIBBLE_E_EXISTS,
                          "a model \"%s\" is loaded already: unload it, or name this one otherwise",
                          request->name);
-    char device[sizeof(request->device)];
-    rc = share_layers(request, name_device(broker, request->device), device, refusal);
-    if (rc >= 0)
-        rc = nb_device_named(broker, device, ret, refusal);
-    if (rc < 0)
-        return rc;
-    if (!nb_device_usable(*ret))
-        return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "device %s cannot be used: %s",
-                         (*ret)->info.name, (*ret)->info.reason);
-    rc = check_fallback(broker, request, (*ret)->info.name, refusal);
+    rc = (*request->base ? check_base : check_device)(broker, request, ret, refusal);
     if (rc < 0)
         return rc;
     unsigned n = 0;

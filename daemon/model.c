@@ -43,6 +43,17 @@ struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name)
     return NULL;
 }
 
+// An adapter is served as its base is.
+static void take_base(struct nb_model *model, struct nb_model *base, float scale)
+{
+    model->base = base;
+    model->params = base->params;
+    model->params.kv_bytes = 0;
+    memcpy(model->fallback, base->fallback, sizeof(model->fallback));
+    memcpy(model->info.base, base->info.name, sizeof(model->info.base));
+    model->info.scale = (double)scale;
+}
+
 int nb_model_create(struct nb_device *device, const struct nb_wire_load *request,
                     struct nb_model **ret)
 {
@@ -54,13 +65,16 @@ int nb_model_create(struct nb_device *device, const struct nb_wire_load *request
     model->id = nb_broker_next_id(device->broker);
     model->params = request->params;
     nb_params_settle(&model->params);
+    if (*request->base)
+        take_base(model, nb_model_by_name(device->broker, request->base), request->scale);
     model->image_fd = -1;
     snprintf(model->info.name, sizeof(model->info.name), "%s", request->name);
     snprintf(model->info.device, sizeof(model->info.device), "%s", device->info.name);
     memcpy(model->info.precision, model->params.precision, sizeof(model->info.precision));
     memcpy(model->info.kv_type, model->params.kv_type, sizeof(model->info.kv_type));
-    if (strncmp(request->fallback, device->info.name, sizeof(request->fallback)) !=
-        0) // else: there
+    // A fallback of the same name is there already.
+    if (!model->base &&
+        strncmp(request->fallback, device->info.name, sizeof(request->fallback)) != 0)
         snprintf(model->fallback, sizeof(model->fallback), "%.31s", request->fallback);
     set_state(model, NB_MODEL_LOADING);
     TAILQ_INIT(&model->channels);
@@ -124,6 +138,8 @@ int nb_model_serve(struct nb_model *model)
                    : budget.kv          ? budget.kv
                                         : 1,
     };
+    add.base = model->base ? model->base->id : 0;
+    add.scale = (float)model->info.scale;
     memcpy(add.kv_most_by, budget.kv_by, sizeof(add.kv_most_by));
     memcpy(add.name, model->info.name, sizeof(add.name));
     model->served = 1;
@@ -197,9 +213,43 @@ void nb_model_lose(struct nb_model *model, const char *text)
     lose_channels(model, NIBBLE_E_LOST, line);
 }
 
+static struct nb_model *first_adapter(const struct nb_model *base)
+{
+    struct nb_model *model;
+    TAILQ_FOREACH(model, &base->broker->models, of_broker)
+        if (model->base == base)
+            break;
+    return model;
+}
+
+static void unload_adapters(const struct nb_model *base)
+{
+    struct nb_model *adapter;
+    struct nb_refusal why;
+    while ((adapter = first_adapter(base))) {
+        if (!adapter->load) {
+            nb_model_unload(adapter);
+            continue;
+        }
+        int rc =
+            nb_refuse(&why, NIBBLE_E_NO_MODEL, "its base \"%s\" was unloaded", base->info.name);
+        nb_load_settle(adapter->load, rc, &why);
+    }
+}
+
+uint32_t nb_model_users(const struct nb_model *model)
+{
+    const struct nb_model *adapter;
+    uint32_t n = model->n_channels;
+    TAILQ_FOREACH(adapter, &model->broker->models, of_broker)
+        n += adapter->base == model ? adapter->n_channels : 0;
+    return n;
+}
+
 void nb_model_unload(struct nb_model *model)
 {
     struct nb_device *device = model->device;
+    unload_adapters(model);
     struct nb_link_ref gone = {
         .header = {.type = NB_LINK_MODEL_REMOVE, .size = sizeof(gone)},
         .model = model->id,
@@ -214,11 +264,14 @@ void nb_model_unload(struct nb_model *model)
 
 void nb_models_drop_client(struct nb_client *client)
 {
-    struct nb_model *model = TAILQ_FIRST(&client->broker->models), *next;
-    for (; model; model = next) {
-        next = TAILQ_NEXT(model, of_broker);
-        if (model->owner == client)
-            nb_model_unload(model);
+    struct nb_model *model = TAILQ_FIRST(&client->broker->models);
+    while (model) {
+        if (model->owner != client) {
+            model = TAILQ_NEXT(model, of_broker);
+            continue;
+        }
+        nb_model_unload(model); // its adapters go too
+        model = TAILQ_FIRST(&client->broker->models);
     }
 }
 
@@ -231,10 +284,10 @@ NB_HANDLER(nb_on_unload)
     if (model->load)
         return nb_refuse(refusal, NIBBLE_E_BUSY, "\"%s\" is being loaded: cancel the load",
                          model->info.name);
-    if (model->n_channels && !request->force)
+    if (nb_model_users(model) && !request->force)
         return nb_refuse(refusal, NIBBLE_E_BUSY,
                          "%u clients use \"%s\": unload it by force to end their jobs",
-                         model->n_channels, model->info.name);
+                         nb_model_users(model), model->info.name);
     nb_log(LOG_INFO, "model %s is unloaded by user %u", model->info.name, (unsigned)client->uid);
     nb_model_unload(model);
     nb_broker_tell_systemd(client->broker);

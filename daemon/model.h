@@ -16,6 +16,7 @@ struct nb_model {
     struct nb_device *device;
     struct nb_channels channels;
     struct nb_load *load;    // that is making it, until it is ready
+    struct nb_model *base;   // of an adapter: the model that it goes with, on the same device
     struct nb_client *owner; // of a temporary one: it goes with this connection
     struct nibble_model info;
     struct nb_load_params params; // as its load said, settled
@@ -42,6 +43,7 @@ void nb_model_lose(struct nb_model *model, const char *text);
 void nb_model_restart(struct nb_model *model);        // its worker is gone, a new one will serve it
 void nb_model_unload(struct nb_model *model);         // loses channels, tells the worker, destroys
 void nb_models_drop_client(struct nb_client *client); // unloads its temporary ones
+uint32_t nb_model_users(const struct nb_model *model); // channels to it and to its adapters
 struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name);
 
 NB_HANDLER(nb_on_unload);

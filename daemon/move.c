@@ -54,6 +54,8 @@ static const char *unfit(const struct nb_model *model, const struct nb_device *t
         return "cannot be used";
     if (model->params.kv_bytes > kv_left(model, to))
         return "has too little memory left for its KV";
+    if (model->base && model->base->device != to)
+        return "does not have its base";
     if (models_of(to) >= NB_WORKER_MODELS)
         return "has all the models that it takes";
     if (nb_device_channels(to) + model->n_channels > model->broker->worker_channels)

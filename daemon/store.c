@@ -4,6 +4,7 @@
 #include "daemon/store.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 #include "libclient/wire.h"
 
 #define PREFIX      "model+"
+#define ADAPTER     "adapter+"
 #define STORE_NAME  256 // of systemd, with the NUL
 #define NAME_SPACE  (2 * NB_NAME_MAX)
 #define NO_FALLBACK "-"
@@ -65,18 +67,41 @@ static int read_ascii(const char *text, char ret[NB_NAME_MAX])
     return *text ? -EINVAL : 0;
 }
 
-// model+NAME+DEVICE+FALLBACK, - where it has none, and the parameters (params.h).
-static void write_name(const struct nb_model *model, char ret[STORE_NAME])
+// model+NAME+DEVICE+FALLBACK, - where it has none, and the parameters (params.h); of an adapter
+// adapter+NAME+BASE+SCALE. False: systemd takes no name as long as that.
+static bool write_name(const struct nb_model *model, char ret[STORE_NAME])
 {
-    char name[NAME_SPACE], params[NB_PARAMS_TEXT];
+    char name[NAME_SPACE], base[NAME_SPACE], params[NB_PARAMS_TEXT];
     char device[sizeof(model->info.device)], fallback[sizeof(model->fallback)];
     memcpy(device, model->info.device, sizeof(device));
     snprintf(fallback, sizeof(fallback), "%s", *model->fallback ? model->fallback : NO_FALLBACK);
     replace(device, "+:", ",/");
     replace(fallback, "+:", ",/");
     write_ascii(model->info.name, name);
+    write_ascii(model->info.base, base);
     nb_params_write(&model->params, params);
-    snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s%s", name, device, fallback, params);
+    int n = model->base
+                ? snprintf(ret, STORE_NAME, ADAPTER "%s+%s+%.9g", name, base, model->info.scale)
+                : snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s%s", name, device, fallback, params);
+    return n < STORE_NAME;
+}
+
+static bool is_adapter(const char *name)
+{
+    return !strncmp(name, ADAPTER, strlen(ADAPTER));
+}
+
+static int read_adapter(const char *name, struct nb_wire_load *ret)
+{
+    struct nb_wire_load m = {.force = 0};
+    char text[NAME_SPACE], base[NAME_SPACE];
+    int end = -1;
+    int n = sscanf(name, ADAPTER "%127[^+]+%127[^+]+%f%n", text, base, &m.scale, &end);
+    if (n < 3 || end < 0 || name[end] || read_ascii(text, m.name) < 0 ||
+        read_ascii(base, m.base) < 0)
+        return -EINVAL;
+    *ret = m;
+    return 0;
 }
 
 static int read_name(const char *name, struct nb_wire_load *ret)
@@ -100,9 +125,15 @@ static int read_name(const char *name, struct nb_wire_load *ret)
 void nb_store_put(const struct nb_model *model)
 {
     char name[STORE_NAME], state[STORE_NAME + 32];
-    if (model->owner)
+    if (model->owner || (model->base && model->base->owner))
         return;
-    write_name(model, name);
+    if (!write_name(model, name)) {
+        nb_log(LOG_WARNING,
+               "adapter %s would not outlive a restart of the daemon: give it or its base a "
+               "shorter name",
+               model->info.name);
+        return;
+    }
     snprintf(state, sizeof(state), "FDSTORE=1\nFDNAME=%s", name);
     sd_pid_notify_with_fds(0, 0, state, &model->image_fd, 1);
 }
@@ -110,13 +141,13 @@ void nb_store_put(const struct nb_model *model)
 void nb_store_drop(const struct nb_model *model)
 {
     char name[STORE_NAME];
-    write_name(model, name);
-    sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
+    if (write_name(model, name))
+        sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
 }
 
 int nb_store_take(struct nb_broker *broker, int fd, const char *name)
 {
-    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0)
+    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0 && !is_adapter(name))
         return 0;
     struct nb_stored_image *image = calloc(1, sizeof(*image));
     if (!image)
@@ -131,12 +162,16 @@ static int restore(struct nb_broker *broker, struct nb_stored_image *image)
 {
     struct nb_wire_load request;
     struct nb_model *model;
-    int rc = read_name(image->name, &request);
-    if (rc < 0)
-        return rc;
     struct nb_device *device;
     struct nb_refusal refusal;
-    rc = nb_device_named(broker, request.device, &device, &refusal);
+    int rc = (is_adapter(image->name) ? read_adapter : read_name)(image->name, &request);
+    if (rc < 0)
+        return rc;
+    const struct nb_model *base = *request.base ? nb_model_by_name(broker, request.base) : NULL;
+    if (*request.base && (!base || base->base))
+        return -ENOENT;
+    device = base ? base->device : NULL;
+    rc = base ? 0 : nb_device_named(broker, request.device, &device, &refusal);
     if (rc < 0)
         return rc;
     if (nb_model_by_name(broker, request.name))
@@ -154,17 +189,27 @@ static int restore(struct nb_broker *broker, struct nb_stored_image *image)
     return rc;
 }
 
-void nb_store_restore(struct nb_broker *broker)
+// Models, or the adapters that go with them.
+static void restore_all(struct nb_broker *broker, bool adapters)
 {
-    struct nb_stored_image *image;
-    while ((image = STAILQ_FIRST(&broker->stored))) {
+    struct nb_stored_image *image, *next;
+    for (image = STAILQ_FIRST(&broker->stored); image; image = next) {
+        next = STAILQ_NEXT(image, entry);
+        if (is_adapter(image->name) != adapters)
+            continue;
         int rc = broker->stopping ? 0 : restore(broker, image);
         if (rc < 0)
             nb_log(LOG_ERR, "%s of before the restart is not served again (%s): load it again",
                    image->name, strerror(-rc));
-        STAILQ_REMOVE_HEAD(&broker->stored, entry);
+        STAILQ_REMOVE(&broker->stored, image, nb_stored_image, entry);
         if (image->fd >= 0)
             close(image->fd);
         free(image);
     }
+}
+
+void nb_store_restore(struct nb_broker *broker)
+{
+    restore_all(broker, false);
+    restore_all(broker, true);
 }

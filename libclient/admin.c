@@ -27,12 +27,15 @@ static int put(nibble *c, char *to, size_t size, const char *what, const char *t
 }
 
 // Hands the files over, for the LOAD that comes next.
-static int send_files(nibble *c, const char *path, const struct nibble_load_options *options)
+static int send_files(nibble *c, const char *path, const struct nibble_load_options *options,
+                      float *ret_scale)
 {
-    struct nb_model_files files;
-    char sentence[NB_SENTENCE];
+    struct nb_model_files files = {0};
+    char sentence[NB_SENTENCE] = "out of memory";
     struct nb_packet reply;
-    int rc = nb_model_files_open(path, &files, sentence, sizeof(sentence));
+    int rc = options->base
+                 ? nb_model_files_open_adapter(path, &files, ret_scale, sentence, sizeof(sentence))
+                 : nb_model_files_open(path, &files, sentence, sizeof(sentence));
     if (rc < 0)
         return nb_fail(c, rc, "%s", sentence);
     rc = nb_model_files_add_adapters(&files, options->adapters, options->n_adapters, sentence,
@@ -71,11 +74,15 @@ int nibble_load(nibble *c, const char *path, const struct nibble_load_options *g
         rc = put(c, params->kv_type, sizeof(params->kv_type), "KV type", options->kv_type);
     if (rc == 0)
         rc = put(c, request.fallback, sizeof(request.fallback), "device", options->fallback);
+    if (rc == 0)
+        rc = put(c, request.base, sizeof(request.base), "model", options->base);
+    if (rc == 0 && options->base && options->n_adapters)
+        rc = nb_fail(c, -EINVAL, "an adapter takes no other adapters: load each under its name");
     if (rc < 0)
         return rc;
     if (c->requesting)
         return nb_fail(c, -EBUSY, "a load is under way on this connection");
-    if ((rc = send_files(c, path, options)) < 0)
+    if ((rc = send_files(c, path, options, &request.scale)) < 0)
         return rc;
     struct nb_packet reply;
     struct nb_load load = {.options = options};

@@ -125,13 +125,14 @@ static int find_model(nibble *c, const char *name, struct nibble_model *ret_mode
                    "no model is loaded by the name %s: nibble models lists them", name);
 }
 
-int nb_channel_open(nibble *c, const char *model, uint64_t arena_bytes,
+int nb_channel_open(nibble *c, const char *model, const char *adapter, uint64_t arena_bytes,
                     struct nb_channel **ret_channel)
 {
     struct nb_wire_open_channel request = {.arena_bytes = arena_bytes};
     struct nb_packet reply;
     char reason[NB_LIMIT_TEXT];
     memcpy(request.model, model, strlen(model) + 1);
+    memcpy(request.adapter, adapter, strlen(adapter) + 1);
     int rc = nb_request(c, NB_WIRE_OPEN_CHANNEL, &request, NULL, &reply, OPEN_MS);
     if (rc < 0)
         return rc;
@@ -144,6 +145,7 @@ int nb_channel_open(nibble *c, const char *model, uint64_t arena_bytes,
     }
     channel->connection = c;
     channel->handle = opened.channel;
+    memcpy(channel->adapter, request.adapter, sizeof(channel->adapter));
     channel->sock = -1;
     nb_link_init(&channel->waiting);
     nb_link_init(&channel->sessions);

@@ -157,6 +157,7 @@ struct nb_channel {
     struct nb_link link;
     nibble *connection;
     struct nibble_model model;
+    char adapter[NB_NAME_MAX]; // of its sessions; "": none
     char numerics[16];
     unsigned moves; // to another device, or to other numerics
     uint32_t handle;
@@ -206,8 +207,9 @@ int nb_task_submit(struct nb_task *task);   // or the channel's failure
 void nb_task_cancel(struct nb_task *task);  // it ends soon, by complete or fail
 void nb_task_abandon(struct nb_task *task); // it is forgotten at once; nothing is called any more
 
-int nb_channel_open(nibble *connection, const char *model, uint64_t arena_bytes,
-                    struct nb_channel **ret_channel);
+// `adapter`: "" for none.
+int nb_channel_open(nibble *connection, const char *model, const char *adapter,
+                    uint64_t arena_bytes, struct nb_channel **ret_channel);
 void nb_channel_close(struct nb_channel *channel);
 // Takes a channel's memory and socket over, the fds included in any case.
 int nb_channel_map(struct nb_channel *channel, const struct nb_wire_channel *packet,

@@ -318,6 +318,19 @@ static float cut_scale(char *path)
     return scale;
 }
 
+// Scales are read and written with a point, whatever the application's locale has.
+static locale_t use_plain_numbers(locale_t *ret_plain)
+{
+    *ret_plain = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
+    return *ret_plain ? uselocale(*ret_plain) : (locale_t)0;
+}
+
+static void use_numbers_of(locale_t before, locale_t plain)
+{
+    uselocale(before);
+    freelocale(plain);
+}
+
 static int add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
                         char *ret_error, size_t error_size)
 {
@@ -334,16 +347,28 @@ static int add_adapters(struct nb_model_files *files, const char *const *adapter
     return rc;
 }
 
-// Scales are read and written with a point, whatever the application's locale has.
 int nb_model_files_add_adapters(struct nb_model_files *files, const char *const *adapters, size_t n,
                                 char *ret_error, size_t error_size)
 {
-    const locale_t plain = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
+    locale_t plain, before = use_plain_numbers(&plain);
     if (!plain)
         return -ENOMEM;
-    const locale_t before = uselocale(plain);
     int rc = add_adapters(files, adapters, n, ret_error, error_size);
-    uselocale(before);
-    freelocale(plain);
+    use_numbers_of(before, plain);
+    return rc;
+}
+
+int nb_model_files_open_adapter(const char *path, struct nb_model_files *ret, float *ret_scale,
+                                char *ret_error, size_t error_size)
+{
+    char *file = strdup(path);
+    locale_t plain = (locale_t)0, before = file ? use_plain_numbers(&plain) : (locale_t)0;
+    int rc = plain ? 0 : -ENOMEM;
+    if (rc == 0) {
+        *ret_scale = cut_scale(file);
+        use_numbers_of(before, plain);
+        rc = nb_model_files_open(file, ret, ret_error, error_size);
+    }
+    free(file);
     return rc;
 }

@@ -30,4 +30,7 @@ int nb_model_files_add_adapters(struct nb_model_files *files, const char *const 
 // (.txt, .md, .rst, .jsonl, .ndjson), by name. -ENOENT: a folder has none.
 int nb_model_files_add_texts(struct nb_model_files *files, const char *path, const char *prefix,
                              char *ret_error, size_t error_size);
+// An adapter alone, as a path, perhaps with ":SCALE" behind it, which goes to *ret_scale (else 1).
+int nb_model_files_open_adapter(const char *path, struct nb_model_files *ret, float *ret_scale,
+                                char *ret_error, size_t error_size);
 void nb_model_files_close(struct nb_model_files *files); // all zero is fine

@@ -7,11 +7,12 @@
 
 #define PAGE 4096u
 
-static struct nb_channel *find_channel(nibble *c, const char *model)
+static struct nb_channel *find_channel(nibble *c, const char *model, const char *adapter)
 {
     NB_EACH(link, &c->channels) {
         struct nb_channel *channel = NB_OF(link, struct nb_channel, link);
-        if (!channel->lost && strcmp(channel->model.name, model) == 0)
+        if (!channel->lost && strcmp(channel->model.name, model) == 0 &&
+            strcmp(channel->adapter, adapter) == 0)
             return channel;
     }
     return NULL;
@@ -81,9 +82,13 @@ int nibble_session_open(nibble *c, const char *model, const struct nibble_sessio
         return rc;
     if (!model || !*model || strlen(model) >= NB_NAME_MAX)
         return nb_fail(c, NIBBLE_E_NO_MODEL, "a model's name has 1 to %d bytes", NB_NAME_MAX - 1);
-    struct nb_channel *channel = find_channel(c, model);
+    const char *adapter = own.adapter ? own.adapter : "";
+    if (strlen(adapter) >= NB_NAME_MAX)
+        return nb_fail(c, NIBBLE_E_NO_MODEL, "an adapter's name has 1 to %d bytes",
+                       NB_NAME_MAX - 1);
+    struct nb_channel *channel = find_channel(c, model, adapter);
     if (!channel)
-        rc = nb_channel_open(c, model, own.arena_bytes, &channel);
+        rc = nb_channel_open(c, model, adapter, own.arena_bytes, &channel);
     if (rc < 0)
         return rc;
     rc = open_on(channel, (enum nibble_drafts)own.drafts, ret_session);

@@ -107,6 +107,7 @@ struct nb_wire_open_channel {
     struct nb_wire_header header;
     char model[NB_NAME_MAX];
     uint64_t arena_bytes;
+    char adapter[NB_NAME_MAX]; // that all of its sessions have; "": none
 };
 // Also REBIND (type, serial 0). fds: the channel's memfd, the socket to the worker.
 struct nb_wire_channel {
@@ -152,12 +153,16 @@ struct nb_load_params {
 struct nb_wire_load {
     struct nb_wire_header header;
     char name[NB_NAME_MAX];
-    char device[32];         // "": the CPU
-    char fallback[32];       // the device that takes over when this one is lost; "": none
-    uint32_t gpu_layers;     // of the device, the last ones; the CPU has the others; 0: it has all
-    uint32_t force;          // 1: a file that is zero to its end is loaded as it is
-    uint32_t temporary, pad; // 1: unloaded when this connection ends
+    char device[32];     // "": the CPU
+    char fallback[32];   // the device that takes over when this one is lost; "": none
+    uint32_t gpu_layers; // of the device, the last ones; the CPU has the others; 0: it has all
+    uint32_t force;      // 1: a file that is zero to its end is loaded as it is
+    uint32_t temporary;  // 1: unloaded when this connection ends
+    float scale;         // of an adapter, its strength; of a model 0
     struct nb_load_params params;
+    // The file is an adapter, for sessions of this model, and is served as that is: of all the rest
+    // only name, force, temporary and scale are said. "": the files are a model.
+    char base[NB_NAME_MAX];
 };
 
 struct nb_wire_unload {

@@ -301,6 +301,8 @@ static int start(struct nb_channel *c, struct nb_lane *lane, struct nb_embed *e)
     struct nb_session *s = &lane->session;
     int rc = s->sequence ? 0 : nb_sequence_create(c->model->model, s, &s->sequence);
     if (rc == 0)
+        nb_sequence_adapt(s->sequence, c->model->adapter);
+    if (rc == 0)
         rc = nb_sequence_set(s->sequence, 0, e->tokens.id + e->at, n);
     if (rc == 0)
         rc = nb_sequence_start(s->sequence, &request);

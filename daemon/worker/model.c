@@ -99,6 +99,33 @@ static void log_weights(const struct nb_serve *s, const char *name)
         nb_log("the weights of %.63s are %s", name, info.weights);
 }
 
+// An adapter is its base's entry with one thing more, and is told of as that is.
+static int open_adapter(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
+                        struct nb_worker_model *m, struct nb_link_model_ready *ready,
+                        struct nb_error *ret_error)
+{
+    const struct nb_worker_model *base = nb_worker_model_find(s, add->base);
+    struct nb_image *image;
+    if (!base || base->adapter)
+        return nb_fail(ret_error, NIBBLE_E_NO_MODEL, "its base is not served: load that again");
+    int rc = nb_image_map(image_fd, 1, &image, ret_error);
+    if (rc < 0)
+        return nb_link_status(rc);
+    *m = *base;
+    m->id = add->model;
+    rc = nb_adapter_create(m->model, image, add->name, (double)add->scale, &m->adapter,
+                           ret_error);
+    if (rc < 0) {
+        nb_image_unmap(image);
+        m->model = NULL;
+        return nb_link_status(rc);
+    }
+    describe_tensors(image, &ready->info);
+    describe_model(m->model, &ready->info);
+    ready->info.kv_bytes = 0; // its base's
+    return 0;
+}
+
 // `m` has the device that it is opened on.
 static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
                       struct nb_worker_model *m, struct nb_link_model_ready *ready,
@@ -151,7 +178,8 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
         ready.header.status =
             nb_fail(&error, NIBBLE_E_QUOTA, "a device serves %d models at most", NB_WORKER_MODELS);
     } else {
-        ready.header.status = open_model(s, add, image_fd, &opened, &ready, &error);
+        ready.header.status =
+            (add->base ? open_adapter : open_model)(s, add, image_fd, &opened, &ready, &error);
     }
     if (opened.model) {
         opened.page = &s->page->models[m - s->models];
@@ -162,7 +190,8 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
         opened.drafts = add->drafts;
         opened.longest_embedded = ready.info.longest_embedded;
         *m = opened;
-        nb_model_set_events(m->model, &nb_session_events);
+        if (!m->adapter)
+            nb_model_set_events(m->model, &nb_session_events);
         atomic_store(&m->page->model, m->id);
     }
     snprintf(ready.text, sizeof(ready.text), "%.239s", error.text);
@@ -174,7 +203,10 @@ void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
     struct nb_worker_model *m = nb_worker_model_find(s, id);
     if (!m)
         return;
-    nb_model_close(m->model);
+    if (m->adapter)
+        nb_adapter_destroy(m->adapter);
+    else
+        nb_model_close(m->model);
     atomic_store(&m->page->model, 0);
     atomic_store(&m->page->sessions, 0);
     atomic_store(&m->page->kv_used_bytes, 0);
@@ -206,7 +238,7 @@ static uint32_t name_batch(struct nb_serve *s, const struct nb_worker_model *m, 
     uint32_t n = 0;
     for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++) {
         struct nb_channel *c = s->channels[i];
-        if (c && c->model == m && c->n_jobs && admit(c, now))
+        if (c && c->model->model == m->model && c->n_jobs && admit(c, now))
             atomic_store_explicit(&s->page->running[n++], c->key, memory_order_relaxed);
     }
     atomic_store(&s->page->n_running, n);
@@ -225,7 +257,7 @@ static void after_step(struct nb_serve *s, const struct nb_worker_model *m)
 {
     for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++) {
         struct nb_channel *c = s->channels[i];
-        if (!c || c->model != m || !c->n_jobs)
+        if (!c || c->model->model != m->model || !c->n_jobs)
             continue;
         for (uint32_t j = 0; j < NB_JOBS_MAX; j++)
             if (c->jobs[j].user_data)

@@ -358,7 +358,7 @@ static bool step(struct nb_serve *s)
     for (uint32_t i = 0; i < NB_WORKER_MODELS; i++) {
         struct nb_worker_model *m = &s->models[s->next_model];
         s->next_model = (s->next_model + 1) % NB_WORKER_MODELS;
-        int rc = m->id ? nb_worker_model_step(s, m) : 0;
+        int rc = m->id && !m->adapter ? nb_worker_model_step(s, m) : 0;
         if (rc < 0)
             nb_serve_fail(s, rc);
         if (rc > 0)

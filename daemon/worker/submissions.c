@@ -142,6 +142,7 @@ static int open_session(struct nb_channel *c, uint32_t id, struct nb_session **r
         int rc = nb_sequence_create(c->model->model, session, &session->sequence);
         if (rc < 0)
             return rc;
+        nb_sequence_adapt(session->sequence, c->model->adapter);
         atomic_fetch_add(&c->page->sessions, 1);
         atomic_fetch_add(&c->model->page->sessions, 1);
     }

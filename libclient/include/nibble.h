@@ -101,6 +101,9 @@ struct nibble_model {
     char template_reason[188]; /* why it has none; "": it has one, or is not ready yet */
     int32_t embeds_only;       /* 1: it gives vectors of texts (nibble_embed) and generates none */
     uint32_t longest_embedded; /* tokens of a text that it embeds */
+    /* Of an adapter: the model whose sessions may have it, and its strength. "": it is a model */
+    char base[64];
+    double scale;
 };
 
 struct nibble_device {
@@ -191,6 +194,10 @@ struct nibble_load_options {
      * ":SCALE" behind it, as "a.gguf:0.5". NULL: none. */
     const char *const *adapters;
     size_t n_adapters;
+    /* The file is a LoRA adapter (GGUF) for sessions of this loaded model; its path may have
+     * ":SCALE" behind it. It is listed as a model is, under its name, and served as its base is: of
+     * the other members only name, temporary, force and progress may be set. NULL: a model. */
+    const char *base;
 };
 
 /* Loads the model at `path`: a GGUF file, the first part of a GGUF that was split
@@ -199,8 +206,8 @@ struct nibble_load_options {
  * ready. */
 NIBBLE_API int nibble_load(nibble *admin, const char *path,
                            const struct nibble_load_options *options);
-/* Unloads. Without `force`, fails with NIBBLE_E_BUSY while sessions use the model; with it, their
- * jobs end with NIBBLE_E_NO_MODEL. */
+/* Unloads a model, with its adapters, or an adapter. Without `force`, fails with NIBBLE_E_BUSY
+ * while sessions use the model; with it, their jobs end with NIBBLE_E_NO_MODEL. */
 NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
 
 /* ---- Sessions ---- */
@@ -208,9 +215,12 @@ NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
 struct nibble_session_options {
     uint32_t size;
     /* Shared memory for this connection's texts and results with the model; 0: 4 MiB. The first
-     * session of a connection on a model decides. */
+     * session of a connection on a model with that adapter decides. */
     uint64_t arena_bytes;
     uint64_t drafts; /* an enum nibble_drafts */
+    /* A loaded adapter of the model (nibble_load_options.base). Sessions with different adapters,
+     * and with none, share the model's weights, and their tokens are as each alone. NULL: none. */
+    const char *adapter;
 };
 
 /* Tokens that may come next are proposed, from where the session's last tokens occurred in its log

@@ -182,7 +182,7 @@ class DescriptorsUnderWay(Attack):
         for c in attackers:
             try:
                 for i in range(1, 120):
-                    c.send(HEADER.pack(OPEN, 88, 2 * i, 0) + struct.pack("<64sQ", b"m", 1 << 16))
+                    c.send(HEADER.pack(OPEN, 152, 2 * i, 0) + c.open_body("m", 1 << 16))
                     c.send(HEADER.pack(CLOSE, 264, 2 * i + 1, 0) + struct.pack("<I", i).ljust(248, b"\0"))
             except Gone:
                 pass  # it does not read
@@ -214,7 +214,7 @@ class DescriptorsUnderWay(Attack):
     def test_one_that_reads_nothing_is_refused(self):
         """Its own replies say so, once it reads."""
         with self.attacker() as c:
-            serials = [(c.post(OPEN, struct.pack("<64sQ", b"m", 1 << 16)),
+            serials = [(c.post(OPEN, c.open_body("m", 1 << 16)),
                         c.post(CLOSE, struct.pack("<I", i).ljust(248, b"\0"))) for i in range(1, 180)]
             refused = 0
             for opened, closed in serials:

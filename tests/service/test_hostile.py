@@ -9,7 +9,7 @@ from harness import *
 
 FAKE = os.environ["NIBBLE_TEST_FAKE_WORKER"]
 ALL = (HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL, FILE)
-SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 88, CLOSE: 264, LOAD: 208, UNLOAD: 88, CANCEL: 16, FILE: 272}
+SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 152, CLOSE: 264, LOAD: 272, UNLOAD: 88, CANCEL: 16, FILE: 272}
 
 
 class Hostile(ServiceTest):
@@ -118,7 +118,8 @@ class Hostile(ServiceTest):
 
     def test_names_without_an_end(self):
         with self.daemon.client() as c, self.daemon.admin() as a:
-            self.refused(E_NO_MODEL, c.call, OPEN, b"m" * 64 + struct.pack("<Q", 0))
+            self.refused(E_NO_MODEL, c.call, OPEN, b"m" * 64 + struct.pack("<Q", 0) + bytes(64))
+            self.refused(E_NO_MODEL, c.call, OPEN, c.open_body("m")[:-64] + b"\xff" * 64)
             self.refused(E_NO_MODEL, a.call, UNLOAD, b"\xff" * 72)
             noise, fallback = b"\xff" * (SIZES[LOAD] - HEADER.size), 64 + 32
             self.refused(EINVAL, a.call, LOAD, noise)
@@ -126,7 +127,8 @@ class Hostile(ServiceTest):
             body = a.load_body("n")
             self.refused(E_UNSUPPORTED, a.call, LOAD,
                          body[:fallback] + noise[:32] + body[fallback + 32:])
-            self.refused(EINVAL, a.call, LOAD, body[:-16] + noise[:16])  # the KV cache's type
+            self.refused(EINVAL, a.call, LOAD, body[:-80] + noise[:16] + body[-64:])  # the KV cache's type
+            self.refused(E_NO_MODEL, a.call, LOAD, body[:-64] + noise[:64])
 
     def test_garbage(self):
         seed = random.randrange(1 << 32)
@@ -154,7 +156,7 @@ class Hostile(ServiceTest):
         """Replies with fds pile up in the socket; the broker's own fds do not."""
         with self.daemon.client() as c:
             for _ in range(200):
-                serial = c.post(OPEN, struct.pack("<64sQ", b"m", 1 << 16))
+                serial = c.post(OPEN, c.open_body("m", 1 << 16))
             self.assertLess(len(self.daemon.fds()), len(self.before) + 60)
             with self.daemon.client() as other:
                 other.status()
@@ -165,7 +167,7 @@ class Hostile(ServiceTest):
         with self.daemon.client() as c:
             with self.assertRaises(Gone):
                 for i in range(1, 5000):
-                    c.send(HEADER.pack(OPEN, 88, i, 0) + struct.pack("<64sQ", b"m", 1 << 16))
+                    c.send(HEADER.pack(OPEN, SIZES[OPEN], i, 0) + c.open_body("m", 1 << 16))
                     c.send(HEADER.pack(CLOSE, 264, i, 0) + struct.pack("<I", i).ljust(248, b"\0"))
                     if i % 20 == 0:
                         most = max(most, len(self.daemon.fds()))
@@ -194,7 +196,7 @@ class Hostile(ServiceTest):
                     c = self.daemon.client()
                     for _ in range(4):
                         c.open_channel("m").sock.send(b"some bytes")
-                    c.post(OPEN, struct.pack("<64sQ", b"m", 0))
+                    c.post(OPEN, c.open_body("m"))
                 finally:
                     os.kill(os.getpid(), signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -114,10 +114,12 @@ class Systemd(unittest.TestCase):
             self.hear(japanese)
             a.load("s", path, device="vulkan0:3+vulkan1", fallback="cpu+vulkan0:2")
             self.hear("FDNAME=model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16")
+            a.load("style", path, base="日本", scale=-0.25)
+            self.hear("FDNAME=adapter+style+%e697a5e69cac+-0.25")
         self.assertEqual([name for name, _ in self.stored],
                          ["model+m+cpu+-+77+4096+exact+f32", "model+n+cpu+-+0+0+balanced+f16", "model+o+cpu+-+0+8192+balanced+q8_0",
                           japanese.removeprefix("FDNAME="),
-                          "model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16"])
+                          "model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16", "adapter+style+%e697a5e69cac+-0.25"])
         self.process.kill()
         self.process.communicate()
 
@@ -131,14 +133,19 @@ class Systemd(unittest.TestCase):
                      "-+0+0+exact+f32+1", "exact+77+4096/f32", "-", "-+"):
             bad.append((f"model+r+cpu+{rest}", os.dup(self.stored[0][1])))
             self.addCleanup(os.close, bad[-1][1])
-        self.activate("admin.sock", "nibble.sock", stored=self.stored[:1] + self.stored[2:] + bad)
+        for rest in ("m", "m+", "m+x", "m+1+", "gone+1", "style+1"):
+            bad.append((f"adapter+r+{rest}", os.dup(self.stored[0][1])))
+            self.addCleanup(os.close, bad[-1][1])
+        adapter = self.stored.pop()  # comes first, and waits for its base
+        self.activate("admin.sock", "nibble.sock", stored=[adapter] + self.stored[:1] + self.stored[2:] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            m, o, j, s = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][3:] and a.list(MODELS), "the models")
+            m, o, j, s, style = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][4:] and a.list(MODELS), "the models")
             self.assertEqual((m.name, m.precision, m.kv_type, m.context, m.packed_bytes), (b"m", b"exact", b"f32", 77, 4096))
             self.assertEqual((o.name, o.precision, o.kv_type), (b"o", b"balanced", b"q8_0"))
             self.assertEqual(j.name.decode(), "日本")
             self.assertEqual((s.name, s.device), (b"s", b"vulkan0:3+vulkan1"))
+            self.assertEqual((style.name, style.base.decode(), style.scale), (b"style", "日本", -0.25))
             channel = c.open_channel("m")
             channel.sock.send(b"x")
             self.assertEqual(channel.sock.recv(1), b"x")
@@ -146,7 +153,7 @@ class Systemd(unittest.TestCase):
         self.process.send_signal(signal.SIGTERM)
         self.hear("STOPPING=1")
         _, log = self.process.communicate(timeout=PATIENCE)
-        self.assertEqual(log.count("not served again"), 14, log)
+        self.assertEqual(log.count("not served again"), 20, log)
 
     def test_a_socket_of_another_name(self):
         runtime = self.activate("other.sock")

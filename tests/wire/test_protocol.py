@@ -9,7 +9,7 @@ import sys
 
 root, compiler = pathlib.Path(sys.argv[1]), sys.argv[2]
 page = (root / "docs/protocol.md").read_text()
-TYPES = {"u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t", "i32": "int32_t", "f32": "float", "char": "char"}
+TYPES = {"u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t", "i32": "int32_t", "f32": "float", "f64": "double", "char": "char"}
 checks, structs = [], []
 current, in_rows = None, False
 for line in page.splitlines():

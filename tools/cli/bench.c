@@ -25,6 +25,7 @@ struct bench {
     struct common common;
     const char *device;
     uint32_t prompt, gen, depth, clients, runs;
+    struct option_list adapters; // the clients have them in turn
     int32_t *ids;
     struct client *c;
     char measured[32]; // device
@@ -258,8 +259,9 @@ static int open_clients(struct bench *b, const char *model)
     uint32_t longest = b->prompt > b->depth + b->gen ? b->prompt : b->depth + b->gen;
     for (uint32_t i = 0; i < b->clients; i++) {
         struct client *c = &b->c[i];
+        const char *adapter = b->adapters.n ? b->adapters.items[i % b->adapters.n] : NULL;
         if (!(c->connection = cli_connect(&b->common)) ||
-            !(c->session = cli_session(c->connection, model, 0, NIBBLE_DRAFTS_OFF)))
+            !(c->session = cli_session(c->connection, model, adapter, 0, NIBBLE_DRAFTS_OFF)))
             return CLI_FAILED;
     }
     const struct nibble_model *m = nibble_session_model(b->c[0].session);
@@ -321,6 +323,8 @@ int verb_bench(const struct verb *verb, int argc, char **argv)
          "tokens in the context before decoding (default: 16)"},
         {"clients", 0, OPTION_UINT(1, 1024), &b.clients, "N",
          "clients of the aggregate (default: 8)"},
+        {"adapter", 0, OPTION_LIST(OPTION_LIST_MAX), &b.adapters, "NAME",
+         "an adapter of the model; of several the clients have each in turn"},
         {"runs", 0, OPTION_UINT(1, UINT32_MAX), &b.runs, "R",
          "runs; the median counts (default: 5)"},
         {0},

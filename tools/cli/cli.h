@@ -82,9 +82,9 @@ int cli_usage_error(const char *format, ...) __attribute__((format(printf, 1, 2)
 // Connects, or says why not and returns NULL.
 nibble *cli_connect(const struct common *common);
 nibble *cli_connect_admin(const struct common *common);
-// Opens a session, or says why not and returns NULL.
-nibble_session *cli_session(nibble *connection, const char *model, uint64_t arena_bytes,
-                            enum nibble_drafts drafts);
+// Opens a session, or says why not and returns NULL. `adapter`: the name of one, or NULL.
+nibble_session *cli_session(nibble *connection, const char *model, const char *adapter,
+                            uint64_t arena_bytes, enum nibble_drafts drafts);
 // Its arena_bytes for a text of so many bytes: as much again for every four of them (an id each),
 // and 0, the usual, for short ones.
 uint64_t cli_room(uint64_t text_bytes);

@@ -118,12 +118,12 @@ nibble *cli_connect_admin(const struct common *common)
     return connect_by(nibble_connect_admin, common);
 }
 
-nibble_session *cli_session(nibble *connection, const char *model, uint64_t arena_bytes,
-                            enum nibble_drafts drafts)
+nibble_session *cli_session(nibble *connection, const char *model, const char *adapter,
+                            uint64_t arena_bytes, enum nibble_drafts drafts)
 {
     nibble_session *session = NULL;
     struct nibble_session_options options = {
-        .size = sizeof(options), .arena_bytes = arena_bytes, .drafts = drafts};
+        .size = sizeof(options), .arena_bytes = arena_bytes, .drafts = drafts, .adapter = adapter};
     int rc = nibble_session_open(connection, model, &options, &session);
     if (rc < 0)
         cli_failed(connection, model, rc);

@@ -213,7 +213,8 @@ static int embed(struct embed *e, const char *model)
         longest = e->texts[i].text_len > longest ? e->texts[i].text_len : longest;
     nibble *connection = cli_connect(&e->common);
     nibble_session *session =
-        connection ? cli_session(connection, model, cli_room(longest), NIBBLE_DRAFTS_OFF) : NULL;
+        connection ? cli_session(connection, model, NULL, cli_room(longest), NIBBLE_DRAFTS_OFF)
+                   : NULL;
     int status = CLI_FAILED;
     if (session) {
         e->dims = nibble_session_model(session)->embedding;

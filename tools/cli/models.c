@@ -51,11 +51,17 @@ static int print_loaded(nibble *admin, const char *name, double seconds, bool js
     const struct nibble_model model = find_model(admin, name);
     char lack[CLI_LACK_SIZE];
     if (json)
-        return cli_print_json(json_pack("{s:s, s:s, s:f, s:b, s:b}", "name", name, "device",
+        return cli_print_json(json_pack("{s:s, s:s, s:f, s:b, s:b, s:s}", "name", name, "device",
                                         model.device, "seconds", seconds, "has_template",
-                                        model.has_template, "embeds_only", model.embeds_only),
+                                        model.has_template, "embeds_only", model.embeds_only,
+                                        "base", model.base),
                               JSON_REAL_PRECISION(4));
     printf("loaded %s on %s in %.2f s\n", name, model.device, seconds);
+    if (*model.base) {
+        printf("it is an adapter of %s: `nibble run %s --adapter %s PROMPT`\n", model.base,
+               model.base, name);
+        return CLI_OK;
+    }
     if (model.embeds_only)
         printf("it gives vectors of texts: `nibble embed %s TEXT...`\n", name);
     else if (!model.has_template)
@@ -63,6 +69,19 @@ static int print_loaded(nibble *admin, const char *name, double seconds, bool js
                "template\n",
                cli_template_lack(&model, lack), name);
     return CLI_OK;
+}
+
+// The one that is asked for, or the file's: an adapter's without its scale.
+static int choose_name(const char *file, const struct nibble_load_options *options,
+                       char ret[CLI_NAME_SIZE])
+{
+    const char *colon = options->base && access(file, F_OK) < 0 ? strrchr(file, ':') : NULL;
+    if (options->name)
+        return cli_name(options->name, ret);
+    char *path = strndup(file, colon ? (size_t)(colon - file) : strlen(file));
+    int status = path ? cli_name_of_file(path, ret) : cli_error("out of memory");
+    free(path);
+    return status;
 }
 
 int verb_load(const struct verb *verb, int argc, char **argv)
@@ -90,18 +109,24 @@ int verb_load(const struct verb *verb, int argc, char **argv)
          "f16 (default), q8_0, which takes half the memory, or f32 (default of exact)"},
         {"adapter", 0, OPTION_LIST(OPTION_LIST_MAX), &adapters, "F.gguf[:SCALE]",
          "a LoRA adapter that is part of the model (each its own option)"},
+        {"base", 0, OPTION_STRING, &options.base, "MODEL",
+         "FILE is a LoRA adapter, F.gguf[:SCALE], for sessions of this loaded model (nibble run "
+         "--adapter NAME)"},
         {"force", 'f', OPTION_FLAG, &force, NULL,
          "load a file that is zero to its end, as after an interrupted download"},
         {0},
     };
-    char **args, name[CLI_NAME_SIZE];
+    char **args, name[CLI_NAME_SIZE], base[CLI_NAME_SIZE];
     int n = cli_parse(verb, specs, &common, argc, argv, 1, 1, &args);
     if (n < 0)
         return CLI_EXIT(n);
     options.force = force;
     options.adapters = adapters.items;
     options.n_adapters = adapters.n;
-    int status = options.name ? cli_name(options.name, name) : cli_name_of_file(args[0], name);
+    int status = options.base ? cli_name(options.base, base) : CLI_OK;
+    if (status == CLI_OK)
+        status = choose_name(args[0], &options, name);
+    options.base = options.base ? base : NULL;
     nibble *admin = NULL;
     double start = cli_now();
     options.name = name;

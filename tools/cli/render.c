@@ -63,7 +63,8 @@ static int render_prompt(const struct common *common, const char *name, struct c
         return status;
     nibble *connection = cli_connect(common);
     nibble_session *session =
-        connection ? cli_session(connection, name, conversation_room(c), NIBBLE_DRAFTS_OFF) : NULL;
+        connection ? cli_session(connection, name, NULL, conversation_room(c), NIBBLE_DRAFTS_OFF)
+                   : NULL;
     status = session ? conversation_check(c, nibble_session_model(session)) : CLI_FAILED;
     struct nibble_chat chat = conversation_chat(c);
     chat.no_generation_prompt = open;

@@ -31,7 +31,9 @@ static int run_model(struct run *run, const char *name, const char *text, size_t
     uint64_t room = text ? cli_room(len) : chat ? CHAT_ROOM : conversation_room(&run->conversation);
     int status = CLI_FAILED;
     run->connection = cli_connect(&run->common);
-    run->session = run->connection ? cli_session(run->connection, name, room, run->drafts) : NULL;
+    const char *adapter = run->adapter_name ? run->adapter : NULL;
+    run->session =
+        run->connection ? cli_session(run->connection, name, adapter, room, run->drafts) : NULL;
     if (run->session)
         status = text ? CLI_OK
                       : conversation_check(&run->conversation, nibble_session_model(run->session));
@@ -95,6 +97,8 @@ int verb_run(const struct verb *verb, int argc, char **argv)
     struct nibble_sampling *s = &run.generate.sampling;
     nibble_generate_options_init(&run.generate, sizeof(run.generate));
     const struct option_spec specs[] = {
+        {"adapter", 0, OPTION_STRING, &run.adapter_name, "NAME",
+         "with this adapter of the model (nibble load --base)"},
         {"max-tokens", 'n', OPTION_UINT(0, UINT32_MAX), &run.generate.max_tokens, "N",
          "tokens at most (default, and 0: to the end)"},
         {"temp", 0, OPTION_FLOAT(0, 100), &s->temperature, "T",
@@ -135,6 +139,8 @@ int verb_run(const struct verb *verb, int argc, char **argv)
         status = read_drafts(&run);
     if (status == CLI_OK)
         status = cli_name(args[0], name);
+    if (status == CLI_OK && run.adapter_name)
+        status = cli_name(run.adapter_name, run.adapter);
     if (status != CLI_OK)
         return status;
     run.generate.stop = run.stop.items;

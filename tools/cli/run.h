@@ -69,6 +69,8 @@ struct run {
     struct conversation_options about;
     struct option_list stop;
     bool raw, verbose, show_thinking;
+    const char *adapter_name; // as it was given; NULL: none
+    char adapter[CLI_NAME_SIZE];
     const char *drafts_name; // NULL: the default
     enum nibble_drafts drafts;
     nibble *connection;

@@ -26,6 +26,8 @@ static json_t *field_json(const struct column *c, const void *row)
     case COLUMN_U64:
     case COLUMN_BYTES:
         return json_integer((json_int_t) * (const uint64_t *)field(c, row));
+    case COLUMN_F64:
+        return json_real(*(const double *)field(c, row));
     }
     return json_null();
 }
@@ -47,6 +49,9 @@ static void field_text(const struct column *c, const void *row, char *ret, size_
         break;
     case COLUMN_BYTES:
         snprintf(ret, size, "%s", cli_bytes(*(const uint64_t *)field(c, row)));
+        break;
+    case COLUMN_F64:
+        snprintf(ret, size, "%g", *(const double *)field(c, row));
         break;
     }
 }

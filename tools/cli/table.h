@@ -4,7 +4,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum column_kind { COLUMN_TEXT, COLUMN_FLAG, COLUMN_U32, COLUMN_U64, COLUMN_BYTES };
+enum column_kind { COLUMN_TEXT, COLUMN_FLAG, COLUMN_U32, COLUMN_U64, COLUMN_BYTES, COLUMN_F64 };
 
 // `key` names it in JSON, `title` in the table (NULL: JSON alone); the value lies at `offset` in a
 // row.

@@ -25,7 +25,7 @@ static int tokenize(nibble *connection, const char *model, const char *text, siz
 {
     // Room for the text, an id for each byte, and the channel's alignment.
     nibble_session *session =
-        cli_session(connection, model, len + 4 * (len + 16) + 65536, NIBBLE_DRAFTS_OFF);
+        cli_session(connection, model, NULL, len + 4 * (len + 16) + 65536, NIBBLE_DRAFTS_OFF);
     int32_t *ids = malloc((len + 16) * sizeof(*ids));
     int status = CLI_FAILED;
     if (session && ids) {
