@@ -113,8 +113,7 @@ static int open_adapter(struct nb_serve *s, const struct nb_link_model_add *add,
         return nb_link_status(rc);
     *m = *base;
     m->id = add->model;
-    rc = nb_adapter_create(m->model, image, add->name, (double)add->scale, &m->adapter,
-                           ret_error);
+    rc = nb_adapter_create(m->model, image, add->name, (double)add->scale, &m->adapter, ret_error);
     if (rc < 0) {
         nb_image_unmap(image);
         m->model = NULL;

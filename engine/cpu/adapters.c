@@ -3,6 +3,9 @@
 // all of them; a row's result depends on no other.
 #include "engine/cpu/device.h"
 
+// That a run's rows are divided into, where there are as many threads: its A may be one row group.
+#define PARTS 8
+
 // Cuts the adapter's rows, of rows[0..n) or of all (NULL), into runs that no tile of tokens cuts.
 static void cut(struct nb_cpu_runs *r, const struct nb_rows *rows, const uint32_t *row, uint32_t n)
 {
@@ -56,7 +59,7 @@ static bool has_pairs(const struct nb_cpu_walk *w, const struct nb_op *products,
     return false;
 }
 
-// by * A x, of a row group of A and the rows of a run.
+// by * A x, of a row group of A and some rows of a run.
 static void make_thin(const struct nb_cpu_walk *w, const struct nb_cpu_run *run,
                       const struct nb_op *product, uint32_t nth, uint32_t group,
                       const struct nb_act *a)
@@ -79,12 +82,19 @@ void nb_cpu_adapters_begin(struct nb_cpu_walk *w, const struct nb_op *products, 
     const struct nb_cpu_runs *runs = runs_of(w);
     if (!has_pairs(w, products, n))
         return;
-    const uint32_t groups = w->m->thin_groups, each = n * groups;
+    const uint32_t parts = nb_cpu_min(nb_team_size(w->m->device->team), PARTS);
+    const uint32_t groups = w->m->thin_groups, each = n * groups * parts;
     struct nb_share share = nb_cpu_share(w, runs->n * each, 1);
     for (uint32_t u, end; nb_cpu_take(w, &share, &u, &end);)
-        for (; u < end; u++)
-            make_thin(w, &runs->run[u / each], &products[u % each / groups], u % each / groups,
-                      u % groups, a);
+        for (; u < end; u++) {
+            const uint32_t nth = u % each / (groups * parts), part = u % parts;
+            struct nb_cpu_run run = runs->run[u / each];
+            const uint32_t rows = (run.n + parts - 1) / parts, first = part * rows;
+            run.row += first;
+            run.n = first < run.n ? nb_cpu_min(rows, run.n - first) : 0;
+            if (run.n)
+                make_thin(w, &run, &products[nth], nth, u / parts % groups, a);
+        }
     nb_team_barrier(w->m->device->team);
 }
 

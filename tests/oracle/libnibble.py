@@ -39,6 +39,10 @@ class EmbedOptions(c.Structure):
                 ("user", c.c_void_p)]
 
 
+class SessionOptions(c.Structure):
+    _fields_ = [("size", c.c_uint32), ("arena_bytes", c.c_uint64), ("drafts", c.c_uint64), ("adapter", c.c_char_p)]
+
+
 class Model(c.Structure):
     """As far as it is looked at."""
     _fields_ = [("names", c.c_char * 176), ("sizes", c.c_uint64 * 3), ("vocab", c.c_uint32), ("context", c.c_uint32),
@@ -92,14 +96,15 @@ class Memory:
 
 
 class Session:
-    def __init__(self, path, socket, model):
+    def __init__(self, path, socket, model, adapter=None):
         lib = self.lib = c.CDLL(path)
         lib.nibble_error.restype = c.c_char_p
         lib.nibble_memory_unregister.argtypes = [c.c_void_p]
         lib.nibble_job_wait.argtypes = lib.nibble_job_free.argtypes = [c.c_void_p]
         self.connection, self.session = c.c_void_p(), c.c_void_p()
         self.check(lib.nibble_connect(str(socket).encode(), c.byref(self.connection)))
-        self.check(lib.nibble_session_open(self.connection, model.encode(), None, c.byref(self.session)))
+        options = SessionOptions(c.sizeof(SessionOptions), 0, 0, adapter.encode() if adapter else None)
+        self.check(lib.nibble_session_open(self.connection, model.encode(), c.byref(options), c.byref(self.session)))
 
     def check(self, code):
         if code < 0:

@@ -1,5 +1,7 @@
-"""LoRA adapters that numpy makes as part of a model: merged by `nibble compress`, the tensors are numpy's W + scale alpha / rank
-B A; merged or loaded with the model, logits are llama.cpp's of base and adapter; what does not fit is refused in one line.
+"""LoRA adapters that numpy makes. As part of a model: merged by `nibble compress`, the tensors are numpy's W + scale alpha / rank
+B A; merged or loaded with the model, logits are llama.cpp's of base and adapter. Of sessions: several with different adapters
+at once give llama.cpp's logits, and the bytes of each alone, also after the worker's death. What does not fit is refused in one
+line.
 
 usage: test_adapters.py NIBBLE MAKE-GGUF LIBNIBBLE    (NIBBLE_TEST_* name the service's programs, as in tests/service)
 """
@@ -7,8 +9,10 @@ import ctypes
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import unittest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -114,17 +118,22 @@ class Adapters(unittest.TestCase):
         off = self.assert_close(llama.logits_of(self.merge(self.base, "F32", f"{self.adapter}:0.7"), TOKENS), expected)
         print(f"merged beside base and adapter: {off:.1e} of the largest logit", file=sys.stderr)
 
-    def loaded(self, *words):
-        """Logits of the model that is loaded so."""
-        self.run_nibble("load", *words, "--name", "m", "--precision", "exact")
-        session = nb.Session(LIBNIBBLE, self.daemon.runtime / "nibble.sock", "m")
+    def logits(self, adapter=None):
+        """Of a session on the loaded model m."""
+        session = nb.Session(LIBNIBBLE, self.daemon.runtime / "nibble.sock", "m", adapter)
         rows = []
         take = ROW(lambda _user, _at, logits, n: rows.append(np.ctypeslib.as_array(logits, (n,)).copy()) or 0)
         session.check(session.lib.nibble_logits(session.session, TOKENS.ctypes.data_as(ctypes.c_void_p),
                                                 ctypes.c_size_t(len(TOKENS)), ctypes.c_size_t(0), take, None))
         session.close()
-        self.run_nibble("unload", "m")
         return np.array(rows)
+
+    def loaded(self, *words):
+        """Logits of the model that is loaded so."""
+        self.run_nibble("load", *words, "--name", "m", "--precision", "exact")
+        rows = self.logits()
+        self.run_nibble("unload", "m")
+        return rows
 
     def test_loaded(self):
         values = {n: [x.astype(np.float16).astype(np.float32) for x in pair]
@@ -138,6 +147,77 @@ class Adapters(unittest.TestCase):
         merged = self.merge(self.base, "F32", self.adapter, f"{self.half}:2")
         self.assert_close(self.loaded(self.base, "--adapter", self.adapter, "--adapter", f"{self.half}:2"),
                           llama.logits_of(merged, TOKENS))
+
+    def load_base(self, kind, *words):
+        """The model m, with adapters of several ranks and types; by name what llama.cpp is given, and its scale."""
+        adapters = {None: None, "a": (self.adapter, 0.7), "b": (self.half, 1), "c": (self.adapter, -0.4)}
+        values = {n: [x.astype(np.float16).astype(np.float32) for x in pair]
+                  for n, pair in factors_of(2, 3, ["attn_q", "ffn_down"]).items()}
+        self.run_nibble("load", self.path / f"{kind}.gguf", "--name", "m", *words)
+        self.addCleanup(self.nibble, "unload", "m")
+        for name, adapter in list(adapters.items())[1:]:
+            self.run_nibble("load", f"{adapter[0]}:{adapter[1]}", "--base", "m", "--name", name)
+        adapters["b"] = write(self.path / "single.gguf", values, 4.0), 1
+        return adapters
+
+    def at_once(self, calls):
+        """What the calls return, each from a thread of its own."""
+        results = [None] * len(calls)
+
+        def run(i):
+            results[i] = calls[i]()
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(len(calls))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    def test_logits_of_sessions(self):
+        adapters = self.load_base("F32", "--precision", "exact")
+        together = self.at_once([lambda name=name: self.logits(name) for name in list(adapters) * 2])
+        for i, (name, adapter) in enumerate(list(adapters.items()) * 2):
+            off = self.assert_close(together[i], llama.logits_of(self.base, TOKENS, adapter=adapter))
+            np.testing.assert_array_equal(together[i], self.logits(name))
+            print(f"session with adapter {name}: {off:.1e} of the largest logit", file=sys.stderr)
+
+    def answer(self, adapter, seed, n=40):
+        """The command of a sampled answer."""
+        words = [NIBBLE, "run", "m", "one two one two one two", "--raw", "--ignore-eos", "-n", str(n), "--temp", "0.9",
+                 "--seed", str(seed), "--json", "--socket", self.daemon.runtime / "nibble.sock"]
+        return words + (["--adapter", adapter] if adapter else [])
+
+    def tokens_of(self, process):
+        out, error = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, error)
+        return json.loads(out)["tokens"]
+
+    def start(self, *words):
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def test_bytes_of_sessions(self):
+        """On a quantized base, at each precision: alone, together, with and without drafts, and after the worker's death."""
+        for precision in ("exact", "balanced", "fast"):
+            adapters = self.load_base("Q8_0", "--precision", precision)
+            asked = [(name, seed) for seed, name in enumerate([*adapters, "a"])]
+            alone = [self.tokens_of(self.start(*self.answer(*a), "--drafts", "off")) for a in asked]
+            self.assertEqual(len({tuple(tokens) for tokens in alone}), len(asked))
+            self.assertEqual([self.tokens_of(self.start(*self.answer(*a), "--drafts", "always")) for a in asked], alone)
+            together = [self.start(*self.answer(*a)) for a in asked]
+            self.assertEqual([self.tokens_of(process) for process in together], alone)
+            self.run_nibble("unload", "m")
+
+    def test_a_death(self):
+        adapters = self.load_base("Q8_0")
+        alone = [self.tokens_of(self.start(*self.answer(name, 3, 450))) for name in adapters]
+        with self.daemon.client() as client:
+            before = client.status()
+            together = [self.start(*self.answer(name, 3, 450)) for name in adapters]
+            harness.until(lambda: client.status().decode_tokens > before.decode_tokens + 200, "tokens")
+            os.kill(self.daemon.server(), signal.SIGKILL)
+            self.assertEqual([self.tokens_of(process) for process in together], alone)
+            self.assertEqual(client.status().worker_restarts, before.worker_restarts + 1)
 
     def test_trained_beside_nf4(self):
         """QLoRA: of an adapter trained beside a folder of NF4, the held-out loss that was told is llama.cpp's of the merged file."""
@@ -159,26 +239,30 @@ class Adapters(unittest.TestCase):
             self.assertAlmostEqual(told[which]["loss"], -logits[np.arange(63), window[1:]].mean(), delta=2e-3)
 
     def refused(self, complaint, adapter):
-        for words in (("compress", self.base, "-o", self.path / "never.gguf", "--to", "F32"), ("load", self.base, "--name", "never")):
-            done = self.nibble(*words, "--adapter", adapter)
+        for words in (("compress", self.base, "-o", self.path / "never.gguf", "--to", "F32", "--adapter", adapter),
+                      ("load", self.base, "--name", "never", "--adapter", adapter),
+                      ("load", adapter, "--name", "odd.gguf", "--base", "base")):
+            done = self.nibble(*words)
             self.assertNotEqual(done.returncode, 0, adapter)
             self.assertRegex(done.stderr, complaint)
             self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
         self.assertFalse((self.path / "never.gguf").exists())
 
     def test_refusals(self):
+        self.run_nibble("load", self.base, "--name", "base")
+        self.addCleanup(self.nibble, "unload", "base")
         good, odd = factors_of(1, 4, ["attn_q"]), self.path / "odd.gguf"
         name = "blk.1.attn_q.weight"
         a, b = good[name]
         self.refused("No such file", self.path / "nothing.gguf")
         self.refused("odd.gguf: .*(GGUF|magic)", odd if odd.write_bytes(b"no gguf" * 9) else None)
-        self.refused("F32.gguf: its general.type is .* and not adapter", self.base)
-        self.refused("has no scale from -1000 to 1000", f"{self.adapter}:1e9")
+        self.refused("(F32|odd).gguf: its general.type is .* and not adapter", self.base)
+        self.refused("scale (is )?from -1000 to 1000", f"{self.adapter}:1e9")
         wide, nan = np.zeros((4, 300), np.float32), a.copy()
         nan[2, 7] = np.nan
-        thick = {name: (np.zeros((300, 256), np.float32), np.zeros((256, 300), np.float32))}
-        vector = {"blk.0.attn_norm.weight": (np.zeros((1, 256), np.float32), np.zeros((1, 1), np.float32))}
-        embedding = {"token_embd.weight": (np.zeros((2, 256), np.float32), np.zeros((259, 2), np.float32))}
+        thick = {name: (np.ones((300, 256), np.float32), np.ones((256, 300), np.float32))}
+        vector = {"blk.0.attn_norm.weight": (np.ones((1, 256), np.float32), np.ones((1, 1), np.float32))}
+        embedding = {"token_embd.weight": (np.ones((2, 256), np.float32), np.ones((259, 2), np.float32))}
         for complaint, factors, others in (
                 ("odd.gguf: its general.architecture is qwen2 and not llama", good, {"arch": "qwen2"}),
                 ("its general.type is model", good, {"kind": "model"}),
@@ -190,7 +274,7 @@ class Adapters(unittest.TestCase):
                 ("has factors 256 x 4 and 3 x 256", {name: (a[:3], b)}, {}),
                 ("has factors 256 x 300", thick, {}),
                 ("changes blk.7.attn_q.weight, which this model has not", {"blk.7.attn_q.weight": (a, b)}, {}),
-                ("has a number that is not finite", {name: (nan, b)}, {}),
+                ("has a number that is not finite|NaN", {name: (nan, b)}, {}),
                 ("blk.0.attn_norm.weight, which is no plain matrix", vector, {}),
                 ("changes the embedding", embedding, {}),
                 ("has no tensors", {}, {}),

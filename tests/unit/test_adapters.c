@@ -278,7 +278,7 @@ static void damage(uint8_t *bytes, size_t size, uint32_t times, uint64_t *state)
 // The file's first bytes, or its image's, are damaged.
 static void any_bytes(void **unused)
 {
-    enum { TRIES = 3000, HEAD = 3000 };
+    enum { TRIES = 1600, HEAD = 3000 };
     static uint8_t whole[1 << 20], bytes[1 << 20];
     struct random_model r = {1, 32, 32, 2, 1, 128, 1, NB_TYPE_F32};
     struct test_model t = open_model(random_model_create(&r), NB_PRECISION_FAST, 64);

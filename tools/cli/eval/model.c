@@ -29,8 +29,8 @@ int eval_model_open(const struct eval *e, const char *given, const char *role,
         return status;
     if (!(ret->connection = cli_connect(&e->common)))
         return CLI_FAILED;
-    if (!(ret->session =
-              cli_session(ret->connection, ret->loaded.name, NULL, arena_bytes(e), NIBBLE_DRAFTS_OFF)))
+    if (!(ret->session = cli_session(ret->connection, ret->loaded.name, NULL, arena_bytes(e),
+                                     NIBBLE_DRAFTS_OFF)))
         return CLI_FAILED;
     ret->about = *nibble_session_model(ret->session);
     return CLI_OK;
