@@ -160,7 +160,7 @@ int nb_store_take(struct nb_broker *broker, int fd, const char *name)
 
 static int restore(struct nb_broker *broker, struct nb_stored_image *image)
 {
-    struct nb_wire_load request;
+    struct nb_wire_load request = {.force = 0};
     struct nb_model *model;
     struct nb_device *device;
     struct nb_refusal refusal;

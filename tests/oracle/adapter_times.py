@@ -54,7 +54,7 @@ def main():
 
     def start(*words):
         return subprocess.Popen([os.environ["NIBBLE_TEST_CLI"], *map(str, words), "--socket", socket], stdin=subprocess.DEVNULL,
-                                stdout=subprocess.DEVNULL)
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def nibble(*words):
         if start(*words).wait():

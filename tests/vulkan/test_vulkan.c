@@ -18,6 +18,7 @@
 
 #include "engine/arch.h"
 #include "tensor/fail.h"
+#include "tensor/image.h"
 #include "tensor/type.h"
 #include "tests/support/cpu_driver.h"
 #include "tests/support/model_file.h"
@@ -438,6 +439,26 @@ static void refusals(void **state)
         assert_int_equal(nb_device_create(names[i], &none, &d, &error), -EINVAL);
 }
 
+static void adapters_are_refused(void **state)
+{
+    const struct nb_model_options o = {.max_context = 64};
+    const int fd = random_model_create(&RANDOM_MODEL),
+              file = random_adapter_create(&RANDOM_MODEL, 4, NB_TYPE_F32, 1);
+    struct test_model t;
+    struct nb_error error = {""};
+    struct nb_image *image;
+    struct nb_adapter *adapter;
+    test_device(device);
+    assert_int_equal(test_model_open_fd(fd, 1, &o, &t, &error), 0);
+    assert_int_equal(test_image_map(file, &image, &error), 0);
+    assert_int_equal(nb_adapter_create(t.model, image, "style", 1, &adapter, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "the adapter style cannot be had by sessions on vulkan"));
+    nb_image_unmap(image);
+    test_model_close(&t);
+    close(file);
+    close(fd);
+}
+
 static int find_device(void **state)
 {
     device = test_cpu_driver();
@@ -466,6 +487,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(weights_in_pieces),
         cmocka_unit_test(split_over_devices),
         cmocka_unit_test(memory_is_counted),
+        cmocka_unit_test(adapters_are_refused),
     };
     if (usual.tier)
         return cmocka_run_group_tests(tier_tests, find_device, NULL);
