@@ -229,6 +229,8 @@ class Adapters(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         told = json.loads(done.stdout)["held_out"]
         self.assertLess(told["after"]["loss"], told["before"]["loss"] - 0.1)
+        self.beside("Q8_0.gguf", self.adapter, 5e-4)  # inputs of two int8 terms
+        self.beside("nf4", trained)
         model = llama.Model(self.base)
         tokens = model.tokenize(text.read_text())
         model.close()
@@ -237,6 +239,18 @@ class Adapters(unittest.TestCase):
         for by, which in ((0, "before"), (1, "after")):
             logits = log_softmax(llama.logits_of(self.merge(folder, "F32", f"{trained}:{by}"), window))
             self.assertAlmostEqual(told[which]["loss"], -logits[np.arange(63), window[1:]].mean(), delta=2e-3)
+
+    def beside(self, base, adapter, most=1e-4):
+        """A session's logits beside a quantized base, which stays as it is, are those of its weights in floats with B A merged."""
+        self.run_nibble("load", self.path / base, "--name", "m", "--precision", "exact")
+        with self.daemon.client() as client:
+            before = client.model("m").type, client.model("m").packed_bytes
+            self.run_nibble("load", adapter, "--base", "m", "--name", "s")
+            expected = llama.logits_of(self.merge(self.path / base, "F32", adapter), TOKENS)
+            off = self.assert_close(self.logits("s"), expected, most)
+            self.assertEqual((client.model("m").type, client.model("m").packed_bytes), before)
+        self.run_nibble("unload", "m")
+        print(f"session beside {base}: {off:.1e} of the largest logit", file=sys.stderr)
 
     def refused(self, complaint, adapter):
         for words in (("compress", self.base, "-o", self.path / "never.gguf", "--to", "F32", "--adapter", adapter),
