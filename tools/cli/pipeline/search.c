@@ -231,9 +231,11 @@ static int try_shape(const struct search *s, struct shape *shape, uint64_t token
     int status = pipeline_make(s->p, &job, &story);
     const json_t *after =
         json_object_get(json_object_get(json_object_get(story, "report"), "held_out"), "after");
-    const json_t *loss = json_object_get(after, "divergence");
-    if (!loss) // no teacher, or an encoder
-        loss = json_object_get(after, "loss");
+    // Of an encoder 1 - cosine; without a teacher the labels' loss.
+    static const char *const kinds[] = {"divergence", "cosine", "loss"};
+    const json_t *loss = NULL;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]) && !loss; i++)
+        loss = json_object_get(after, kinds[i]);
     shape->divergence = json_is_number(loss) ? json_number_value(loss) : INFINITY;
     json_object_set_new(shape->row, "tokens", json_integer((json_int_t)tokens));
     json_object_set_new(shape->row, "divergence", eval_number(shape->divergence));
