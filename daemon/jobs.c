@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,8 @@ struct nb_service_job *nb_jobs_create(struct nb_broker *broker, uint64_t id)
     job->row.id = id;
     job->row.started_s = now_s();
     job->row.eta_ms = UINT64_MAX;
+    for (size_t i = 0; i < NIBBLE_JOBS_CURVE; i++)
+        job->row.curve[i] = NAN;
     TAILQ_INIT(&job->waits);
     TAILQ_INSERT_TAIL(&broker->service_jobs, job, entry);
     return job;
@@ -243,6 +246,17 @@ static void grant(struct nb_service_job *job, uint64_t bytes)
     nb_peer_send(job->worker->link, &granted, NULL, 0);
 }
 
+static void add_figure(struct nb_service_job *job, const struct nb_link_job_progress *p)
+{
+    if (!isfinite(p->figure) || p->done >= p->total)
+        return;
+    const uint32_t at = (uint32_t)((double)p->done / (double)p->total * NIBBLE_JOBS_CURVE);
+    float *mean = &job->row.curve[at < NIBBLE_JOBS_CURVE ? at : NIBBLE_JOBS_CURVE - 1];
+    uint32_t *n = &job->figures[mean - job->row.curve];
+    *mean = *n ? *mean + (p->figure - *mean) / (float)(*n + 1) : p->figure;
+    *n += *n < UINT32_MAX;
+}
+
 static void on_progress(struct nb_service_job *job, const struct nb_link_job_progress *p)
 {
     job->row.done = p->done;
@@ -251,6 +265,7 @@ static void on_progress(struct nb_service_job *job, const struct nb_link_job_pro
     _Static_assert(sizeof(p->text) <= sizeof(job->row.text), "what it is at");
     memcpy(job->row.text, p->text, sizeof(p->text));
     nb_sentence_clean(job->row.text, sizeof(p->text));
+    add_figure(job, p);
     nb_jobs_tell(job);
 }
 

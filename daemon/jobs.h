@@ -42,7 +42,8 @@ struct nb_service_job {
     int answered; // the worker's JOB_DONE came
     struct nb_link_job_done answer;
     char fault[NB_FAULT_TEXT];
-    // What its record has
+    uint32_t figures[NIBBLE_JOBS_CURVE]; // that each part of the row's curve is the mean of
+    // What its record has, but for the curve
     enum nb_jobs_state state;
     struct nibble_jobs_row row;
     uint64_t copied_bytes, result_bytes; // charged

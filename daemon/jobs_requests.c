@@ -56,6 +56,8 @@ void nb_jobs_tell_one(const struct nb_service_job *job, const struct nb_jobs_wai
         return;
     snprintf(event.state, sizeof(event.state), "%s", nb_jobs_states[job->state]);
     snprintf(event.text, sizeof(event.text), "%.119s", row->text);
+    _Static_assert(sizeof(event.curve) == sizeof(row->curve), "one curve");
+    memcpy(event.curve, row->curve, sizeof(event.curve));
     nb_peer_send(wait->client->peer, &event, NULL, 0);
 }
 

@@ -179,6 +179,8 @@ struct nb_link_job_progress {
     struct nb_wire_header header;
     uint64_t done, total, eta_ms;
     char text[120];
+    float figure; // what it lowers, a loss; NaN: nothing
+    uint32_t pad;
 };
 #define NB_JOB_RESULTS 8 // files: result.0 and so on in the job's folder
 struct nb_link_job_done {

@@ -86,6 +86,8 @@ static int handle_job_progress(nibble *c, struct nb_packet *packet)
     _Static_assert(sizeof(row.state) == sizeof(p->state), "one word");
     memcpy(row.state, p->state, sizeof(row.state) - 1);
     memcpy(row.text, p->text, sizeof(p->text) - 1);
+    _Static_assert(sizeof(row.curve) == sizeof(p->curve), "one curve");
+    memcpy(row.curve, p->curve, sizeof(row.curve));
     if (wait->options->progress(wait->options->user, &row) != 0) {
         wait->given_up = true;
         return NIBBLE_E_CANCELLED;

@@ -180,7 +180,8 @@ struct nb_wire_progress {
 // death of whoever computes it
 
 #define NB_JOB_RECIPE_MAX (64u << 10) // bytes
-#define NB_JOB_DETACHED   1u          // it outlives the connection
+#define NB_JOB_CURVE      32
+#define NB_JOB_DETACHED   1u // it outlives the connection
 struct nb_wire_job_start {
     struct nb_wire_header header;
     char kind[16];          // "round": compression, rounded to nearest
@@ -204,7 +205,8 @@ struct nb_wire_job_progress {
     uint64_t done, total; // of what, the kind decides; total 0: not known yet
     uint64_t eta_ms;      // UINT64_MAX: not known
     char state[16];
-    char text[120]; // what it is at
+    char text[120];            // what it is at
+    float curve[NB_JOB_CURVE]; // what it lowers: as in a row of LIST
 };
 struct nb_wire_job_result { // JOB_RESULT (job, index); its reply, with the file, read-only
     struct nb_wire_header header;

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -119,8 +120,10 @@ void nb_jobs_tell(struct nb_work *work, const char *what, uint64_t done, uint64_
     if (work->told_ns && now - work->told_ns < PROGRESS_NS && done < total)
         return;
     work->told_ns = now;
-    struct nb_link_job_progress packet = {
-        .done = done, .total = total, .eta_ms = estimate(work, now, done, total)};
+    struct nb_link_job_progress packet = {.done = done,
+                                          .total = total,
+                                          .eta_ms = estimate(work, now, done, total),
+                                          .figure = work->figure};
     snprintf(packet.text, sizeof(packet.text), "%.119s", what);
     nb_link_send(&packet, NB_LINK_JOB_PROGRESS, sizeof(packet));
 }
@@ -294,7 +297,7 @@ static int prepare(const struct nb_work_kind *kind, struct nb_work *work,
 
 static int run(const struct nb_work_kind *kind, bool idle, struct nb_error *e)
 {
-    static struct nb_work work;
+    static struct nb_work work = {.figure = NAN};
     static struct nb_jobs_files files;
     if (idle)
         step_back();

@@ -33,7 +33,8 @@ struct nb_work {
     struct nb_cpu_allowed allowed;      // what the team is of
     const struct nb_train_share *share; // of a distillation by several processes; NULL: it is alone
     // Progress, while it runs
-    double pace; // nanoseconds of one of its units, as far as it is known before; 0: unknown
+    float figure; // told with it: what the work lowers, a loss; NaN: nothing
+    double pace;  // nanoseconds of one of its units, as far as it is known before; 0: unknown
     uint64_t started_ns, started_done, told_ns;
 };
 

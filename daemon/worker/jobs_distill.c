@@ -25,7 +25,6 @@
 #define ROWS        2048                // that run at once, or one window where that is longer
 #define PRUNING     32                  // windows on which it is measured what a model needs
 #define REPORT_ROOM (1u << 20)          // bytes that the report and the journal may take
-#define TOLD        1000u               // a step's units of progress
 
 enum { SAVED = NB_COMPRESS_RECORDS }; // a journal's kind: the slot of a whole state
 
@@ -337,8 +336,9 @@ static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
 static int on_writing(void *user, const char *what, uint64_t done, uint64_t total)
 {
     const struct distilling *k = user;
-    const uint64_t steps = (uint64_t)k->options.steps * TOLD;
-    nb_jobs_tell(k->work, what, steps + TOLD * done / (total ? total : 1), steps + TOLD);
+    const uint64_t steps = (uint64_t)k->options.steps * NB_DISTILL_TOLD;
+    nb_jobs_tell(k->work, what, steps + NB_DISTILL_TOLD * done / (total ? total : 1),
+                 steps + NB_DISTILL_TOLD);
     return 0;
 }
 
@@ -469,24 +469,12 @@ uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step)
     return (uint32_t)((uint64_t)step * k->points / k->options.steps);
 }
 
-static void tell_step(const struct distilling *k, uint32_t step, const struct nb_train_loss *loss)
-{
-    const uint32_t all = k->options.steps;
-    char what[80];
-    if (k->learns == NB_TRAIN_VECTORS)
-        snprintf(what, sizeof(what), "training %u/%u, cosine %.4f, relation %.5f", step + 1, all,
-                 1 - loss->cosine, loss->relation);
-    else
-        snprintf(what, sizeof(what), "training %u/%u, loss %.3f, from the teacher %.3f", step + 1,
-                 all, loss->hard, loss->soft);
-    nb_jobs_tell(k->work, what, (uint64_t)(step + 1) * TOLD, ((uint64_t)all + 1) * TOLD);
-}
-
 static int run_steps(struct distilling *k)
 {
     const uint32_t all = k->options.steps;
     int rc = 0;
-    k->saved_ns = nb_now_ns();
+    k->saved_ns = k->began_ns = nb_now_ns();
+    k->began_at = nb_train_done(k->train);
     while (nb_train_done(k->train) < all && rc == 0) {
         struct nb_train_loss loss;
         const uint32_t step = nb_train_done(k->train);
@@ -494,10 +482,11 @@ static int run_steps(struct distilling *k)
         if (rc < 0)
             break;
         add(&k->told.curve[nb_jobs_distill_point(k, step)], &loss, 1);
-        tell_step(k, step, &loss);
+        nb_jobs_distill_tell(k, step, &loss);
         if (step + 1 == all || nb_now_ns() - k->saved_ns > SAVE_NS + SAVE_SHARE * k->saving_ns)
             rc = save(k);
     }
+    k->work->figure = NAN; // what follows lowers nothing
     return rc;
 }
 
@@ -536,9 +525,9 @@ static int train(struct distilling *k)
         rc = train_rounded(k);
     if (rc < 0)
         return rc;
-    nb_jobs_pace(k->work, operations(k) / TOLD);
+    nb_jobs_pace(k->work, operations(k) / NB_DISTILL_TOLD);
     nb_jobs_tell(k->work, "judging the student that it begins with", 0,
-                 ((uint64_t)k->options.steps + 1) * TOLD);
+                 ((uint64_t)k->options.steps + 1) * NB_DISTILL_TOLD);
     if (k->saved)
         rc = restore(k);
     if (rc == 0 && !k->saved && leads(k))

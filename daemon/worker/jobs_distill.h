@@ -9,7 +9,8 @@
 #include "quant/compress.h"
 #include "tensor/image.h"
 
-#define NB_DISTILL_CURVE 256 // points of the report's curve, at most
+#define NB_DISTILL_CURVE 256   // points of the report's curve, at most
+#define NB_DISTILL_TOLD  1000u // a step's units of progress
 
 enum { NB_DISTILL_MODEL, NB_DISTILL_REPORT }; // results
 
@@ -45,6 +46,8 @@ struct distilling {
     uint32_t slot, points;
     bool saved;
     uint64_t saved_ns, saving_ns; // when, and how long it took
+    uint64_t began_ns;            // this process with its steps,
+    uint32_t began_at;            // at this one
     struct told told;
     struct nb_train_loss after;
     struct nb_error *error;
@@ -53,4 +56,7 @@ struct distilling {
 double nb_jobs_distill_weights(const struct nb_source *s);
 double nb_jobs_distill_tokens(const struct distilling *k, uint64_t steps);
 uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step); // of the curve
+// How far it is, after a step.
+void nb_jobs_distill_tell(const struct distilling *k, uint32_t step,
+                          const struct nb_train_loss *loss);
 int nb_jobs_distill_report(struct distilling *k);

@@ -2,8 +2,10 @@
 // learnt.
 #include <jansson.h>
 #include <math.h>
+#include <stdio.h>
 
 #include "daemon/worker/jobs_distill.h"
+#include "machine/clock.h"
 
 static json_t *loss_json(const struct distilling *k, const struct nb_train_loss *loss, double by)
 {
@@ -46,6 +48,25 @@ static json_t *shape_json(const struct distilling *k)
     for (int cut = 0; cut < NB_CUTS; cut++)
         json_object_set_new(o, nb_cut_names[cut], json_integer(nb_cut_all(hp, (enum nb_cut)cut)));
     return o;
+}
+
+void nb_jobs_distill_tell(const struct distilling *k, uint32_t step,
+                          const struct nb_train_loss *loss)
+{
+    const uint32_t all = k->options.steps;
+    const double s = 1e-9 * (double)(nb_now_ns() - k->began_ns);
+    const double speed = nb_jobs_distill_tokens(k, step + 1 - k->began_at) / s;
+    char what[120];
+    if (k->learns == NB_TRAIN_VECTORS)
+        snprintf(what, sizeof(what), "training %u/%u, cosine %.4f, relation %.5f, %.0f tokens/s",
+                 step + 1, all, 1 - loss->cosine, loss->relation, speed);
+    else
+        snprintf(what, sizeof(what),
+                 "training %u/%u, loss %.3f, from the teacher %.3f, %.0f tokens/s", step + 1, all,
+                 loss->hard, loss->soft, speed);
+    k->work->figure = (float)(k->learns == NB_TRAIN_VECTORS ? loss->cosine : loss->hard);
+    nb_jobs_tell(k->work, what, (uint64_t)(step + 1) * NB_DISTILL_TOLD,
+                 ((uint64_t)all + 1) * NB_DISTILL_TOLD);
 }
 
 static uint64_t answers_of(const struct nb_windows *w)

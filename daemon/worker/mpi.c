@@ -308,7 +308,7 @@ static int run(const struct asked *a)
 
 int main(int argc, char **argv)
 {
-    struct asked asked = {NULL};
+    struct asked asked = {.model = NULL};
     int rank, ranks;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);

@@ -13,6 +13,8 @@
 extern "C" {
 #endif
 
+#define NIBBLE_JOBS_CURVE 32
+
 struct nibble_jobs_row {
     uint64_t id, done, total; /* total 0: not known yet */
     uint64_t eta_ms;          /* UINT64_MAX: not known */
@@ -26,6 +28,9 @@ struct nibble_jobs_row {
     char state[16];     /* "storing", "waiting", "running", "paused", "finished", "failed" */
     char name[64];      /* the source's file */
     char text[240];     /* what it is at, or why it failed */
+    /* What it lowers, a loss, by how far it was then: the mean of each 32nd part of it; NaN where
+     * nothing is known. Since the daemon was started */
+    float curve[NIBBLE_JOBS_CURVE];
 };
 /* Up to `max` rows to ret_rows; returns how many there are in all. */
 NIBBLE_API int nibble_jobs(nibble *connection, struct nibble_jobs_row *ret_rows, size_t max);
@@ -58,8 +63,8 @@ struct nibble_jobs_wait_options {
     uint32_t size;
     uint32_t pad;
     /* A return other than 0 ends the wait, not the job, with NIBBLE_E_CANCELLED. `row` has id,
-     * done, total, eta_ms, state and text during the call, which cannot use the connection. May be
-     * NULL. */
+     * done, total, eta_ms, state, text and curve during the call, which cannot use the connection.
+     * May be NULL. */
     int (*progress)(void *user, const struct nibble_jobs_row *row);
     void *user;
 };

@@ -525,6 +525,9 @@ class Distill(unittest.TestCase):
         kills = self.daemon.kill_job(client, job, 6, 0.1)
         self.assertEqual(results(job), alone)
         self.assertGreater(len(kills), 2)
+        curve = [x for x in client.job(job).curve if not math.isnan(x)]  # of all its workers
+        self.assertGreater(len(curve), 3)
+        self.assertLess(curve[-1], curve[0])
 
     def refused(self, complaint, model, *words):
         done = self.nibble("distill", model, "-o", self.path / "never.gguf", *words)

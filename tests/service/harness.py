@@ -60,7 +60,7 @@ Holder = row(texts(role=16, model=64) + [(n, U32) for n in ("pid", "uid", "sessi
 Finding = row(texts(check=24, verdict=16, text=400))
 Job = row([(n, U64) for n in ("id", "done", "total", "eta_ms", "disk_bytes", "started_s")]
           + [("uid", U32), ("status", c.c_int32), ("n_results", U32), ("restarts", U32)]
-          + texts(kind=16, state=16, name=64, text=240))
+          + texts(kind=16, state=16, name=64, text=240) + [("curve", c.c_float * 32)])
 ROWS = {MODELS: Model, DEVICES: Device, HOLDERS: Holder, FINDINGS: Finding, JOBS: Job}
 StatusReply = row([("header", c.c_char * 16)] + texts(version=32, numerics=16)
                   + [(n, U64) for n in ("uptime_ms", "weights_bytes", "kv_bytes", "kv_used_bytes",

@@ -116,6 +116,7 @@ class Real(CliTest):
     def test_output_fails(self):
         """Whatever cannot be written is an error of every verb, and none writes anywhere else."""
         text = self.daemon.file("text", b"The quick brown fox jumps over the lazy dog. " * 20)
+        recipe = self.daemon.file("recipe.json", b'{"steps": {"int8": {"compress": {"to": "Q8_0"}}}}')
         verbs = [["--help"], ["--version"], ["run", "--help"], ["models"], ["models", "--json"], ["devices"],
                  ["status"], ["top"], ["doctor"], ["doctor", "--json"], ["tokenize", "smol", "Hello"],
                  ["render", "smol", "Hello"], ["run", "smol", "Hello", "-n", "9"],
@@ -125,7 +126,8 @@ class Real(CliTest):
                  ["embed", "smol", "Hello"], ["load", MODEL, "--name", "other"], ["unload", "other"],
                  ["compress", MODEL, "--to", "Q8_0", "--detach"], ["jobs"], ["pause", "3"], ["resume", "3"],
                  ["cancel", "3"], ["wait", "1"], ["result", "1", "-o", self.daemon.dir.name + "/small.gguf"],
-                 ["distill", MODEL, "--text", text, "--detach"]]
+                 ["distill", MODEL, "--text", text, "--detach"],
+                 ["pipeline", MODEL, "-o", self.daemon.dir.name + "/work", "--recipe", recipe]]
         once = "load", "unload", "pause", "resume", "cancel", "result"
         known = set(re.findall(r"^  (\w+) ", self.nibble("--help")[0], re.M))
         self.assertEqual(known - {v[0] for v in verbs}, set())

@@ -128,6 +128,13 @@ class PipelineTest(StreamTest):
                                        status=1)
         self.assertRegex(err, r"a token takes [0-9.e-]+ ms, and 1e-06 were wanted")
 
+    def test_leaves_alone_what_is_not_its_own(self):
+        self.out.mkdir()
+        (self.out / "cut.gguf").write_text("mine")
+        _, err = self.run_pipeline("--recipe", self.recipe({"cut": CUT}), status=1)
+        self.assertRegex(err, "cut.gguf is there, and no pipeline has made it")
+        self.assertEqual((self.out / "cut.gguf").read_text(), "mine")
+
     def test_refusals(self):
         for steps, more, complaint in (
                 ({}, {}, '"steps" is an object'),

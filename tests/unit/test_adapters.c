@@ -40,7 +40,7 @@ static struct nb_adapter *open_adapter(struct nb_model *m, const struct random_m
 {
     struct nb_error error = {""};
     struct nb_image *image;
-    struct nb_adapter *a;
+    struct nb_adapter *a = NULL;
     const int fd = random_adapter_create(r, rank, type, seed);
     assert_true(fd >= 0);
     if (test_image_map(fd, &image, &error) < 0 ||

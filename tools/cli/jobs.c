@@ -48,15 +48,16 @@ struct line {
 static int on_progress(void *user, const struct nibble_jobs_row *row)
 {
     struct line *line = user;
-    char progress[16], eta[32];
+    char progress[16], eta[32], curve[TABLE_CURVE];
     if (!isatty(STDERR_FILENO))
         return 0;
     write_progress(row, progress, sizeof(progress));
     write_eta(row, eta, sizeof(eta));
+    table_curve(row->curve, curve);
     fprintf(stderr, "\r%.40s  %s  %s", line->what, row->state, progress);
     if (*eta != '-')
         fprintf(stderr, "  %s left", eta);
-    fprintf(stderr, "  %.40s\033[K", row->text);
+    fprintf(stderr, "%s%s  %.60s\033[K", *curve ? "  " : "", curve, row->text);
     fflush(stderr);
     line->shown = true;
     return 0;
@@ -372,6 +373,7 @@ static const struct column job_columns[] = {
     {"progress", "DONE", COLUMN_TEXT, AT(progress)},
     {"eta", "LEFT", COLUMN_TEXT, AT(eta)},
     {"disk_bytes", "DISK", COLUMN_BYTES, AT(row.disk_bytes)},
+    {"curve", "CURVE", COLUMN_CURVE, AT(row.curve)},
     {"text", "AT", COLUMN_TEXT, AT(row.text)},
     {"done", NULL, COLUMN_U64, AT(row.done)},
     {"total", NULL, COLUMN_U64, AT(row.total)},
@@ -402,17 +404,35 @@ static int print_jobs(nibble *connection, bool json)
 
 #define ADMIN_HELP "over the admin socket: the jobs of all users"
 
+// Until it is interrupted.
+static int watch_jobs(nibble *connection)
+{
+    int status = CLI_OK;
+    while (status == CLI_OK) {
+        printf("\033[H\033[J");
+        status = print_jobs(connection, false);
+        fflush(stdout);
+        sleep(1);
+    }
+    return status;
+}
+
 int verb_jobs(const struct verb *verb, int argc, char **argv)
 {
     struct common common = {0};
-    bool admin = false;
-    const struct option_spec specs[] = {{"admin", 0, OPTION_FLAG, &admin, NULL, ADMIN_HELP}, {0}};
+    bool admin = false, watch = false;
+    const struct option_spec specs[] = {
+        {"admin", 0, OPTION_FLAG, &admin, NULL, ADMIN_HELP},
+        {"watch", 'w', OPTION_FLAG, &watch, NULL, "on a terminal: again every second"},
+        {0}};
     char **args;
     int n = cli_parse(verb, specs, &common, argc, argv, 0, 0, &args);
+    if (n >= 0 && watch && (common.json || !isatty(STDOUT_FILENO)))
+        return cli_usage_error("--watch is for a terminal, and without --json");
     nibble *connection = n < 0 ? NULL : connect_as(&common, admin);
     if (!connection)
         return n < 0 ? CLI_EXIT(n) : CLI_FAILED;
-    int status = print_jobs(connection, common.json);
+    int status = watch ? watch_jobs(connection) : print_jobs(connection, common.json);
     nibble_close(connection);
     return status;
 }

@@ -3,15 +3,44 @@
 
 #include <inttypes.h>
 #include <libsmartcols/libsmartcols.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tools/cli/cli.h"
 
 static const void *field(const struct column *c, const void *row)
 {
     return (const char *)row + c->offset;
+}
+
+static json_t *curve_json(const float *curve)
+{
+    json_t *points = json_array();
+    for (size_t i = 0; i < COLUMN_POINTS; i++)
+        json_array_append_new(points,
+                              isfinite(curve[i]) ? json_real((double)curve[i]) : json_null());
+    return points;
+}
+
+void table_curve(const float *curve, char ret[TABLE_CURVE])
+{
+    static const char *const heights[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+    float least = INFINITY, most = -INFINITY;
+    char *at = ret;
+    *at = '\0';
+    for (size_t i = 0; i < COLUMN_POINTS; i++) {
+        least = curve[i] < least ? curve[i] : least;
+        most = curve[i] > most ? curve[i] : most;
+    }
+    for (size_t i = 0; i < COLUMN_POINTS; i++) {
+        if (!isfinite(curve[i]))
+            continue;
+        const float part = most > least ? (curve[i] - least) / (most - least) : 0;
+        at = stpcpy(at, heights[(int)(part * 7 + 0.5f)]);
+    }
 }
 
 static json_t *field_json(const struct column *c, const void *row)
@@ -28,12 +57,15 @@ static json_t *field_json(const struct column *c, const void *row)
         return json_integer((json_int_t) * (const uint64_t *)field(c, row));
     case COLUMN_F64:
         return json_real(*(const double *)field(c, row));
+    case COLUMN_CURVE:
+        return curve_json(field(c, row));
     }
     return json_null();
 }
 
 static void field_text(const struct column *c, const void *row, char *ret, size_t size)
 {
+    char curve[TABLE_CURVE];
     switch (c->kind) {
     case COLUMN_TEXT:
         snprintf(ret, size, "%s", (const char *)field(c, row));
@@ -52,6 +84,10 @@ static void field_text(const struct column *c, const void *row, char *ret, size_
         break;
     case COLUMN_F64:
         snprintf(ret, size, "%g", *(const double *)field(c, row));
+        break;
+    case COLUMN_CURVE:
+        table_curve(field(c, row), curve);
+        snprintf(ret, size, "%s", curve);
         break;
     }
 }

@@ -157,17 +157,18 @@ static int begin(const struct pipeline *p, const struct pipeline_job *job, json_
     return status;
 }
 
+// The file comes last: one that is there has what lies beside it.
 static int fetch(const struct pipeline *p, const struct pipeline_job *job, uint64_t id,
                  json_t *story)
 {
     char *path = pipeline_path(p, job->name, ".gguf");
-    int status = jobs_save(p->connection, id, JOBS_MODEL, path, true);
-    json_t *report = status == CLI_OK ? jobs_report(p->connection, id) : NULL;
-    if (status == CLI_OK && !report)
-        status = cli_error("job %" PRIu64 " has no report that can be read", id);
+    json_t *report = jobs_report(p->connection, id);
+    int status = report ? CLI_OK : cli_error("job %" PRIu64 " has no report that can be read", id);
     json_object_set_new(story, "report", report ? report : json_null());
     if (status == CLI_OK)
         status = pipeline_keep(p, job->name, PIPELINE_STORY, story);
+    if (status == CLI_OK)
+        status = jobs_save(p->connection, id, JOBS_MODEL, path, true);
     if (status == CLI_OK)
         (void)nibble_jobs_control(p->connection, id, NIBBLE_JOBS_CANCEL); // it is forgotten
     free(path);
@@ -227,10 +228,15 @@ static int run_job(const struct pipeline *p, struct pipeline_job *job, json_t *a
 int pipeline_make(const struct pipeline *p, struct pipeline_job *job, json_t **ret_story)
 {
     json_t *asked = describe(p, job), *story = pipeline_recall(p, job->name, PIPELINE_STORY);
+    const json_t *made_of = json_object_get(story, "asked");
     char *path = pipeline_path(p, job->name, ".gguf");
+    const bool there = access(path, F_OK) == 0;
     int status = CLI_OK;
     *job->why = '\0';
-    if (!json_equal(json_object_get(story, "asked"), asked) || access(path, R_OK) < 0) {
+    if (there && !made_of) {
+        status = cli_error("%s is there, and no pipeline has made it: name another folder", path);
+    } else if (!there || !json_equal(made_of, asked)) {
+        unlink(path); // of another recipe
         json_decref(story);
         status = run_job(p, job, asked, &story);
     }

@@ -69,7 +69,7 @@ char *pipeline_path(const struct pipeline *p, const char *name, const char *suff
 int pipeline_make(const struct pipeline *p, struct pipeline_job *job, json_t **ret_story);
 // What is kept beside NAME.gguf, as NAME and a suffix, for the next run: an object, empty where
 // there is none; and an exit status.
-#define PIPELINE_STORY ".json"
+#define PIPELINE_STORY ".made.json"
 json_t *pipeline_recall(const struct pipeline *p, const char *name, const char *suffix);
 int pipeline_keep(const struct pipeline *p, const char *name, const char *suffix,
                   const json_t *object);

@@ -11,7 +11,7 @@
 #include "tools/cli/pipeline/pipeline.h"
 
 #define TRIALS   "trials"
-#define OUTCOME  ".shapes"
+#define OUTCOME  ".shapes.json"
 #define FITTINGS 3 // inner rows come in blocks, so what is cut may be a little too large
 
 struct shape {
