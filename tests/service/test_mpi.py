@@ -1,5 +1,6 @@
 """`nibble-mpi`: a training that processes share has the curve that one process has, whose file is the service's; a process that
 is killed is told of, and the same command goes on to the same bytes."""
+import contextlib
 import json
 import pathlib
 import signal
@@ -53,6 +54,15 @@ class MpiTest(StreamTest):
                 self.assertAlmostEqual(a[key], b[key], delta=1e-5 * abs(a[key]))
         self.kill(student)
 
+    @staticmethod
+    def ranks(process):
+        """The processes that mpirun has started; none once it has ended."""
+        found = []
+        for task in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += task.read_text().split()
+        return found
+
     def kill(self, student):
         """At three instants, once a state is there; that is gone on with."""
         kills, saved = 0, self.folder / "killed.gguf.mpi" / "scratch.1"
@@ -60,8 +70,7 @@ class MpiTest(StreamTest):
             process = self.start(2, "killed.gguf")
             until(lambda: process.poll() is not None or saved.exists() and saved.stat().st_size, "a state")
             time.sleep(random.random() * 0.3)
-            ranks = subprocess.run(["pgrep", "-f", f"^{MPI} .*killed.gguf"], capture_output=True, text=True).stdout.split()
-            for pid in ranks[-1:]:
+            for pid in self.ranks(process)[-1:]:
                 os.kill(int(pid), signal.SIGKILL)
             _, said = process.communicate(timeout=60)
             if process.returncode:
