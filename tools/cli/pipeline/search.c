@@ -54,6 +54,17 @@ static int round_file(const struct search *s, const char *name, const char *from
     return pipeline_make(s->p, &job, ret);
 }
 
+// With what is in it beside tensors.
+static double file_bytes(const struct search *s, const char *name)
+{
+    char *path = pipeline_path(s->p, name, ".gguf");
+    json_t *stamp = pipeline_stamp(path);
+    const double bytes = json_number_value(json_object_get(stamp, "bytes"));
+    json_decref(stamp);
+    free(path);
+    return bytes;
+}
+
 // What the whole model has, rounded: from that follows what a part of it may have.
 static int measure_whole(struct search *s)
 {
@@ -64,7 +75,7 @@ static int measure_whole(struct search *s)
     snprintf(name, sizeof(name), TRIALS "/%s.whole", s->name);
     int status = round_file(s, name, s->from, &story);
     const json_t *report = json_object_get(story, "report");
-    s->bytes = json_number_value(json_object_get(report, "bytes"));
+    s->bytes = file_bytes(s, name);
     json_array_foreach(json_object_get(report, "tensors"), i, tensor) {
         const char *called = json_string_value(json_object_get(tensor, "name"));
         const double n = json_number_value(json_object_get(tensor, "rows")) *
@@ -112,7 +123,7 @@ static int try_cut(struct search *s, struct shape *shape, const json_t *recipe, 
         say(shape, job.why);
     if (*ret_fits)
         status = round_file(s, shape->rounded, path, &rounded);
-    *ret_bytes = json_number_value(json_object_get(json_object_get(rounded, "report"), "bytes"));
+    *ret_bytes = *ret_fits ? file_bytes(s, shape->rounded) : 0;
     if (status == CLI_OK && *ret_fits && wanted_ms > 0)
         status = pipeline_time(s->p, shape->rounded, rounded, &ms);
     json_object_set_new(shape->row, "bytes", json_integer((json_int_t)*ret_bytes));
