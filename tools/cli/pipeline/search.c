@@ -127,6 +127,9 @@ static int try_cut(struct search *s, struct shape *shape, const json_t *recipe, 
     if (status == CLI_OK && *ret_fits && wanted_ms > 0)
         status = pipeline_time(s->p, shape->rounded, rounded, &ms);
     json_object_set_new(shape->row, "bytes", json_integer((json_int_t)*ret_bytes));
+    if (*ret_fits)
+        json_object_set(shape->row, "weights",
+                        json_object_get(json_object_get(story, "report"), "weights"));
     if (ms > 0)
         json_object_set_new(shape->row, "token_ms", json_real(ms));
     if (*ret_fits && ms > wanted_ms) {
@@ -196,8 +199,6 @@ static int add_candidate(struct search *s, struct shape shape, json_t *rows)
         status = fit_shape(s, &shape, &fits);
     if (shape.layers)
         json_object_set_new(shape.row, "layers", json_integer(shape.layers));
-    if (shape.weights > 0)
-        json_object_set_new(shape.row, "weights", json_integer((json_int_t)shape.weights));
     if (fits)
         s->shapes[s->n++] = shape;
     return status;
