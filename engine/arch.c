@@ -14,13 +14,24 @@
 
 #define COUNT(a) ((uint32_t)(sizeof(a) / sizeof((a)[0])))
 
-static const struct nb_arch *find_arch(struct nb_str name)
+const struct nb_arch *nb_arch_of(const struct nb_gguf *metadata)
 {
     const struct nb_arch *arch;
+    struct nb_str name;
+    if (nb_gguf_str(metadata, "general.architecture", &name) < 0)
+        return NULL;
     for (uint32_t i = 0; (arch = nb_arch_at(i)); i++)
         if (name.len == strlen(arch->name) && !memcmp(name.data, arch->name, name.len))
             break;
     return arch;
+}
+
+bool nb_arch_for_vectors(const struct nb_arch *arch, const struct nb_gguf *metadata)
+{
+    char key[128];
+    uint64_t pooling = 0;
+    snprintf(key, sizeof(key), "%s.pooling_type", arch->name);
+    return arch->encoder || (nb_gguf_u64(metadata, key, &pooling) == 0 && pooling);
 }
 
 // What is known of families that are not computed.
@@ -401,7 +412,7 @@ static int read_pooling(const struct nb_keys *r, struct nb_hparams *hp)
         (rc = nb_keys_bool(r, "attention.causal", &hp->causal)) < 0)
         return rc;
     hp->pooling = (enum nb_pooling)(pooling ? pooling : usual);
-    hp->for_vectors = hp->arch->encoder || pooling;
+    hp->for_vectors = nb_arch_for_vectors(hp->arch, r->g);
     // Of a sentence-transformers folder: whether its modules end in Normalize.
     bool normalises = true;
     if (nb_gguf_bool(r->g, "nibble.embedding.normalize", &normalises) == -EINVAL)
@@ -477,7 +488,7 @@ int nb_hparams_read(const struct nb_image *image, uint32_t max_context, struct n
     struct nb_str name;
     if (nb_gguf_str(k.g, "general.architecture", &name) < 0)
         return nb_fail(ret_error, -EINVAL, "the model's metadata lacks general.architecture");
-    k.arch = find_arch(name);
+    k.arch = nb_arch_of(k.g);
     if (!k.arch)
         return refuse_arch(name, ret_error);
     struct nb_hparams hp = {.arch = k.arch};

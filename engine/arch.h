@@ -92,6 +92,10 @@ struct nb_arch {
 
 // The architectures' table by its rows; NULL past the last.
 const struct nb_arch *nb_arch_at(uint32_t i);
+// The one that a model's metadata names; NULL: the table has none of that name.
+const struct nb_arch *nb_arch_of(const struct nb_gguf *metadata);
+// Whether a model of this metadata is made for vectors.
+bool nb_arch_for_vectors(const struct nb_arch *arch, const struct nb_gguf *metadata);
 // The tensors of a file, in whichever architecture, that nb_hparams_read takes and no op: factors
 // of RoPE's frequencies, for any context or for short and long ones.
 enum { NB_FACTORS, NB_FACTORS_SHORT, NB_FACTORS_LONG, NB_ROPE_FACTORS };

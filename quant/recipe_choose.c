@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/arch.h"
 #include "quant/rounding.h"
 #include "tensor/convert.h"
 #include "tensor/type.h"
@@ -94,9 +95,8 @@ static int refuse_shape(const struct nb_recipe *r, const struct nb_source_tensor
 // Embeddings, the head, vectors and routers stay dense.
 static bool may_be_sparse(const struct nb_source_tensor *t)
 {
-    static const char layers[] = "blk.";
-    const size_t n = sizeof(layers) - 1;
-    return !nb_convert_is_single(t) && t->name.len > n && !memcmp(t->name.data, layers, n);
+    struct nb_str rest;
+    return !nb_convert_is_single(t) && nb_arch_layer(t->name, &rest) != NB_NO_LAYER;
 }
 
 static const char *list_with_zero(char ret[NB_ROUNDING_LIST])

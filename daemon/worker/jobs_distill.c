@@ -74,23 +74,14 @@ static bool has_teacher(const struct distilling *k)
     return k->learns == NB_TRAIN_VECTORS || r->hard < 1 || r->hidden > 0;
 }
 
-// As nb_hparams_read will say of the model (for_vectors), before any of it is packed.
+// Before any of the model is packed.
 static int find_kind(struct distilling *k)
 {
     const struct nb_gguf *g = k->model.source->metadata;
-    const struct nb_arch *arch;
-    struct nb_str name = {0};
-    char key[128];
-    uint64_t pooling = 0;
-    nb_gguf_str(g, "general.architecture", &name);
-    for (uint32_t i = 0; (arch = nb_arch_at(i)); i++)
-        if (strlen(arch->name) == name.len && !memcmp(arch->name, name.data, name.len))
-            break;
+    const struct nb_arch *arch = nb_arch_of(g);
     if (!arch)
         return 0; // which is refused when it is packed
-    snprintf(key, sizeof(key), "%s.pooling_type", arch->name);
-    const bool pools = nb_gguf_u64(g, key, &pooling) == 0 && pooling;
-    k->learns = arch->encoder || pools ? NB_TRAIN_VECTORS : NB_TRAIN_LOGITS;
+    k->learns = nb_arch_for_vectors(arch, g) ? NB_TRAIN_VECTORS : NB_TRAIN_LOGITS;
     return nb_train_recipe_check(&k->recipe, k->learns, arch->name, k->error);
 }
 
