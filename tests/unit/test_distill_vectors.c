@@ -21,6 +21,7 @@
 #include "tensor/image.h"
 #include "tests/support/bytes.h"
 #include "tests/support/random_model.h"
+#include "tests/support/training.h"
 
 #define LINES  11
 #define LENGTH 16
@@ -53,25 +54,13 @@ static const struct nb_train_options options = {.batch = 4,
                                                 .seed = 3,
                                                 .memory = 1 << 20};
 
-static void open_plan(struct model *m, const struct nb_source *s)
-{
-    const struct nb_plan_options exact = {.precision = NB_PRECISION_EXACT};
-    struct nb_error error = {""};
-    uint64_t bytes;
-    const int fd = memfd_create("image", MFD_CLOEXEC);
-    assert_true(nb_image_pack(s, fd, NULL, &bytes, &error) >= 0);
-    assert_int_equal(nb_image_map(fd, 0, &m->image, &error), 0);
-    close(fd);
-    assert_int_equal(nb_plan_create(m->image, &exact, &m->plan, &error), 0);
-}
-
 static void open_model(struct model *m, int fd)
 {
     const struct nb_source_file file = {"model.gguf", fd};
     struct nb_error error = {""};
     assert_int_equal(nb_source_open_gguf(&file, 1, &m->source, &error), 0);
     m->file = fd;
-    open_plan(m, m->source);
+    open_plan(m->source, &m->image, &m->plan);
 }
 
 static void close_model(struct model *m)
@@ -94,7 +83,7 @@ static int open_room(void **state)
     assert_non_null(m);
     open_model(&m->encoder, random_model_create_pooled(&r, true, MEAN, NULL, 0));
     assert_int_equal(nb_student_open(m->encoder.source, NULL, &one, &m->first.student, &error), 0);
-    open_plan(&m->first, m->first.student);
+    open_plan(m->first.student, &m->first.image, &m->first.plan);
     r.kv_heads = 2;
     open_model(&m->wide, random_model_create(&r));
     r.embedding = 32;
@@ -233,15 +222,6 @@ static struct nb_train *create(const struct room *m, const struct model *student
     return t;
 }
 
-static struct nb_train_loss steps(struct nb_train *t, int n)
-{
-    struct nb_error error = {""};
-    struct nb_train_loss loss = {0};
-    for (int i = 0; i < n; i++)
-        assert_int_equal(nb_train_step(t, &loss, &error), 0);
-    return loss;
-}
-
 static struct nb_train_loss measure(const struct room *m, struct nb_train *t)
 {
     struct nb_error error = {""};
@@ -253,19 +233,6 @@ static struct nb_train_loss measure(const struct room *m, struct nb_train *t)
         sum.relation += each[i].relation / LINES;
     }
     return sum;
-}
-
-static void expect_same(const struct nb_train *a, const struct nb_train *b)
-{
-    assert_true(nb_train_count(a) > 0);
-    for (uint32_t i = 0; i < nb_train_count(a); i++) {
-        const struct nb_train_moved w = nb_train_moved(a, i);
-        const struct nb_str name = {w.name, strlen(w.name)};
-        uint64_t n, same;
-        const float *x = nb_train_tensor(a, name, &n), *y = nb_train_tensor(b, name, &same);
-        assert_int_equal(n, same);
-        assert_memory_equal(x, y, n * sizeof(*x));
-    }
 }
 
 // Options of a decoder that learns hidden states of another width.
