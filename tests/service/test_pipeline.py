@@ -122,6 +122,7 @@ class PipelineTest(StreamTest):
         self.assertLess(found["models"][-1]["file_bytes"], 500_001)
         self.assertGreater(found["models"][-1]["file_bytes"], 450_000)
         self.assertFalse((self.out / "trials").exists())
+        self.assertEqual(json.loads((self.out / "cut.made.json").read_text())["asked"]["recipe"], found["steps"][0]["recipe"])
         found, err = self.run_pipeline("--recipe", self.recipe({"cut": cut, "int4": ROUND}, targets={"size": 20_000}), status=1)
         self.assertIn("no shape meets the targets", err)
         found, err = self.run_pipeline("--recipe", self.recipe({"cut": cut, "int4": ROUND}, targets={**targets, "token_ms": 1e-6}),

@@ -23,22 +23,16 @@ static const struct pipeline_step *step_of(const struct walk *w)
     return &w->p->steps[w->chain->step[w->at]];
 }
 
-static bool fits(const json_t *recipe, const char *key)
-{
-    const char *word = json_string_value(json_object_get(recipe, key));
-    return word && !strcmp(word, "fit");
-}
-
 // The job's recipe, with what is to fit filled in. An exit status.
 static int fill(struct walk *w, json_t *recipe, json_t *row)
 {
     const struct pipeline_step *s = step_of(w);
     json_t *shapes = NULL;
     int status = CLI_OK;
-    if (fits(recipe, "target"))
+    if (pipeline_fits(recipe, "target"))
         json_object_set_new(recipe, "target",
                             json_pack("{s:O}", "size", json_object_get(w->p->targets, "size")));
-    if (s->layers || fits(recipe, "weights"))
+    if (s->layers || pipeline_fits(recipe, "weights"))
         status =
             pipeline_search(w->p, w->chain, w->at, w->name, w->from, recipe, w->missed, &shapes);
     if (shapes)

@@ -8,11 +8,9 @@
 static json_t *describe(const struct pipeline *p)
 {
     const struct eval *e = &p->judge;
-    json_t *inputs = json_array();
-    for (size_t i = 0; i < e->text_files.n; i++)
-        json_array_append_new(inputs, pipeline_stamp(e->text_files.items[i]));
-    for (size_t i = 0; i < e->task_files.n; i++)
-        json_array_append_new(inputs, pipeline_stamp(e->task_files.items[i]));
+    json_t *inputs = pipeline_stamps(&e->text_files), *tasks = pipeline_stamps(&e->task_files);
+    json_array_extend(inputs, tasks);
+    json_decref(tasks);
     if (e->passages_file)
         json_array_append_new(inputs, pipeline_stamp(e->passages_file));
     return json_pack("{s:o, s:o, s:i, s:i, s:i, s:b, s:i, s:i, s:i}", "inputs", inputs, "reference",

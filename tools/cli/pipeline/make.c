@@ -31,6 +31,14 @@ json_t *pipeline_stamp(const char *path)
                      (json_int_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec);
 }
 
+json_t *pipeline_stamps(const struct option_list *paths)
+{
+    json_t *stamps = json_array();
+    for (size_t i = 0; i < paths->n; i++)
+        json_array_append_new(stamps, pipeline_stamp(paths->items[i]));
+    return stamps;
+}
+
 int pipeline_open_folder(const struct pipeline *p, const char *name)
 {
     char *path = pipeline_path(p, name, "");
@@ -94,12 +102,9 @@ static void remove_beside(const struct pipeline *p, const char *name, const char
 // All that the file depends on.
 static json_t *describe(const struct pipeline *p, const struct pipeline_job *job)
 {
-    json_t *texts = json_array();
-    for (size_t i = 0; i < job->texts->n; i++)
-        json_array_append_new(texts, pipeline_stamp(job->texts->items[i]));
     return json_pack("{s:s, s:O, s:o, s:o, s:o}", "kind", job->trains ? "distill" : "compress",
-                     "recipe", job->recipe, "from", pipeline_stamp(job->from), "texts", texts,
-                     "model", pipeline_stamp(p->model));
+                     "recipe", job->recipe, "from", pipeline_stamp(job->from), "texts",
+                     pipeline_stamps(job->texts), "model", pipeline_stamp(p->model));
 }
 
 static int start(const struct pipeline *p, const struct pipeline_job *job, uint64_t *ret_id)
@@ -225,17 +230,40 @@ static int run_job(const struct pipeline *p, struct pipeline_job *job, json_t *a
     return status;
 }
 
+// Whether the file's place is free: nobody else's file is there.
+static bool is_free(const char *path, const json_t *story)
+{
+    return access(path, F_OK) < 0 || json_object_get(story, "asked");
+}
+
+// What lies beside a file goes first, as it is written first.
+void pipeline_rename(const struct pipeline *p, const char *from, const char *to)
+{
+    static const char *const suffixes[] = {PIPELINE_STORY, ".gguf"};
+    json_t *story = pipeline_recall(p, to, PIPELINE_STORY);
+    char *path = pipeline_path(p, to, ".gguf");
+    const bool free_place = is_free(path, story);
+    if (free_place)
+        unlink(path);
+    for (size_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]) && free_place; i++) {
+        char *old = pipeline_path(p, from, suffixes[i]), *new = pipeline_path(p, to, suffixes[i]);
+        (void)rename(old, new); // else it is made anew
+        free(new);
+        free(old);
+    }
+    free(path);
+    json_decref(story);
+}
+
 int pipeline_make(const struct pipeline *p, struct pipeline_job *job, json_t **ret_story)
 {
     json_t *asked = describe(p, job), *story = pipeline_recall(p, job->name, PIPELINE_STORY);
-    const json_t *made_of = json_object_get(story, "asked");
     char *path = pipeline_path(p, job->name, ".gguf");
-    const bool there = access(path, F_OK) == 0;
     int status = CLI_OK;
     *job->why = '\0';
-    if (there && !made_of) {
+    if (!is_free(path, story)) {
         status = cli_error("%s is there, and no pipeline has made it: name another folder", path);
-    } else if (!there || !json_equal(made_of, asked)) {
+    } else if (access(path, F_OK) < 0 || !json_equal(json_object_get(story, "asked"), asked)) {
         unlink(path); // of another recipe
         json_decref(story);
         status = run_job(p, job, asked, &story);

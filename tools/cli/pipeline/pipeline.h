@@ -45,6 +45,9 @@ struct pipeline {
 
 // --- recipe.c
 
+// Whether the recipe says of a key that it is to fit.
+bool pipeline_fits(const json_t *recipe, const char *key);
+
 // Checks the recipe and takes it over, whatever becomes of it. An exit status.
 int pipeline_read(json_t *recipe, struct pipeline *ret);
 
@@ -77,8 +80,12 @@ int pipeline_keep(const struct pipeline *p, const char *name, const char *suffix
 // whose names begin so, and of the folder where nothing else is there. An exit status.
 int pipeline_open_folder(const struct pipeline *p, const char *name);
 void pipeline_remove_folder(const struct pipeline *p, const char *name, const char *begin);
-// What tells one file's content from another's without reading it: path, size and time.
+// What tells one file's content from another's without reading it: path, size and time; and a list
+// of these.
 json_t *pipeline_stamp(const char *path);
+json_t *pipeline_stamps(const struct option_list *paths);
+// Gives the file of one name, and what is kept beside it, another name.
+void pipeline_rename(const struct pipeline *p, const char *from, const char *to);
 
 // --- judge.c
 

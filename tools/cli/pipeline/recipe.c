@@ -156,11 +156,10 @@ static int read_steps(struct pipeline *p)
 
 // --- Chains
 
-static bool fits(const json_t *recipe)
+bool pipeline_fits(const json_t *recipe, const char *key)
 {
-    const char *weights = json_string_value(json_object_get(recipe, "weights")),
-               *target = json_string_value(json_object_get(recipe, "target"));
-    return (weights && !strcmp(weights, "fit")) || (target && !strcmp(target, "fit"));
+    const char *word = json_string_value(json_object_get(recipe, key));
+    return word && !strcmp(word, "fit");
 }
 
 static int read_link(struct pipeline *p, struct pipeline_chain *c, const json_t *name)
@@ -172,7 +171,9 @@ static int read_link(struct pipeline *p, struct pipeline_chain *c, const json_t 
     if (i == p->n_steps || c->n == PIPELINE_STEPS)
         return cli_error("a chain is a list of 1 to %d steps, and \"%.60s\" is none",
                          PIPELINE_STEPS, wanted);
-    if (fits(p->steps[i].recipe) && !json_object_get(p->targets, "size"))
+    const json_t *recipe = p->steps[i].recipe;
+    if ((pipeline_fits(recipe, "weights") || pipeline_fits(recipe, "target")) &&
+        !json_object_get(p->targets, "size"))
         return cli_error("step \"%s\" is to fit: \"targets\" has no \"size\"", wanted);
     c->step[c->n++] = i;
     return CLI_OK;
@@ -211,7 +212,7 @@ static int check_searches(const struct pipeline *p)
         const struct pipeline_step *last = &p->steps[c->step[c->n - 1]];
         for (size_t k = 0; k < c->n; k++) {
             const size_t at = c->step[k];
-            if (!p->steps[at].layers && !(p->steps[at].trains && fits(p->steps[at].recipe)))
+            if (!p->steps[at].layers && !pipeline_fits(p->steps[at].recipe, "weights"))
                 continue;
             if (searched[at] && !json_equal(searched[at]->recipe, last->recipe))
                 return cli_error("step \"%s\" is fitted to what its chain ends in, and two chains "

@@ -109,7 +109,8 @@ static int try_cut(struct search *s, struct shape *shape, const json_t *recipe, 
     double ms = 0;
     const double wanted_ms = json_number_value(json_object_get(s->p->targets, "token_ms"));
     json_object_set_new(cut, "tokens", json_integer(0));
-    json_object_set_new(cut, "to", json_string("F16"));
+    if (json_object_get(cut, "to"))
+        json_object_set_new(cut, "to", json_string("F16")); // as it is without
     json_object_del(cut, "qat");
     struct pipeline_job job = {.name = shape->name,
                                .from = s->from,
@@ -279,13 +280,11 @@ static int halve(struct search *s)
 // All that the outcome depends on.
 static json_t *describe(const struct search *s)
 {
-    json_t *texts = json_array();
-    for (size_t i = 0; i < s->step->texts.n; i++)
-        json_array_append_new(texts, pipeline_stamp(s->step->texts.items[i]));
     return json_pack("{s:O, s:O?, s:I, s:O, s:O, s:o, s:o, s:o}", "recipe", s->step->recipe,
                      "layers", s->step->layers, "tokens", (json_int_t)s->step->tokens, "rounding",
-                     s->rounding, "targets", s->p->targets, "texts", texts, "from",
-                     pipeline_stamp(s->from), "model", pipeline_stamp(s->p->model));
+                     s->rounding, "targets", s->p->targets, "texts",
+                     pipeline_stamps(&s->step->texts), "from", pipeline_stamp(s->from), "model",
+                     pipeline_stamp(s->p->model));
 }
 
 static void end_trials(const struct search *s)
@@ -309,6 +308,11 @@ static int search(struct search *s, json_t *outcome)
         put_shape(&s->shapes[0], put);
         json_object_set_new(s->shapes[0].row, "chosen", json_true());
     }
+    // Where the step trains nothing its file is there, and is found again as any other.
+    const json_t *tokens = json_object_get(s->step->recipe, "tokens");
+    const bool trains = !tokens || json_number_value(tokens) > 0;
+    if (status == CLI_OK && s->n && !trains)
+        pipeline_rename(s->p, s->shapes[0].name, s->name);
     if (status == CLI_OK)
         status = pipeline_keep(s->p, s->name, OUTCOME, outcome);
     if (status == CLI_OK)
@@ -325,9 +329,8 @@ int pipeline_search(struct pipeline *p, const struct pipeline_chain *chain, size
                        .name = name,
                        .from = from,
                        .size = json_number_value(json_object_get(p->targets, "size"))};
-    const char *weights = json_string_value(json_object_get(s.step->recipe, "weights"));
     s.rounding = rounding_of(&p->steps[chain->step[chain->n - 1]]);
-    s.fit = weights && !strcmp(weights, "fit");
+    s.fit = pipeline_fits(s.step->recipe, "weights");
     json_t *asked = describe(&s), *outcome = pipeline_recall(p, name, OUTCOME);
     int status = CLI_OK;
     if (!json_equal(json_object_get(outcome, "asked"), asked)) {
