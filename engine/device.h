@@ -134,8 +134,9 @@ struct nb_device_ops {
     // steps give the same bits. `free_block` is one that nobody has, whose content may change, or
     // NB_NO_BLOCK. May be missing: then there is nothing to prepare.
     int (*prepare)(struct nb_device_model *dm, uint32_t free_block);
-    // A freshly assigned block must not show its last owner's content.
-    void (*kv_clear)(struct nb_device_model *dm, uint32_t block);
+    // A freshly assigned block must not show its last owner's content. A negative errno as of a
+    // step: no step may read the block then.
+    int (*kv_clear)(struct nb_device_model *dm, uint32_t block);
     // What is worth keeping for the next device's options: 1 and a blob to be freed when it differs
     // from what was given or returned last, 0 when not. NULL where there is never anything.
     int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);

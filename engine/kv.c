@@ -1,5 +1,6 @@
 // Who owns which KV block. A block is only ever taken from a sequence's end, so that what is left
-// is still a prefix of its log, and nothing here can fail: a sequence without blocks waits.
+// is still a prefix of its log, and nothing here can fail: a sequence without blocks waits, and a
+// block that cannot be cleared fails the step that it was taken for.
 #include "engine/model.h"
 
 #include <errno.h>
@@ -50,8 +51,8 @@ static bool take_block(struct nb_sequence *s)
         drop_last(v);
     }
     uint32_t block = m->free_block[--m->n_free];
-    if (m->used[block])
-        m->device->ops->kv_clear(m->dm, block);
+    if (m->used[block] && m->uncleared == 0)
+        m->uncleared = m->device->ops->kv_clear(m->dm, block);
     m->n_touched += !m->used[block];
     m->used[block] = true;
     s->block[s->n_blocks++] = block;

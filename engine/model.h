@@ -74,7 +74,8 @@ struct nb_model {
 
     uint32_t max_rows, kv_blocks, n_touched; // blocks, by `used`
     uint32_t *free_block, n_free;
-    bool *used; // blocks that somebody has written
+    bool *used;    // blocks that somebody has written
+    int uncleared; // why a block that was taken shows its last owner's content, or 0
     bool prepared;
 
     // In the order of their last request: the active ones by arrival, the idle ones longest idle

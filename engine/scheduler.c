@@ -366,7 +366,7 @@ static int run_rows(struct nb_model *m, const struct nb_rows *rows, struct nb_st
 {
     float *logits = NULL;
     const uint64_t began = nb_now_ns();
-    int rc = m->device->ops->step(m->dm, rows, &logits);
+    int rc = m->uncleared < 0 ? m->uncleared : m->device->ops->step(m->dm, rows, &logits);
     if (rc < 0)
         return rc;
     const uint64_t took = nb_now_ns() - began;

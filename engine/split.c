@@ -247,10 +247,12 @@ static int split_prepare(struct nb_device_model *m, uint32_t free_block)
     return rc;
 }
 
-static void split_kv_clear(struct nb_device_model *m, uint32_t block)
+static int split_kv_clear(struct nb_device_model *m, uint32_t block)
 {
-    for (uint32_t i = 0; i < m->split->n; i++)
-        m->split->part[i].device->ops->kv_clear(m->part[i], block);
+    int rc = 0;
+    for (uint32_t i = 0; i < m->split->n && rc == 0; i++)
+        rc = m->split->part[i].device->ops->kv_clear(m->part[i], block);
+    return rc;
 }
 
 static void split_times(const struct nb_device_model *m, struct nb_op_time *ret)

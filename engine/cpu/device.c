@@ -258,9 +258,10 @@ static int cpu_step(struct nb_device_model *m, const struct nb_rows *rows, float
     return 0;
 }
 
-static void cpu_kv_clear(struct nb_device_model *m, uint32_t block)
+static int cpu_kv_clear(struct nb_device_model *m, uint32_t block)
 {
     memset(m->kv + block * m->kv_block_bytes, 0, m->kv_block_bytes);
+    return 0;
 }
 
 static void cpu_times(const struct nb_device_model *m, struct nb_op_time *ret)

@@ -38,7 +38,7 @@ uint64_t nb_vulkan_step_bytes(const struct nb_vulkan_device *d, const struct nb_
 
 // step.c
 int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits);
-void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block);
+int nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block);
 void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret);
 
 // top.c: the best n candidates of a row, NB_CANDIDATES_MAX and the vocabulary at most, from the

@@ -231,16 +231,17 @@ int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float 
     return rc;
 }
 
-void nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
+int nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
 {
     size_t bytes = nb_vulkan_kv_block_bytes(&m->device->base, m->plan) / m->plan->n_layers;
     VkCommandBuffer c;
     nb_vulkan_doing(m->device, "clearing a KV block");
-    if (nb_vulkan_begin(m->device, true, &c) < 0)
-        return;
+    int rc = nb_vulkan_begin(m->device, true, &c);
+    if (rc < 0)
+        return rc;
     for (uint32_t i = 0; i < m->plan->n_layers; i++)
         m->device->vk.CmdFillBuffer(c, m->buffers.kv[i].buffer, block * bytes, bytes, 0);
-    (void)nb_vulkan_run_once(m->device, c);
+    return nb_vulkan_run_once(m->device, c);
 }
 
 void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret)

@@ -217,6 +217,14 @@ class Full(Faulty):
         self.assertEqual(self.restarts(), 1)
         self.assertRegex(self.daemon.logged(), r"VK_ERROR_OUT_OF_DEVICE_MEMORY from vkQueueSubmit \(\d+ MB used, ")
 
+    def test_a_block_that_is_not_cleared_is_not_read(self):
+        self.load()
+        alone = self.answer(self.stream())
+        self.order(FULL, SUBMIT)  # a stream's first block was the last one's: it is cleared before the first step
+        self.assertEqual(self.answer(self.stream()), alone)
+        self.assertEqual(self.restarts(), 1)
+        self.assertIn("failed in clearing a KV block: VK_ERROR_OUT_OF_DEVICE_MEMORY", self.daemon.logged())
+
 
 class Hang(Faulty):
     def hang_after(self, seconds):
