@@ -212,6 +212,20 @@ int nb_gguf_array_str(const struct nb_gguf *g, const char *key, uint64_t i, stru
     return 0;
 }
 
+bool nb_gguf_same_strings(const struct nb_gguf *a, const struct nb_gguf *b, const char *key)
+{
+    enum nb_gguf_type type;
+    uint64_t n = 0, other = 0;
+    bool same = nb_gguf_array(a, key, &type, &n) == 0 &&
+                nb_gguf_array(b, key, &type, &other) == 0 && n == other;
+    for (uint64_t i = 0; i < n && same; i++) {
+        struct nb_str x, y;
+        same = nb_gguf_array_str(a, key, i, &x) == 0 && nb_gguf_array_str(b, key, i, &y) == 0 &&
+               x.len == y.len && !memcmp(x.data, y.data, x.len);
+    }
+    return same;
+}
+
 int nb_gguf_array_bool(const struct nb_gguf *g, const char *key, uint64_t i, bool *ret)
 {
     const struct nb_gguf_pair *p;

@@ -71,6 +71,8 @@ int nb_gguf_array(const struct nb_gguf *g, const char *key, enum nb_gguf_type *r
                   uint64_t *ret_n);
 int nb_gguf_array_bool(const struct nb_gguf *g, const char *key, uint64_t i, bool *ret);
 int nb_gguf_array_str(const struct nb_gguf *g, const char *key, uint64_t i, struct nb_str *ret);
+// Whether both have an array of that key, with the same strings in the same order.
+bool nb_gguf_same_strings(const struct nb_gguf *a, const struct nb_gguf *b, const char *key);
 int nb_gguf_array_f64(const struct nb_gguf *g, const char *key, uint64_t i, double *ret);
 int nb_gguf_array_i64(const struct nb_gguf *g, const char *key, uint64_t i, int64_t *ret);
 // Iteration, for listings: key i of n.

@@ -88,23 +88,14 @@ static int find_kind(struct distilling *k)
 // One that says other tokens cannot say how probable the student's are.
 static int check_tokens(const struct distilling *k)
 {
-    static const char key[] = "tokenizer.ggml.tokens";
-    const struct nb_gguf *a = k->model.source->metadata, *b = k->teacher->source->metadata;
-    enum nb_gguf_type type;
-    uint64_t n = 0, other = 0;
-    bool same = nb_gguf_array(a, key, &type, &n) == 0 &&
-                nb_gguf_array(b, key, &type, &other) == 0 && n == other;
-    for (uint64_t i = 0; i < n && same; i++) {
-        struct nb_str x, y;
-        same = nb_gguf_array_str(a, key, i, &x) == 0 && nb_gguf_array_str(b, key, i, &y) == 0 &&
-               x.len == y.len && !memcmp(x.data, y.data, x.len);
-    }
-    return same ? 0
-                : nb_fail(k->error, -EINVAL, "the teacher has another tokenizer than the student%s",
-                          k->learns == NB_TRAIN_VECTORS
-                              ? ""
-                              : ": have it write text (nibble run), and train on that with "
-                                "--hard 1");
+    return nb_gguf_same_strings(k->model.source->metadata, k->teacher->source->metadata,
+                                "tokenizer.ggml.tokens")
+               ? 0
+               : nb_fail(k->error, -EINVAL, "the teacher has another tokenizer than the student%s",
+                         k->learns == NB_TRAIN_VECTORS
+                             ? ""
+                             : ": have it write text (nibble run), and train on that with "
+                               "--hard 1");
 }
 
 static int open_sources(struct distilling *k)
