@@ -1,14 +1,17 @@
 // Speculative decoding: tokens that may follow are proposed, run as rows behind the last token's,
 // and those that the sampler would have chosen anyway are accepted (Leviathan, Kalman and Matias,
 // "Fast inference from transformers via speculative decoding", 2023; here the choice is a function
-// of seed and position, so that accepting is comparing). Who proposes is one function; what is
+// of seed and position, so that accepting is comparing). The log itself proposes, which costs
+// nothing; where it has nothing to say the drafter does (drafter.c), if there is one. What is
 // proposed changes how fast tokens come, never which.
 //
 // It pays where a step with more rows brings more tokens a second. Both sides of that are running
 // means: what steps of so many rows take, and which share of proposed tokens is accepted.
+#include <math.h>
 #include <string.h>
 
 #include "engine/model.h"
+#include "machine/clock.h"
 
 #define MARGIN      1.03 // more tokens a second than without, or it is left
 #define TIME_WEIGHT 8    // of running means: so many steps,
@@ -17,6 +20,7 @@
 #define OUTLIER     4    // a step that took longer than so many means was interrupted
 #define PLAIN_EVERY 64   // steps: one without drafted rows, so that what it takes stays known
 #define PROBE_SHARE 200  // a probe loses a 200th of what is spent until the next one, at most
+#define ASKED       4    // tokens of the drafter, while no measurement says how many
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
 {
@@ -26,12 +30,12 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 void nb_drafts_init(struct nb_model *m)
 {
     // As good as any: they are soon forgotten.
-    static const double share[NB_DRAFT_KINDS] = {0.4, 0.5, 0.7, 0.9};
+    static const double share[NB_DRAFT_KINDS] = {0.4, 0.5, 0.7, 0.9, 0.7};
     memcpy(m->drafting.share, share, sizeof(share));
 }
 
-// The one place that knows who proposes: what followed in the log where its last tokens occurred
-// before. The more of them matched, the likelier.
+// What followed in the log where its last tokens occurred before. The more of them matched, the
+// likelier.
 static void propose(struct nb_sequence *s, uint32_t most)
 {
     struct nb_draft *d = &s->draft;
@@ -72,11 +76,17 @@ struct planned {
     double tokens;
 };
 
+// Now and then nothing is proposed, so that what such a step takes stays known.
+static bool is_plain_turn(const struct nb_drafting *d, const struct planned *step)
+{
+    return d->ns[step->plain] == 0 || d->drafted % PLAIN_EVERY == PLAIN_EVERY - 1;
+}
+
 // How much of the draft pays in such a step.
 static uint32_t worth(struct nb_sequence *s, struct planned *step)
 {
     struct nb_drafting *d = &s->model->drafting;
-    if (d->ns[step->plain] == 0 || d->drafted % PLAIN_EVERY == PLAIN_EVERY - 1)
+    if (is_plain_turn(d, step))
         return 0;
     const double p = s->share[s->draft.kind], without = step_ns(d, step->rows, step->plain);
     double best = step->tokens / without * MARGIN, sure = 1, sum = step->tokens;
@@ -105,7 +115,64 @@ static bool may_draft(const struct nb_sequence *s)
            !s->request.score;
 }
 
-void nb_drafts_plan(struct nb_model *m)
+static bool may_ask(const struct nb_sequence *s)
+{
+    return may_draft(s) && !s->draft.n;
+}
+
+// How many tokens the drafter should propose for each of those that ask, up to `most`. 0: none pay.
+static uint32_t worth_asking(const struct nb_model *m, const struct planned *step, uint32_t asking,
+                             uint32_t most)
+{
+    const struct nb_drafting *d = &m->drafting;
+    const double each = step_ns(&m->drafter->drafting, asking, 1);
+    double best = step->tokens / step_ns(d, step->rows, step->plain) * MARGIN, sum = step->tokens;
+    uint32_t n = 0;
+    for (uint32_t i = 1; i <= most && each > 0; i++) {
+        for (const struct nb_sequence *s = m->first; s; s = s->next)
+            sum += may_ask(s) ? pow(s->share[NB_DRAFT_MODEL], i) : 0;
+        const double rate = sum / (step_ns(d, step->rows + i * asking, step->plain) + i * each);
+        if (rate > best) {
+            best = rate;
+            n = i;
+        }
+    }
+    return n;
+}
+
+static int ask_drafter(struct nb_model *m, const struct planned *step)
+{
+    struct nb_drafting *d = &m->drafting;
+    const uint32_t rows = min_u32(m->max_rows, NB_DRAFT_ROWS);
+    uint32_t asking = 0, made = 0;
+    for (const struct nb_sequence *s = m->first; s; s = s->next)
+        asking += may_ask(s);
+    if (!asking || step->rows >= rows)
+        return 0;
+    const uint32_t most = min_u32(NB_DRAFT_MAX, (rows - step->rows) / asking);
+    const bool may = !is_plain_turn(d, step);
+    const uint32_t worth = may ? worth_asking(m, step, asking, most) : 0;
+    const bool probes = may && !worth && d->spent >= d->probe_at;
+    for (struct nb_sequence *s = m->first; s; s = s->next) {
+        const bool anyway = probes || s->request.drafts == NB_DRAFTS_ALWAYS;
+        if (may_ask(s))
+            s->draft.asked = min_u32(room(s, step->rows), anyway ? min_u32(most, ASKED) : worth);
+    }
+    const uint64_t began = nb_now_ns();
+    int rc = nb_drafter_propose(m);
+    const double took = (double)(nb_now_ns() - began);
+    for (const struct nb_sequence *s = m->first; s; s = s->next)
+        made += s->draft.kind == NB_DRAFT_MODEL ? s->draft.n : 0;
+    d->spent += took;
+    d->probed += probes ? took : 0;
+    if (probes && made) { // as seldom as it is dear
+        d->probe_at = d->spent + PROBE_SHARE * d->probed;
+        d->probed = 0;
+    }
+    return rc;
+}
+
+int nb_drafts_plan(struct nb_model *m)
 {
     struct planned step = {0};
     for (const struct nb_sequence *s = m->first; s; s = s->next)
@@ -120,6 +187,7 @@ void nb_drafts_plan(struct nb_model *m)
             s->draft.n = worth(s, &step);
         step.rows += s->draft.n;
     }
+    return m->drafter ? ask_drafter(m, &step) : 0;
 }
 
 static void learn_share(struct nb_sequence *s)

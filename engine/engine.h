@@ -71,6 +71,13 @@ int nb_adapter_create(const struct nb_model *m, struct nb_image *image, const ch
                       double scale, struct nb_adapter **ret, struct nb_error *ret_error);
 void nb_adapter_destroy(struct nb_adapter *adapter); // no sequence may have it; NULL is fine
 
+// Tokens that the drafter would generate are proposed to the model's sequences, beside those of
+// their logs (enum nb_drafts). It is another model with the same tokens, on any device, whose
+// sequences are all the model's from now on, and it outlives this: NULL ends it, before either is
+// closed. -EBUSY: the model has a drafter; -EINVAL: it has other tokens, or one of them generates
+// none.
+int nb_model_draft_with(struct nb_model *m, struct nb_model *drafter, struct nb_error *ret_error);
+
 // --- Sequences: one token log each. The KV cache is only a cache of the log; blocks are taken and
 // given back as the scheduler sees fit, and rebuilt from the log.
 int nb_sequence_create(struct nb_model *m, void *user, struct nb_sequence **ret);

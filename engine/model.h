@@ -1,6 +1,7 @@
 // The engine from the inside: a model, its sequences and who owns which KV block. model.c opens it,
 // sequence.c keeps the logs, kv.c the blocks, scheduler.c makes the steps, drafts.c proposes tokens
-// for them, diagnosis.c finds out what went wrong in one.
+// for them and drafter.c has a second model propose some, diagnosis.c finds out what went wrong in
+// one.
 #pragma once
 
 #include "engine/engine.h"
@@ -8,7 +9,8 @@
 #include "engine/plan.h"
 
 #define NB_DRAFT_MAX   8 // tokens that are proposed at a time
-#define NB_DRAFT_KINDS 4 // of proposals, by how sure they are
+#define NB_DRAFT_KINDS 5 // of proposals: four of the log's, by how sure they are, and the drafter's
+#define NB_DRAFT_MODEL 4
 // A step with more rows has no drafted ones, so that one step brings a channel no more tokens than
 // it has jobs (libclient/ring.h).
 #define NB_DRAFT_ROWS 64
@@ -17,6 +19,7 @@
 struct nb_draft {
     int32_t token[NB_DRAFT_MAX];
     uint32_t n;
+    uint32_t asked;    // of the drafter, in the step that is being planned
     uint32_t kind;     // whose share of accepted tokens counts
     uint32_t accepted; // of n, by the step under way
 };
@@ -26,6 +29,7 @@ struct nb_drafting {
     double ns[NB_DRAFT_ROWS + 1]; // that a step of so many rows of decode takes; 0: not known
     double share[NB_DRAFT_KINDS]; // of proposed tokens that are accepted: a new sequence's first
     double spent, probe_at;       // ns of such steps until now, and at the next probe
+    double probed;                // ns of the drafter since it was asked although it may not pay
     uint32_t drafted;             // steps since the last one without drafted rows
 };
 
@@ -57,6 +61,7 @@ struct nb_sequence {
 
     struct nb_draft draft; // of the step under way
     struct nb_ngrams ngrams;
+    struct nb_sequence *shadow;   // of the drafter, whose log follows this one's; NULL: none yet
     double share[NB_DRAFT_KINDS]; // of its proposed tokens that are accepted, a running mean
     uint32_t proposed, accepted;  // tokens of the request
 };
@@ -84,6 +89,7 @@ struct nb_model {
     uint32_t n_sequences;
     uint64_t steps;
     struct nb_drafting drafting;
+    struct nb_model *drafter;       // NULL: none
     struct nb_diagnosis *diagnosis; // under way, or NULL
     uint32_t next_decode; // the sequence that decodes first when there are more of them than rows
 
@@ -121,11 +127,16 @@ void nb_diagnosis_drop(struct nb_model *m, const struct nb_sequence *s); // NULL
 
 // drafts.c. Before the first step of a model.
 void nb_drafts_init(struct nb_model *m);
-// Gives the sequences whose rows are planned their drafts, if these rows are of decode alone.
-void nb_drafts_plan(struct nb_model *m);
+// Gives the sequences whose rows are planned their drafts, if these rows are of decode alone. An
+// errno of the drafter's steps.
+int nb_drafts_plan(struct nb_model *m);
 // After a step whose rows, drafted ones too, were `rows` of decode: what it took, and what became
 // of its `n` sequences' drafts.
 void nb_drafts_learn(struct nb_model *m, uint32_t rows, uint64_t ns, uint32_t n);
+
+// drafter.c. Proposes draft.asked tokens for each sequence that asks for some, or a part of what
+// the drafter must compute before it can. An errno of its steps.
+int nb_drafter_propose(struct nb_model *m);
 
 // pooling.c: the vector of a sequence's log. Whether a row's vector counts; adding it; and the
 // whole once the last row has been added, in place of the sum.

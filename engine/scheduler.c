@@ -118,7 +118,7 @@ static void plan_prefill(struct nb_model *m, uint32_t budget)
     grant(oldest, left, &left);
 }
 
-static void plan_rows(struct nb_model *m)
+static int plan_rows(struct nb_model *m)
 {
     for (struct nb_sequence *s = m->first; s; s = s->next) {
         s->rows = 0;
@@ -128,13 +128,12 @@ static void plan_rows(struct nb_model *m)
     uint32_t prefill = count(m, in_prefill) ? (m->max_rows + 3) / 4 : 0;
     if (!count(m, decoding)) {
         plan_prefill(m, count(m, streams) ? prefill : m->max_rows);
-        return;
+        return 0;
     }
     plan_decode(m, prefill < m->max_rows ? m->max_rows - prefill : m->max_rows);
     if (prefill && prefill < m->max_rows)
         plan_prefill(m, prefill);
-    else if (!prefill)
-        nb_drafts_plan(m);
+    return prefill ? 0 : nb_drafts_plan(m);
 }
 
 static bool wants_result(const struct nb_sequence *s, uint32_t position)
@@ -405,14 +404,16 @@ int nb_model_step(struct nb_model *m, struct nb_step_stats *ret_stats)
                            .logits_row = m->logits_row,
                            .candidates = m->candidates};
     choose_kind(m);
-    plan_rows(m);
+    int rc = plan_rows(m);
+    if (rc < 0)
+        return rc;
     fill_rows(m, &rows, &stats);
     if (m->embeds) {
         rows.vectors = m->vectors;
         rows.no_logits = true;
         rows.candidates = NULL;
     }
-    int rc = rows.n ? run_rows(m, &rows, &stats) : 0;
+    rc = rows.n ? run_rows(m, &rows, &stats) : 0;
     if (rc < 0)
         return rc;
     bool finished = finish_scored(m);

@@ -69,6 +69,7 @@ void nb_sequence_destroy(struct nb_sequence *s)
     unlink_sequence(s);
     s->model->n_sequences--;
     nb_ngrams_finish(&s->ngrams);
+    nb_sequence_destroy(s->shadow);
     free(s->block);
     free(s->vector);
     free(s->log);

@@ -70,15 +70,22 @@ struct group {
                     .contexts = SEQUENCES,                                                         \
                     .max_tokens = GENERATED})
 
-static struct test_model t; // open, as long as groups want the same
+static struct test_model t;       // open, as long as groups want the same
+static struct test_model drafter; // of all models that are opened, or not open
 static uint32_t rows_of_t, contexts_of_t;
+
+static void close_model(struct test_model *of)
+{
+    test_model_close(of);
+    *of = (struct test_model){NULL, NULL};
+}
 
 // One whose second layer hardly looks back repeats itself sooner than others.
 static void open_model(const struct group *g)
 {
     if (t.model && rows_of_t == g->max_rows && contexts_of_t == g->contexts)
         return;
-    test_model_close(&t);
+    close_model(&t);
     rows_of_t = g->max_rows;
     contexts_of_t = g->contexts;
     struct random_model r = RANDOM_MODEL;
@@ -96,6 +103,8 @@ static void open_model(const struct group *g)
     if (test_model_open_fd(fd, 1, &o, &t, &error) < 0)
         fail_msg("%s", error.text);
     close(fd);
+    if (drafter.model && nb_model_draft_with(t.model, drafter.model, &error) < 0)
+        fail_msg("%s", error.text);
     nb_model_set_events(t.model,
                         &(struct nb_model_events){.on_token = on_token, .on_finish = on_finish});
 }
@@ -276,6 +285,73 @@ static void turns(void **state)
     assert_memory_equal(log[0], log[1], sizeof(log[0]));
 }
 
+// The model itself proposes what it will choose, sampled tokens too; another one with the same
+// tokens, here of other weights, what it would.
+static void open_drafter(uint64_t seed, uint32_t context)
+{
+    struct random_model r = RANDOM_MODEL;
+    r.layers = 2;
+    r.context = context;
+    r.seed = seed;
+    struct nb_model_options o = {.precision = NB_PRECISION_FAST};
+    struct nb_error error = {""};
+    int fd = random_model_create_loud(&r, "blk.1.attn_norm.weight", 0.2F);
+    assert_true(fd >= 0);
+    close_model(&t);
+    test_device(device);
+    if (test_model_open_fd(fd, 1, &o, &drafter, &error) < 0)
+        fail_msg("%s", error.text);
+    close(fd);
+}
+
+static void close_drafter(void)
+{
+    struct nb_error error;
+    if (t.model)
+        assert_int_equal(nb_model_draft_with(t.model, NULL, &error), 0);
+    close_model(&t);
+    close_model(&drafter);
+}
+
+static void a_drafter_of_the_same_weights(void **state)
+{
+    open_drafter(2, CONTEXT);
+    struct group g = GROUP;
+    // All that the log does not propose, but for what is left over at the end.
+    assert_true(assert_same_bytes(g) > SEQUENCES * GENERATED * 7 / 10);
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        g.sampling = (struct nb_sampling){.temperature = 1,
+                                          .top_p = 0.95F,
+                                          .repeat_penalty = 1.1F,
+                                          .repeat_window = 32,
+                                          .seed = seed,
+                                          .logprobs = seed == 2};
+        assert_true(assert_same_bytes(g) > SEQUENCES * GENERATED * 7 / 10);
+    }
+    close_drafter();
+}
+
+static void a_drafter_of_other_weights(void **state)
+{
+    for (uint32_t context = CONTEXT / 2; context <= 2 * CONTEXT; context *= 4) {
+        open_drafter(3, context);
+        struct group g = GROUP;
+        (void)assert_same_bytes(g);
+        g.sampling.temperature = 0.8F;
+        (void)assert_same_bytes(g);
+        g.max_rows = 6;
+        g.contexts = 1;
+        (void)assert_same_bytes(g);
+        g.parks = true;
+        (void)assert_same_bytes(g);
+        close_drafter();
+    }
+    open_drafter(3, CONTEXT);
+    limits_within_accepted_tokens(state);
+    turns(state);
+    close_drafter();
+}
+
 static int choose_device(void **state)
 {
     if (!strcmp(device, "vulkan"))
@@ -283,9 +359,9 @@ static int choose_device(void **state)
     return device ? 0 : -1;
 }
 
-static int close_model(void **state)
+static int close_last(void **state)
 {
-    test_model_close(&t);
+    close_model(&t);
     return 0;
 }
 
@@ -299,6 +375,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(limits_within_accepted_tokens),
         cmocka_unit_test(few_rows_and_blocks),
         cmocka_unit_test(turns),
+        cmocka_unit_test(a_drafter_of_the_same_weights),
+        cmocka_unit_test(a_drafter_of_other_weights),
     };
-    return cmocka_run_group_tests(tests, choose_device, close_model);
+    return cmocka_run_group_tests(tests, choose_device, close_last);
 }
