@@ -112,10 +112,10 @@ static int find_adapter(const struct nb_model *base, const char *name, struct nb
                         struct nb_refusal *refusal)
 {
     struct nb_model *adapter = nb_model_by_name(base->broker, name);
-    if (!adapter || adapter->base != base || adapter->state == NB_MODEL_LOADING)
+    const bool is = adapter && adapter->base == base && !adapter->info.is_drafter;
+    if (!is || adapter->state == NB_MODEL_LOADING)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "\"%s\" has no adapter \"%.63s\"%s",
-                         base->info.name, name,
-                         adapter && adapter->base == base ? " yet: it is being loaded" : "");
+                         base->info.name, name, is ? " yet: it is being loaded" : "");
     *ret = adapter;
     return 0;
 }
@@ -130,6 +130,10 @@ static int find_model(struct nb_client *client, const struct nb_wire_open_channe
     if (!model || model->state == NB_MODEL_LOADING)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "no model \"%.63s\" is loaded%s",
                          request->model, model ? " yet: it is being loaded" : "");
+    if (model->base && model->info.is_drafter)
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL,
+                         "\"%s\" drafts for \"%s\": open that, which asks it by itself",
+                         model->info.name, model->base->info.name);
     if (model->base)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL,
                          "\"%s\" is an adapter of \"%s\": open that with it (--adapter)",

@@ -62,7 +62,7 @@
 
 enum nb_link_type {
     // broker to worker
-    NB_LINK_MODEL_ADD = 0x400, // one fd: the sealed image, a model's or an adapter's
+    NB_LINK_MODEL_ADD = 0x400, // one fd: the sealed image, a model's, a drafter's or an adapter's
     NB_LINK_MODEL_REMOVE,      // its channels were removed before
     NB_LINK_CHANNEL_ADD,       // two fds: the channel's memfd, the worker's end of its socket
     NB_LINK_CHANNEL_REMOVE,
@@ -106,8 +106,9 @@ struct nb_link_model_add {
     char kv_most_by[128]; // what bounds it, as a sentence goes on
     char name[NB_NAME_MAX];
     struct nb_load_params params; // no text is empty
-    uint32_t base;                // of an adapter: the model that it goes with; 0: this is a model
-    float scale;                  // of an adapter
+    uint32_t base; // of an adapter or a drafter: the model that it goes with; 0: none
+    float scale;   // of an adapter
+    uint32_t drafter, pad;
 };
 struct nb_link_channel_add {
     struct nb_wire_header header;

@@ -319,25 +319,31 @@ static int share_layers(const struct nb_wire_load *request, const char *name,
                      name);
 }
 
-// What an adapter is served with is its base's affair.
+// What an adapter or a drafter is served with is its base's affair.
 static int check_base(struct nb_broker *broker, const struct nb_wire_load *request,
                       struct nb_device **ret, struct nb_refusal *refusal)
 {
     static const struct nb_load_params nothing;
     struct nb_model *base = nb_model_by_name(broker, request->base);
+    const char *what = request->drafter ? "a drafter" : "an adapter";
     if (!base || base->load || base->base || base->state == NB_MODEL_LOST)
-        return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "\"%.63s\" %s: an adapter goes with a model",
+        return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "\"%.63s\" %s: %s goes with a model",
                          request->base,
-                         !base        ? "is not loaded"
-                         : base->load ? "is being loaded"
-                         : base->base ? "is an adapter itself"
-                                      : "is lost");
+                         !base                                 ? "is not loaded"
+                         : base->load                          ? "is being loaded"
+                         : base->base && base->info.is_drafter ? "is a drafter itself"
+                         : base->base                          ? "is an adapter itself"
+                                                               : "is lost",
+                         what);
+    if (request->drafter && request->scale != 0)
+        return nb_refuse(refusal, -EINVAL, "a scale is for an adapter alone");
     if (*request->device || *request->fallback || request->gpu_layers ||
         memcmp(&request->params, &nothing, sizeof(nothing)) != 0)
-        return nb_refuse(refusal, -EINVAL,
-                         "an adapter is served as its base \"%s\" is: no other device, precision, "
-                         "context or KV cache goes with it",
-                         base->info.name);
+        return nb_refuse(
+            refusal, -EINVAL,
+            "%s is served as its base \"%s\" is: no other device, precision, context or "
+            "KV cache goes with it",
+            what, base->info.name);
     if (!(fabsf(request->scale) <= SCALE_MAX))
         return nb_refuse(refusal, -EINVAL, "an adapter's scale is from -%g to %g",
                          (double)SCALE_MAX, (double)SCALE_MAX);
@@ -355,8 +361,9 @@ static int check_device(struct nb_broker *broker, const struct nb_wire_load *req
         rc = nb_device_named(broker, device, ret, refusal);
     if (rc < 0)
         return rc;
-    if (request->scale != 0)
-        return nb_refuse(refusal, -EINVAL, "a scale is for an adapter alone");
+    if (request->scale != 0 || request->drafter)
+        return nb_refuse(refusal, -EINVAL, "a %s is for %s", request->drafter ? "drafter" : "scale",
+                         request->drafter ? "a model that is named (base)" : "an adapter alone");
     if (!nb_device_usable(*ret))
         return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "device %s cannot be used: %s",
                          (*ret)->info.name, (*ret)->info.reason);

@@ -43,15 +43,17 @@ struct nb_model *nb_model_by_name(struct nb_broker *broker, const char *name)
     return NULL;
 }
 
-// An adapter is served as its base is.
-static void take_base(struct nb_model *model, struct nb_model *base, float scale)
+// An adapter or a drafter is served as its base is.
+static void take_base(struct nb_model *model, struct nb_model *base,
+                      const struct nb_wire_load *request)
 {
     model->base = base;
     model->params = base->params;
     model->params.kv_bytes = 0;
     memcpy(model->fallback, base->fallback, sizeof(model->fallback));
     memcpy(model->info.base, base->info.name, sizeof(model->info.base));
-    model->info.scale = (double)scale;
+    model->info.scale = (double)request->scale;
+    model->info.is_drafter = request->drafter != 0;
 }
 
 int nb_model_create(struct nb_device *device, const struct nb_wire_load *request,
@@ -66,7 +68,7 @@ int nb_model_create(struct nb_device *device, const struct nb_wire_load *request
     model->params = request->params;
     nb_params_settle(&model->params);
     if (*request->base)
-        take_base(model, nb_model_by_name(device->broker, request->base), request->scale);
+        take_base(model, nb_model_by_name(device->broker, request->base), request);
     model->image_fd = -1;
     snprintf(model->info.name, sizeof(model->info.name), "%s", request->name);
     snprintf(model->info.device, sizeof(model->info.device), "%s", device->info.name);
@@ -140,6 +142,7 @@ int nb_model_serve(struct nb_model *model)
     };
     add.base = model->base ? model->base->id : 0;
     add.scale = (float)model->info.scale;
+    add.drafter = (uint32_t)model->info.is_drafter;
     memcpy(add.kv_most_by, budget.kv_by, sizeof(add.kv_most_by));
     memcpy(add.name, model->info.name, sizeof(add.name));
     model->served = 1;
@@ -213,7 +216,7 @@ void nb_model_lose(struct nb_model *model, const char *text)
     lose_channels(model, NIBBLE_E_LOST, line);
 }
 
-static struct nb_model *first_adapter(const struct nb_model *base)
+static struct nb_model *first_of_base(const struct nb_model *base)
 {
     struct nb_model *model;
     TAILQ_FOREACH(model, &base->broker->models, of_broker)
@@ -222,18 +225,19 @@ static struct nb_model *first_adapter(const struct nb_model *base)
     return model;
 }
 
-static void unload_adapters(const struct nb_model *base)
+// Its adapters and its drafter.
+static void unload_those_of(const struct nb_model *base)
 {
-    struct nb_model *adapter;
+    struct nb_model *one;
     struct nb_refusal why;
-    while ((adapter = first_adapter(base))) {
-        if (!adapter->load) {
-            nb_model_unload(adapter);
+    while ((one = first_of_base(base))) {
+        if (!one->load) {
+            nb_model_unload(one);
             continue;
         }
         int rc =
             nb_refuse(&why, NIBBLE_E_NO_MODEL, "its base \"%s\" was unloaded", base->info.name);
-        nb_load_settle(adapter->load, rc, &why);
+        nb_load_settle(one->load, rc, &why);
     }
 }
 
@@ -249,7 +253,7 @@ uint32_t nb_model_users(const struct nb_model *model)
 void nb_model_unload(struct nb_model *model)
 {
     struct nb_device *device = model->device;
-    unload_adapters(model);
+    unload_those_of(model);
     struct nb_link_ref gone = {
         .header = {.type = NB_LINK_MODEL_REMOVE, .size = sizeof(gone)},
         .model = model->id,
@@ -270,7 +274,7 @@ void nb_models_drop_client(struct nb_client *client)
             model = TAILQ_NEXT(model, of_broker);
             continue;
         }
-        nb_model_unload(model); // its adapters go too
+        nb_model_unload(model); // its adapters and its drafter go too
         model = TAILQ_FIRST(&client->broker->models);
     }
 }

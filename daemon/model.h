@@ -16,7 +16,7 @@ struct nb_model {
     struct nb_device *device;
     struct nb_channels channels;
     struct nb_load *load;    // that is making it, until it is ready
-    struct nb_model *base;   // of an adapter: the model that it goes with, on the same device
+    struct nb_model *base;   // of an adapter or a drafter: what it goes with, on the same device
     struct nb_client *owner; // of a temporary one: it goes with this connection
     struct nibble_model info;
     struct nb_load_params params; // as its load said, settled

@@ -21,6 +21,7 @@
 
 #define PREFIX      "model+"
 #define ADAPTER     "adapter+"
+#define DRAFTER     "drafter+"
 #define STORE_NAME  256 // of systemd, with the NUL
 #define NAME_SPACE  (2 * NB_NAME_MAX)
 #define NO_FALLBACK "-"
@@ -68,7 +69,7 @@ static int read_ascii(const char *text, char ret[NB_NAME_MAX])
 }
 
 // model+NAME+DEVICE+FALLBACK, - where it has none, and the parameters (params.h); of an adapter
-// adapter+NAME+BASE+SCALE. False: systemd takes no name as long as that.
+// adapter+NAME+BASE+SCALE, and so of a drafter. False: systemd takes no name as long as that.
 static bool write_name(const struct nb_model *model, char ret[STORE_NAME])
 {
     char name[NAME_SPACE], base[NAME_SPACE], params[NB_PARAMS_TEXT];
@@ -80,23 +81,30 @@ static bool write_name(const struct nb_model *model, char ret[STORE_NAME])
     write_ascii(model->info.name, name);
     write_ascii(model->info.base, base);
     nb_params_write(&model->params, params);
-    int n = model->base
-                ? snprintf(ret, STORE_NAME, ADAPTER "%s+%s+%.9g", name, base, model->info.scale)
-                : snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s%s", name, device, fallback, params);
+    int n =
+        model->base
+            ? snprintf(ret, STORE_NAME, "%s%s+%s+%.9g", model->info.is_drafter ? DRAFTER : ADAPTER,
+                       name, base, model->info.scale)
+            : snprintf(ret, STORE_NAME, PREFIX "%s+%s+%s%s", name, device, fallback, params);
     return n < STORE_NAME;
 }
 
-static bool is_adapter(const char *name)
+static bool is_drafter(const char *name)
 {
-    return !strncmp(name, ADAPTER, strlen(ADAPTER));
+    return !strncmp(name, DRAFTER, strlen(DRAFTER));
 }
 
-static int read_adapter(const char *name, struct nb_wire_load *ret)
+static bool has_base(const char *name)
 {
-    struct nb_wire_load m = {.force = 0};
+    return is_drafter(name) || !strncmp(name, ADAPTER, strlen(ADAPTER));
+}
+
+static int read_with_base(const char *name, struct nb_wire_load *ret)
+{
+    struct nb_wire_load m = {.drafter = is_drafter(name)};
     char text[NAME_SPACE], base[NAME_SPACE];
     int end = -1;
-    int n = sscanf(name, ADAPTER "%127[^+]+%127[^+]+%f%n", text, base, &m.scale, &end);
+    int n = sscanf(name, "%*[a-z]+%127[^+]+%127[^+]+%f%n", text, base, &m.scale, &end);
     if (n < 3 || end < 0 || name[end] || read_ascii(text, m.name) < 0 ||
         read_ascii(base, m.base) < 0)
         return -EINVAL;
@@ -129,8 +137,7 @@ void nb_store_put(const struct nb_model *model)
         return;
     if (!write_name(model, name)) {
         nb_log(LOG_WARNING,
-               "adapter %s would not outlive a restart of the daemon: give it or its base a "
-               "shorter name",
+               "%s would not outlive a restart of the daemon: give it or its base a shorter name",
                model->info.name);
         return;
     }
@@ -147,7 +154,7 @@ void nb_store_drop(const struct nb_model *model)
 
 int nb_store_take(struct nb_broker *broker, int fd, const char *name)
 {
-    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0 && !is_adapter(name))
+    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0 && !has_base(name))
         return 0;
     struct nb_stored_image *image = calloc(1, sizeof(*image));
     if (!image)
@@ -164,7 +171,7 @@ static int restore(struct nb_broker *broker, struct nb_stored_image *image)
     struct nb_model *model;
     struct nb_device *device;
     struct nb_refusal refusal;
-    int rc = (is_adapter(image->name) ? read_adapter : read_name)(image->name, &request);
+    int rc = (has_base(image->name) ? read_with_base : read_name)(image->name, &request);
     if (rc < 0)
         return rc;
     const struct nb_model *base = *request.base ? nb_model_by_name(broker, request.base) : NULL;
@@ -189,13 +196,13 @@ static int restore(struct nb_broker *broker, struct nb_stored_image *image)
     return rc;
 }
 
-// Models, or the adapters that go with them.
-static void restore_all(struct nb_broker *broker, bool adapters)
+// Models, or the adapters and drafters that go with them.
+static void restore_all(struct nb_broker *broker, bool with_base)
 {
     struct nb_stored_image *image, *next;
     for (image = STAILQ_FIRST(&broker->stored); image; image = next) {
         next = STAILQ_NEXT(image, entry);
-        if (is_adapter(image->name) != adapters)
+        if (has_base(image->name) != with_base)
             continue;
         int rc = broker->stopping ? 0 : restore(broker, image);
         if (rc < 0)

@@ -33,7 +33,7 @@ static int send_files(nibble *c, const char *path, const struct nibble_load_opti
     struct nb_model_files files = {0};
     char sentence[NB_SENTENCE] = "out of memory";
     struct nb_packet reply;
-    int rc = options->base
+    int rc = options->base && !options->draft_for
                  ? nb_model_files_open_adapter(path, &files, ret_scale, sentence, sizeof(sentence))
                  : nb_model_files_open(path, &files, sentence, sizeof(sentence));
     if (rc < 0)
@@ -61,6 +61,7 @@ int nibble_load(nibble *c, const char *path, const struct nibble_load_options *g
         .gpu_layers = options->gpu_layers,
         .force = options->force != 0,
         .temporary = options->temporary != 0,
+        .drafter = options->draft_for != NULL,
         .params = {.context = options->context, .kv_bytes = options->kv_bytes}};
     struct nb_load_params *params = &request.params;
     rc = check_name(c, options->name);
@@ -75,9 +76,12 @@ int nibble_load(nibble *c, const char *path, const struct nibble_load_options *g
     if (rc == 0)
         rc = put(c, request.fallback, sizeof(request.fallback), "device", options->fallback);
     if (rc == 0)
-        rc = put(c, request.base, sizeof(request.base), "model", options->base);
+        rc = put(c, request.base, sizeof(request.base), "model",
+                 options->draft_for ? options->draft_for : options->base);
     if (rc == 0 && options->base && options->n_adapters)
         rc = nb_fail(c, -EINVAL, "an adapter takes no other adapters: load each under its name");
+    if (rc == 0 && options->base && options->draft_for)
+        rc = nb_fail(c, -EINVAL, "a file is an adapter (base) or a drafter (draft_for), not both");
     if (rc < 0)
         return rc;
     if (c->requesting)

@@ -160,9 +160,11 @@ struct nb_wire_load {
     uint32_t temporary;  // 1: unloaded when this connection ends
     float scale;         // of an adapter, its strength; of a model 0
     struct nb_load_params params;
-    // The file is an adapter, for sessions of this model, and is served as that is: of all the rest
-    // only name, force, temporary and scale are said. "": the files are a model.
+    // The file is an adapter, for sessions of this model, or with `drafter` the files are a model
+    // that proposes tokens for it. It is served as that is: of all the rest only name, force,
+    // temporary and an adapter's scale are said. "": the files are a model.
     char base[NB_NAME_MAX];
+    uint32_t drafter, pad;
 };
 
 struct nb_wire_unload {

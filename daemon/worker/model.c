@@ -164,6 +164,30 @@ static int open_model(struct nb_serve *s, const struct nb_link_model_add *add, i
     return 0;
 }
 
+// Its context is at most its own, whatever that of the model it drafts for.
+static int open_drafter(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd,
+                        struct nb_worker_model *m, struct nb_link_model_ready *ready,
+                        struct nb_error *ret_error)
+{
+    const struct nb_worker_model *base = nb_worker_model_find(s, add->base);
+    struct nb_link_model_add own = *add;
+    own.params.context = 0;
+    if (!base || base->adapter || base->drafts_for)
+        return nb_fail(ret_error, NIBBLE_E_NO_MODEL,
+                       "the model that it drafts for is not served: load that again");
+    int rc = open_model(s, &own, image_fd, m, ready, ret_error);
+    if (rc < 0)
+        return rc;
+    rc = nb_model_draft_with(base->model, m->model, ret_error);
+    if (rc < 0) {
+        nb_model_close(m->model);
+        m->model = NULL;
+        return nb_link_status(rc);
+    }
+    m->drafts_for = base->model;
+    return 0;
+}
+
 void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add, int image_fd)
 {
     struct nb_link_model_ready ready = {.model = add->model};
@@ -177,8 +201,9 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
         ready.header.status =
             nb_fail(&error, NIBBLE_E_QUOTA, "a device serves %d models at most", NB_WORKER_MODELS);
     } else {
-        ready.header.status =
-            (add->base ? open_adapter : open_model)(s, add, image_fd, &opened, &ready, &error);
+        ready.header.status = (add->drafter ? open_drafter
+                               : add->base  ? open_adapter
+                                           : open_model)(s, add, image_fd, &opened, &ready, &error);
     }
     if (opened.model) {
         opened.page = &s->page->models[m - s->models];
@@ -189,7 +214,7 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
         opened.drafts = add->drafts;
         opened.longest_embedded = ready.info.longest_embedded;
         *m = opened;
-        if (!m->adapter)
+        if (!m->adapter && !m->drafts_for)
             nb_model_set_events(m->model, &nb_session_events);
         atomic_store(&m->page->model, m->id);
     }
@@ -200,8 +225,11 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
 void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
 {
     struct nb_worker_model *m = nb_worker_model_find(s, id);
+    struct nb_error error;
     if (!m)
         return;
+    if (m->drafts_for)
+        (void)nb_model_draft_with(m->drafts_for, NULL, &error);
     if (m->adapter)
         nb_adapter_destroy(m->adapter);
     else
@@ -252,6 +280,17 @@ static void count(struct nb_page *page, const struct nb_step_stats *stats)
     atomic_fetch_add(&page->decode_tokens, stats->decode_rows + stats->accepted);
 }
 
+static void tell_kv(const struct nb_worker_model *m)
+{
+    struct nb_model_info info;
+    nb_model_info(m->model, &info);
+    atomic_store_explicit(&m->page->kv_used_bytes,
+                          (info.kv_blocks - info.kv_blocks_free) * info.kv_block_bytes,
+                          memory_order_relaxed);
+    atomic_store_explicit(&m->page->kv_touched_bytes, info.kv_blocks_touched * info.kv_block_bytes,
+                          memory_order_relaxed);
+}
+
 static void after_step(struct nb_serve *s, const struct nb_worker_model *m)
 {
     for (uint32_t i = 0; i < NB_WORKER_CHANNELS; i++) {
@@ -262,13 +301,10 @@ static void after_step(struct nb_serve *s, const struct nb_worker_model *m)
             if (c->jobs[j].user_data)
                 nb_job_progress(&c->jobs[j]);
     }
-    struct nb_model_info info;
-    nb_model_info(m->model, &info);
-    atomic_store_explicit(&m->page->kv_used_bytes,
-                          (info.kv_blocks - info.kv_blocks_free) * info.kv_block_bytes,
-                          memory_order_relaxed);
-    atomic_store_explicit(&m->page->kv_touched_bytes, info.kv_blocks_touched * info.kv_block_bytes,
-                          memory_order_relaxed);
+    tell_kv(m);
+    for (uint32_t i = 0; i < NB_WORKER_MODELS; i++)
+        if (s->models[i].id && s->models[i].drafts_for == m->model)
+            tell_kv(&s->models[i]);
 }
 
 int nb_worker_model_step(struct nb_serve *s, struct nb_worker_model *m)

@@ -13,7 +13,8 @@ struct nb_channel;
 struct nb_worker_model {
     uint32_t id; // the broker's handle; 0: a free entry
     struct nb_model *model;
-    struct nb_adapter *adapter; // NULL: a model; else one of that model, for these channels
+    struct nb_adapter *adapter;  // NULL: a model; else one of that model, for these channels
+    struct nb_model *drafts_for; // NULL: not a drafter, which has no channels
     struct nb_page_model *page;
     uint32_t vocab, context, embedding;
     bool generates;            // else it only embeds

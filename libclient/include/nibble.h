@@ -101,9 +101,10 @@ struct nibble_model {
     char template_reason[188]; /* why it has none; "": it has one, or is not ready yet */
     int32_t embeds_only;       /* 1: it gives vectors of texts (nibble_embed) and generates none */
     uint32_t longest_embedded; /* tokens of a text that it embeds */
-    /* Of an adapter: the model whose sessions may have it, and its strength. "": it is a model */
+    /* What an adapter, whose strength is `scale`, or a drafter goes with; "": a model of its own */
     char base[64];
     double scale;
+    int32_t is_drafter, pad;
 };
 
 struct nibble_device {
@@ -198,6 +199,9 @@ struct nibble_load_options {
      * ":SCALE" behind it. It is listed as a model is, under its name, and served as its base is: of
      * the other members only name, temporary, force and progress may be set. NULL: a model. */
     const char *base;
+    /* The file is a model that proposes tokens for this loaded one, whose tokens it must have (enum
+     * nibble_drafts); a model has one such at most. Listed, served and said as with `base`. */
+    const char *draft_for;
 };
 
 /* Loads the model at `path`: a GGUF file, the first part of a GGUF that was split
@@ -206,8 +210,8 @@ struct nibble_load_options {
  * ready. */
 NIBBLE_API int nibble_load(nibble *admin, const char *path,
                            const struct nibble_load_options *options);
-/* Unloads a model, with its adapters, or an adapter. Without `force`, fails with NIBBLE_E_BUSY
- * while sessions use the model; with it, their jobs end with NIBBLE_E_NO_MODEL. */
+/* Unloads a model, with its adapters and its drafter, or one of these. Without `force`, fails with
+ * NIBBLE_E_BUSY while sessions use the model; with it, their jobs end with NIBBLE_E_NO_MODEL. */
 NIBBLE_API int nibble_unload(nibble *admin, const char *name, int force);
 
 /* ---- Sessions ---- */
@@ -224,9 +228,9 @@ struct nibble_session_options {
 };
 
 /* Tokens that may come next are proposed, from where the session's last tokens occurred in its log
- * before, and the model verifies several of them in a step. Which tokens come, and their
- * log-probabilities, never depend on it; how fast they come does. The administrator may have
- * switched it off, which no session undoes. */
+ * before, or by a smaller model (nibble_load_options.draft_for), and the model verifies several of
+ * them in a step. Which tokens come, and their log-probabilities, never depend on it; how fast they
+ * come does. The administrator may have switched it off, which no session undoes. */
 enum nibble_drafts {
     NIBBLE_DRAFTS_MEASURED, /* where the device is measured to be faster with it: the default */
     NIBBLE_DRAFTS_OFF,

@@ -51,7 +51,8 @@ Model = row(texts(name=64, architecture=32, type=16, device=32, precision=16, st
             + [(n, U32) for n in ("vocab", "context", "layers", "embedding", "sessions",
                                   "worker_restarts")] + texts(kv_type=16)
             + [("has_template", c.c_int32)] + texts(template_reason=188)
-            + [("embeds_only", c.c_int32), ("longest_embedded", U32)] + texts(base=64) + [("scale", c.c_double)])
+            + [("embeds_only", c.c_int32), ("longest_embedded", U32)] + texts(base=64) + [("scale", c.c_double)]
+            + [("is_drafter", c.c_int32), ("pad", c.c_int32)])
 Device = row(texts(name=32, description=128, isa=32, state=16)
              + [("memory_bytes", U64), ("used_bytes", U64), ("threads", U32), ("models", U32)]
              + texts(kind=16, driver=96, uuid=40, node=64, reason=192))
@@ -221,9 +222,10 @@ class Client:
         self.call(CLOSE, struct.pack("<II240s", channel, 0, b""))
 
     def load_body(self, name, device="", precision="", context=0, kv=0, fallback="", gpu_layers=0, kv_type="",
-                  force=0, base="", scale=0):
-        return struct.pack("<64s32s32sIIIfIIQ16s16s64s", name.encode(), device.encode(), fallback.encode(), gpu_layers,
-                           force, 0, scale, context, 0, kv, precision.encode(), kv_type.encode(), base.encode())
+                  force=0, base="", scale=0, drafter=0):
+        return struct.pack("<64s32s32sIIIfIIQ16s16s64sII", name.encode(), device.encode(), fallback.encode(), gpu_layers,
+                           force, 0, scale, context, 0, kv, precision.encode(), kv_type.encode(), base.encode(), drafter,
+                           0)
 
     def file_body(self, name="model.gguf"):
         return struct.pack("<256s", name.encode())

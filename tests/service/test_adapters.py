@@ -126,6 +126,23 @@ class Adapters(ServiceTest):
                          [(b"m", b"cpu", b"ready"), (b"a", b"cpu", b"ready"), (b"n", b"vulkan0", b"lost"),
                           (b"b", b"vulkan0", b"lost")])
 
+    def test_a_drafter_goes_the_same_ways(self):
+        self.load("m")
+        self.load("d", "m", drafter=1)
+        self.says(E_NO_MODEL, '"d" is a drafter itself: a drafter', self.load, "x", "d", drafter=1)
+        self.says(E_NO_MODEL, '"d" is a drafter itself: an adapter', self.load, "x", "d", scale=1)
+        self.says(E_NO_MODEL, '"n" is not loaded: a drafter', self.load, "x", "n", drafter=1)
+        self.says(EINVAL, "a scale is for an adapter alone", self.load, "x", "m", drafter=1, scale=1)
+        self.says(EINVAL, "a drafter is for a model that is named", self.load, "x", drafter=1)
+        self.says(EINVAL, 'a drafter is served as its base "m" is', self.load, "x", "m", drafter=1, precision="exact")
+        self.says(E_NO_MODEL, '"d" drafts for "m"', self.client.open_channel, "d")
+        self.says(E_NO_MODEL, '"m" has no adapter "d"', self.client.open_channel, "m", adapter="d")
+        self.assertEqual([(m.name, m.base, m.is_drafter) for m in self.admin.list(MODELS)], [(b"m", b"", 0), (b"d", b"m", 1)])
+        os.kill(self.daemon.server(), signal.SIGKILL)
+        until(lambda: [(m.state, m.worker_restarts) for m in self.admin.list(MODELS)] == [(b"ready", 1)] * 2, "both again")
+        self.admin.unload("m")
+        self.assertEqual(self.names(), [])
+
     def end_device(self, name):
         """Kills its workers until the device is given up."""
         def device():

@@ -1,6 +1,7 @@
 """Speculative decoding as clients see it: the real model's bytes with and without, on every device, and after a death."""
 from test_cli import MODEL, CliTest
 from test_devices import LAVAPIPE
+from test_embed import MINILM
 from harness import *
 
 # A model that goes on with this repeats it.
@@ -78,6 +79,69 @@ class Drafts(CliTest):
         self.assertRegex(self.nibble(*self.command(*ALWAYS, "-v"))[1], r", \d+ of \d+ proposed; length\]")
         self.assertNotIn("proposed", self.nibble(*self.command(*OFF, "-v"))[1])
         self.assertIn("--drafts is measured, off or always", self.fails(*self.command("--drafts", "on"), status=2))
+
+
+class DraftsOfAModel(Drafts):
+    """A drafter: here the model itself, which proposes what it will choose. The log has less to say of this prompt."""
+    prompt, sampled = "Write a story about a fox and a crow.", SAMPLED[:1]
+
+    def setUp(self):
+        super().setUp()
+        self.nibble("load", MODEL, "--name", "d", "--draft-for", "m")
+
+    test_ends_within_accepted_tokens = test_what_is_told = None
+
+    def test_the_bytes_are_the_same(self):
+        for sampling in ((), *self.sampled):
+            plain, drafted = (self.ask(*when, *sampling) for when in (OFF, ALWAYS))
+            self.assert_same(drafted, plain)
+            self.assertGreater(self.accepted(drafted), self.n // 2)
+
+    def test_it_goes_and_comes(self):
+        alone = self.ask(*OFF)
+        self.nibble("unload", "d")
+        self.assert_same(self.ask(*ALWAYS), alone)
+        self.assertEqual([m["name"] for m in self.json("models")["models"]], ["m"])
+        self.nibble("load", MODEL, "--name", "e", "--draft-for", "m")
+        drafted = self.ask(*ALWAYS)
+        self.assert_same(drafted, alone)
+        self.assertGreater(self.accepted(drafted), self.n // 2)
+        rows = {m["name"]: m for m in self.json("models")["models"]}
+        self.assertEqual([(rows[n]["base"], rows[n]["is_drafter"]) for n in "me"], [("", False), ("m", True)])
+        self.nibble("unload", "m")
+        self.assertEqual(self.json("models")["models"], [])
+
+    def test_refusals(self):
+        for words, line in [(("load", MODEL, "--name", "x", "--draft-for", "m"), "the model has a drafter: unload that first"),
+                            (("load", MODEL, "--name", "x", "--draft-for", "d"), '"d" is a drafter itself'),
+                            (("load", MODEL, "--name", "x", "--draft-for", "m", "--device", "cpu"), 'served as its base "m" is'),
+                            (("run", "d", "hello"), '"d" drafts for "m": open that'),
+                            (("run", "m", "hello", "--adapter", "d"), '"m" has no adapter "d"')]:
+            self.assertIn(line, self.fails(*words))
+        self.nibble("unload", "d")
+        self.assertIn("drafts are of models that generate", self.fails("load", MINILM, "--name", "x", "--draft-for", "m"))
+        other = self.daemon.file("r.gguf", b"")
+        subprocess.run([os.environ["NIBBLE_TEST_MAKE_GGUF"], "random", other, "Q4_0", "3"], check=True)
+        self.assertIn("it has other tokens than the model", self.fails("load", other, "--name", "x", "--draft-for", "m"))
+
+
+class ADrafterIsMade(CliTest):
+    def test_of_a_loaded_model(self):
+        model, text = self.daemon.file("r.gguf", b""), self.daemon.file("t.txt", b"It was the best of times. " * 60)
+        subprocess.run([os.environ["NIBBLE_TEST_MAKE_GGUF"], "random", model, "Q4_0", "3"], check=True)
+        out = model.with_name("small.gguf")
+        make = "distill", model, "-o", out, "--text", text, "--tokens", "64", "--length", "16", "--batch", "32", "--held-out", "1"
+        self.assertIn('no model "r" is loaded to draft for', self.fails(*make, "--draft-for", "r"))
+        self.assertIn("--draft-for loads a student", self.fails(*make[:2], "--detach", *make[4:], "--draft-for", "r", status=2))
+        self.nibble("load", model, "--name", "r", "--context", "128")
+        err = self.nibble(*make, "--layers", "1", "--draft-for", "r")[1]
+        self.assertIn("small proposes tokens for r from now on", err)
+        row = next(m for m in self.json("models")["models"] if m["name"] == "small")
+        self.assertEqual((row["base"], row["is_drafter"], row["layers"], row["type"]), ("r", True, 1, "Q8_0"))
+        run = "run", "r", "Once", "--raw", "--ignore-eos", "-n", "60", "--temp", "1", "--seed", "5"
+        plain, drafted = (self.json(*run, *when) for when in (OFF, ALWAYS))
+        self.assertEqual(drafted["tokens"], plain["tokens"])
+        self.assertGreater(drafted["timings"]["proposed_tokens"], 0)
 
 
 class SwitchedOff(Drafts):

@@ -9,7 +9,7 @@ from harness import *
 
 FAKE = os.environ["NIBBLE_TEST_FAKE_WORKER"]
 ALL = (HELLO, STATUS, LIST, OPEN, CLOSE, LOAD, UNLOAD, CANCEL, FILE)
-SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 152, CLOSE: 264, LOAD: 272, UNLOAD: 88, CANCEL: 16, FILE: 272}
+SIZES = {HELLO: 64, STATUS: 16, LIST: 24, OPEN: 152, CLOSE: 264, LOAD: 280, UNLOAD: 88, CANCEL: 16, FILE: 272}
 
 
 class Hostile(ServiceTest):
@@ -127,8 +127,8 @@ class Hostile(ServiceTest):
             body = a.load_body("n")
             self.refused(E_UNSUPPORTED, a.call, LOAD,
                          body[:fallback] + noise[:32] + body[fallback + 32:])
-            self.refused(EINVAL, a.call, LOAD, body[:-80] + noise[:16] + body[-64:])  # the KV cache's type
-            self.refused(E_NO_MODEL, a.call, LOAD, body[:-64] + noise[:64])
+            self.refused(EINVAL, a.call, LOAD, body[:-88] + noise[:16] + body[-72:])  # the KV cache's type
+            self.refused(E_NO_MODEL, a.call, LOAD, body[:-72] + noise[:64] + body[-8:])
 
     def test_garbage(self):
         seed = random.randrange(1 << 32)

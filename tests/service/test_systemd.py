@@ -116,10 +116,13 @@ class Systemd(unittest.TestCase):
             self.hear("FDNAME=model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16")
             a.load("style", path, base="日本", scale=-0.25)
             self.hear("FDNAME=adapter+style+%e697a5e69cac+-0.25")
+            a.load("small", path, base="m", drafter=1)
+            self.hear("FDNAME=drafter+small+m+0")
         self.assertEqual([name for name, _ in self.stored],
                          ["model+m+cpu+-+77+4096+exact+f32", "model+n+cpu+-+0+0+balanced+f16", "model+o+cpu+-+0+8192+balanced+q8_0",
                           japanese.removeprefix("FDNAME="),
-                          "model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16", "adapter+style+%e697a5e69cac+-0.25"])
+                          "model+s+vulkan0/3,vulkan1+cpu,vulkan0/2+0+0+balanced+f16", "adapter+style+%e697a5e69cac+-0.25",
+                          "drafter+small+m+0"])
         self.process.kill()
         self.process.communicate()
 
@@ -136,16 +139,18 @@ class Systemd(unittest.TestCase):
         for rest in ("m", "m+", "m+x", "m+1+", "gone+1", "style+1"):
             bad.append((f"adapter+r+{rest}", os.dup(self.stored[0][1])))
             self.addCleanup(os.close, bad[-1][1])
-        adapter = self.stored.pop()  # comes first, and waits for its base
-        self.activate("admin.sock", "nibble.sock", stored=[adapter] + self.stored[:1] + self.stored[2:] + bad)
+        drafter, adapter = self.stored.pop(), self.stored.pop()  # come first, and wait for their bases
+        self.activate("admin.sock", "nibble.sock", stored=[drafter, adapter] + self.stored[:1] + self.stored[2:] + bad)
         self.hear("READY=1")
         with Client(runtime / "admin.sock") as a, Client(runtime / "nibble.sock") as c:
-            m, o, j, s, style = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][4:] and a.list(MODELS), "the models")
+            m, o, j, s, small, style = until(lambda: [m for m in a.list(MODELS) if m.state == b"ready"][5:] and a.list(MODELS),
+                                             "the models")
             self.assertEqual((m.name, m.precision, m.kv_type, m.context, m.packed_bytes), (b"m", b"exact", b"f32", 77, 4096))
             self.assertEqual((o.name, o.precision, o.kv_type), (b"o", b"balanced", b"q8_0"))
             self.assertEqual(j.name.decode(), "日本")
             self.assertEqual((s.name, s.device), (b"s", b"vulkan0:3+vulkan1"))
             self.assertEqual((style.name, style.base.decode(), style.scale), (b"style", "日本", -0.25))
+            self.assertEqual((small.name, small.base, small.is_drafter), (b"small", b"m", 1))
             channel = c.open_channel("m")
             channel.sock.send(b"x")
             self.assertEqual(channel.sock.recv(1), b"x")

@@ -101,6 +101,8 @@ int cli_failed(nibble *connection, const char *what, int code);
 
 // Every row of a listing in malloc'ed memory; NULL after saying why not.
 struct nibble_model *cli_models(nibble *connection, size_t *ret_n);
+// The model of that name as the daemon lists it; `name` is "" where it lists none.
+struct nibble_model cli_find_model(nibble *connection, const char *name);
 struct nibble_device *cli_devices(nibble *connection, size_t *ret_n);
 struct nibble_holder *cli_holders(nibble *connection, size_t *ret_n);
 struct nibble_finding *cli_findings(nibble *connection, size_t *ret_n);

@@ -24,7 +24,7 @@ struct distill {
     float cosine, relation;                     // NAN: not said
     uint32_t rank;                              // 0: not said
     float alpha;                                // NAN: not said
-    const char *matrices;
+    const char *matrices, *draft_for;
     bool qat, detach, force;
 };
 
@@ -91,6 +91,20 @@ static void put_adapter(const struct distill *d, json_t *recipe)
     free(roles);
 }
 
+// A drafter is small and fast, and is to choose what its model chooses.
+static void put_drafter(json_t *recipe)
+{
+    static const char *const shape[] = {"layers", "weights", "heads", "feed_forward", "width"};
+    bool shaped = false;
+    for (size_t i = 0; i < sizeof(shape) / sizeof(shape[0]); i++)
+        shaped |= json_object_get(recipe, shape[i]) != NULL;
+    json_t *usual = json_pack("{s:f, s:f, s:s}", "temperature", 1.0, "hard", 0.0, "to", "Q8_0");
+    if (!shaped)
+        json_object_set_new(usual, "weights", json_real(1.0 / 3));
+    json_object_update_missing(recipe, usual);
+    json_decref(usual);
+}
+
 // What the command's options say goes before the recipe's own.
 static int put_options(const struct distill *d, json_t *recipe)
 {
@@ -142,6 +156,8 @@ static int make_recipe(const struct distill *d, char **ret)
     int status = jobs_read_recipe(d->recipe, &recipe);
     if (status == CLI_OK)
         status = put_options(d, recipe);
+    if (status == CLI_OK && d->draft_for)
+        put_drafter(recipe);
     *ret = status == CLI_OK ? json_dumps(recipe, JSON_COMPACT) : NULL;
     json_decref(recipe);
     return status == CLI_OK && !*ret ? cli_error("the options are UTF-8") : status;
@@ -156,7 +172,43 @@ static int check(const struct distill *d)
         return CLI_USAGE;
     if (d->out && !d->force && lstat(d->out, &st) == 0)
         return cli_error("%s exists: --force replaces it", d->out);
+    if (d->draft_for && (d->detach || d->rank))
+        return cli_usage_error("--draft-for loads a student when it is done: %s",
+                               d->detach ? "--detach cannot, nibble load --draft-for does"
+                                         : "an adapter is none");
     return CLI_OK;
+}
+
+// Before hours of training, whoever cannot load what comes of them hears it.
+static int check_drafted(const struct distill *d)
+{
+    char name[CLI_NAME_SIZE];
+    int status = d->draft_for ? cli_name(d->draft_for, name) : CLI_OK;
+    nibble *admin = d->draft_for && status == CLI_OK ? cli_connect_admin(&d->common) : NULL;
+    if (!d->draft_for || status != CLI_OK)
+        return status;
+    if (!admin)
+        return CLI_FAILED;
+    if (!*cli_find_model(admin, name).name)
+        status = cli_error("no model \"%s\" is loaded to draft for: nibble load it first", name);
+    nibble_close(admin);
+    return status;
+}
+
+static int load_drafter(const struct distill *d)
+{
+    char name[CLI_NAME_SIZE], drafted[CLI_NAME_SIZE];
+    struct nibble_load_options options = {.name = name, .draft_for = drafted};
+    nibble *admin = NULL;
+    int status = cli_name_of_file(d->out, name);
+    if (status == CLI_OK)
+        status = cli_name(d->draft_for, drafted);
+    if (status == CLI_OK)
+        status = cli_load(&d->common, d->out, &options, &admin);
+    nibble_close(admin);
+    if (status == CLI_OK)
+        fprintf(stderr, "%s proposes tokens for %s from now on\n", name, drafted);
+    return status;
 }
 
 static int distill(const struct distill *d, nibble *connection, const char *recipe)
@@ -175,8 +227,9 @@ static int distill(const struct distill *d, nibble *connection, const char *reci
     if (d->detach)
         return jobs_started(job, d->common.json);
     int status = jobs_wait(connection, job, d->path);
-    return status == CLI_OK ? jobs_deliver(connection, job, d->out, d->force, d->common.json)
-                            : status;
+    if (status == CLI_OK)
+        status = jobs_deliver(connection, job, d->out, d->force, d->common.json);
+    return status == CLI_OK && d->draft_for ? load_drafter(d) : status;
 }
 
 int verb_distill(const struct verb *verb, int argc, char **argv)
@@ -249,6 +302,9 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "train the matrices as --to rounds them (quantization-aware)"},
         {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
         {"recipe", 0, OPTION_STRING, &d.recipe, "F.json", "all of this by its keys"},
+        {"draft-for", 0, OPTION_STRING, &d.draft_for, "MODEL",
+         "a drafter of that loaded model: a third of the weights, in Q8_0, unless it is said, by "
+         "the teacher's choices alone; loaded beside it when it is done"},
         {"detach", 0, OPTION_FLAG, &d.detach, NULL, "start the job and leave it to itself"},
         {"force", 'f', OPTION_FLAG, &d.force, NULL, "replace a file that is there"},
         {0},
@@ -261,6 +317,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
     int status = check(&d);
     if (status == CLI_OK)
         status = make_recipe(&d, &recipe);
+    if (status == CLI_OK)
+        status = check_drafted(&d);
     nibble *connection = status == CLI_OK ? cli_connect(&d.common) : NULL;
     if (status == CLI_OK)
         status = connection ? distill(&d, connection, recipe) : CLI_FAILED;

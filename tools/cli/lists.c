@@ -9,6 +9,7 @@ static const struct column model_columns[] = {
     {"name", "NAME", COLUMN_TEXT, AT(name)},
     {"base", "BASE", COLUMN_TEXT, AT(base)},
     {"scale", NULL, COLUMN_F64, AT(scale)},
+    {"is_drafter", NULL, COLUMN_FLAG, AT(is_drafter)},
     {"architecture", "ARCH", COLUMN_TEXT, AT(architecture)},
     {"type", "TYPE", COLUMN_TEXT, AT(type)},
     {"parameters", NULL, COLUMN_U64, AT(parameters)},

@@ -34,8 +34,7 @@ int cli_load(const struct common *common, const char *path, struct nibble_load_o
     return status;
 }
 
-// The model of that name as the daemon lists it; `name` is "" where it lists none.
-static struct nibble_model find_model(nibble *connection, const char *name)
+struct nibble_model cli_find_model(nibble *connection, const char *name)
 {
     size_t n = 0;
     struct nibble_model *models = cli_models(connection, &n), found = {.name = ""};
@@ -48,15 +47,19 @@ static struct nibble_model find_model(nibble *connection, const char *name)
 
 static int print_loaded(nibble *admin, const char *name, double seconds, bool json)
 {
-    const struct nibble_model model = find_model(admin, name);
+    const struct nibble_model model = cli_find_model(admin, name);
     char lack[CLI_LACK_SIZE];
     if (json)
-        return cli_print_json(json_pack("{s:s, s:s, s:f, s:b, s:b, s:s}", "name", name, "device",
-                                        model.device, "seconds", seconds, "has_template",
+        return cli_print_json(json_pack("{s:s, s:s, s:f, s:b, s:b, s:s, s:b}", "name", name,
+                                        "device", model.device, "seconds", seconds, "has_template",
                                         model.has_template, "embeds_only", model.embeds_only,
-                                        "base", model.base),
+                                        "base", model.base, "is_drafter", model.is_drafter),
                               JSON_REAL_PRECISION(4));
     printf("loaded %s on %s in %.2f s\n", name, model.device, seconds);
+    if (model.is_drafter) {
+        printf("it proposes tokens for %s, which takes them where that is faster\n", model.base);
+        return CLI_OK;
+    }
     if (*model.base) {
         printf("it is an adapter of %s: `nibble run %s --adapter %s PROMPT`\n", model.base,
                model.base, name);
@@ -112,11 +115,13 @@ int verb_load(const struct verb *verb, int argc, char **argv)
         {"base", 0, OPTION_STRING, &options.base, "MODEL",
          "FILE is a LoRA adapter, F.gguf[:SCALE], for sessions of this loaded model (nibble run "
          "--adapter NAME)"},
+        {"draft-for", 0, OPTION_STRING, &options.draft_for, "MODEL",
+         "FILE is a small model with the same tokens, which proposes some to this loaded model"},
         {"force", 'f', OPTION_FLAG, &force, NULL,
          "load a file that is zero to its end, as after an interrupted download"},
         {0},
     };
-    char **args, name[CLI_NAME_SIZE], base[CLI_NAME_SIZE];
+    char **args, name[CLI_NAME_SIZE], base[CLI_NAME_SIZE], drafted[CLI_NAME_SIZE];
     int n = cli_parse(verb, specs, &common, argc, argv, 1, 1, &args);
     if (n < 0)
         return CLI_EXIT(n);
@@ -124,9 +129,12 @@ int verb_load(const struct verb *verb, int argc, char **argv)
     options.adapters = adapters.items;
     options.n_adapters = adapters.n;
     int status = options.base ? cli_name(options.base, base) : CLI_OK;
+    if (status == CLI_OK && options.draft_for)
+        status = cli_name(options.draft_for, drafted);
     if (status == CLI_OK)
         status = choose_name(args[0], &options, name);
     options.base = options.base ? base : NULL;
+    options.draft_for = options.draft_for ? drafted : NULL;
     nibble *admin = NULL;
     double start = cli_now();
     options.name = name;
@@ -171,7 +179,7 @@ static int look_for(const struct common *common, const char *name, bool *ret_the
     nibble *connection = cli_connect(common);
     if (!connection)
         return CLI_FAILED;
-    *ret_there = *find_model(connection, name).name != '\0';
+    *ret_there = *cli_find_model(connection, name).name != '\0';
     nibble_close(connection);
     return CLI_OK;
 }
