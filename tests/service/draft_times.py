@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""draft_times.py [--device cpu] [--runs 5] [--tokens 200] [--only TEXT] [MODEL]: tokens a second with speculative
+"""draft_times.py [--device cpu] [--runs 5] [--tokens 200] [--only TEXT] [--drafter FILE] [MODEL]: tokens a second with speculative
 decoding as it is by default ("measured") and without, of one client, on prose that is sampled, on an edit of code and on
-a text that repeats itself. Each run asks both, in turns, and their tokens must be the same. Medians; the ratio is the
+a text that repeats itself; the log proposes, and the drafter, if there is one. Each run asks both, in turns, and their tokens must be the same. Medians; the ratio is the
 median of the runs' own, of wall time and of the worker's processor time, which a busy machine changes less.
 NIBBLE_TEST_NIBBLED, _WORKER and _CLI name the programs, as for the tests beside it."""
 import argparse
@@ -88,12 +88,15 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--only", choices=TEXTS)
+    parser.add_argument("--drafter", help="a model of the same tokens")
     parser.add_argument("model", nargs="?", default=os.environ.get("NIBBLE_MODEL", MODEL))
     args = parser.parse_args()
     processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     daemon = Daemon()
     client = Client(daemon, args.tokens)
     client.nibble("load", args.model, "--name", "m", "--device", args.device)
+    if args.drafter:
+        client.nibble("load", args.drafter, "--name", "d", "--draft-for", "m")
     print(f"{args.device} of {processor}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; tokens a second")
     print(f"{'':12} {'without':>8} {'with':>8} {'ratio':>8} {'processor':>10} {'proposed':>9} {'accepted':>9}", flush=True)
     for text in [args.only] if args.only else TEXTS:

@@ -7,7 +7,6 @@ from harness import *
 
 FAKE = os.environ["NIBBLE_TEST_FAKE_WORKER"]
 MAKE_GGUF = os.environ["NIBBLE_TEST_MAKE_GGUF"]
-SANITIZED = os.environ["NIBBLE_TEST_SANITIZED"] == "1"
 MIB = 1 << 20
 MODEL = pathlib.Path(os.environ.get("NIBBLE_MODEL") or pathlib.Path(
     os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache",

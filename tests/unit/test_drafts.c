@@ -347,7 +347,6 @@ static void a_drafter_of_other_weights(void **state)
         close_drafter();
     }
     open_drafter(3, CONTEXT);
-    limits_within_accepted_tokens(state);
     turns(state);
     close_drafter();
 }
