@@ -113,24 +113,30 @@ static int check(struct opening *o, double scale)
     return rc;
 }
 
-int nb_adapter_create(const struct nb_model *m, struct nb_image *image, const char *name,
-                      double scale, struct nb_adapter **ret, struct nb_error *ret_error)
+// Steps are others where adapters have come or gone, and may be made faster anew.
+static int open_on_device(const struct opening *o)
+{
+    struct nb_model *m = o->adapter->model;
+    const struct nb_device_ops *ops = m->device->ops;
+    struct nb_error why = {""};
+    int rc = ops->adapter_open ? ops->adapter_open(m->dm, o->adapter, &why) : 0;
+    m->prepared = m->prepared && !ops->prepare;
+    return rc < 0 ? FAIL(rc, ": %s", why.text) : 0;
+}
+
+int nb_adapter_create(struct nb_model *m, struct nb_image *image, const char *name, double scale,
+                      struct nb_adapter **ret, struct nb_error *ret_error)
 {
     struct opening opening = {.m = m, .name = name, .error = ret_error}, *o = &opening;
-    struct nb_device_info info;
-    m->device->ops->info(m->device, &info);
-    if (!m->device->ops->adapters)
-        return FAIL(
-            -ENOTSUP,
-            " cannot be had by sessions on %.32s: load its base with --device cpu, or merge "
-            "it (nibble load --adapter)",
-            info.name);
     o->adapter =
         calloc(1, sizeof(*o->adapter) + m->plan->n_matrices * sizeof(o->adapter->pairs[0]));
     if (!o->adapter)
         return FAIL(-ENOMEM, ": no memory for it");
+    o->adapter->model = m;
     o->adapter->image = image;
     int rc = check(o, scale);
+    if (rc == 0)
+        rc = open_on_device(o);
     if (rc < 0)
         free(o->adapter);
     else
@@ -142,6 +148,11 @@ void nb_adapter_destroy(struct nb_adapter *adapter)
 {
     if (!adapter)
         return;
+    struct nb_model *m = adapter->model;
+    const struct nb_device_ops *ops = m->device->ops;
+    if (ops->adapter_close)
+        ops->adapter_close(m->dm, adapter);
+    m->prepared = m->prepared && !ops->prepare;
     nb_image_unmap(adapter->image);
     free(adapter);
 }

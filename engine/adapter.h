@@ -7,12 +7,15 @@
 
 #define NB_ADAPTER_RANK 512 // at most
 
+struct nb_model;
+
 struct nb_adapter_pair {
     struct nb_packed a, b; // [rank][cols], [rows][rank], both of the float class
     float by;              // scale * alpha / rank
 };
 
 struct nb_adapter {
+    struct nb_model *model;
     struct nb_image *image;
     uint32_t rank;                  // the largest of its pairs
     struct nb_adapter_pair pairs[]; // by the plan's matrices; `a` has no rows: that one is as it is

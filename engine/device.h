@@ -112,7 +112,6 @@ struct nb_dequantize {
 #define NB_NO_BLOCK UINT32_MAX
 
 struct nb_device_ops {
-    bool adapters; // steps take rows with adapters
     void (*info)(const struct nb_device *d, struct nb_device_info *ret);
     void (*destroy)(struct nb_device *d);
     // Memory of one KV block (32 positions, all layers).
@@ -137,6 +136,13 @@ struct nb_device_ops {
     // A freshly assigned block must not show its last owner's content. A negative errno as of a
     // step: no step may read the block then.
     int (*kv_clear)(struct nb_device_model *dm, uint32_t block);
+    // Steps may have rows of the adapter from now on, until it is closed, which is before the model
+    // is; it stays as it is until then. Takes memory for its factors; blocks. -ENOMEM: there is too
+    // little, with the figures; another negative errno as of a step. Both are missing where a
+    // device reads the factors where they lie.
+    int (*adapter_open)(struct nb_device_model *dm, const struct nb_adapter *adapter,
+                        struct nb_error *ret_error);
+    void (*adapter_close)(struct nb_device_model *dm, const struct nb_adapter *adapter);
     // What is worth keeping for the next device's options: 1 and a blob to be freed when it differs
     // from what was given or returned last, 0 when not. NULL where there is never anything.
     int (*cache)(struct nb_device *d, void **ret, size_t *ret_bytes);

@@ -64,12 +64,14 @@ nb_model_chat_template(const struct nb_model *m); // NULL when the file has none
 
 // A LoRA adapter for sequences of the model: an image packed of its GGUF, with factors `scale`
 // times as strong as the file says. Takes the image (unmapped by nb_adapter_destroy; left to the
-// caller on failure). `name` is for the line. -ENOTSUP: the device has no such steps, or the
-// adapter changes embeddings or experts, or is of another type or rank than these take; -EINVAL: it
-// is no adapter, or one of another base; -ENOMEM.
-int nb_adapter_create(const struct nb_model *m, struct nb_image *image, const char *name,
-                      double scale, struct nb_adapter **ret, struct nb_error *ret_error);
-void nb_adapter_destroy(struct nb_adapter *adapter); // no sequence may have it; NULL is fine
+// caller on failure). `name` is for the line. -ENOTSUP: the adapter changes embeddings or experts,
+// or is of another type or rank than these take; -EINVAL: it is no adapter, or one of another base;
+// -ENOMEM, with what its factors take and what the device has left; what a step returns of a device
+// that is lost.
+int nb_adapter_create(struct nb_model *m, struct nb_image *image, const char *name, double scale,
+                      struct nb_adapter **ret, struct nb_error *ret_error);
+// Before its model is closed, and once no sequence has it; NULL is fine.
+void nb_adapter_destroy(struct nb_adapter *adapter);
 
 // Tokens that the drafter would generate are proposed to the model's sequences, beside those of
 // their logs (enum nb_drafts). It is another model with the same tokens, on any device, whose

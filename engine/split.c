@@ -255,6 +255,26 @@ static int split_kv_clear(struct nb_device_model *m, uint32_t block)
     return rc;
 }
 
+// Each part has the factors of its own layers.
+static void split_adapter_close(struct nb_device_model *m, const struct nb_adapter *adapter)
+{
+    for (uint32_t i = 0; i < m->split->n; i++)
+        if (m->split->part[i].device->ops->adapter_close)
+            m->split->part[i].device->ops->adapter_close(m->part[i], adapter);
+}
+
+static int split_adapter_open(struct nb_device_model *m, const struct nb_adapter *adapter,
+                              struct nb_error *ret_error)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < m->split->n && rc == 0; i++)
+        if (m->split->part[i].device->ops->adapter_open)
+            rc = m->split->part[i].device->ops->adapter_open(m->part[i], adapter, ret_error);
+    if (rc < 0)
+        split_adapter_close(m, adapter);
+    return rc;
+}
+
 static void split_times(const struct nb_device_model *m, struct nb_op_time *ret)
 {
     memset(ret, 0, NB_SECTIONS * sizeof(*ret));
@@ -354,6 +374,8 @@ static const struct nb_device_ops split_ops = {
     .step = split_step,
     .prepare = split_prepare,
     .kv_clear = split_kv_clear,
+    .adapter_open = split_adapter_open,
+    .adapter_close = split_adapter_close,
     .cache = split_cache,
     .times = split_times,
     .fault = split_fault,

@@ -118,6 +118,10 @@ typedef struct push_planes push_planes;
 #define MODE_ORDER    4 // rows by expert
 #define MODE_COMBINE  5 // what experts gave
 
+// adapter.comp
+#define MODE_THIN 0 // z = by * (A x)
+#define MODE_WIDE 1 // y += B z
+
 // norm.comp: bits.
 #define MODE_LAYER 1 // LayerNorm, else RMS
 
@@ -243,6 +247,24 @@ struct push_top {
     uint wanted1;    // in the step's words: how many candidates each row wants
     uint vocab, in4; // in4: texels of a row of logits
 };
+
+// Up to three matrices that read the same rows and whose results lie side by side.
+struct push_adapter {
+    uint units; // row quads of all of them: of A, as many of each, or of W
+    uint count;
+    uint slot1;   // of each row's adapter in the step's words; NONE there: it has none
+    uint gather1; // a table of the rows that these are in the step's words, or NONE
+    uint cols;    // of A
+    uint in4, out4;
+    uint rank4, z4; // texels of z, of one matrix; where the first one's are in its row
+    // Where a matrix's pair lies in the table of them, and texels from one adapter's to the next's.
+    uint pair4[3], pairs4;
+    uint first[3], column4[3], rows[3]; // of W: quads before it, and of the result
+};
+// A pair's two texels: where A begins in the layer's factors and its row groups are apart, in
+// texels, and the same of B; the rank (0: this adapter leaves the matrix as it is), `by`, and the
+// planes of A and of B.
+#define PAIR_TEXELS 2
 
 struct push_dequantize {
     uint lanes;

@@ -7,7 +7,7 @@
 // Coherent for those that finish, whose last workgroup reads what others have made.
 layout(std430, binding = BIND_OUT) coherent buffer Output { float result[]; };
 
-const uint CHUNKS = 32;
+#include "chunks.glsl"
 #ifdef FINISH
 #include "finish_team.glsl"
 #endif
@@ -46,12 +46,6 @@ ivec2 sums_of(uint word)
 int whole_sum(int first, int second) // of the terms
 {
     return TERMS == 2 ? 254 * first + second : first;
-}
-
-// Blocks of 32, or columns of floats, of a chunk.
-uint chunk_of(uint n, uint align)
-{
-    return (n + CHUNKS * align - 1) / (CHUNKS * align) * align;
 }
 
 // acc += what a group of 16 or 32 contributes to four rows. `sum`: of the inputs, scaled.

@@ -200,15 +200,21 @@ vec4 load_nf4(uint group1, push_planes p, uint quad, uint k)
     return w;
 }
 
-// Elements of a float matrix: row quad `quad` at column k.
+// Elements of a matrix of F32, F16 or BF16: row quad `quad` at column k.
+vec4 load_elements(uint planes, uint group1, uint quad, uint k)
+{
+    if (planes == PLANES_F32)
+        return uintBitsToFloat(read4(group1 / 4 + k * 4 + quad));
+    uvec2 w = read2(group1 / 2 + k * 4 + quad);
+    if (planes == PLANES_F16)
+        return halves_of(w);
+    return uintBitsToFloat(uvec4(w.x << 16, w.x & 0xffff0000u, w.y << 16, w.y & 0xffff0000u));
+}
+
+// The same of any matrix of the float class.
 vec4 load_floats(uint group1, push_planes p, uint quad, uint k)
 {
     if (CODEBOOK == CODEBOOK_NF4)
         return load_nf4(group1, p, quad, k);
-    if (PLANES == PLANES_F32)
-        return uintBitsToFloat(read4(group1 / 4 + k * 4 + quad));
-    uvec2 w = read2(group1 / 2 + k * 4 + quad);
-    if (PLANES == PLANES_F16)
-        return halves_of(w);
-    return uintBitsToFloat(uvec4(w.x << 16, w.x & 0xffff0000u, w.y << 16, w.y & 0xffff0000u));
+    return load_elements(PLANES, group1, quad, k);
 }

@@ -113,7 +113,10 @@ static int open_adapter(struct nb_serve *s, const struct nb_link_model_add *add,
         return nb_link_status(rc);
     *m = *base;
     m->id = add->model;
+    atomic_store(&s->page->step_started_ns, nb_now_ns());
     rc = nb_adapter_create(m->model, image, add->name, (double)add->scale, &m->adapter, ret_error);
+    atomic_store(&s->page->step_started_ns, 0);
+    nb_serve_check(s, rc);
     if (rc < 0) {
         nb_image_unmap(image);
         m->model = NULL;
@@ -222,12 +225,23 @@ void nb_worker_model_add(struct nb_serve *s, const struct nb_link_model_add *add
     nb_link_send(&ready, NB_LINK_MODEL_READY, sizeof(ready));
 }
 
+// Its adapters and its drafter, which the broker unloads before it.
+static void remove_those_of(struct nb_serve *s, const struct nb_worker_model *base)
+{
+    for (uint32_t i = 0; i < NB_WORKER_MODELS && !base->adapter; i++) {
+        const struct nb_worker_model *m = &s->models[i];
+        if (m->id && ((m->adapter && m->model == base->model) || m->drafts_for == base->model))
+            nb_worker_model_remove(s, m->id);
+    }
+}
+
 void nb_worker_model_remove(struct nb_serve *s, uint32_t id)
 {
     struct nb_worker_model *m = nb_worker_model_find(s, id);
     struct nb_error error;
     if (!m)
         return;
+    remove_those_of(s, m);
     if (m->drafts_for)
         (void)nb_model_draft_with(m->drafts_for, NULL, &error);
     if (m->adapter)

@@ -270,7 +270,6 @@ static void cpu_times(const struct nb_device_model *m, struct nb_op_time *ret)
 }
 
 static const struct nb_device_ops cpu_ops = {
-    .adapters = true,
     .info = cpu_info,
     .destroy = cpu_destroy,
     .kv_block_bytes = cpu_kv_block_bytes,

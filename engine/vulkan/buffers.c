@@ -88,7 +88,8 @@ static VkDeviceSize rows_bytes(const struct nb_plan *plan, enum nb_value v, uint
 static uint32_t list_values(struct nb_vulkan_buffers *b, const struct nb_plan *plan,
                             const struct nb_vulkan_extent *e, struct sized *ret)
 {
-    const uint32_t used = nb_vulkan_values(plan), tail = plan->ends ? nb_plan_tail_values(plan) : 0;
+    const uint32_t used = nb_vulkan_values(plan, false),
+                   tail = plan->ends ? nb_plan_tail_values(plan) : 0;
     uint32_t n = 0;
     for (uint32_t v = NB_VALUE_X; v < NB_VALUE_LOGITS; v++) {
         if (used >> v & 1)
@@ -144,7 +145,7 @@ uint64_t nb_vulkan_buffers_bytes(const struct nb_plan *plan, const struct nb_vul
 // --- Making them
 
 static int clear(struct nb_vulkan_device *d, const struct sized *list, uint32_t n,
-                 const struct nb_vulkan_buffers *b)
+                 const struct nb_vulkan_buffer *kv, uint32_t n_kv)
 {
     VkCommandBuffer c;
     int rc = nb_vulkan_begin(d, true, &c);
@@ -153,10 +154,21 @@ static int clear(struct nb_vulkan_device *d, const struct sized *list, uint32_t 
     for (uint32_t i = 0; i < n; i++)
         if (list[i].bytes && list[i].where == NB_VULKAN_DEVICE)
             d->vk.CmdFillBuffer(c, list[i].buffer->buffer, 0, VK_WHOLE_SIZE, 0);
-    for (uint32_t i = 0; i < b->n_kv; i++)
-        if (!b->kv[i].pages)
-            d->vk.CmdFillBuffer(c, b->kv[i].buffer, 0, VK_WHOLE_SIZE, 0);
+    for (uint32_t i = 0; i < n_kv; i++)
+        if (!kv[i].pages)
+            d->vk.CmdFillBuffer(c, kv[i].buffer, 0, VK_WHOLE_SIZE, 0);
     return nb_vulkan_run_once(d, c);
+}
+
+static int make(struct nb_vulkan_device *d, const struct sized *list, uint32_t n)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        if (list[i].bytes)
+            rc = list[i].bytes > d->max_range
+                     ? -E2BIG
+                     : nb_vulkan_buffer_init(d, list[i].bytes, list[i].where, list[i].buffer);
+    return rc;
 }
 
 int nb_vulkan_buffers_init(struct nb_vulkan_device *d, const struct nb_plan *plan,
@@ -164,18 +176,13 @@ int nb_vulkan_buffers_init(struct nb_vulkan_device *d, const struct nb_plan *pla
 {
     struct sized list[BUFFERS];
     const uint32_t n = list_buffers(b, plan, e, list);
-    int rc = 0;
     b->kv = calloc(plan->n_layers, sizeof(*b->kv));
     if (!b->kv)
         return -ENOMEM;
-    for (uint32_t i = 0; i < n && rc == 0; i++)
-        if (list[i].bytes)
-            rc = list[i].bytes > d->max_range
-                     ? -E2BIG
-                     : nb_vulkan_buffer_init(d, list[i].bytes, list[i].where, list[i].buffer);
+    int rc = make(d, list, n);
     while (b->n_kv < plan->n_layers && rc == 0)
         rc = nb_vulkan_buffer_lazy(d, nb_vulkan_kv_bytes(plan) * e->kv_blocks, &b->kv[b->n_kv++]);
-    return rc < 0 ? rc : clear(d, list, n, b);
+    return rc < 0 ? rc : clear(d, list, n, b->kv, b->n_kv);
 }
 
 void nb_vulkan_buffers_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffers *b)
@@ -194,4 +201,52 @@ void nb_vulkan_buffers_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffe
     free(b->kv);
     b->kv = NULL;
     b->n_kv = 0;
+}
+
+// --- With ops apart
+
+static uint32_t list_apart(struct nb_vulkan_buffers *b, const struct nb_plan *plan,
+                           const struct nb_vulkan_extent *e, struct sized ret[BUFFERS])
+{
+    const uint32_t more = nb_vulkan_values(plan, true) & ~nb_vulkan_values(plan, false);
+    uint32_t n = 0;
+    ret[n++] = (struct sized){&b->vectors, count_vectors(plan) * sizeof(float), NB_VULKAN_DEVICE};
+    for (uint32_t v = NB_VALUE_X; v < NB_VALUE_LOGITS; v++)
+        if (more >> v & 1)
+            ret[n++] = (struct sized){
+                &b->value[v], rows_bytes(plan, (enum nb_value)v, e->padded_rows), NB_VULKAN_DEVICE};
+    return n;
+}
+
+uint64_t nb_vulkan_buffers_apart_bytes(const struct nb_plan *plan, const struct nb_vulkan_extent *e)
+{
+    struct nb_vulkan_buffers b;
+    struct sized list[BUFFERS];
+    uint64_t bytes = 0;
+    for (uint32_t i = list_apart(&b, plan, e, list); i > 0; i--)
+        bytes += list[i - 1].bytes;
+    return bytes;
+}
+
+int nb_vulkan_buffers_apart_init(struct nb_vulkan_device *d, const struct nb_plan *plan,
+                                 const struct nb_vulkan_extent *e,
+                                 const struct nb_vulkan_buffers *shared,
+                                 struct nb_vulkan_buffers *b)
+{
+    struct sized list[BUFFERS];
+    *b = *shared;
+    b->vectors = (struct nb_vulkan_buffer){0};
+    const uint32_t n = list_apart(b, plan, e, list);
+    int rc = make(d, list, n);
+    return rc < 0 ? rc : clear(d, list, n, NULL, 0);
+}
+
+void nb_vulkan_buffers_apart_finish(struct nb_vulkan_device *d,
+                                    const struct nb_vulkan_buffers *shared,
+                                    struct nb_vulkan_buffers *b)
+{
+    nb_vulkan_buffer_finish(d, &b->vectors);
+    for (uint32_t v = 0; v < NB_VALUES; v++)
+        if (b->value[v].buffer != shared->value[v].buffer)
+            nb_vulkan_buffer_finish(d, &b->value[v]);
 }

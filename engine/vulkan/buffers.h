@@ -61,6 +61,17 @@ uint64_t nb_vulkan_buffers_bytes(const struct nb_plan *plan, const struct nb_vul
 int nb_vulkan_buffers_init(struct nb_vulkan_device *d, const struct nb_plan *plan,
                            const struct nb_vulkan_extent *e, struct nb_vulkan_buffers *ret);
 void nb_vulkan_buffers_finish(struct nb_vulkan_device *d, struct nb_vulkan_buffers *b);
+// Those of the same model with its ops apart (stages.h): `shared`, but for vectors and values that
+// only this form has. Bytes: of these alone.
+uint64_t nb_vulkan_buffers_apart_bytes(const struct nb_plan *plan,
+                                       const struct nb_vulkan_extent *e);
+int nb_vulkan_buffers_apart_init(struct nb_vulkan_device *d, const struct nb_plan *plan,
+                                 const struct nb_vulkan_extent *e,
+                                 const struct nb_vulkan_buffers *shared,
+                                 struct nb_vulkan_buffers *ret);
+void nb_vulkan_buffers_apart_finish(struct nb_vulkan_device *d,
+                                    const struct nb_vulkan_buffers *shared,
+                                    struct nb_vulkan_buffers *b);
 
 static inline uint32_t nb_vulkan_pad(uint32_t n, uint32_t to)
 {

@@ -100,6 +100,11 @@ uint32_t build_order_at(const struct builder *b);
 void build_experts(struct builder *b, const struct nb_op *op, const struct source *from,
                    bool beside);
 
+// --- adapters.c
+
+// What adapters add to the results of the stage's GEMMs, which read this.
+void build_adapters(struct builder *b, const struct source *from);
+
 // --- heads.c: of queries, keys and values.
 
 // Whether the stage's GEMMs rotate queries and keys and write keys and values, which the next

@@ -1,4 +1,5 @@
 // Making a Vulkan device ours.
+#include "engine/vulkan/adapters.h"
 #include "engine/vulkan/list.h"
 #include "engine/vulkan/model.h"
 #include "engine/vulkan/store.h"
@@ -282,6 +283,8 @@ const struct nb_device_ops nb_vulkan_ops = {
     .step = nb_vulkan_step,
     .prepare = nb_vulkan_prepare,
     .kv_clear = nb_vulkan_kv_clear,
+    .adapter_open = nb_vulkan_adapter_open,
+    .adapter_close = nb_vulkan_adapter_close,
     .times = nb_vulkan_times,
     .cache = nb_vulkan_cache_save,
     .fault = nb_vulkan_fault,

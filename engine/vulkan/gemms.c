@@ -17,13 +17,14 @@ static void inputs_wanted(const struct nb_plan *plan, const struct nb_vulkan_sta
     }
 }
 
-// Whether a stage's norm leaves its rows as floats too: for the stage's own GEMMs, for ops
-// behind it, or because they are a text's vector.
-static bool shows_norm(const struct nb_plan *plan, const struct nb_vulkan_stage *s)
+// Whether a stage's norm leaves its rows as floats too: for the stage's own GEMMs and
+// their adapters, for ops behind it, or because they are a text's vector.
+static bool shows_norm(const struct nb_device_model *m, const struct nb_vulkan_stage *s)
 {
+    const struct nb_plan *plan = m->plan;
     bool floats, quantized;
     inputs_wanted(plan, s, &floats, &quantized);
-    return floats || plan->result == s->first ||
+    return m->apart || floats || plan->result == s->first ||
            nb_plan_is_read(plan, s->first + s->n, plan->ops[s->first].out.value);
 }
 
@@ -42,7 +43,7 @@ struct source build_source(struct builder *b)
         const struct rows rows = {.norm = norm,
                                   .value = v,
                                   .from = norm ? build_buffer(b, norm->in.value) : source.floats,
-                                  .floats = norm && shows_norm(m->plan, s) ? source.floats : NULL,
+                                  .floats = norm && shows_norm(m, s) ? source.floats : NULL,
                                   .records = quantized ? source.records : NULL,
                                   .cols = first->in.width,
                                   .width = source.width,
@@ -90,11 +91,11 @@ static void finish(struct builder *b, const struct nb_vulkan_part *part, const s
     struct nb_device_model *m = b->m;
     const struct nb_plan *plan = m->plan;
     const uint32_t at = b->stage.first + b->stage.n;
-    if (!m->device->tier->variant[NB_SHADER_GEMM][0].finishes || at >= plan->n_ops ||
+    if (m->apart || !m->device->tier->variant[NB_SHADER_GEMM][0].finishes || at >= plan->n_ops ||
         at == plan->tail ||
         nb_vulkan_fitting(m->device, &m->weights, part->w, part->group0) < part->groups)
         return;
-    const struct nb_vulkan_stage next = nb_vulkan_stage_at(plan, at);
+    const struct nb_vulkan_stage next = nb_vulkan_stage_at(plan, at, false);
     const struct nb_op *norm = next.has_norm ? &plan->ops[at] : NULL;
     const struct nb_op *first = &plan->ops[at + next.has_norm];
     const struct nb_vulkan_buffer *second =
@@ -107,7 +108,7 @@ static void finish(struct builder *b, const struct nb_vulkan_part *part, const s
     inputs_wanted(plan, &next, &floats, &quantized);
     if (!norm && !quantized)
         return;
-    const bool shows = norm && shows_norm(plan, &next);
+    const bool shows = norm && shows_norm(m, &next);
     const uint32_t cols = first->in.width;
     b->norm1 = norm ? build_vector(b, norm->weight, cols) : NONE;
     b->finisher = m->program.n + 1;
@@ -290,6 +291,8 @@ static void add_gemms(struct builder *b, const struct source *from)
             finish(b, &parts[0], from, &to, op->out.value);
         add_parts(b, parts, n, from, &to, beside);
     }
+    if (b->m->apart)
+        build_adapters(b, from);
 }
 
 void build_gemms(struct builder *b)

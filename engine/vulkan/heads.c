@@ -43,8 +43,8 @@ bool build_rotates(const struct builder *b, struct target *ret)
     const struct nb_hparams *hp = &plan->hp;
     const uint32_t at = b->stage.first + b->stage.n, gemms = b->stage.n_gemms;
     const struct nb_op *first = op_of(b, b->stage.has_norm), *rope = &plan->ops[at];
-    if (!m->device->tier->rotates || at >= plan->n_ops || rope->kind != NB_OP_ROPE ||
-        nb_vulkan_stage_at(plan, at).n != 3 || hp->k_dim % 8 || hp->rope_dims % 8 ||
+    if (m->apart || !m->device->tier->rotates || at >= plan->n_ops || rope->kind != NB_OP_ROPE ||
+        nb_vulkan_stage_at(plan, at, false).n != 3 || hp->k_dim % 8 || hp->rope_dims % 8 ||
         hp->v_dim % 32 || plan->kv_type != NB_KV_F16 || b->k != nb_vulkan_k_column(hp) ||
         b->v != nb_vulkan_v_column(hp))
         return false;
@@ -145,7 +145,8 @@ void build_attention(struct builder *b, bool beside)
     const struct nb_plan *plan = m->plan;
     const struct nb_hparams *hp = &plan->hp;
     const struct nb_vulkan_tables *t = &m->tables;
-    const struct nb_op *op = op_of(b, 0), *reader = quantized_reader(plan, b->stage.first);
+    const struct nb_op *op = op_of(b, 0),
+                       *reader = m->apart ? NULL : quantized_reader(plan, b->stage.first);
     const enum nb_value v = op->out.value;
     const bool of = nb_vulkan_records_of(v), wanted = b->count == STEP_WANTED;
     const uint32_t terms = reader ? reader->terms : 1;

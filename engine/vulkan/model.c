@@ -1,6 +1,8 @@
 // Opening a model on a Vulkan device, and closing it.
 #include "engine/vulkan/model.h"
 
+#include "engine/vulkan/adapters.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,6 +78,7 @@ void nb_vulkan_model_close(struct nb_device_model *m)
         d->left = m;
         return;
     }
+    nb_vulkan_adapters_finish(m);
     nb_vulkan_recordings_finish(m);
     nb_vulkan_tune_end(m);
     nb_vulkan_sets_finish(d, &m->sets);

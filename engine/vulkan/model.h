@@ -22,7 +22,9 @@ struct nb_device_model {
     struct nb_vulkan_pipelines pipelines;
     struct nb_vulkan_program program;
     struct nb_vulkan_recordings recordings;
-    struct nb_vulkan_tuning *tuning; // what is still to be measured, or NULL
+    struct nb_vulkan_tuning *tuning;     // what is still to be measured, or NULL
+    struct nb_vulkan_adapters *adapters; // those that sequences may have, or NULL
+    bool apart; // it is the form of another model for steps with adapters (adapters.h)
     float *host_logits;
     size_t host_logits_bytes;
 };

@@ -3,6 +3,7 @@
 // and what finds them out, come later, piece by piece, while nobody waits. Ready is a pipeline that
 // has run once, on no rows, because a driver that compiles at the first dispatch (Mesa's CPU
 // driver: 30 to 1200 ms a shader) should not do so in a step. Computes nothing.
+#include "engine/vulkan/adapters.h"
 #include "engine/vulkan/model.h"
 
 #include <errno.h>
@@ -166,12 +167,11 @@ int nb_vulkan_prepare_first(struct nb_device_model *m)
     return make_ready(m, list, list_missing(m, wanted, list, NB_VULKAN_NAMED));
 }
 
-int nb_vulkan_prepare(struct nb_device_model *m, uint32_t free_block)
+static int prepare(struct nb_device_model *m, uint32_t free_block)
 {
     bool wanted[NB_VULKAN_NAMED] = {false};
     uint16_t next;
     int rc = 0;
-    nb_vulkan_doing(m->device, "preparing a model");
     want_taken(m, true, wanted);
     uint32_t n = list_missing(m, wanted, &next, 1);
     if (n == 0) {
@@ -189,4 +189,12 @@ int nb_vulkan_prepare(struct nb_device_model *m, uint32_t free_block)
         return 1;
     drop_unused(m);
     return 0;
+}
+
+int nb_vulkan_prepare(struct nb_device_model *m, uint32_t free_block)
+{
+    struct nb_device_model *adapted = nb_vulkan_adapted(m);
+    nb_vulkan_doing(m->device, "preparing a model");
+    int rc = prepare(m, free_block);
+    return rc == 0 && adapted ? prepare(adapted, free_block) : rc;
 }

@@ -238,7 +238,7 @@ static void add_stages(struct builder *b)
     struct nb_vulkan_program *program = &m->program;
     program->shown = UINT32_MAX;
     for (uint32_t i = 0; i < plan->n_ops && b->rc == 0; i += b->stage.n) {
-        b->stage = nb_vulkan_stage_at(plan, i);
+        b->stage = nb_vulkan_stage_at(plan, i, m->apart);
         if (i == plan->tail)
             begin_tail(b);
         for (uint32_t j = i + b->stage.has_norm; j < i + b->stage.n; j++)

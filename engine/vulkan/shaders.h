@@ -18,6 +18,8 @@ enum nb_shader {
     NB_SHADER_NORM,
     NB_SHADER_ROWS,
     NB_SHADER_TOP,
+    NB_SHADER_THIN, // of adapters: A x,
+    NB_SHADER_WIDE, // and what B makes of it
     NB_SHADERS,
 };
 
@@ -47,6 +49,8 @@ enum nb_module {
     NB_MODULE_ROWS,
     NB_MODULE_TOP,
     NB_MODULE_TOP_TEAM,
+    NB_MODULE_ADAPTER,
+    NB_MODULE_ADAPTER_TEAM,
     NB_MODULES,
 };
 

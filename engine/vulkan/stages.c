@@ -84,13 +84,13 @@ static bool is_added(const struct nb_plan *plan, uint32_t i)
            !nb_plan_is_read(plan, i + 2, norm->out.value);
 }
 
-struct nb_vulkan_stage nb_vulkan_stage_at(const struct nb_plan *plan, uint32_t i)
+struct nb_vulkan_stage nb_vulkan_stage_at(const struct nb_plan *plan, uint32_t i, bool apart)
 {
     struct nb_vulkan_stage s = {.first = i, .n = 1};
     s.has_norm = makes_input(plan, i);
     if (s.has_norm || plan->ops[i].kind == NB_OP_LINEAR) {
         s.n_gemms = count_gemms(plan, i + s.has_norm);
-        s.activates = activates(plan, i + s.has_norm, s.n_gemms);
+        s.activates = !apart && activates(plan, i + s.has_norm, s.n_gemms);
         s.n = s.has_norm + s.n_gemms + s.activates;
     } else if (are_heads(plan, i)) {
         s.n = 3;
@@ -105,11 +105,11 @@ static uint32_t bit_of(const struct nb_slice *s)
     return s->value == NB_VALUE_NONE ? 0 : 1u << s->value;
 }
 
-uint32_t nb_vulkan_values(const struct nb_plan *plan)
+uint32_t nb_vulkan_values(const struct nb_plan *plan, bool apart)
 {
     uint32_t values = 1u << NB_VALUE_X, n;
     for (uint32_t i = 0; i < plan->n_ops; i += n) {
-        const struct nb_vulkan_stage s = nb_vulkan_stage_at(plan, i);
+        const struct nb_vulkan_stage s = nb_vulkan_stage_at(plan, i, apart);
         n = s.n;
         for (uint32_t j = i; j < i + n; j++) {
             const struct nb_op *op = &plan->ops[j];

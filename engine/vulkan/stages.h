@@ -12,7 +12,8 @@ struct nb_vulkan_stage {
     bool activates;   // and then ACTIVATE: of one, of gate and up, or of the halves of one
 };
 
-// The stage that begins with op i.
-struct nb_vulkan_stage nb_vulkan_stage_at(const struct nb_plan *plan, uint32_t i);
-// The values that need a buffer: a bit for each.
-uint32_t nb_vulkan_values(const struct nb_plan *plan);
+// The stage that begins with op i. `apart`: GEMMs store what they make, so that adapters can add to
+// it before another op reads it.
+struct nb_vulkan_stage nb_vulkan_stage_at(const struct nb_plan *plan, uint32_t i, bool apart);
+// The values that need a buffer then: a bit for each.
+uint32_t nb_vulkan_values(const struct nb_plan *plan, bool apart);

@@ -2,14 +2,15 @@
 // other, and the results come back.
 #include <string.h>
 
+#include "engine/vulkan/adapters.h"
 #include "engine/vulkan/model.h"
 
 void nb_vulkan_tables_lay(const struct nb_plan *plan, uint32_t max_rows, struct nb_vulkan_tables *t)
 {
     const struct nb_hparams *hp = &plan->hp;
     const uint32_t padded = nb_vulkan_pad(max_rows, 4);
-    uint32_t *const rows[] = {&t->token, &t->position, &t->sequence,
-                              &t->end,   &t->wanted,   &t->candidates};
+    uint32_t *const rows[] = {&t->token,  &t->position,   &t->sequence, &t->end,
+                              &t->wanted, &t->candidates, &t->adapter};
     uint32_t at = STEP_WANTED + 1;
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++, at += padded)
         *rows[i] = at;
@@ -203,13 +204,12 @@ static int end_wanted(struct nb_device_model *m, const struct wanted *w, const s
     return rc;
 }
 
-int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
+static int run(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
 {
     struct nb_vulkan_device *d = m->device;
     struct wanted w = {.rows = rows, .vectors = rows->vectors};
     struct going body, going;
     bool wants = rows->n_logits > 0 && (w.vectors || has_logits(m, rows));
-    nb_vulkan_doing(d, "a step of %u rows", rows->n);
     int rc = start_body(m, rows, &body);
     // The queue has the first of the wanted rows before the body ends, so that it waits for no
     // host.
@@ -231,6 +231,14 @@ int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float 
     return rc;
 }
 
+int nb_vulkan_step(struct nb_device_model *m, const struct nb_rows *rows, float **ret_logits)
+{
+    struct nb_device_model *form;
+    nb_vulkan_doing(m->device, "a step of %u rows", rows->n);
+    int rc = nb_vulkan_adapters_form(m, rows, &form);
+    return rc < 0 ? rc : run(form, rows, ret_logits);
+}
+
 int nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
 {
     size_t bytes = nb_vulkan_kv_block_bytes(&m->device->base, m->plan) / m->plan->n_layers;
@@ -247,4 +255,5 @@ int nb_vulkan_kv_clear(struct nb_device_model *m, uint32_t block)
 void nb_vulkan_times(const struct nb_device_model *m, struct nb_op_time *ret)
 {
     memcpy(ret, m->recordings.times, sizeof(m->recordings.times));
+    nb_vulkan_adapters_times(m, ret);
 }

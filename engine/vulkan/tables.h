@@ -12,6 +12,7 @@ struct nb_vulkan_tables {
     uint32_t end;        // how many positions of its sequence a row may see
     uint32_t wanted;     // the rows whose result is wanted
     uint32_t candidates; // how many of each of these
+    uint32_t adapter;    // the slot of its adapter, or NONE: steps that have one
     uint32_t rope;       // cosines and sines, for each of the model's ropes
     uint32_t ropes;      // words of a row of them
     uint32_t blocks;     // KV blocks of each sequence, block_stride apart

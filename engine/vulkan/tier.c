@@ -74,6 +74,18 @@ static const struct {
     }
 #define GEMV_EXPERTS(name)                                                                         \
     EXPERTS(4, 8, .module = NB_MODULE_##name##_EXPERTS, .local = LANES, .units = 4, .full = true)
+// Of adapters: a few rows, or a tile of neighbours.
+#define ADAPTER                                                                                    \
+    {                                                                                              \
+        {NB_MODULE_ADAPTER, .tokens = 1}, {NB_MODULE_ADAPTER, .tokens = 4},                        \
+        {                                                                                          \
+            NB_MODULE_ADAPTER, .tokens = 8                                                         \
+        }                                                                                          \
+    }
+#define THIN(n)                                                                                    \
+    {                                                                                              \
+        NB_MODULE_ADAPTER_TEAM, LANES, 4, .tokens = n, .full = true                                \
+    }
 // An invocation computes two quads. With many rows it is a dispatch of its own that finishes them,
 // which has work for all lanes then.
 #define FINISHED 2
@@ -99,7 +111,9 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_NORM] = ALONE(NORM),
                  [NB_SHADER_ROWS] = ALONE(ROWS),
                  [NB_SHADER_ATTENTION] = ALONE(ATTENTION),
-                 [NB_SHADER_TOP] = ALONE(TOP)},
+                 [NB_SHADER_TOP] = ALONE(TOP),
+                 [NB_SHADER_THIN] = ADAPTER,
+                 [NB_SHADER_WIDE] = ADAPTER},
      .rotates = true},
     {"subgroups", HAS_SUBGROUPS | HAS_SHARED, IS_GPU,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
@@ -113,7 +127,9 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_NORM] = TEAM(NORM_TEAM),
                  [NB_SHADER_ROWS] = ALONE(ROWS),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
+                 [NB_SHADER_TOP] = TEAM(TOP_TEAM),
+                 [NB_SHADER_THIN] = {THIN(1), THIN(4), THIN(8)},
+                 [NB_SHADER_WIDE] = ADAPTER},
      .first = 1},
     {"subgroups-dot", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT, IS_GPU | HAS_FAST_DOT,
      .variant = {[NB_SHADER_DEQUANTIZE] = ALONE(DEQUANTIZE),
@@ -127,7 +143,9 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_NORM] = TEAM(NORM_TEAM),
                  [NB_SHADER_ROWS] = ALONE(ROWS),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
+                 [NB_SHADER_TOP] = TEAM(TOP_TEAM),
+                 [NB_SHADER_THIN] = {THIN(1), THIN(4), THIN(8)},
+                 [NB_SHADER_WIDE] = ADAPTER},
      .first = 1},
     {"matrices", HAS_SUBGROUPS | HAS_SHARED | HAS_DOT | HAS_MATRICES | HAS_KNOWN_SIZE,
      IS_GPU | HAS_FAST_DOT | TRUSTED_MATRICES,
@@ -142,7 +160,9 @@ static const struct nb_tier tiers[] = {
                  [NB_SHADER_NORM] = TEAM(NORM_TEAM),
                  [NB_SHADER_ROWS] = ALONE(ROWS),
                  [NB_SHADER_ATTENTION] = TEAM(ATTENTION_TEAM),
-                 [NB_SHADER_TOP] = TEAM(TOP_TEAM)},
+                 [NB_SHADER_TOP] = TEAM(TOP_TEAM),
+                 [NB_SHADER_THIN] = {THIN(1), THIN(4), THIN(8)},
+                 [NB_SHADER_WIDE] = ADAPTER},
      .first = 1},
 };
 #define N_TIERS (sizeof(tiers) / sizeof(tiers[0]))

@@ -180,6 +180,7 @@ static void write_step(struct nb_device_model *m, uint32_t rows, uint32_t block)
     word[STEP_ROWS] = word[STEP_WANTED] = rows;
     memset(word + m->tables.position, 0, rows * sizeof(*word));
     memset(word + m->tables.sequence, 0, rows * sizeof(*word));
+    memset(word + m->tables.adapter, 0, rows * sizeof(*word));
     for (uint32_t i = 0; i < rows; i++)
         word[m->tables.end + i] = 1;
     word[m->tables.blocks] = block;

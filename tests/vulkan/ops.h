@@ -62,6 +62,7 @@ struct op_case {
     bool choice_bias, weights_norm;
     float score_bias; // on every expert's score
     bool vectors;     // the result is what the last norm makes
+    uint32_t rank;    // of the adapter of a benchmark's rows; 0: they have none
 };
 
 enum { OP_TOKENS = 40, OP_OPS = 40, OP_MATRICES = 24 }; // TOKENS: rows of the embedding
@@ -79,6 +80,9 @@ struct op_plan {
 
 void op_plan_init(struct op_plan *p, const struct op_case *c);
 void op_plan_finish(struct op_plan *p);
+// A factor of floats in the plan's memory.
+struct nb_packed op_plan_factor(struct op_plan *p, uint32_t type, uint32_t rows, uint32_t cols,
+                                bool sane);
 // What row `token` of the embedding looks like.
 const char *op_token_mood(uint32_t token);
 
@@ -130,6 +134,9 @@ struct op_script {
 // Logits of each row; differences are counted (tests/kernels/report.h).
 void op_compare(const struct op_case *c, const struct nb_rows *rows, const float *want,
                 const float *got, uint32_t vocab);
+// The steps of a script on two machines, whose sequences start anew.
+void op_check_steps(const struct op_machine *want, const struct op_machine *got,
+                    const struct op_case *c, const struct op_script *script, struct op_batch *b);
 void op_check_case(struct nb_device *reference, struct nb_device *device, const struct op_case *c,
                    const struct op_script *script);
 // Whether the arguments leave the type in.
@@ -161,8 +168,21 @@ void op_check_texts(struct nb_device *reference, struct nb_device *device);
 void op_check_layers(struct nb_device *reference, struct nb_device *device);
 void op_check_inputs(struct nb_device *reference, struct nb_device *device);
 void op_check_experts(struct nb_device *reference, struct nb_device *device);
+// Adapters (ops_adapters.c).
+void op_check_adapters(struct nb_device *reference, struct nb_device *device);
 // Of a Vulkan device in the tier "registers".
 void op_check_dispatches(struct nb_device *device);
 
 // Device time of each section of a layer, beside the limits.
 void op_bench(struct nb_device *device, const char *filter);
+
+// Adapters for the sequences of a batch, of every matrix of a plan or of some.
+enum { OP_ADAPTERS = 3 };
+struct op_adapters {
+    struct nb_adapter *of[OP_ADAPTERS];
+    const struct nb_adapter *list[OP_SEQUENCES]; // what the batch is given
+};
+void op_adapters_init(struct op_adapters *a, struct op_plan *p, uint32_t rank, bool sane);
+void op_adapters_finish(struct op_adapters *a);
+void op_adapter_open(const struct op_machine *m, const struct nb_adapter *adapter);
+void op_adapter_close(const struct op_machine *m, const struct nb_adapter *adapter);

@@ -76,29 +76,35 @@ void op_compare(const struct op_case *c, const struct nb_rows *rows, const float
     }
 }
 
+void op_check_steps(const struct op_machine *want, const struct op_machine *got,
+                    const struct op_case *c, const struct op_script *script, struct op_batch *b)
+{
+    uint32_t at[OP_SEQUENCES] = {0};
+    for (uint32_t i = 0; i < script->n; i++) {
+        if (c->middle != MIDDLE_ATTENTION)
+            memset(at, 0, sizeof(at));
+        op_batch_fill(b, script->rows[i], at);
+        uint32_t width;
+        const size_t bytes = OP_ROWS * sizeof(float);
+        float *first = buffer(bytes * (c->vocab + c->embedding));
+        const float *result = op_result(want, c, &b->rows, &width);
+        memcpy(first, result, b->rows.n * (size_t)width * sizeof(*first));
+        op_compare(c, &b->rows, first, op_result(got, c, &b->rows, &width), width);
+        free(first);
+    }
+}
+
 void op_check_case(struct nb_device *reference, struct nb_device *device, const struct op_case *c,
                    const struct op_script *script)
 {
     struct op_plan p;
     struct op_machine want, got;
     struct op_batch b;
-    uint32_t at[OP_SEQUENCES] = {0};
     op_plan_init(&p, c);
     op_open(&want, reference, &p);
     op_open(&got, device, &p);
     op_batch_init(&b);
-    for (uint32_t i = 0; i < script->n; i++) {
-        if (c->middle != MIDDLE_ATTENTION)
-            memset(at, 0, sizeof(at));
-        op_batch_fill(&b, script->rows[i], at);
-        uint32_t width;
-        const size_t bytes = OP_ROWS * sizeof(float);
-        float *first = buffer(bytes * p.plan.hp.vocab + bytes * c->embedding);
-        const float *result = op_result(&want, c, &b.rows, &width);
-        memcpy(first, result, b.rows.n * (size_t)width * sizeof(*first));
-        op_compare(c, &b.rows, first, op_result(&got, c, &b.rows, &width), width);
-        free(first);
-    }
+    op_check_steps(&want, &got, c, script, &b);
     reference->ops->model_close(want.model);
     device->ops->model_close(got.model);
     op_plan_finish(&p);
@@ -247,12 +253,19 @@ static const struct {
     const char *name;
     void (*run)(struct nb_device *reference, struct nb_device *device);
 } groups[] = {
-    {"embedding", check_embed},  {"gemm", check_product},
-    {"ffn", check_ffn},          {"attention", check_attend},
-    {"norms", op_check_norms},   {"activations", op_check_activations},
-    {"heads", op_check_heads},   {"texts", op_check_texts},
-    {"layers", op_check_layers}, {"experts", op_check_experts},
-    {"inputs", op_check_inputs}, {"dispatches", check_dispatches},
+    {"embedding", check_embed},
+    {"gemm", check_product},
+    {"ffn", check_ffn},
+    {"attention", check_attend},
+    {"norms", op_check_norms},
+    {"activations", op_check_activations},
+    {"heads", op_check_heads},
+    {"texts", op_check_texts},
+    {"layers", op_check_layers},
+    {"experts", op_check_experts},
+    {"inputs", op_check_inputs},
+    {"adapters", op_check_adapters},
+    {"dispatches", check_dispatches},
     {"limits", op_check_limits},
 };
 

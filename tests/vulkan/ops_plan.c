@@ -86,6 +86,18 @@ static struct nb_matrix *matrices(struct op_plan *p, uint32_t type, uint32_t row
     return m;
 }
 
+struct nb_packed op_plan_factor(struct op_plan *p, uint32_t type, uint32_t rows, uint32_t cols,
+                                bool sane)
+{
+    struct nb_packed w;
+    if (nb_packed_init(&w, type, rows, cols) < 0)
+        abort();
+    uint8_t *data = take(p, nb_packed_bytes(&w));
+    fill_groups(&w, data, sane);
+    w.data = data;
+    return w;
+}
+
 static void put_float(struct nb_packed *w, uint32_t row, uint32_t k, float x)
 {
     uint8_t *group = (uint8_t *)(uintptr_t)w->data + row / 16 * w->stride;

@@ -25,6 +25,7 @@
 #include "tests/support/random_model.h"
 
 #define MOST_ROWS 128
+#define ADAPTERS  2
 
 static const char *device;             // the driver's name among the devices
 static struct nb_device_options usual; // the tier, and time for a driver that compiles
@@ -36,6 +37,8 @@ struct run {
     enum nb_precision precision;
     uint32_t prompt, generate, chunk, others;
     enum nb_kv_type kv_type;
+    // The sequence has an adapter and the others that, another or none; or the others alone.
+    enum { ADAPTED_NONE, ADAPTED_ALL, ADAPTED_OTHERS } adapted;
 };
 
 struct logits {
@@ -66,12 +69,30 @@ static void start(struct nb_sequence *s, uint64_t seed, const struct run *r, boo
     assert_int_equal(nb_sequence_start(s, &request), 0);
 }
 
+// Of different ranks and types.
+static void open_adapters(struct nb_model *m, const struct run *r, struct nb_adapter *ret[ADAPTERS])
+{
+    static const uint32_t ranks[ADAPTERS] = {17, 3},
+                          types_of[ADAPTERS] = {NB_TYPE_F32, NB_TYPE_F16};
+    for (uint32_t i = 0; i < ADAPTERS; i++) {
+        const int fd = random_adapter_create(&r->model, ranks[i], types_of[i], 20 + i);
+        struct nb_error error = {""};
+        struct nb_image *image;
+        ret[i] = NULL;
+        if (r->adapted && (test_image_map(fd, &image, &error) < 0 ||
+                           nb_adapter_create(m, image, "style", 0.5, &ret[i], &error) < 0))
+            fail_msg("%s", error.text);
+        close(fd);
+    }
+}
+
 static void compute(const char *name, const struct run *r, struct logits *ret)
 {
     struct nb_model_options o = {
         .precision = r->precision, .max_rows = r->chunk, .max_context = MOST_ROWS};
     o.kv_type = r->kv_type;
     struct nb_sequence *s, *other[8];
+    struct nb_adapter *adapters[ADAPTERS];
     struct test_model t;
     struct nb_error error = {""};
     int fd = random_model_create(&r->model);
@@ -81,12 +102,15 @@ static void compute(const char *name, const struct run *r, struct logits *ret)
         fail_msg("%s", error.text);
     close(fd);
     nb_model_set_events(t.model, &(struct nb_model_events){.on_logits = on_logits});
+    open_adapters(t.model, r, adapters);
     for (uint32_t i = 0; i < r->others; i++) {
         assert_int_equal(nb_sequence_create(t.model, NULL, &other[i]), 0);
+        nb_sequence_adapt(other[i], i % (ADAPTERS + 1) ? adapters[i % (ADAPTERS + 1) - 1] : NULL);
         start(other[i], 100 + i, r, false);
     }
     ret->n = 0;
     assert_int_equal(nb_sequence_create(t.model, ret, &s), 0);
+    nb_sequence_adapt(s, r->adapted == ADAPTED_ALL ? adapters[0] : NULL);
     start(s, 1, r, true);
     while (nb_model_has_work(t.model))
         assert_int_equal(nb_model_step(t.model, NULL), 1);
@@ -94,6 +118,8 @@ static void compute(const char *name, const struct run *r, struct logits *ret)
     nb_sequence_destroy(s);
     for (uint32_t i = 0; i < r->others; i++)
         nb_sequence_destroy(other[i]);
+    for (uint32_t i = 0; i < ADAPTERS; i++)
+        nb_adapter_destroy(adapters[i]);
     test_model_close(&t);
 }
 
@@ -202,7 +228,10 @@ static void odd_shapes(void **state)
     };
     for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++)
         for (int p = i ? NB_PRECISION_EXACT : NB_PRECISION_FAST; p <= NB_PRECISION_EXACT; p += 2) {
-            struct run r = {models[i], (enum nb_precision)p, 70, i ? 0 : 4, 0, 0, NB_KV_F16};
+            struct run r = {.model = models[i],
+                            .precision = (enum nb_precision)p,
+                            .prompt = 70,
+                            .generate = i ? 0 : 4};
             check_close(&r, p ? "odd shape, exact" : "odd shape, fast");
         }
 }
@@ -439,24 +468,81 @@ static void refusals(void **state)
         assert_int_equal(nb_device_create(names[i], &none, &d, &error), -EINVAL);
 }
 
-static void adapters_are_refused(void **state)
+// Rows with adapters: close to the CPU's and apart from those without; as invariant as others,
+// which do not feel them; and wherever the model is cut.
+static void adapters(void **state)
 {
-    const struct nb_model_options o = {.max_context = 64};
-    const int fd = random_model_create(&RANDOM_MODEL),
-              file = random_adapter_create(&RANDOM_MODEL, 4, NB_TYPE_F32, 1);
+    static struct logits plain, adapted;
+    struct run r = {.model = {4, 128, 192, 4, 2, 512, 11, NB_TYPE_Q4_1},
+                    .precision = NB_PRECISION_EXACT,
+                    .prompt = 40,
+                    .generate = 4};
+    char name[160];
+    compute(device, &r, &plain);
+    r.others = 5;
+    r.adapted = ADAPTED_OTHERS;
+    same_bits(device, &r, &plain);
+    r.others = 0;
+    r.adapted = ADAPTED_ALL;
+    check_close(&r, "adapted");
+    compute(device, &r, &adapted);
+    assert_true(difference(&plain, &adapted) > 0.1);
+    r.chunk = 7;
+    r.others = 8;
+    same_bits(device, &r, &adapted);
+    r.chunk = r.others = 0;
+    snprintf(name, sizeof(name), "%s:1+%s", device, device);
+    same_bits(name, &r, &adapted);
+    snprintf(name, sizeof(name), "cpu:1+%s:2+cpu", device);
+    compute(name, &r, &plain);
+    assert_true(difference(&plain, &adapted) <= 5e-4);
+    r.chunk = 20;
+    r.others = 3;
+    same_bits(name, &r, &plain);
+}
+
+// Factors take memory as long as the adapter is open, and one that does not fit is refused.
+static void memory_of_adapters(void **state)
+{
+    const struct run r = {.model = {2, 256, 512, 4, 2, 512, 19, NB_TYPE_Q8_0}};
+    const struct nb_model_options o = {.max_context = MOST_ROWS, .max_rows = 64};
+    struct nb_device_options how = {.tier = usual.tier, .memory_bytes = 6000000};
+    struct nb_device_info before, open, after;
+    struct nb_adapter *adapters[3] = {NULL};
     struct test_model t;
     struct nb_error error = {""};
-    struct nb_image *image;
-    struct nb_adapter *adapter;
+    const int fd = random_model_create(&r.model);
     test_device(device);
+    test_device_options(&how);
     assert_int_equal(test_model_open_fd(fd, 1, &o, &t, &error), 0);
-    assert_int_equal(test_image_map(file, &image, &error), 0);
-    assert_int_equal(nb_adapter_create(t.model, image, "style", 1, &adapter, &error), -ENOTSUP);
-    assert_non_null(strstr(error.text, "the adapter style cannot be had by sessions on vulkan"));
-    nb_image_unmap(image);
-    test_model_close(&t);
-    close(file);
+    test_device_options(&usual);
     close(fd);
+    t.device->ops->info(t.device, &before);
+    for (uint32_t i = 0; i < 3; i++) {
+        const uint32_t rank = i < 2 ? 16 : 128;
+        const int file = random_adapter_create(&r.model, rank, NB_TYPE_F32, i);
+        struct nb_image *image;
+        assert_int_equal(test_image_map(file, &image, &error), 0);
+        const int rc = nb_adapter_create(t.model, image, "style", 1, &adapters[i], &error);
+        assert_int_equal(rc, i < 2 ? 0 : -ENOMEM);
+        if (rc < 0)
+            nb_image_unmap(image);
+        close(file);
+    }
+    print_message("%s\n", error.text);
+    assert_non_null(strstr(error.text, "the adapter style: it needs "));
+    assert_non_null(strstr(error.text, " MB left"));
+    t.device->ops->info(t.device, &open);
+    // Of each layer 4096 inputs and outputs, of the head 556, with rank 16 in floats.
+    const uint64_t factors = (2 * 4096 + 556) * 16 * 4;
+    assert_true(open.memory_used >= before.memory_used + 2 * factors);
+    nb_adapter_destroy(adapters[0]);
+    t.device->ops->info(t.device, &after);
+    assert_true(after.memory_used <= open.memory_used - factors);
+    nb_adapter_destroy(adapters[1]);
+    t.device->ops->info(t.device, &after);
+    assert_int_equal(after.memory_used, before.memory_used);
+    test_model_close(&t);
 }
 
 static int find_device(void **state)
@@ -472,10 +558,12 @@ int main(int argc, char **argv)
     // A CPU's driver compiles a large shader at its first use, for as long as its cores are busy.
     usual.timeout_ms = 600000;
     only_types = argc > 2 ? argv + 2 : NULL;
-    const struct CMUnitTest tier_tests[] = {
-        cmocka_unit_test(types_of_a_tier), cmocka_unit_test(odd_shapes),
-        cmocka_unit_test(rows_alone_and_together), cmocka_unit_test(codes),
-        cmocka_unit_test(dispatches_of_a_layer)};
+    const struct CMUnitTest tier_tests[] = {cmocka_unit_test(types_of_a_tier),
+                                            cmocka_unit_test(odd_shapes),
+                                            cmocka_unit_test(rows_alone_and_together),
+                                            cmocka_unit_test(codes),
+                                            cmocka_unit_test(adapters),
+                                            cmocka_unit_test(dispatches_of_a_layer)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refusals),
         cmocka_unit_test(every_type),
@@ -487,7 +575,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(weights_in_pieces),
         cmocka_unit_test(split_over_devices),
         cmocka_unit_test(memory_is_counted),
-        cmocka_unit_test(adapters_are_refused),
+        cmocka_unit_test(adapters),
+        cmocka_unit_test(memory_of_adapters),
     };
     if (usual.tier)
         return cmocka_run_group_tests(tier_tests, find_device, NULL);
