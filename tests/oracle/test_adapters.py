@@ -1,7 +1,7 @@
 """LoRA adapters that numpy makes. As part of a model: merged by `nibble compress`, the tensors are numpy's W + scale alpha / rank
 B A; merged or loaded with the model, logits are llama.cpp's of base and adapter. Of sessions: several with different adapters
-at once give llama.cpp's logits, and the bytes of each alone, also after the worker's death. What does not fit is refused in one
-line.
+at once give llama.cpp's logits, and the bytes of each alone, also after the worker's death, on each kind of device. What does not
+fit is refused in one line.
 
 usage: test_adapters.py NIBBLE MAKE-GGUF LIBNIBBLE    (NIBBLE_TEST_* name the service's programs, as in tests/service)
 """
@@ -30,6 +30,8 @@ from measures import log_softmax
 NIBBLE, MAKE_GGUF, LIBNIBBLE = sys.argv[1:4]
 MATRICES = {"attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256), "attn_output": (256, 256), "ffn_gate": (512, 256),
             "ffn_up": (512, 256), "ffn_down": (256, 512)}
+# The CPU, Mesa's Vulkan driver on it, and a layer on each.
+DEVICES = {"cpu": (), "vulkan0": ("--device", "vulkan0"), "cpu+vulkan0:1": ("--device", "vulkan0", "--gpu-layers", "1")}
 TOKENS = np.random.default_rng(9).integers(0, 256, 40).astype(np.int32)
 ROW = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t)
 
@@ -148,13 +150,15 @@ class Adapters(unittest.TestCase):
         self.assert_close(self.loaded(self.base, "--adapter", self.adapter, "--adapter", f"{self.half}:2"),
                           llama.logits_of(merged, TOKENS))
 
-    def load_base(self, kind, *words):
-        """The model m, with adapters of several ranks and types; by name what llama.cpp is given, and its scale."""
+    def load_base(self, kind, device="cpu", *words):
+        """The model m on a device, with adapters of several ranks and types; by name what llama.cpp is given, and its scale."""
         adapters = {None: None, "a": (self.adapter, 0.7), "b": (self.half, 1), "c": (self.adapter, -0.4)}
         values = {n: [x.astype(np.float16).astype(np.float32) for x in pair]
                   for n, pair in factors_of(2, 3, ["attn_q", "ffn_down"]).items()}
-        self.run_nibble("load", self.path / f"{kind}.gguf", "--name", "m", *words)
+        self.run_nibble("load", self.path / f"{kind}.gguf", "--name", "m", *DEVICES[device], *words)
         self.addCleanup(self.nibble, "unload", "m")
+        with self.daemon.client() as client:
+            self.assertEqual(client.model("m").device.decode(), device)
         for name, adapter in list(adapters.items())[1:]:
             self.run_nibble("load", f"{adapter[0]}:{adapter[1]}", "--base", "m", "--name", name)
         adapters["b"] = write(self.path / "single.gguf", values, 4.0), 1
@@ -175,12 +179,18 @@ class Adapters(unittest.TestCase):
         return results
 
     def test_logits_of_sessions(self):
-        adapters = self.load_base("F32", "--precision", "exact")
-        together = self.at_once([lambda name=name: self.logits(name) for name in list(adapters) * 2])
-        for i, (name, adapter) in enumerate(list(adapters.items()) * 2):
-            off = self.assert_close(together[i], llama.logits_of(self.base, TOKENS, adapter=adapter))
-            np.testing.assert_array_equal(together[i], self.logits(name))
-            print(f"session with adapter {name}: {off:.1e} of the largest logit", file=sys.stderr)
+        for device in DEVICES:
+            adapters = self.load_base("F32", device, "--precision", "exact")
+            together = self.at_once([lambda name=name: self.logits(name) for name in list(adapters) * 2])
+            for i, (name, adapter) in enumerate(list(adapters.items()) * 2):
+                off = self.assert_close(together[i], llama.logits_of(self.base, TOKENS, adapter=adapter))
+                np.testing.assert_array_equal(together[i], self.logits(name))
+                print(f"session on {device} with adapter {name}: {off:.1e} of the largest logit", file=sys.stderr)
+            self.run_nibble("unload", "a")  # the others stay as they are
+            for i, name in enumerate(adapters):
+                if name != "a":
+                    np.testing.assert_array_equal(together[i], self.logits(name))
+            self.run_nibble("unload", "m")
 
     def answer(self, adapter, seed, n=40):
         """The command of a sampled answer."""
@@ -197,9 +207,10 @@ class Adapters(unittest.TestCase):
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def test_bytes_of_sessions(self):
-        """On a quantized base, at each precision: alone, together, with and without drafts, and after the worker's death."""
-        for precision in ("exact", "balanced", "fast"):
-            adapters = self.load_base("Q8_0", "--precision", precision)
+        """On a quantized base, at each precision: alone, together, with and without drafts."""
+        for precision, device in (("exact", "cpu"), ("balanced", "cpu"), ("fast", "cpu"), ("balanced", "vulkan0"),
+                                  ("fast", "cpu+vulkan0:1")):
+            adapters = self.load_base("Q8_0", device, "--precision", precision)
             asked = [(name, seed) for seed, name in enumerate([*adapters, "a"])]
             alone = [self.tokens_of(self.start(*self.answer(*a), "--drafts", "off")) for a in asked]
             self.assertEqual(len({tuple(tokens) for tokens in alone}), len(asked))
@@ -208,16 +219,25 @@ class Adapters(unittest.TestCase):
             self.assertEqual([self.tokens_of(process) for process in together], alone)
             self.run_nibble("unload", "m")
 
+    def server_of(self, device):
+        """The serving worker of a device: its last argument names that."""
+        def words(pid):
+            return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+        return next(pid for pid, mode in self.daemon.children() if mode == "serve" and device in words(pid))
+
     def test_a_death(self):
-        adapters = self.load_base("Q8_0")
-        alone = [self.tokens_of(self.start(*self.answer(name, 3, 450))) for name in adapters]
-        with self.daemon.client() as client:
-            before = client.status()
-            together = [self.start(*self.answer(name, 3, 450)) for name in adapters]
-            harness.until(lambda: client.status().decode_tokens > before.decode_tokens + 200, "tokens")
-            os.kill(self.daemon.server(), signal.SIGKILL)
-            self.assertEqual([self.tokens_of(process) for process in together], alone)
-            self.assertEqual(client.status().worker_restarts, before.worker_restarts + 1)
+        for device in DEVICES:
+            adapters = self.load_base("Q8_0", device)
+            alone = [self.tokens_of(self.start(*self.answer(name, 3, 450))) for name in adapters]
+            with self.daemon.client() as client:
+                before = client.status()
+                together = [self.start(*self.answer(name, 3, 450)) for name in adapters]
+                harness.until(lambda: client.status().decode_tokens > before.decode_tokens + 200, "tokens")
+                os.kill(self.server_of(device), signal.SIGKILL)
+                self.assertEqual([self.tokens_of(process) for process in together], alone)
+                self.assertEqual(client.status().worker_restarts, before.worker_restarts + 1)
+            self.run_nibble("unload", "m")
 
     def test_trained_beside_nf4(self):
         """QLoRA: of an adapter trained beside a folder of NF4, the held-out loss that was told is llama.cpp's of the merged file."""
