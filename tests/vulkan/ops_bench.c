@@ -92,7 +92,14 @@ static void bench_case(struct nb_device *d, const struct op_case *c, const char 
     if (!strstr(name, filter))
         return;
     struct op_run r;
+    struct op_adapters a = {{NULL}, {NULL}};
     op_run_begin(&r, d, c);
+    if (c->rank) {
+        op_adapters_init(&a, &r.plan, c->rank, true);
+        op_adapter_open(&r.machine, a.of[0]);
+        a.list[0] = a.of[0];
+        r.batch.rows.adapters = a.list;
+    }
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         struct nb_op_time t[NB_SECTIONS] = {0};
         op_run_rows(&r, rows[i], c->context ? c->context - OP_ROWS : 0);
@@ -103,7 +110,38 @@ static void bench_case(struct nb_device *d, const struct op_case *c, const char 
                 (section != NB_SECTION_HEAD || c->middle == MIDDLE_NONE))
                 print_section(name, &r.plan, section, rows[i], &t[section]);
     }
+    if (c->rank)
+        op_adapter_close(&r.machine, a.of[0]);
+    op_adapters_finish(&a);
     op_run_end(&r);
+}
+
+// A layer of a small llama, with adapters of all of its matrices and without.
+static void bench_adapters(struct nb_device *d, const char *filter)
+{
+    static const uint32_t ranks[] = {0, 8, 64};
+    for (size_t i = 0; i < sizeof(ranks) / sizeof(ranks[0]); i++) {
+        char what[40];
+        snprintf(what, sizeof(what), "adapters of rank %u", ranks[i]);
+        bench_case(d,
+                   &(struct op_case){.what = ranks[i] ? what : "no adapters",
+                                     .middle = MIDDLE_BOTH,
+                                     .type = NB_TYPE_Q4_1,
+                                     .type2 = NB_TYPE_Q4_1,
+                                     .terms = 1,
+                                     .norm = true,
+                                     .sane = true,
+                                     .embedding = 576,
+                                     .ffn = 1536,
+                                     .heads = 9,
+                                     .kv_heads = 3,
+                                     .k_dim = 64,
+                                     .v_dim = 64,
+                                     .rope_dims = 64,
+                                     .context = OP_ROWS,
+                                     .rank = ranks[i]},
+                   filter);
+    }
 }
 
 static void bench_type(struct nb_device *d, uint32_t type, uint32_t terms, const char *filter)
@@ -200,4 +238,5 @@ void op_bench(struct nb_device *d, const char *filter)
                    filter);
     }
     bench_families(d, filter);
+    bench_adapters(d, filter);
 }
