@@ -1,5 +1,5 @@
-"""adapter_times.py [--rank 16] [--runs 5] [--clients 8] [--tokens 150] [MODEL]: tokens a second of clients that decode together
-with adapters of one loaded model: each without, all with one, and each with one of four in turn. The adapters change all matrices
+"""adapter_times.py [--rank 16] [--runs 5] [--clients 8] [--tokens 150] [--device cpu] [MODEL]: tokens a second of clients that decode
+together with adapters of one loaded model: each without, all with one, and each with one of four in turn. The adapters change all matrices
 of all layers, in F16. Each run asks all three, in turns. Medians; the ratios are the medians of the runs' own, of wall time and of
 the worker's processor time, which a busy machine changes less, least under `taskset -c 0`: one thread waits for no other.
 tests/oracle/run runs it; NIBBLE_TEST_NIBBLED, _WORKER and _CLI name the programs, as for the tests in tests/service."""
@@ -46,6 +46,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=150)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("model", nargs="?", default=os.environ.get("NIBBLE_MODEL", MODEL))
     args = parser.parse_args()
     processor = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
@@ -69,7 +70,7 @@ def main():
             sys.exit("a client failed")
         return time.monotonic() - began, processor_time(daemon) - before
 
-    nibble("load", args.model, "--name", "m")
+    nibble("load", args.model, "--name", "m", "--device", args.device)
     for seed, name in enumerate(ADAPTERS):
         path = pathlib.Path(daemon.dir.name) / f"{name}.gguf"
         write_adapter(args.model, path, args.rank, seed)
@@ -78,7 +79,8 @@ def main():
     for run in range(args.runs + 1):
         for what in sorted(ASKED, reverse=run % 2):
             taken[what].append(times(ASKED[what]))
-    print(f"{processor}, {len(os.sched_getaffinity(0))} CPUs, load {os.getloadavg()[0]:.1f}; {args.clients} clients, rank {args.rank}")
+    print(f"{processor}, {len(os.sched_getaffinity(0))} CPUs, load {os.getloadavg()[0]:.1f}; {args.clients} clients on "
+          f"{args.device}, rank {args.rank}")
     print(f"{'adapters':8} {'tokens/s':>9} {'time':>6} {'processor':>10}   (of one adapter's)")
     for what, runs in taken.items():
         pairs = list(zip(taken["one"], runs))[1:]  # the first run pays for what is done once
