@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/inputs.h"
 #include "tensor/gguf_kvs.h"
 #include "tensor/type.h"
 
@@ -115,6 +116,78 @@ static int cut_arrays(struct nb_gguf_kvs *kvs, const struct nb_gguf *g, const ch
     return rc;
 }
 
+// Its number in the student; the number of layers: it is not there.
+static uint32_t number_of(const struct nb_student_kept *p, uint32_t layer)
+{
+    uint32_t i = 0;
+    while (i < p->layers && p->layer[i] != layer)
+        i++;
+    return i;
+}
+
+// Static ranges of inputs, by tensors' names (engine/inputs.h).
+struct ranges {
+    struct nb_str *name;
+    double *range;
+    char *renamed; // [ranges][NB_SOURCE_NAME]
+    uint64_t n;
+};
+
+static void take_range(struct ranges *r, const struct nb_student_kept *p, struct nb_str name,
+                       double range)
+{
+    char *to = r->renamed + r->n * NB_SOURCE_NAME;
+    struct nb_str rest;
+    const uint32_t layer = nb_arch_layer(name, &rest);
+    const uint32_t number = layer == NB_NO_LAYER ? 0 : number_of(p, layer);
+    if (number == p->layers || name.len >= NB_SOURCE_NAME)
+        return;
+    int len = snprintf(to, NB_SOURCE_NAME, "%.*s", (int)name.len, name.data);
+    if (layer != NB_NO_LAYER)
+        len =
+            snprintf(to, NB_SOURCE_NAME, "blk.%" PRIu32 ".%.*s", number, (int)rest.len, rest.data);
+    r->name[r->n] = (struct nb_str){to, (size_t)len};
+    r->range[r->n++] = range;
+}
+
+static int put_ranges(struct nb_gguf_kvs *kvs, const struct student *k, struct ranges *r,
+                      uint64_t all)
+{
+    const struct nb_gguf *g = k->teacher->metadata;
+    int rc = 0;
+    for (uint64_t i = 0; i < all && rc == 0; i++) {
+        struct nb_str name;
+        double range;
+        rc = nb_gguf_array_str(g, NB_KEY_ACTIVATIONS_MATRICES, i, &name);
+        if (rc == 0)
+            rc = nb_gguf_array_f64(g, NB_KEY_ACTIVATIONS_RANGES, i, &range);
+        if (rc == 0)
+            take_range(r, k->kept, name, range);
+    }
+    if (rc == 0)
+        rc = nb_gguf_kvs_put_strs(kvs, NB_KEY_ACTIVATIONS_MATRICES, r->name, r->n);
+    return rc == 0
+               ? nb_gguf_kvs_put_array(kvs, NB_KEY_ACTIVATIONS_RANGES, NB_GGUF_F64, r->range, r->n)
+               : rc;
+}
+
+// Lists that do not fit each other stay, and are refused where they are read.
+static int cut_ranges(struct nb_gguf_kvs *kvs, const struct student *k)
+{
+    struct nb_inputs in;
+    struct nb_error unread;
+    if (nb_inputs_read(k->teacher->metadata, UINT32_MAX, &in, &unread) < 0 || in.n == 0)
+        return 0;
+    struct ranges r = {.name = calloc(in.n, sizeof(*r.name)),
+                       .range = calloc(in.n, sizeof(*r.range)),
+                       .renamed = malloc(in.n * NB_SOURCE_NAME)};
+    int rc = r.name && r.range && r.renamed ? put_ranges(kvs, k, &r, in.n) : -ENOMEM;
+    free(r.name);
+    free(r.range);
+    free(r.renamed);
+    return rc;
+}
+
 // What is cut has another number, and heads keep their size.
 static int put_cut(struct nb_gguf_kvs *kvs, const struct student *k, struct nb_error *e)
 {
@@ -157,6 +230,8 @@ static int make_metadata(const struct student *k, struct nb_gguf **ret, struct n
     rc = nb_gguf_kvs_put(&kvs, count, NB_GGUF_U32, &p->layers);
     if (rc == 0 && k->hp)
         rc = put_cut(&kvs, k, e);
+    if (rc == 0)
+        rc = cut_ranges(&kvs, k);
     if (rc == 0)
         rc = cut_arrays(&kvs, k->teacher->metadata, count, layers, p->layer, p->layers);
     if (rc == 0)
@@ -262,15 +337,6 @@ static int on_read(void *user, const struct nb_source_tensor *t, uint64_t first,
 }
 
 // ---- Tensors
-
-// Its number in the student; the number of layers: it is not there.
-static uint32_t number_of(const struct nb_student_kept *p, uint32_t layer)
-{
-    uint32_t i = 0;
-    while (i < p->layers && p->layer[i] != layer)
-        i++;
-    return i;
-}
 
 static int take_tensor(struct student *k, struct nb_source *s, uint32_t i, char **name,
                        struct nb_error *e)

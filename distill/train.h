@@ -96,11 +96,15 @@ void nb_train_destroy(struct nb_train *t); // NULL is fine
 
 // From now on the model computes with what this tensor is when it is encoded so, and its gradient
 // goes to the numbers behind that: quantization-aware training. `how` has no importance, and its
-// scheme stays as long as the trainer. Before the first step and before nb_train_restore. -EINVAL:
-// it is none of the model's tensors, or does not move; -ENOTSUP: one scale of a whole tensor;
-// -ENOMEM; with its line.
+// scheme stays as long as the trainer; of one scale for a whole tensor what it spans is looked up
+// before each step. Before the first step and before nb_train_restore. -EINVAL: it is none of the
+// model's tensors, or does not move; -ENOMEM; with its line.
 int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encode *how,
                    struct nb_error *ret_error);
+// And its inputs as the int8 codes that a device will make of them under such a scale; gradients
+// pass straight through. `range`: of NB_INPUT_FIXED. When and errors as above.
+int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_scale scale,
+                          float range, struct nb_error *ret_error);
 
 // The means of what was compared; what is not learnt is 0.
 struct nb_train_loss {

@@ -62,6 +62,7 @@ static const struct word {
     {"precision", offsetof(struct nb_train_recipe, precision), {"fp32", "bf16"}},
     {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"influence", "evenly"}},
     {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
+    {"activations", offsetof(struct nb_train_recipe, activations), {"block", "dynamic"}},
 };
 
 static const struct number adapter_numbers[] = {
@@ -180,8 +181,10 @@ static int check_adapter(const struct nb_train_recipe *r, struct nb_error *e)
         return nb_fail(e, -EINVAL,
                        "an adapter is trained beside a whole model as it is: leave out \"layers\", "
                        "what cuts it, and \"start\": \"random\"");
-    if (r->adapter.rank && r->qat)
-        return nb_fail(e, -EINVAL, "an adapter is not rounded as it is trained: leave out \"qat\"");
+    if (r->adapter.rank && (r->qat || r->activations != NB_INPUT_BLOCK))
+        return nb_fail(e, -EINVAL,
+                       "an adapter is not rounded as it is trained: leave out \"qat\" and "
+                       "\"activations\"");
     if (r->adapter.rank && strcmp(r->to, "F32") != 0 && strcmp(r->to, "F16") != 0)
         return nb_fail(e, -EINVAL, "an adapter is written as F32 or F16, not as %s", r->to);
     return 0;

@@ -10,6 +10,7 @@
 #include "distill/needs.h"
 #include "distill/student.h"
 #include "distill/train.h"
+#include "engine/inputs.h"
 #include "tensor/fail.h"
 
 enum nb_train_layers { NB_LAYERS_BY_INFLUENCE, NB_LAYERS_EVENLY };
@@ -44,6 +45,7 @@ struct nb_train_recipe {
     enum nb_schedule schedule;
     uint32_t seed;
     bool qat;                         // it computes with what it will be in the file
+    enum nb_input_scale activations;  // of the file: NB_INPUT_BLOCK, or NB_INPUT_ROW
     struct nb_adapter_choice adapter; // rank 0: none
     double alpha;                     // its
     // Of keys that only students of one kind have, one that was said, by NB_TRAIN_LOGITS and

@@ -12,17 +12,18 @@
 
 #define ROWS 16 // that a thread takes at once
 
+static int fail_untrained(struct nb_str name, struct nb_error *e)
+{
+    return nb_fail(e, -EINVAL, "tensor %.*s is not trained, and cannot be rounded", (int)name.len,
+                   name.data);
+}
+
 int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encode *how,
                    struct nb_error *e)
 {
     struct nb_trained *w = nb_train_find(t, name);
     if (!w || !w->tensor)
-        return nb_fail(e, -EINVAL, "tensor %.*s is not trained, and cannot be rounded",
-                       (int)name.len, name.data);
-    if (how->scheme && how->scheme->group == NB_GROUP_TENSOR)
-        return nb_fail(e, -ENOTSUP,
-                       "a tensor with one scale for all of it cannot be trained as it is rounded: "
-                       "choose a type, or a scale for each row or group (--to)");
+        return fail_untrained(name, e);
     w->rounded = nb_grad_floats(w->floats);
     if (!w->rounded)
         return nb_fail(e, -ENOMEM, "no memory for tensor %.*s as it is rounded", (int)name.len,
@@ -34,6 +35,31 @@ int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encod
     t->key = XXH3_64bits_withSeed(w->name, strlen(w->name), t->key);
     t->key = XXH3_64bits_withSeed(scheme, strlen(scheme), t->key + how->type);
     return 0;
+}
+
+int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_scale scale,
+                          float range, struct nb_error *e)
+{
+    const struct nb_trained *w = nb_train_find(t, name);
+    if (!w || !w->tensor)
+        return fail_untrained(name, e);
+    w->tensor->inputs = scale;
+    w->tensor->range = range;
+    t->key = XXH3_64bits_withSeed(w->name, strlen(w->name), t->key + scale);
+    t->key = XXH3_64bits_withSeed(&range, sizeof(range), t->key);
+    return 0;
+}
+
+// What one scale of the whole tensor spans now.
+static void set_extent(struct nb_trained *w)
+{
+    float least = 0, most = 0;
+    for (size_t i = 0; i < w->floats; i++) {
+        least = w->x[i] < least ? w->x[i] : least;
+        most = w->x[i] > most ? w->x[i] : most;
+    }
+    w->how.least = least;
+    w->how.most = most;
 }
 
 struct rounding {
@@ -66,10 +92,12 @@ static void round_rows(void *arg, uint32_t thread)
 int nb_train_refresh(struct nb_train *t)
 {
     for (uint32_t i = 0; i < t->n_tensors && t->stale; i++) {
-        const struct nb_trained *w = &t->tensors[i];
+        struct nb_trained *w = &t->tensors[i];
         struct rounding r = {.w = w};
         if (!w->rounded)
             continue;
+        if (w->how.scheme && w->how.scheme->group == NB_GROUP_TENSOR)
+            set_extent(w);
         r.row_bytes = nb_encoded_bytes(w->how.type, 1, w->cols);
         nb_team_run(t->team, round_rows, &r);
         const int rc = atomic_load(&r.rc);

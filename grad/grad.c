@@ -87,6 +87,7 @@ void nb_grad_close(struct nb_grad *g)
     free(g->floats.memory);
     free(g->floats.seen);
     free(g->floats.low);
+    free(g->floats.coded);
     free(g->floats.narrow[0]);
     free(g->floats.narrow[1]);
     free(g->tensors);

@@ -47,8 +47,14 @@ struct nb_grad_tensor {
     // is not computed.
     float *gradient;
     const struct nb_grad_factors *factors; // of a matrix that rows are multiplied with; NULL: none
-    const struct nb_matrix *matrix;        // the plan's: a matrix,
-    const float *vector;                   // or a vector; the other is NULL
+    // Products take the rows that a matrix is multiplied with as the int8 codes that a device would
+    // make of them (engine/inputs.h): of NB_INPUT_ROW each row has its scale, of NB_INPUT_FIXED the
+    // largest code of all stands for `range`. NB_INPUT_BLOCK: they are not rounded. Gradients pass
+    // straight through.
+    enum nb_input_scale inputs;
+    float range;
+    const struct nb_matrix *matrix; // the plan's: a matrix,
+    const float *vector;            // or a vector; the other is NULL
 };
 
 struct nb_grad_sequence {

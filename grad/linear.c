@@ -163,11 +163,33 @@ static void show(const struct nb_pass *p, const struct nb_step *s, const struct 
                   s->in.stride, piece->n);
 }
 
+struct coding {
+    const struct nb_pass *p;
+    const struct nb_grad_tensor *w;
+    const struct matrix *from;
+};
+
+static void code_rows(void *arg, uint32_t unit, uint32_t thread)
+{
+    const struct coding *c = arg;
+    const struct matrix *m = c->from;
+    const float most = c->w->inputs == NB_INPUT_FIXED ? c->w->range : 0.0f;
+    for (uint32_t i = unit * ROWS; i < nb_least((unit + 1) * ROWS, m->rows); i++)
+        c->p->g->loops->round_codes(m->x + i * m->ld, most,
+                                    c->p->g->floats.coded + (size_t)i * m->cols, m->cols);
+}
+
+// As products take it: what another matrix's was before is of no use any more.
 static struct matrix input_of(const struct nb_pass *p, const struct nb_step *s,
                               const struct piece *piece)
 {
-    return (struct matrix){nb_value(p, &s->in, piece->first), s->in.stride, piece->n, s->w->cols,
-                           NULL};
+    const struct matrix m = {nb_value(p, &s->in, piece->first), s->in.stride, piece->n, s->w->cols,
+                             NULL};
+    struct coding c = {p, s->w, &m};
+    if (s->w->inputs == NB_INPUT_BLOCK)
+        return m;
+    nb_each(p->g->team, (m.rows + ROWS - 1) / ROWS, code_rows, &c);
+    return (struct matrix){p->g->floats.coded, m.cols, m.rows, m.cols, NULL};
 }
 
 static struct matrix weights_of(const struct nb_pass *p, const struct nb_step *s,
@@ -207,12 +229,13 @@ static void linear_piece_back(const struct nb_pass *p, const struct nb_step *s,
                               const struct piece *piece)
 {
     const struct nb_grad_tensor *w = s->w;
-    struct matrix x = input_of(p, s, piece), values = weights_of(p, s, piece);
+    struct matrix values = weights_of(p, s, piece);
     struct matrix dy = {nb_gradient(p, &s->out, piece->first), s->out.stride, piece->n, w->rows,
                         NULL};
     if (w->gradient || nb_is_wanted(p, &s->in))
         narrow(p, 0, &dy); // for both products
     if (w->gradient) {
+        struct matrix x = input_of(p, s, piece);
         narrow(p, 1, &x);
         product(p, true, false, &dy, &x, 1.0f,
                 w->gradient + (size_t)piece->expert * w->rows * w->cols, w->cols);

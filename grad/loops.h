@@ -50,6 +50,9 @@ struct nb_loops {
     void (*cap_back)(const float *y, float scale, float cap, uint32_t n, float *dy);
     float (*dot)(const float *a, const float *b, uint32_t n);
     void (*narrow)(const float *x, uint16_t *ret, uint32_t n); // to bf16, to nearest even
+    // What int8 codes of x stand for under one scale, as the devices quantize; most: what the
+    // largest code stands for, 0: the largest magnitude of x.
+    void (*round_codes)(const float *x, float most, float *ret, uint32_t n);
     // KL(softmax(reference) || softmax(logits)); logits becomes its gradient times `weight`.
     float (*divergence)(const float *reference, float *logits, uint32_t n, float weight);
     // A row of grad/loss.h's nb_grad_distil; reference may be NULL, label below 0.

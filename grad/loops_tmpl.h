@@ -215,6 +215,35 @@ static void narrow(const float *restrict x, uint16_t *restrict ret, uint32_t n)
     }
 }
 
+// --- int8 codes
+
+static float largest_of(const float *x, uint32_t n)
+{
+    float most[LANES] = {0};
+    for (uint32_t i = 0; i < n; i++) {
+        const float size = fabsf(x[i]);
+        most[i % LANES] = size > most[i % LANES] ? size : most[i % LANES];
+    }
+    for (int i = 1; i < LANES; i++)
+        most[0] = most[i] > most[0] ? most[i] : most[0];
+    return most[0];
+}
+
+// The added number leaves the integer nearest to a code in the lowest bits. A number that is none
+// stays none.
+static void round_codes(const float *restrict x, float most, float *restrict ret, uint32_t n)
+{
+    const float magic = 0x1.8p+23f, of = most > 0.0f ? most : largest_of(x, n);
+    const bool zero = !(of >= 1e-30f);
+    const float s = zero ? 0.0f : of / 127.0f, inv = zero ? 0.0f : 127.0f / of;
+    for (uint32_t i = 0; i < n; i++) {
+        float code = x[i] * inv;
+        code = code < -127.0f ? -127.0f : code;
+        code = code > 127.0f ? 127.0f : code;
+        ret[i] = ((code + magic) - magic) * s;
+    }
+}
+
 #include "grad/losses_tmpl.h"
 
 // --- Descent
@@ -473,6 +502,7 @@ const struct nb_loops LEVEL = {
     .dot = dot,
     .divergence = divergence,
     .narrow = narrow,
+    .round_codes = round_codes,
     .distil = distil,
     .adam = adam,
     .attend = attend,

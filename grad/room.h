@@ -91,6 +91,8 @@ struct nb_floats {
     uint32_t *seen; // of each of the plan's matrices: how often it had been replaced
     float *low;     // [rows][rank]: what factors make of the rows of one matrix, of the largest
     size_t low_floats;
+    float *coded; // [rows][cols]: what int8 codes make of the inputs of one matrix, of the largest
+    size_t coded_floats;
     // Both operands of one product of the span as bf16, of the largest; only with `bf16`
     uint16_t *narrow[2];
     size_t narrow_n[2];

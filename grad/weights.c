@@ -131,6 +131,25 @@ static int reserve_low(struct nb_floats *w, const struct nb_span *s, uint32_t ro
     return w->low ? 0 : -ENOMEM;
 }
 
+static int reserve_coded(struct nb_grad *g, const struct nb_span *s, uint32_t rows)
+{
+    struct nb_floats *w = &g->floats;
+    size_t floats = 0;
+    for (uint32_t i = 0; i < s->n_steps; i++) {
+        const struct nb_grad_tensor *t = s->steps[i].w;
+        if (!t || t->inputs == NB_INPUT_BLOCK || s->steps[i].kind != &nb_step_kinds[NB_OP_LINEAR])
+            continue;
+        const size_t n = (size_t)nb_buffer_rows(g, s, s->steps[i].out.buffer, rows) * t->cols;
+        floats = n > floats ? n : floats;
+    }
+    if (floats <= w->coded_floats)
+        return 0;
+    free(w->coded);
+    w->coded = nb_grad_floats(floats);
+    w->coded_floats = w->coded ? floats : 0;
+    return w->coded ? 0 : -ENOMEM;
+}
+
 static int reserve_narrow(struct nb_grad *g, const struct nb_span *s, uint32_t rows)
 {
     struct nb_floats *w = &g->floats;
@@ -183,6 +202,8 @@ int nb_floats_load(struct nb_grad *g, const struct nb_span *s, uint32_t rows)
 {
     struct nb_floats *w = &g->floats;
     int rc = reserve_low(w, s, rows);
+    if (rc == 0)
+        rc = reserve_coded(g, s, rows);
     if (rc == 0)
         rc = reserve_narrow(g, s, rows);
     if (rc == 0)

@@ -19,26 +19,11 @@
 #include "tensor/image.h"
 #include "tensor/type.h"
 
-#define SAVE_NS     UINT64_C(200000000) // between two states, at least,
-#define SAVE_SHARE  50                  // and so many times what saving one took
-#define MEMORY      (UINT64_C(1) << 30) // of tapes
-#define ROWS        2048                // that run at once, or one window where that is longer
-#define PRUNING     32                  // windows on which it is measured what a model needs
-#define REPORT_ROOM (1u << 20)          // bytes that the report and the journal may take
-
-enum { SAVED = NB_COMPRESS_RECORDS }; // a journal's kind: the slot of a whole state
-
-// The types of the result, as a compression's recipe.
-static int read_types(const struct nb_train_recipe *r, struct nb_recipe **ret, struct nb_error *e)
-{
-    json_t *root = json_pack("{s:s, s:s}", "to", r->to, "else", "F16");
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    int rc = text ? nb_recipe_parse(text, strlen(text), ret, e)
-                  : nb_fail(e, -ENOMEM, "no memory for the recipe");
-    free(text);
-    json_decref(root);
-    return rc;
-}
+#define SAVE_NS    UINT64_C(200000000) // between two states, at least,
+#define SAVE_SHARE 50                  // and so many times what saving one took
+#define MEMORY     (UINT64_C(1) << 30) // of tapes
+#define ROWS       2048                // that run at once, or one window where that is longer
+#define PRUNING    32                  // windows on which it is measured what a model needs
 
 int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
 {
@@ -46,7 +31,7 @@ int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
     struct nb_recipe *types = NULL;
     int rc = nb_train_recipe_parse(recipe, len, &r, e);
     if (rc == 0)
-        rc = read_types(&r, &types, e);
+        rc = nb_jobs_distill_types(&r, &types, e);
     nb_recipe_free(types);
     return rc;
 }
@@ -249,177 +234,6 @@ static void choose_options(struct distilling *k)
     k->points = o->steps < NB_DISTILL_CURVE ? o->steps : NB_DISTILL_CURVE;
 }
 
-// ---- What is written
-
-// Its tensors are floats, trained where the trainer has them.
-static int read_trained(void *user, const struct nb_source_tensor *t, uint64_t first, uint64_t n,
-                        void *dst, struct nb_error *ret_error)
-{
-    const struct distilling *k = user;
-    const uint32_t i = (uint32_t)(t - k->trained.tensors);
-    uint64_t all = 0;
-    const float *x = nb_train_tensor(k->train, t->name, &all);
-    if (!x)
-        return nb_source_read(k->student.source, &k->student.source->tensors[i], first, n, dst,
-                              ret_error);
-    memcpy(dst, x + first * t->dims[0], n * t->dims[0] * sizeof(*x));
-    return 0;
-}
-
-// The trainer knows tensors by the names in the file; where the model's image makes others of
-// several, none would be written.
-static int check_names(const struct distilling *k)
-{
-    uint64_t n, found = 0;
-    for (uint32_t i = 0; i < k->student.source->n_tensors; i++)
-        if (nb_train_tensor(k->train, k->student.source->tensors[i].name, &n))
-            found += n;
-    return found == nb_train_weights(k->train)
-               ? 0
-               : nb_fail(k->error, -ENOTSUP,
-                         "this model's file has its matrices otherwise than they are computed "
-                         "with: it cannot be trained yet");
-}
-
-static int make_trained(struct distilling *k)
-{
-    const uint32_t n = k->student.source->n_tensors;
-    int rc = check_names(k);
-    if (rc < 0)
-        return rc;
-    k->trained = *k->student.source;
-    k->trained.read = read_trained;
-    k->trained.read_user = k;
-    k->trained.tensors = calloc(n + 1, sizeof(*k->trained.tensors));
-    if (!k->trained.tensors)
-        return nb_fail(k->error, -ENOMEM, "no memory for the student's tensors");
-    memcpy(k->trained.tensors, k->student.source->tensors, n * sizeof(*k->trained.tensors));
-    for (uint32_t i = 0; i < n; i++) {
-        struct nb_source_tensor *t = &k->trained.tensors[i];
-        uint64_t all;
-        if (!nb_train_tensor(k->train, t->name, &all))
-            continue;
-        t->type = t->stored = NB_TYPE_F32;
-        t->bytes = all * sizeof(float);
-    }
-    return 0;
-}
-
-static int visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
-{
-    struct distilling *k = user;
-    if (kind != SAVED || bytes != sizeof(k->slot))
-        return 1;
-    memcpy(&k->slot, data, sizeof(k->slot));
-    k->saved = k->slot < NB_JOB_SCRATCH;
-    return k->saved ? 0 : 1;
-}
-
-static int on_writing(void *user, const char *what, uint64_t done, uint64_t total)
-{
-    const struct distilling *k = user;
-    const uint64_t steps = (uint64_t)k->options.steps * NB_DISTILL_TOLD;
-    nb_jobs_tell(k->work, what, steps + NB_DISTILL_TOLD * done / (total ? total : 1),
-                 steps + NB_DISTILL_TOLD);
-    return 0;
-}
-
-static int open_result(struct distilling *k)
-{
-    const struct nb_compress_options options = {.fd = k->work->results[NB_DISTILL_MODEL],
-                                                .journal = k->work->journal,
-                                                .key = k->work->key,
-                                                .team = k->work->team,
-                                                .visit = visit,
-                                                .visit_user = k,
-                                                .progress = on_writing,
-                                                .user = k};
-    int rc = read_types(&k->recipe, &k->types, k->error);
-    if (rc == 0)
-        rc = nb_compress_create(k->adapter ? k->adapter : &k->trained, k->types, &options,
-                                &k->compress, k->error);
-    if (rc == 0)
-        rc = nb_jobs_make_room(
-            k->work, nb_compress_size(k->compress),
-            NB_JOB_SCRATCH * (nb_train_state_bytes(k->train) + 2 * sizeof(k->told)) + REPORT_ROOM,
-            k->error);
-    return rc;
-}
-
-// Its matrices as they will be written.
-static int train_rounded(struct distilling *k)
-{
-    const struct nb_choice *choices = nb_compress_choices(k->compress);
-    int rc = 0;
-    for (uint32_t i = 0; i < k->trained.n_tensors && rc == 0 && k->recipe.qat; i++) {
-        const struct nb_encode how = {.type = choices[i].type,
-                                      .scheme = nb_choice_scheme(&choices[i])};
-        uint64_t n;
-        const struct nb_str name = k->trained.tensors[i].name;
-        if (how.type != NB_TYPE_F32 && nb_train_tensor(k->train, name, &n))
-            rc = nb_train_round(k->train, name, &how, k->error);
-    }
-    return rc;
-}
-
-// ---- States
-
-// Of several processes one keeps states and writes the result.
-static bool leads(const struct distilling *k)
-{
-    return !k->work->share || k->work->share->rank == 0;
-}
-
-static int save(struct distilling *k)
-{
-    if (!leads(k))
-        return 0;
-    const uint32_t slot = (k->slot + 1) % NB_JOB_SCRATCH;
-    const uint64_t began = nb_now_ns();
-    int rc = nb_jobs_scratch_turn(&k->scratch, slot);
-    if (rc == 0)
-        rc = nb_train_store(k->train, nb_jobs_scratch_write, &k->scratch);
-    if (rc == 0)
-        rc = nb_jobs_scratch_write(&k->scratch, &k->told, sizeof(k->told));
-    if (rc < 0)
-        return nb_fail(k->error, rc, "the training's state cannot be written: %s", strerror(-rc));
-    k->slot = slot;
-    rc = nb_journal_keep(nb_compress_journal(k->compress), SAVED, &slot, sizeof(slot),
-                         &k->work->scratch[slot], 1, k->error);
-    k->saved_ns = nb_now_ns();
-    k->saving_ns = k->saved_ns - began;
-    return rc;
-}
-
-// One that cannot be read any more costs the steps before it, nothing else.
-static int restore(struct distilling *k)
-{
-    int rc = nb_jobs_scratch_turn(&k->scratch, k->slot);
-    if (rc == 0)
-        rc = nb_train_restore(k->train, nb_jobs_scratch_read, &k->scratch);
-    if (rc == 0)
-        rc = nb_jobs_scratch_read(&k->scratch, &k->told, sizeof(k->told));
-    if (rc == 0)
-        return 0;
-    nb_train_destroy(k->train);
-    k->train = NULL;
-    k->saved = false;
-    memset(&k->told, 0, sizeof(k->told));
-    rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt, &k->options,
-                         &k->train, k->error);
-    return rc == 0 ? train_rounded(k) : rc;
-}
-
-// Others go on from what the one that leads has.
-static int align(struct distilling *k)
-{
-    const struct nb_train_share *share = k->work->share;
-    int rc = nb_train_align(k->train);
-    if (rc == 0)
-        rc = share->copy(share->user, &k->told, sizeof(k->told));
-    return rc == 0 ? 0 : nb_fail(k->error, rc, "the other processes cannot be reached");
-}
-
 // ---- Training
 
 static void add(struct nb_train_loss *sum, const struct nb_train_loss *loss, double by)
@@ -466,7 +280,7 @@ static int run_steps(struct distilling *k)
         add(&k->told.curve[nb_jobs_distill_point(k, step)], &loss, 1);
         nb_jobs_distill_tell(k, step, &loss);
         if (step + 1 == all || nb_now_ns() - k->saved_ns > SAVE_NS + SAVE_SHARE * k->saving_ns)
-            rc = save(k);
+            rc = nb_jobs_distill_save(k);
     }
     k->work->figure = NAN; // what follows lowers nothing
     return rc;
@@ -500,22 +314,22 @@ static int train(struct distilling *k)
         rc = k->recipe.adapter.rank
                  ? nb_adapter_open(k->student.source, k->train, k->options.adapter.alpha,
                                    &k->adapter, k->error)
-                 : make_trained(k);
+                 : nb_jobs_distill_trained(k);
     if (rc == 0)
-        rc = open_result(k);
+        rc = nb_jobs_distill_open(k);
     if (rc == 0)
-        rc = train_rounded(k);
+        rc = nb_jobs_distill_round(k);
     if (rc < 0)
         return rc;
     nb_jobs_pace(k->work, operations(k) / NB_DISTILL_TOLD);
     nb_jobs_tell(k->work, "judging the student that it begins with", 0,
                  ((uint64_t)k->options.steps + 1) * NB_DISTILL_TOLD);
     if (k->saved)
-        rc = restore(k);
-    if (rc == 0 && !k->saved && leads(k))
+        rc = nb_jobs_distill_restore(k);
+    if (rc == 0 && !k->saved && nb_jobs_distill_leads(k))
         rc = measure(k, &k->told.before);
     if (rc == 0 && k->work->share)
-        rc = align(k);
+        rc = nb_jobs_distill_align(k);
     return rc == 0 ? run_steps(k) : rc;
 }
 
@@ -532,7 +346,7 @@ static int run(struct distilling *k)
         return rc;
     choose_options(k);
     rc = train(k);
-    if (rc < 0 || !leads(k))
+    if (rc < 0 || !nb_jobs_distill_leads(k))
         return rc;
     rc = measure(k, &k->after);
     if (rc == 0)

@@ -60,3 +60,24 @@ uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step); // of
 void nb_jobs_distill_tell(const struct distilling *k, uint32_t step,
                           const struct nb_train_loss *loss);
 int nb_jobs_distill_report(struct distilling *k);
+
+// jobs_distill_file.c. All -errno with their line.
+//
+// The types of the result, as a compression's recipe.
+int nb_jobs_distill_types(const struct nb_train_recipe *r, struct nb_recipe **ret,
+                          struct nb_error *e);
+// Makes k->trained, of the student and the trainer.
+int nb_jobs_distill_trained(struct distilling *k);
+// Opens the result and its journal, with room on the disk.
+int nb_jobs_distill_open(struct distilling *k);
+// Has the trainer compute with what the file will have, where the recipe says so.
+int nb_jobs_distill_round(struct distilling *k);
+
+// jobs_distill_states.c. -errno with their line.
+//
+// Of several processes one keeps states and writes the result.
+bool nb_jobs_distill_leads(const struct distilling *k);
+int nb_jobs_distill_visit(void *user, uint32_t kind, const void *data, uint32_t bytes); // a record
+int nb_jobs_distill_save(struct distilling *k);
+int nb_jobs_distill_restore(struct distilling *k); // the last
+int nb_jobs_distill_align(struct distilling *k);

@@ -53,7 +53,7 @@ def top_k(x, k, **_):
 # By functions of the operands and parameters.
 PRIMITIVES = {
     "add": np.add, "add_any": np.add, "sub": np.subtract, "div": np.divide, "neg": np.negative, "max": np.maximum,
-    "and": np.logical_and, "ge": np.greater_equal, "gt": np.greater, "square": np.square, "tanh": lambda x, **_: np.tanh(x),
+    "min": np.minimum, "abs": np.abs, "eq": np.equal, "sign": np.sign, "round": lambda x, **_: np.rint(x), "and": np.logical_and, "ge": np.greater_equal, "gt": np.greater, "square": np.square, "tanh": lambda x, **_: np.tanh(x),
     "mul": lambda a, b, **_: a * b,
     "exp": lambda x, **_: np.exp(x),
     "log": lambda x, **_: np.log(x),

@@ -7,238 +7,23 @@ usage: test_distill.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's pro
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
 import unittest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import gguf
-import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "service"))
+from training import (LEARNT, LENGTH, STEPS, TEXT, WINDOWS, Adapted, Encoder, Student, Trainings, apart, case_of)
 
 import families
-import families_jax
-import harness
-import jax
-import jax.numpy as jnp
+import gguf
 import jaxpr_numpy
 import jinja2
 import llama
+import numpy as np
 from measures import counted, log_softmax
 
-NIBBLE, MAKE_GGUF = sys.argv[1:3]
-LENGTH, WINDOWS, STEPS = 24, 7, 4
-FIRST, SECOND, FLOOR = 0.9, 0.95, 1e-8
-TEXT = counted(200).replace("ab", "a b")[:LENGTH * WINDOWS]
-LEARNT = [i for i in range(WINDOWS) if i != WINDOWS // 2]  # one of them is held out
 
-
-def case_of(family, **changes):
-    case = next(c for c in families.CASES if c.family == family and c.first_type is None and "X" not in c.size)
-    return dataclasses.replace(case, size={**case.size, **changes})
-
-
-def rounded(x, kind):
-    kind = gguf.GGMLQuantizationType[kind]
-    return gguf.quants.dequantize(gguf.quants.quantize(x.astype(np.float32), kind), kind).astype(np.float64)
-
-
-def apart(x, y):
-    """The mean of 1 - cosine."""
-    return (1 - (x * y).sum(axis=1) / jnp.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))).mean()
-
-
-class Student:
-    """A model in float64, its loss against a teacher, and AdamW."""
-
-    def __init__(self, case, arrays, lengths):
-        self.case, self.lengths = case, lengths
-        weights = {name: array.astype(np.float64) for name, array in arrays.items()}
-        self.model = families_jax.Model(case, families.FAMILIES[case.family], families.keys(case), weights, lengths)
-        self.outside = {n: x for n, x in weights.items() if not n.startswith("blk.")}
-        self.stacked = {n[6:]: np.stack([weights[f"blk.{i}.{n[6:]}"] for i in range(case.size["L"])])
-                        for n in weights if n.startswith("blk.0.")}
-        self.moments = None
-
-    def moved(self):
-        """What training moves: tensors outside of layers, and those of layers, stacked."""
-        return self.outside, self.stacked
-
-    def whole(self, outside, stacked):
-        """What the model computes with, of what is moved."""
-        return outside, stacked
-
-    def rounded(self, kind):
-        """Both parts with their matrices as a type has them."""
-        return [{n: rounded(x, kind) if x.ndim - (part is self.stacked) > 1 else x for n, x in part.items()}
-                for part in (self.outside, self.stacked)]
-
-    def both(self, outside, stacked, tokens):
-        return (self.model.logits(outside, stacked, tokens),
-                self.model.vectors({n: x for n, x in outside.items() if not n.startswith("output_norm")}, stacked, tokens))
-
-    def losses(self, moved, tokens, teacher, how):
-        """What a step lowers, and its figures; `teacher`: as both() gives it."""
-        counts = np.ones(len(tokens), bool)
-        counts[np.cumsum(self.lengths) - 1] = False
-        t, hot = how["temperature"], np.eye(families.VOCAB)[np.roll(tokens, -1)]
-        logits, x = self.both(*self.whole(*moved), tokens)
-        hard = -(jax.nn.log_softmax(logits) * hot * counts[:, None]).sum() / counts.sum()
-        p, q = jax.nn.log_softmax(teacher[0] / t), jax.nn.log_softmax(logits / t)
-        mix = how.get("mix", 0.0)
-        m = jnp.log(mix * jnp.exp(p) + (1 - mix) * jnp.exp(q))
-        of_p, of_q = (jnp.exp(p) * (p - m)).sum(), (jnp.exp(q) * (q - m)).sum()
-        soft = t * t * (mix * of_p + (1 - mix) * of_q if 0 < mix < 1 else of_p + of_q) / len(tokens)
-        hidden = apart(x @ moved[0]["projection"].T if "projection" in moved[0] else x, teacher[1])
-        return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden, (hard, soft, hidden)
-
-    def step(self, tokens, teacher, how, at):
-        """The losses' figures and the gradient's norm before it."""
-        def loss(*moved):
-            return self.losses(moved, tokens, teacher, how)
-
-        parts = self.rounded(how["to"]) if how.get("qat") else self.moved()
-        (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), *parts)
-        found = [{n: np.array(x) for n, x in part.items()} for part in found]
-        norm = math.sqrt(sum((x * x).sum() for part in found for x in part.values()))
-        self.descend(found, min(1, how["clip"] / norm), how, at)
-        return *(float(x) for x in told), norm
-
-    def descend(self, found, scale, how, at):
-        self.moments = self.moments or [{n: (0 * x, 0 * x) for n, x in part.items()} for part in found]
-        warm = int(how["warm"] * STEPS)
-        part = max(at - warm, 0) / (STEPS - warm)
-        rate = how["rate"] * min(1, (at + 1) / warm) * 0.5 * (1 + math.cos(math.pi * part))
-        for values, gradients, moments in zip(self.moved(), found, self.moments):
-            for name, g in gradients.items():
-                g = g * scale
-                first, second = moments[name]
-                first, second = FIRST * first + (1 - FIRST) * g, SECOND * second + (1 - SECOND) * g * g
-                moments[name] = first, second
-                matrix = values[name].ndim - (values is self.moved()[1]) > 1
-                values[name] = values[name] - rate * (first / (1 - FIRST ** (at + 1))
-                                                      / (np.sqrt(second / (1 - SECOND ** (at + 1))) + FLOOR)
-                                                      + how["decay"] * matrix * values[name])
-
-    def tensors(self):
-        outside, stacked = self.moved()
-        return outside | {f"blk.{i}.{n}": x[i] for n, x in stacked.items() for i in range(len(x))}
-
-
-class Adapted(Student):
-    """A model that stays as it is, with W + scale B A in the place of some of its matrices."""
-
-    def __init__(self, case, arrays, lengths, factors, scale):
-        super().__init__(case, arrays, lengths)
-        self.scale = scale
-        self.factors = {n[6:]: np.stack([factors[f"blk.{i}.{n[6:]}"] for i in range(case.size["L"])]).astype(np.float64)
-                        for n in factors if n.startswith("blk.0.")}
-
-    def moved(self):
-        return {}, self.factors
-
-    def whole(self, _, factors):
-        added = {n[:-7]: self.scale * jnp.matmul(factors[n[:-1] + "b"], a) for n, a in factors.items() if n.endswith("a")}
-        return self.outside, self.stacked | {n: self.stacked[n] + x for n, x in added.items()}
-
-
-class Encoder(Student):
-    """What a model for vectors learns: both() gives its texts' vectors and its rows' last hidden states."""
-
-    def both(self, outside, stacked, tokens):
-        end = np.cumsum(self.lengths)
-        share = np.zeros((len(end), end[-1]))
-        for row, first, last in zip(share, [0, *end[:-1]], end):
-            row[{families.MEAN: slice(first, last), families.CLS: first, families.LAST: last - 1}[self.case.keys["pooling_type"]]] = 1
-        share /= share.sum(axis=1, keepdims=True)
-        x = self.model.vectors({n: w for n, w in outside.items() if not n.startswith("output_norm")}, stacked, tokens)
-        return share @ self.model.vectors(outside, stacked, tokens), x
-
-    def losses(self, moved, tokens, teacher, how):
-        x, hidden = self.both(*moved, tokens)
-        a, b = (v / jnp.sqrt((v * v).sum(axis=1, keepdims=True)) for v in (x, teacher[0]))
-        off = a @ a.T - b @ b.T
-        relation = (off * off).sum() / (len(off) * (len(off) - 1))
-        cosine, hidden = apart(x, teacher[0]), apart(hidden, teacher[1])
-        return how["cosine"] * cosine + how["relation"] * relation + how["hidden"] * hidden, (cosine, relation, hidden)
-
-
-FIGURES = {Student: ("loss", "divergence", "hidden", "norm"), Encoder: ("cosine", "relation", "hidden", "norm")}
-
-
-class Distill(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.daemon = harness.Daemon(config="[jobs]\nidle = 0\n")  # other tests would keep it waiting
-        cls.addClassCleanup(cls.daemon.finish)
-        cls.path = pathlib.Path(cls.daemon.dir.name)
-        cls.model, cls.text, cls.long = cls.path / "model.gguf", cls.path / "text.txt", cls.path / "long.txt"
-        subprocess.run([MAKE_GGUF, "random", cls.model, "F32", "5"], check=True)
-        cls.text.write_text(TEXT)
-        cls.long.write_text(counted(400))
-
-    def nibble(self, *words):
-        return subprocess.run([NIBBLE, *map(str, words), "--socket", self.daemon.runtime / "nibble.sock"], capture_output=True,
-                              text=True, timeout=120)
-
-    def distill(self, model, *words):
-        """The report; the student lies in self.path / "student.gguf"."""
-        done = self.nibble("distill", model, "-o", self.path / "student.gguf", "--force", "--json", *words)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return json.loads(done.stdout)
-
-    def beside_jax(self, case, layers, how):
-        arrays = families.weights(case)
-        families.write(self.path / "family.gguf", case, arrays)
-        recipe = self.path / "recipe.json"
-        recipe.write_text(json.dumps({"to": "F32", **how, "layers": layers, "length": LENGTH, "held_out": 1,
-                                      "batch": LENGTH * len(LEARNT), "tokens": STEPS * LENGTH * len(LEARNT)}))
-        report = self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
-        self.assertEqual(report["layers"], layers)
-
-        ids = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)
-        model = llama.Model(self.path / "family.gguf")
-        self.assertEqual(model.tokenize(TEXT).tolist(), ids.tolist())  # a token a byte
-        model.close()
-        tokens = ids.reshape(WINDOWS, LENGTH)[LEARNT].ravel()
-        lengths = [LENGTH] * len(LEARNT)
-        teacher = Student(case, arrays, lengths)
-        kept = {n: x for n, x in arrays.items() if not n.startswith("blk.")}
-        kept |= {f"blk.{i}{n[n.index('.', 4):]}": x for i, of in enumerate(layers) for n, x in arrays.items()
-                 if n.startswith(f"blk.{of}.")}
-        student = Student(dataclasses.replace(case, size={**case.size, "L": len(layers)}), kept, lengths)
-        self.compare(case, report, tokens, teacher, student, kept, how)
-
-    def compare(self, case, report, tokens, teacher, student, kept, how):
-        """The steps that are told, and the weights that came of them, with jax's of a student that begins as `kept`."""
-        taught = jaxpr_numpy.evaluate(lambda a, b: teacher.both(a, b, tokens), teacher.outside, teacher.stacked)
-        worst = 0
-        self.assertEqual(len(report["curve"]), STEPS)
-        for at, point in enumerate(report["curve"]):
-            expected = student.step(tokens, taught, how, at)
-            for name, x in zip(FIGURES[type(student)], expected):
-                worst = max(worst, abs(point[name] - x) / x)
-        self.assertLess(worst, 3e-4, report["curve"])  # of what is printed with five digits
-        found = {t.name: gguf.quants.dequantize(t.data, t.tensor_type)
-                 for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
-        moved = {}
-        for name, x in student.tensors().items():
-            if name == "projection":
-                continue  # serves training alone
-            y, before = found.pop(name).reshape(x.shape), kept[name]
-            if how.get("qat") and x.ndim > 1:
-                x, before = rounded(x, how["to"]), rounded(before, how["to"])
-            if not case.idle or case.idle not in name:
-                moved[name] = np.abs(y - x).sum() / np.abs(before - x).sum()
-        self.assertEqual(found, {})
-        self.assertLess(max(moved.values()), 2e-3, moved)
-        print(f"{case}: worst relative difference of a step's figures {worst:.1e}, of where a tensor has moved to "
-              f"{max(moved.values()):.1e}", file=sys.stderr)
-
+class Distill(Trainings):
     def encoder_beside_jax(self, case, layers, how):
         """A text a line: with the model's special tokens, of unequal lengths, one of them cut."""
         arrays, most = families.weights(case), 16
@@ -333,13 +118,6 @@ class Distill(unittest.TestCase):
         for family, more in (("llama", {"clip": 1e9}), ("gemma3", {"clip": 0.5, "mix": 0.4}), ("llama", {"mix": 1.0})):
             with self.subTest(family, **more):
                 self.beside_jax(case_of(family, L=3), [0, 2], {**how, **more})
-
-    def test_rounded_steps_beside_jax(self):
-        """Quantization-aware: losses and gradients are of what the file will have, and it has what was trained."""
-        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 3e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0, "qat": True}
-        for kind in ("Q4_0", "Q8_0"):
-            with self.subTest(kind):
-                self.beside_jax(case_of("llama", L=3, E=64, F=96, D=32), [0, 2], {**how, "to": kind})
 
     def adapter(self, model, *words):
         """The report and the factors of an adapter, which lies in self.path / "student.gguf"."""
@@ -500,7 +278,7 @@ class Distill(unittest.TestCase):
     def test_killed(self):
         client = self.daemon.client()
         self.addCleanup(client.close)
-        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True,
+        whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True, "activations": "dynamic",
                  "mix": 0.5, "width": 192, "cut_by": "activation"}
         adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "to": "F16"}
         encoder, lines = self.path / "encoder.gguf", self.path / "lines.txt"
@@ -528,13 +306,6 @@ class Distill(unittest.TestCase):
         curve = [x for x in client.job(job).curve if not math.isnan(x)]  # of all its workers
         self.assertGreater(len(curve), 3)
         self.assertLess(curve[-1], curve[0])
-
-    def refused(self, complaint, model, *words):
-        done = self.nibble("distill", model, "-o", self.path / "never.gguf", *words)
-        self.assertNotEqual(done.returncode, 0)
-        self.assertRegex(done.stderr, complaint)
-        self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
-        self.assertFalse((self.path / "never.gguf").exists())
 
     def test_refusals(self):
         empty, recipe, encoder = self.path / "empty.txt", self.path / "bad.json", self.path / "encoder.gguf"

@@ -26,6 +26,8 @@ static void recipes(void **state)
                                       "{\"length\": 4}",
                                       "{\"schedule\": \"steep\"}",
                                       "{\"start\": 1}",
+                                      "{\"activations\": \"static\"}",
+                                      "{\"adapter\": {}, \"activations\": \"dynamic\"}",
                                       "{\"to\": 5}",
                                       "{\"layer\": 6}",
                                       "{\"seed\": 1, \"seed\": 2}",

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "engine/cpu/kernels.h"
 #include "engine/sampler.h"
 #include "grad/adam.h"
 #include "grad/grad.h"
@@ -158,6 +159,34 @@ static void narrowed_to_nearest(void **state)
             assert_int_equal(narrow[i], nb_f32_to_bf16(x[i]));
 }
 
+// The codes are those of the devices, whose scale stands under a row or is fixed.
+static void codes_are_the_devices(void **state)
+{
+    enum { ROWS = 5, COLS = 96 };
+    float y[COLS];
+    struct nb_act a;
+    void *memory = aligned_alloc(64, (nb_act_bytes(ROWS, COLS) + 63) / 64 * 64);
+    assert_non_null(memory);
+    nb_act_init(&a, memory, ROWS, COLS, 1);
+    for (uint32_t i = 0; i < ROWS * COLS; i++)
+        a.x[i] = i / COLS == 1 ? 0 : 1e-9f * (float)(int32_t)nb_random(i / COLS, i % COLS);
+    for (int fixed = 0; fixed < 2; fixed++) {
+        a.scaled = fixed ? NB_INPUT_FIXED : NB_INPUT_ROW;
+        a.range = 0.7f;
+        nb_kernels_best()->quantize(&a, 0, ROWS);
+        for (uint32_t i = 0; i < ROWS; i++) {
+            const size_t at = (size_t)i * COLS;
+            nb_loops_best()->round_codes(a.x + at, fixed ? a.range : 0, y, COLS);
+            for (uint32_t j = 0; j < COLS; j++)
+                assert_true(y[j] == a.s[(at + j) / 32] * (float)a.q1[at + j]);
+        }
+    }
+    float none[COLS] = {1, NAN, INFINITY};
+    nb_loops_best()->round_codes(none, 0, y, COLS);
+    assert_true(isnan(y[1]) && isnan(y[2]));
+    free(memory);
+}
+
 static void adam_beside_doubles(void **state)
 {
     const struct model *m = *state;
@@ -200,6 +229,7 @@ int main(void)
         cmocka_unit_test(losses_beside_doubles),
         cmocka_unit_test(adam_beside_doubles),
         cmocka_unit_test(narrowed_to_nearest),
+        cmocka_unit_test(codes_are_the_devices),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -14,7 +14,7 @@
 struct distill {
     struct common common;
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
-        *schedule, *precision;
+        *schedule, *precision, *activations;
     struct option_list texts;
     uint64_t tokens;                            // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;        // 0: not said
@@ -133,6 +133,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                  {"start", d->start},
                  {"schedule", d->schedule},
                  {"precision", d->precision},
+                 {"activations", d->activations},
                  {"layers_by", d->layers_by},
                  {"cut_by", d->cut_by}};
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
@@ -299,7 +300,11 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"precision", 0, OPTION_STRING, &d.precision, "P",
          "of products' operands: fp32 (the usual), or bf16: sums and weights stay in fp32"},
         {"qat", 0, OPTION_FLAG, &d.qat, NULL,
-         "train the matrices as --to rounds them (quantization-aware)"},
+         "train the matrices as --to rounds them, and inputs as --activations "
+         "(quantization-aware)"},
+        {"activations", 0, OPTION_STRING, &d.activations, "S",
+         "how the file has inputs become int8 codes: block (the usual), or dynamic, a scale for "
+         "each token's; with --qat it is trained so"},
         {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
         {"recipe", 0, OPTION_STRING, &d.recipe, "F.json", "all of this by its keys"},
         {"draft-for", 0, OPTION_STRING, &d.draft_for, "MODEL",
