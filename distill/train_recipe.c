@@ -45,6 +45,7 @@ static const struct number numbers[] = {
     REAL(relation, 0, 1000, 1, NB_TRAIN_VECTORS),
     WHOLE(seed, 0, UINT32_MAX, 1),
     REAL(weights, 0, 1e12, 0, ALL),
+    REAL(vocabulary, 0, 1 << 24, 0, ALL),
     {"heads", offsetof(struct nb_train_recipe, cut[NB_CUT_HEADS]), 1, 1024, 0, true, ALL},
     {"feed_forward", offsetof(struct nb_train_recipe, cut[NB_CUT_FEED_FORWARD]), 1, 1 << 20, 0,
      true, ALL},
@@ -177,7 +178,8 @@ static int read_adapter(struct nb_train_recipe *r, const json_t *value, struct n
 // An adapter is of a whole model as it is.
 static int check_adapter(const struct nb_train_recipe *r, struct nb_error *e)
 {
-    if (r->adapter.rank && (r->layers || nb_prune_measures(r) || r->start == NB_START_RANDOM))
+    if (r->adapter.rank &&
+        (r->layers || nb_prune_measures(r) || r->vocabulary > 0 || r->start == NB_START_RANDOM))
         return nb_fail(e, -EINVAL,
                        "an adapter is trained beside a whole model as it is: leave out \"layers\", "
                        "what cuts it, and \"start\": \"random\"");

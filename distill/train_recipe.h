@@ -32,6 +32,7 @@ struct nb_train_recipe {
     uint32_t cut[NB_CUTS];            // how many of each the student has; 0: all
     double weights;                   // at most; up to 1: the share of the teacher's; 0: any number
     enum nb_needs_by cut_by;          // what of these goes
+    double vocabulary;                // tokens at most; up to 1: the share of the model's; 0: all
     enum nb_train_start start;
     enum nb_train_precision precision; // of products
     char to[32];                       // the type of the student's matrices

@@ -13,6 +13,7 @@
 #include "daemon/worker/jobs_distill.h"
 #include "daemon/worker/worker.h"
 #include "distill/adapter.h"
+#include "distill/vocabulary.h"
 #include "engine/text/chat_template.h"
 #include "quant/runner.h"
 #include "tensor/hf/folder.h"
@@ -161,16 +162,64 @@ static int cut_text(struct distilling *k, const struct nb_tokenizer *t)
     return nb_windows_create(t, texts, n, 0, length, &k->learnt, k->error);
 }
 
-static int open_text(struct distilling *k)
+// Models whose tokens are those that stay: all behind it knows no others.
+static int use_vocabulary(struct distilling *k, const struct nb_tokenizer *t,
+                          const struct nb_vocabulary *v)
 {
-    const struct nb_train_recipe *r = &k->recipe;
+    struct model *models[] = {&k->model, &k->own_teacher};
+    int rc = 0;
+    for (size_t i = 0; i < sizeof(models) / sizeof(models[0]) && rc == 0; i++) {
+        struct model *m = models[i];
+        if (!m->source)
+            continue;
+        m->whole = m->source;
+        rc = nb_vocabulary_open(m->whole, t, v, &m->source, k->error);
+        m->source = rc == 0 ? m->source : NULL;
+    }
+    return rc;
+}
+
+static int cut_vocabulary(struct distilling *k, const struct nb_tokenizer *t)
+{
+    struct nb_vocabulary v = {0};
+    k->n_tokens = nb_tokenizer_vocab(t);
+    uint64_t *uses = calloc((size_t)k->n_tokens + 1, sizeof(*uses));
+    if (!uses)
+        return nb_fail(k->error, -ENOMEM, "no memory for the vocabulary");
+    for (uint64_t i = 0; i < nb_windows_tokens(&k->learnt); i++)
+        uses[k->learnt.tokens[i]]++;
+    int rc = nb_vocabulary_choose(k->model.source->metadata, t, uses, k->recipe.vocabulary, &v,
+                                  k->error);
+    if (rc == 0)
+        rc = use_vocabulary(k, t, &v);
+    free(uses);
+    nb_vocabulary_finish(&v);
+    nb_windows_finish(&k->learnt); // of the other numbers
+    return rc;
+}
+
+// With the tokens that the model has now.
+static int tokenize(struct distilling *k,
+                    int (*then)(struct distilling *k, const struct nb_tokenizer *t))
+{
     struct nb_tokenizer *t = NULL;
-    if (!k->given.n_texts)
-        return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
     int rc = nb_tokenizer_create(k->model.source->metadata, &t, k->error);
     if (rc == 0)
         rc = cut_text(k, t);
+    if (rc == 0 && then)
+        rc = then(k, t);
     nb_tokenizer_destroy(t);
+    return rc;
+}
+
+static int open_text(struct distilling *k)
+{
+    const struct nb_train_recipe *r = &k->recipe;
+    if (!k->given.n_texts)
+        return nb_fail(k->error, -EINVAL, "a distillation learns from text: give some (--text)");
+    int rc = r->vocabulary > 0 ? tokenize(k, cut_vocabulary) : 0;
+    if (rc == 0)
+        rc = tokenize(k, NULL);
     if (rc == 0 && k->learnt.n < 2 * r->held_out)
         return nb_fail(k->error, -EINVAL,
                        "the text has %u %s %u tokens, and %u are held out: give more text, "
@@ -379,5 +428,7 @@ int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
     nb_source_close(k.student.source);
     nb_source_close(k.model.source);
     nb_source_close(k.own_teacher.source);
+    nb_source_close(k.model.whole);
+    nb_source_close(k.own_teacher.whole);
     return rc;
 }

@@ -21,7 +21,7 @@ struct told {
 };
 
 struct model {
-    struct nb_source *source;
+    struct nb_source *source, *whole; // what `source` has the vocabulary cut of; NULL: nothing
     struct nb_image *image;
     struct nb_plan *plan; // these two: NULL where the model is not run
 };
@@ -38,6 +38,7 @@ struct distilling {
     struct nb_source trained;    // the student with what it has learnt
     struct nb_source *adapter;   // in the place of `trained`; NULL: none
     struct nb_windows learnt, held;
+    uint32_t n_tokens; // of the model, before its vocabulary was cut
     struct nb_pruned pruned;
     struct nb_train_options options;
     struct nb_train *train;

@@ -91,6 +91,10 @@ int nb_jobs_distill_report(struct distilling *k)
     json_object_update_new(root, shape_json(k));
     if (k->learnt.answers)
         json_object_set_new(root, "answers", json_integer((json_int_t)answers_of(&k->learnt)));
+    if (k->n_tokens)
+        json_object_set_new(root, "vocabulary",
+                            json_pack("{s:i, s:i}", "tokens", (int)k->student.plan->hp.vocab, "of",
+                                      (int)k->n_tokens));
     if (k->adapter)
         json_object_set_new(root, "adapter",
                             json_pack("{s:i, s:f, s:i, s:f}", "rank", (int)k->recipe.adapter.rank,

@@ -60,6 +60,11 @@ struct nb_str nb_tokenizer_text(const struct nb_tokenizer *t, int32_t id);
 int32_t nb_tokenizer_find(const struct nb_tokenizer *t, const char *text,
                           size_t len); // or NB_TOKEN_NONE
 
+// Appends the token, and those that encoding its text makes on the way: characters and what they
+// merge to, perhaps some of them twice. Of one of more than 256 characters, and of WordPiece, it
+// alone. -ENOMEM.
+int nb_tokenizer_parts(const struct nb_tokenizer *t, int32_t id, struct nb_tokens *out);
+
 uint32_t nb_tokenizer_vocab(const struct nb_tokenizer *t);
 int32_t nb_tokenizer_bos(const struct nb_tokenizer *t); // these three: or NB_TOKEN_NONE
 int32_t nb_tokenizer_eos(const struct nb_tokenizer *t);

@@ -207,38 +207,18 @@ static struct pair heap_pop(struct encoder *e)
     return top;
 }
 
-// Whether two neighbours merge, how urgently, and into what.
-static bool find_pair(const struct encoder *e, const char *text, const struct node *a,
-                      const struct node *b, uint32_t *ret_rank, uint32_t *ret_result)
-{
-    const struct nb_tokenizer *t = e->t;
-
-    if (t->kind == NB_TOKENIZER_SENTENCEPIECE) {
-        if (a->len + b->len > t->max_token_bytes)
-            return false;
-        *ret_result = nb_symbols_find(&t->symbols, text + a->start, a->len + b->len);
-        if (!nb_token_is_plain(t, *ret_result))
-            return false;
-        *ret_rank = t->rank[*ret_result];
-        return true;
-    }
-    const struct nb_merge *m = nb_tokenizer_find_merge(t, a->symbol, b->symbol);
-    if (!m)
-        return false;
-    *ret_rank = m->rank;
-    *ret_result = m->result;
-    return true;
-}
-
 static int consider(struct encoder *e, const char *text, uint32_t left, uint32_t right)
 {
     uint32_t rank, result;
 
-    if (left == UINT32_MAX || right == UINT32_MAX ||
-        !find_pair(e, text, &e->node[left], &e->node[right], &rank, &result))
+    if (left == UINT32_MAX || right == UINT32_MAX)
         return 0;
-    return heap_push(e, (struct pair){(uint64_t)rank << 32 | left, right,
-                                      e->node[left].len + e->node[right].len, result});
+    const struct node *a = &e->node[left], *b = &e->node[right];
+    const struct nb_str both = {text + a->start, a->len + b->len};
+    if (!nb_tokenizer_joins(e->t, a->symbol, b->symbol, both, &rank, &result))
+        return 0;
+    return heap_push(e,
+                     (struct pair){(uint64_t)rank << 32 | left, right, (uint32_t)both.len, result});
 }
 
 static int merge(struct encoder *e, const char *text, uint32_t n)

@@ -75,6 +75,26 @@ static inline bool nb_token_is_plain(const struct nb_tokenizer *t, uint32_t symb
 {
     return symbol < t->n_vocab && !(t->attr[symbol] & (NB_TOKEN_CONTROL | NB_TOKEN_UNKNOWN));
 }
+// Whether two neighbours merge, how urgently, and into which symbol. `both`: their texts in a row.
+static inline bool nb_tokenizer_joins(const struct nb_tokenizer *t, uint32_t left, uint32_t right,
+                                      struct nb_str both, uint32_t *ret_rank, uint32_t *ret_result)
+{
+    if (t->kind == NB_TOKENIZER_SENTENCEPIECE) {
+        if (both.len > t->max_token_bytes)
+            return false;
+        *ret_result = nb_symbols_find(&t->symbols, both.data, both.len);
+        if (!nb_token_is_plain(t, *ret_result))
+            return false;
+        *ret_rank = t->rank[*ret_result];
+        return true;
+    }
+    const struct nb_merge *m = nb_tokenizer_find_merge(t, left, right);
+    if (!m)
+        return false;
+    *ret_rank = m->rank;
+    *ret_result = m->result;
+    return true;
+}
 // Such a token by its text, or NB_TOKEN_NONE.
 int32_t nb_tokenizer_find_plain(const struct nb_tokenizer *t, const char *text, size_t len);
 // The character that stands for a byte in byte-level BPE's alphabet, as UTF-8; returns its length.

@@ -324,14 +324,14 @@ def vocabulary(writer, case):
     writer.add_eos_token_id(VOCAB - 1)
 
 
-def write(path, case, arrays, metadata=None, types=None, template=None):
+def write(path, case, arrays, metadata=None, types=None, template=None, tokenizer=None):
     """A GGUF file of a case. `metadata`: keys() with other values; `types`: {tensor: type} of those that are not F32, whose
-    arrays are bytes of blocks; `template`: of chats."""
+    arrays are bytes of blocks; `template`: of chats; `tokenizer`: what puts another one than vocabulary() does."""
     kinds = {bool: VALUE.BOOL, int: VALUE.UINT32, float: VALUE.FLOAT32, str: VALUE.STRING, list: VALUE.ARRAY}
     writer = gguf.GGUFWriter(path, case.family)
     for key, value in (metadata or keys(case)).items():
         writer.add_key_value(f"{case.family}.{key}", value, kinds[type(value)])
-    vocabulary(writer, case)
+    (tokenizer or vocabulary)(writer, case)
     if template:
         writer.add_chat_template(template)
     for tensor, array in arrays.items():

@@ -279,7 +279,7 @@ class Distill(Trainings):
         client = self.daemon.client()
         self.addCleanup(client.close)
         whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True, "activations": "dynamic",
-                 "mix": 0.5, "width": 192, "cut_by": "activation"}
+                 "vocabulary": 1, "mix": 0.5, "width": 192, "cut_by": "activation"}
         adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "to": "F16"}
         encoder, lines = self.path / "encoder.gguf", self.path / "lines.txt"
         case = dataclasses.replace(case_of("bert"), size={"E": 64, "F": 96, "H": 4, "G": 4, "D": 16, "L": 2})

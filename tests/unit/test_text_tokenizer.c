@@ -48,6 +48,19 @@ static void expect(const struct nb_tokenizer *t, const char *text, bool literal,
     expect(t, text, literal, special, (const int32_t[]){__VA_ARGS__},                              \
            sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
 
+// The token, its characters, and what they merge to on the way.
+static void expect_parts(const struct nb_tokenizer *t, int32_t id, const int32_t *ids, size_t n)
+{
+    struct nb_tokens parts = {0};
+    assert_int_equal(nb_tokenizer_parts(t, id, &parts), 0);
+    assert_int_equal(parts.n, n);
+    assert_memory_equal(parts.id, ids, n * sizeof(*ids));
+    nb_tokens_finish(&parts);
+}
+#define EXPECT_PARTS(t, id, ...)                                                                   \
+    expect_parts(t, id, (const int32_t[]){__VA_ARGS__},                                            \
+                 sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
+
 static void test_bpe(void **unused)
 {
     struct nb_tokenizer *t = text_model_tokenizer(&bpe);
@@ -58,6 +71,8 @@ static void test_bpe(void **unused)
     EXPECT(t, "abab", false, true, 1, X(0), X(0));
     expect(t, "", false, false, NULL, 0);
     EXPECT(t, "\xff", false, false, BYTE(0xef), BYTE(0xbf), BYTE(0xbd));
+    EXPECT_PARTS(t, X(3), X(3), BYTE(' '), BYTE('a'), BYTE('b'), X(0), X(3));
+    EXPECT_PARTS(t, BYTE('a'), BYTE('a'), BYTE('a'));
     nb_tokenizer_destroy(t);
 }
 

@@ -14,7 +14,7 @@
 struct distill {
     struct common common;
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
-        *schedule, *precision, *activations;
+        *schedule, *precision, *activations, *vocabulary;
     struct option_list texts;
     uint64_t tokens;                            // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;        // 0: not said
@@ -50,23 +50,23 @@ static int put_layers(const struct distill *d, json_t *recipe)
 }
 
 // "80M", "123456", or a part of the teacher's as "1/2".
-static int put_weights(const struct distill *d, json_t *recipe)
+static int put_part(const char *key, const char *text, json_t *recipe)
 {
     static const struct {
         char unit;
         double by;
     } units[] = {{0, 1}, {'K', 1e3}, {'M', 1e6}, {'G', 1e9}, {'B', 1e9}};
     char *end;
-    double n = strtod(d->weights, &end);
+    double n = strtod(text, &end);
     if (*end == '/')
         n /= strtod(end + 1, &end);
     for (size_t i = 0; i < sizeof(units) / sizeof(units[0]) && n > 0 && isfinite(n); i++)
-        if (end > d->weights && *end == units[i].unit && (!*end || !end[1])) {
-            json_object_set_new(recipe, "weights", json_real(n * units[i].by));
+        if (end > text && *end == units[i].unit && (!*end || !end[1])) {
+            json_object_set_new(recipe, key, json_real(n * units[i].by));
             return CLI_OK;
         }
-    return cli_usage_error("--weights %s: a number as 80M, or a part of the teacher's as 1/2",
-                           d->weights);
+    return cli_usage_error("--%s %s: a number as 80M, or a part of the teacher's as 1/2", key,
+                           text);
 }
 
 // What is said of an adapter, as the recipe's object.
@@ -148,7 +148,10 @@ static int put_options(const struct distill *d, json_t *recipe)
     if (d->qat)
         json_object_set_new(recipe, "qat", json_true());
     put_adapter(d, recipe);
-    return status == CLI_OK && d->weights ? put_weights(d, recipe) : status;
+    if (status == CLI_OK && d->weights)
+        status = put_part("weights", d->weights, recipe);
+    return status == CLI_OK && d->vocabulary ? put_part("vocabulary", d->vocabulary, recipe)
+                                             : status;
 }
 
 static int make_recipe(const struct distill *d, char **ret)
@@ -262,6 +265,10 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"width", 0, OPTION_UINT(1, 1 << 16), &d.width, "N", "channels of the residual stream"},
         {"cut-by", 0, OPTION_STRING, &d.cut_by, "S",
          "what is cut away: what the loss needs least, by gradient (the usual) or activation"},
+        {"vocabulary", 0, OPTION_STRING, &d.vocabulary, "N|1/N",
+         "at most so many tokens, or that part of the teacher's: those that the text uses most, "
+         "and "
+         "all that any text needs"},
         {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &d.texts, "FILE",
          "text, or JSON lines with \"text\" or \"messages\", or a folder of these, to learn from "
          "(each its own option); an encoder takes each line as a text"},
