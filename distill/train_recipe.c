@@ -44,6 +44,7 @@ static const struct number numbers[] = {
     REAL(cosine, 0, 1000, 1, NB_TRAIN_VECTORS),
     REAL(relation, 0, 1000, 1, NB_TRAIN_VECTORS),
     WHOLE(seed, 0, UINT32_MAX, 1),
+    WHOLE(states, 2, 16, 2),
     REAL(weights, 0, 1e12, 0, ALL),
     REAL(vocabulary, 0, 1 << 24, 0, ALL),
     {"heads", offsetof(struct nb_train_recipe, cut[NB_CUT_HEADS]), 1, 1024, 0, true, ALL},

@@ -45,6 +45,7 @@ struct nb_train_recipe {
     double cosine, relation; // of vectors
     enum nb_schedule schedule;
     uint32_t seed;
+    uint32_t states;                  // that a job keeps
     bool qat;                         // it computes with what it will be in the file
     enum nb_input_scale activations;  // of the file: NB_INPUT_BLOCK, or NB_INPUT_ROW
     struct nb_adapter_choice adapter; // rank 0: none

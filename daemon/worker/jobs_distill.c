@@ -314,6 +314,15 @@ uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step)
     return (uint32_t)((uint64_t)step * k->points / k->options.steps);
 }
 
+// What is left of a training that has failed.
+static int tell_state(struct distilling *k, int rc)
+{
+    const struct nb_error why = *k->error;
+    if (!k->n_saved)
+        return nb_fail(k->error, rc, "%s; no state was saved before", why.text);
+    return nb_fail(k->error, rc, "%s; the last state is of step %u", why.text, k->saved_step);
+}
+
 static int run_steps(struct distilling *k)
 {
     const uint32_t all = k->options.steps;
@@ -325,7 +334,7 @@ static int run_steps(struct distilling *k)
         const uint32_t step = nb_train_done(k->train);
         rc = nb_train_step(k->train, &loss, k->error);
         if (rc < 0)
-            break;
+            return tell_state(k, rc);
         add(&k->told.curve[nb_jobs_distill_point(k, step)], &loss, 1);
         nb_jobs_distill_tell(k, step, &loss);
         if (step + 1 == all || nb_now_ns() - k->saved_ns > SAVE_NS + SAVE_SHARE * k->saving_ns)
@@ -373,9 +382,9 @@ static int train(struct distilling *k)
     nb_jobs_pace(k->work, operations(k) / NB_DISTILL_TOLD);
     nb_jobs_tell(k->work, "judging the student that it begins with", 0,
                  ((uint64_t)k->options.steps + 1) * NB_DISTILL_TOLD);
-    if (k->saved)
+    if (k->n_saved)
         rc = nb_jobs_distill_restore(k);
-    if (rc == 0 && !k->saved && nb_jobs_distill_leads(k))
+    if (rc == 0 && !k->n_saved && nb_jobs_distill_leads(k))
         rc = measure(k, &k->told.before);
     if (rc == 0 && k->work->share)
         rc = nb_jobs_distill_align(k);

@@ -44,8 +44,9 @@ struct distilling {
     struct nb_train *train;
     struct nb_recipe *types; // of the result
     struct nb_compress *compress;
-    uint32_t slot, points;
-    bool saved;
+    uint32_t points;
+    uint32_t slot, saved_step;    // of the last state, and
+    uint32_t n_saved;             // how many have been saved
     uint64_t saved_ns, saving_ns; // when, and how long it took
     uint64_t began_ns;            // this process with its steps,
     uint32_t began_at;            // at this one
@@ -80,5 +81,6 @@ int nb_jobs_distill_round(struct distilling *k);
 bool nb_jobs_distill_leads(const struct distilling *k);
 int nb_jobs_distill_visit(void *user, uint32_t kind, const void *data, uint32_t bytes); // a record
 int nb_jobs_distill_save(struct distilling *k);
-int nb_jobs_distill_restore(struct distilling *k); // the last
+int nb_jobs_distill_restore(struct distilling *k); // the last that is whole; none: from the start
+uint64_t nb_jobs_distill_state_bytes(const struct distilling *k);
 int nb_jobs_distill_align(struct distilling *k);

@@ -103,10 +103,9 @@ int nb_jobs_distill_open(struct distilling *k)
         rc = nb_compress_create(k->adapter ? k->adapter : &k->trained, k->types, &options,
                                 &k->compress, k->error);
     if (rc == 0)
-        rc = nb_jobs_make_room(
-            k->work, nb_compress_size(k->compress),
-            NB_JOB_SCRATCH * (nb_train_state_bytes(k->train) + 2 * sizeof(k->told)) + REPORT_ROOM,
-            k->error);
+        rc = nb_jobs_make_room(k->work, nb_compress_size(k->compress),
+                               k->recipe.states * nb_jobs_distill_state_bytes(k) + REPORT_ROOM,
+                               k->error);
     return rc;
 }
 

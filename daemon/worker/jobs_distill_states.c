@@ -4,17 +4,29 @@
 
 #include "daemon/worker/jobs_distill.h"
 #include "machine/clock.h"
+#include "quant/state.h"
 
-enum { SAVED = NB_COMPRESS_RECORDS }; // a journal's kind: the slot of a whole state
+#define HEADS 4096 // bytes of both states' heads and hashes, at most
+
+enum { SAVED = NB_COMPRESS_RECORDS }; // a journal's kind: a whole state
+
+struct record {
+    uint32_t slot, step;
+};
 
 int nb_jobs_distill_visit(void *user, uint32_t kind, const void *data, uint32_t bytes)
 {
     struct distilling *k = user;
-    if (kind != SAVED || bytes != sizeof(k->slot))
+    struct record r;
+    if (kind != SAVED || bytes != sizeof(r))
         return 1;
-    memcpy(&k->slot, data, sizeof(k->slot));
-    k->saved = k->slot < NB_JOB_SCRATCH;
-    return k->saved ? 0 : 1;
+    memcpy(&r, data, sizeof(r));
+    if (r.slot >= k->recipe.states)
+        return 1;
+    k->slot = r.slot;
+    k->saved_step = r.step;
+    k->n_saved++;
+    return 0;
 }
 
 // Of several processes one keeps states and writes the result.
@@ -23,43 +35,89 @@ bool nb_jobs_distill_leads(const struct distilling *k)
     return !k->work->share || k->work->share->rank == 0;
 }
 
+// What is saved beside the trainer's state, under the same steps.
+static struct nb_state told_of(struct distilling *k, uint32_t *done, struct nb_state_part *part)
+{
+    *done = nb_train_done(k->train);
+    *part = (struct nb_state_part){&k->told, sizeof(k->told)};
+    return (struct nb_state){
+        .magic = "nbtold", .done = done, .all = k->options.steps, .parts = part, .n_parts = 1};
+}
+
+uint64_t nb_jobs_distill_state_bytes(const struct distilling *k)
+{
+    return nb_train_state_bytes(k->train) + sizeof(k->told) + HEADS;
+}
+
+// States lie in the scratch files in turns, and in each one behind the other.
+static int turn(struct distilling *k, uint32_t slot)
+{
+    return nb_jobs_scratch_turn(&k->scratch, slot % NB_JOB_SCRATCH,
+                                slot / NB_JOB_SCRATCH * nb_jobs_distill_state_bytes(k));
+}
+
+static int store(struct distilling *k, uint32_t slot)
+{
+    struct nb_state_part part;
+    uint32_t done;
+    const struct nb_state told = told_of(k, &done, &part);
+    int rc = turn(k, slot);
+    if (rc == 0)
+        rc = nb_train_store(k->train, nb_jobs_scratch_write, &k->scratch);
+    return rc == 0 ? nb_state_write(&told, nb_jobs_scratch_write, &k->scratch) : rc;
+}
+
+static int load(struct distilling *k, uint32_t slot)
+{
+    struct nb_state_part part;
+    uint32_t done;
+    const struct nb_state told = told_of(k, &done, &part);
+    int rc = turn(k, slot);
+    if (rc == 0)
+        rc = nb_train_restore(k->train, nb_jobs_scratch_read, &k->scratch);
+    if (rc == 0)
+        rc = nb_state_read(&told, nb_jobs_scratch_read, &k->scratch);
+    return rc == 0 && done != nb_train_done(k->train) ? -EBADMSG : rc;
+}
+
 int nb_jobs_distill_save(struct distilling *k)
 {
     if (!nb_jobs_distill_leads(k))
         return 0;
-    const uint32_t slot = (k->slot + 1) % NB_JOB_SCRATCH;
+    const struct record r = {.slot = (k->slot + 1) % k->recipe.states,
+                             .step = nb_train_done(k->train)};
     const uint64_t began = nb_now_ns();
-    int rc = nb_jobs_scratch_turn(&k->scratch, slot);
-    if (rc == 0)
-        rc = nb_train_store(k->train, nb_jobs_scratch_write, &k->scratch);
-    if (rc == 0)
-        rc = nb_jobs_scratch_write(&k->scratch, &k->told, sizeof(k->told));
+    int rc = store(k, r.slot);
     if (rc < 0)
         return nb_fail(k->error, rc, "the training's state cannot be written: %s", strerror(-rc));
-    k->slot = slot;
-    rc = nb_journal_keep(nb_compress_journal(k->compress), SAVED, &slot, sizeof(slot),
-                         &k->work->scratch[slot], 1, k->error);
+    k->slot = r.slot;
+    k->saved_step = r.step;
+    k->n_saved++;
+    rc = nb_journal_keep(nb_compress_journal(k->compress), SAVED, &r, sizeof(r),
+                         &k->work->scratch[r.slot % NB_JOB_SCRATCH], 1, k->error);
     k->saved_ns = nb_now_ns();
     k->saving_ns = k->saved_ns - began;
     return rc;
 }
 
-// One that cannot be read any more costs the steps before it, nothing else.
+// States that cannot be read any more cost the steps since the one before, nothing else.
 int nb_jobs_distill_restore(struct distilling *k)
 {
-    int rc = nb_jobs_scratch_turn(&k->scratch, k->slot);
-    if (rc == 0)
-        rc = nb_train_restore(k->train, nb_jobs_scratch_read, &k->scratch);
-    if (rc == 0)
-        rc = nb_jobs_scratch_read(&k->scratch, &k->told, sizeof(k->told));
-    if (rc == 0)
+    const uint32_t all = k->recipe.states, n = k->n_saved < all ? k->n_saved : all;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t slot = (k->slot + all - i) % all;
+        if (load(k, slot) < 0)
+            continue;
+        k->slot = slot;
+        k->saved_step = nb_train_done(k->train);
         return 0;
+    }
     nb_train_destroy(k->train);
     k->train = NULL;
-    k->saved = false;
+    k->n_saved = k->saved_step = 0;
     memset(&k->told, 0, sizeof(k->told));
-    rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt, &k->options,
-                         &k->train, k->error);
+    int rc = nb_train_create(k->student.plan, k->teacher->plan, k->work->team, &k->learnt,
+                             &k->options, &k->train, k->error);
     return rc == 0 ? nb_jobs_distill_round(k) : rc;
 }
 

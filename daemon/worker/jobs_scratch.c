@@ -5,10 +5,10 @@
 #include <string.h>
 #include <unistd.h>
 
-int nb_jobs_scratch_turn(struct nb_jobs_scratch *s, uint32_t slot)
+int nb_jobs_scratch_turn(struct nb_jobs_scratch *s, uint32_t file, uint64_t at)
 {
-    s->fd = s->work->scratch[slot];
-    return lseek(s->fd, 0, SEEK_SET) < 0 ? -errno : 0;
+    s->fd = s->work->scratch[file];
+    return lseek(s->fd, (off_t)at, SEEK_SET) < 0 ? -errno : 0;
 }
 
 int nb_jobs_scratch_write(void *scratch, void *data, size_t bytes)

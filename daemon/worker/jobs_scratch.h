@@ -9,8 +9,8 @@ struct nb_jobs_scratch {
     int fd; // of the one under way
 };
 
-// Makes a file the one under way, from its start.
-int nb_jobs_scratch_turn(struct nb_jobs_scratch *s, uint32_t slot);
+// Makes a file the one under way, from this byte on.
+int nb_jobs_scratch_turn(struct nb_jobs_scratch *s, uint32_t file, uint64_t at);
 // All of so many bytes, as nb_state_io (quant/state.h). Reading past the end: -EBADMSG.
 int nb_jobs_scratch_write(void *scratch, void *data, size_t bytes);
 int nb_jobs_scratch_read(void *scratch, void *data, size_t bytes);

@@ -97,7 +97,7 @@ static int fail_scratch(const struct tuning *k, int rc)
 static int save(struct tuning *k)
 {
     const uint32_t slot = (k->t->slot + 1) % NB_JOB_SCRATCH;
-    int rc = nb_jobs_scratch_turn(&k->scratch, slot);
+    int rc = nb_jobs_scratch_turn(&k->scratch, slot, 0);
     if (rc == 0)
         rc = nb_tune_store(k->tune, nb_jobs_scratch_write, &k->scratch);
     if (rc < 0)
@@ -110,7 +110,7 @@ static int save(struct tuning *k)
 // A state that cannot be read any more costs the steps before it, nothing else.
 static int restore(struct tuning *k)
 {
-    int rc = nb_jobs_scratch_turn(&k->scratch, k->t->slot);
+    int rc = nb_jobs_scratch_turn(&k->scratch, k->t->slot, 0);
     if (rc == 0)
         rc = nb_tune_restore(k->tune, nb_jobs_scratch_read, &k->scratch);
     k->t->saved = rc == 0;
@@ -255,7 +255,7 @@ static int save_results(struct tuning *k)
     uint32_t n;
     struct nb_str name;
     const float *x;
-    int rc = nb_jobs_scratch_turn(&k->scratch, (k->t->slot + 1) % NB_JOB_SCRATCH);
+    int rc = nb_jobs_scratch_turn(&k->scratch, (k->t->slot + 1) % NB_JOB_SCRATCH, 0);
     for (uint32_t i = 0; i < k->n && rc == 0; i++) {
         const uint64_t bytes = nb_compress_bytes(k->how->compress, k->starts[i].tensor);
         void *encoded = malloc(bytes);
@@ -324,7 +324,7 @@ static int put_vectors(struct tuning *k)
 
 static int put_results(struct tuning *k)
 {
-    int rc = k->t->tuned.gain.kept ? nb_jobs_scratch_turn(&k->scratch, k->t->slot) : 0;
+    int rc = k->t->tuned.gain.kept ? nb_jobs_scratch_turn(&k->scratch, k->t->slot, 0) : 0;
     for (uint32_t i = 0; k->t->tuned.gain.kept && i < k->n && rc == 0; i++)
         rc = put(k, k->starts[i].tensor, nb_compress_bytes(k->how->compress, k->starts[i].tensor));
     if (rc == 0 && k->t->tuned.gain.kept)

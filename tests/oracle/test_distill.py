@@ -7,7 +7,10 @@ usage: test_distill.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's pro
 import dataclasses
 import json
 import math
+import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 import unittest
@@ -16,6 +19,7 @@ from training import (LEARNT, LENGTH, STEPS, TEXT, WINDOWS, Adapted, Encoder, St
 
 import families
 import gguf
+import harness
 import jaxpr_numpy
 import jinja2
 import llama
@@ -279,7 +283,7 @@ class Distill(Trainings):
         client = self.daemon.client()
         self.addCleanup(client.close)
         whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True, "activations": "dynamic",
-                 "vocabulary": 1, "mix": 0.5, "width": 192, "cut_by": "activation"}
+                 "vocabulary": 1, "states": 5, "mix": 0.5, "width": 192, "cut_by": "activation"}
         adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "to": "F16"}
         encoder, lines = self.path / "encoder.gguf", self.path / "lines.txt"
         case = dataclasses.replace(case_of("bert"), size={"E": 64, "F": 96, "H": 4, "G": 4, "D": 16, "L": 2})
@@ -306,6 +310,64 @@ class Distill(Trainings):
         curve = [x for x in client.job(job).curve if not math.isnan(x)]  # of all its workers
         self.assertGreater(len(curve), 3)
         self.assertLess(curve[-1], curve[0])
+
+    def states(self, job):
+        """Of a job under way: (steps, scratch file, where in it) of each trainer's state."""
+        found = []
+        for path in sorted((self.daemon.state / "jobs" / str(job)).glob("scratch.*")):
+            data, at = path.read_bytes(), -1
+            while (at := data.find(b"nbtrain\0", at + 1)) >= 0:
+                found.append((int.from_bytes(data[at + 16:at + 20], "little"), path, at))
+        return sorted(found)
+
+    def test_damaged_state(self):
+        """One that is damaged is passed over for the one before it; and the bytes are the same."""
+        client = self.daemon.client()
+        self.addCleanup(client.close)
+        recipe = {"layers": 1, "length": 64, "batch": 512, "tokens": 150000, "rate": 0.002, "states": 4}
+
+        def start():
+            return client.start_job(recipe, self.model, self.long, kind="distill", names=["model.gguf", "calibration/text.txt"])
+
+        def results(job):
+            client.wait_job(job)
+            return [client.job_result(job, i) for i in range(2)]
+
+        alone, job = results(start()), start()
+        harness.until(lambda: len(self.states(job)) >= 3, "three states")
+        worker, = [pid for pid, mode in self.daemon.children() if mode == "job"]
+        os.kill(worker, signal.SIGSTOP)
+        before = client.job(job)
+        *_, (older, *_), (newest, path, at) = self.states(job)
+        self.assertGreater(newest, older)
+        with open(path, "r+b") as file:
+            file.seek(at + 5000)
+            byte = file.read(1)
+            file.seek(at + 5000)
+            file.write(bytes([byte[0] ^ 1]))
+        os.kill(worker, signal.SIGKILL)
+
+        def goes_on():
+            """The first step that the next worker tells."""
+            row = client.job(job)
+            step = re.match(rb"training (\d+)/", row.text)
+            return row.restarts > before.restarts and row.text != before.text and step and int(step[1])
+        first = harness.until(goes_on, "the next worker's steps")
+        self.assertGreater(first, older)
+        self.assertEqual(results(job), alone)
+
+    def test_not_finite(self):
+        """The step, and from which the last state is; and nothing is written."""
+        case, text = dataclasses.replace(case_of("starcoder2"), tensors="output V E; "), self.path / "rare.txt"
+        arrays, model = families.weights(case), self.path / "large.gguf"
+        arrays["token_embd.weight"][ord("~")] = 3e38  # whose mean is none
+        families.write(model, case, arrays)
+        text.write_text(counted(3000)[:24000] + "~" * 24)
+        how = ("--text", text, "--length", "24", "--held-out", "1", "--batch", "24", "--hard", "1", "--tokens", "24000")
+        self.refused(r"the loss of step \d+ of the training, or its gradient, is not finite: its rate is too high; the last state is "
+                     r"of step [1-9]\d*$", model, *how)
+        text.write_text("~" * 240)
+        self.refused("the loss of step 1 of the training.*; no state was saved before$", model, *how)
 
     def test_refusals(self):
         empty, recipe, encoder = self.path / "empty.txt", self.path / "bad.json", self.path / "encoder.gguf"

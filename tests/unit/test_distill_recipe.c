@@ -28,6 +28,8 @@ static void recipes(void **state)
                                       "{\"start\": 1}",
                                       "{\"activations\": \"static\"}",
                                       "{\"vocabulary\": -1}",
+                                      "{\"states\": 1}",
+                                      "{\"states\": 17}",
                                       "{\"vocabulary\": \"half\"}",
                                       "{\"adapter\": {}, \"vocabulary\": 0.5}",
                                       "{\"adapter\": {}, \"activations\": \"dynamic\"}",

@@ -19,6 +19,7 @@ struct distill {
     uint64_t tokens;                            // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;        // 0: not said
     uint32_t length, batch, held_out;           // 0: not said
+    uint32_t states;                            // 0: not said
     uint32_t seed;                              // UINT32_MAX: not said
     float rate, temperature, mix, hard, hidden; // NAN: not said
     float cosine, relation;                     // NAN: not said
@@ -120,6 +121,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                    {"batch", d->batch, d->batch > 0, true},
                    {"held_out", d->held_out, d->held_out > 0, true},
                    {"seed", d->seed, d->seed != UINT32_MAX, true},
+                   {"states", d->states, d->states > 0, true},
                    {"rate", (double)d->rate, !isnan(d->rate), false},
                    {"temperature", (double)d->temperature, !isnan(d->temperature), false},
                    {"mix", (double)d->mix, !isnan(d->mix), false},
@@ -313,6 +315,9 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "how the file has inputs become int8 codes: block (the usual), or dynamic, a scale for "
          "each token's; with --qat it is trained so"},
         {"seed", 0, OPTION_UINT(0, UINT32_MAX - 1), &d.seed, "N", "of the windows' order (1)"},
+        {"states", 0, OPTION_UINT(2, 16), &d.states, "K",
+         "that the job keeps of its training: a damaged one costs the steps since the one before "
+         "(2)"},
         {"recipe", 0, OPTION_STRING, &d.recipe, "F.json", "all of this by its keys"},
         {"draft-for", 0, OPTION_STRING, &d.draft_for, "MODEL",
          "a drafter of that loaded model: a third of the weights, in Q8_0, unless it is said, by "
