@@ -20,9 +20,9 @@ static int check_numbers(const struct nb_train *t, struct nb_error *e)
 {
     const struct nb_train_options *o = &t->options;
     if (!is_within(o->rate, 1) || !is_within(o->decay, 1) || !is_within(o->clip, 1e9f) ||
-        !is_within(o->hard, 1) || !is_within(o->mix, 1) || !is_within(o->hidden, 1e3f) ||
-        !is_within(o->cosine, 1e3f) || !is_within(o->relation, 1e3f) ||
-        !is_within(o->temperature, 100) || o->temperature < 0.01f)
+        !is_within(o->hard, 1) || !is_within(o->mix, 1) || !is_within(o->own, 1) ||
+        !is_within(o->hidden, 1e3f) || !is_within(o->cosine, 1e3f) ||
+        !is_within(o->relation, 1e3f) || !is_within(o->temperature, 100) || o->temperature < 0.01f)
         return nb_fail(e, -EINVAL, "a number of the training is out of range");
     if (o->adapter.rank && !(o->adapter.alpha > 0 && is_within(o->adapter.alpha, 1e6f)))
         return nb_fail(e, -EINVAL, "the adapter's alpha is over 0, up to 1000000");
@@ -45,6 +45,16 @@ static int check_logits(const struct nb_train *t, struct nb_error *e)
         return nb_fail(e, -EINVAL, "a model that is not made for vectors does not learn them");
     if (!teacher && (o->hard < 1 || o->hidden > 0))
         return nb_fail(e, -EINVAL, "soft labels and hidden states need a teacher");
+    if (o->own > 0 && (!teacher || t->windows->end))
+        return nb_fail(
+            e, -EINVAL,
+            "what the student writes itself (\"own\") is of running text, and judged by a "
+            "teacher: with a \"hard\" below 1, and of no conversations");
+    if (o->own >= 1 && o->hard > 0)
+        return nb_fail(
+            e, -EINVAL,
+            "what the student writes itself has no labels, and with an \"own\" of 1 there "
+            "is no other text: set \"hard\" to 0");
     if (teacher && teacher->hp.arch->encoder)
         return nb_fail(e, -ENOTSUP, "a %s model has no logits: it cannot teach them",
                        teacher->hp.arch->name);
@@ -55,6 +65,8 @@ static int check_vectors(const struct nb_train *t, struct nb_error *e)
 {
     const struct nb_train_options *o = &t->options;
     const struct nb_plan *s = t->plan, *teacher = t->teacher_plan;
+    if (o->own > 0)
+        return nb_fail(e, -EINVAL, "a model that is made for vectors writes no text of its own");
     if (o->adapter.rank)
         return nb_fail(e, -ENOTSUP,
                        "adapters are trained by logits: not of a %s model that is made for vectors",
@@ -137,10 +149,11 @@ static int make_rows(struct nb_train *t)
     t->end = calloc(rows, sizeof(*t->end));
     t->order = calloc((size_t)t->windows->n + t->options.batch, sizeof(*t->order));
     t->sequence = calloc(rows, sizeof(*t->sequence));
+    t->own = calloc((size_t)t->options.batch * t->windows->length, sizeof(*t->own));
     t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
     if (!t->x || !t->d || !t->taught || !t->projected || !t->logits || !t->teacher_logits ||
         !t->vector || !t->teacher_vector || !t->d_vector || !t->d_slice || !t->soft || !t->label ||
-        !t->end || !t->order || !t->sequence || !t->tapes)
+        !t->end || !t->order || !t->sequence || !t->own || !t->tapes)
         return -ENOMEM;
     t->chosen = t->order + t->windows->n;
     float **of_rows[] = {&t->hard, &t->hidden, &t->cosine, &t->relation};
@@ -168,7 +181,8 @@ static uint64_t key_of(const struct nb_train *t)
     const struct nb_windows *w = t->windows;
     const struct nb_train_options *o = &t->options;
     const float reals[] = {o->rate,   o->decay,         o->clip, o->temperature, o->hard,
-                           o->hidden, o->adapter.alpha, o->mix,  o->cosine,      o->relation};
+                           o->hidden, o->adapter.alpha, o->mix,  o->cosine,      o->relation,
+                           o->own};
     const uint64_t numbers[] = {w->n,
                                 w->length,
                                 o->batch,
@@ -270,6 +284,7 @@ void nb_train_destroy(struct nb_train *t)
     free(t->end);
     free(t->order);
     free(t->sequence);
+    free(t->own);
     free(t);
 }
 

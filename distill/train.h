@@ -65,6 +65,7 @@ struct nb_train_options {
     float clip;        // the largest norm of a step's gradient; 0: any
     float temperature; // T
     float mix;         // 0 to 1: which divergence from the teacher (grad/loss.h)
+    float own;         // 0 to 1: the share of windows whose text the student writes itself
     float hard;        // 0 to 1: the share of labels, the rest is the teacher's
     float cosine;      // of vectors, in the place of the three above: weight of 1 - cosine,
     float relation;    // and of the relations' differences

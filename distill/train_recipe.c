@@ -39,6 +39,7 @@ static const struct number numbers[] = {
     REAL(clip, 0, 1e9, 1, ALL),
     REAL(temperature, 0.01, 100, 2, NB_TRAIN_LOGITS),
     REAL(mix, 0, 1, 0, NB_TRAIN_LOGITS),
+    REAL(own, 0, 1, 0, NB_TRAIN_LOGITS),
     REAL(hard, 0, 1, 0.1, NB_TRAIN_LOGITS),
     REAL(hidden, 0, 1000, 0, ALL),
     REAL(cosine, 0, 1000, 1, NB_TRAIN_VECTORS),

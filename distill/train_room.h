@@ -48,6 +48,8 @@ struct nb_train {
     float *soft, *hard, *hidden;    // [rows]
     float *cosine, *relation;       // [rows]: of texts
     uint32_t *order;                // [windows->n]: of the epoch
+    int32_t *own;                   // [batch][length]: windows that the student has written,
+    uint32_t n_own;                 // the first of the present batch; NULL, 0: none
     uint32_t *chosen;               // [batch]: the windows of the present one, behind the order
     // The present batch.
     uint32_t n_rows, n_windows, n_labels, n_counted; // rows with a label; that are not left out
@@ -68,6 +70,11 @@ static inline float *nb_train_rows(const struct nb_train *t, uint32_t layer)
 int nb_train_losses(struct nb_train *t, bool back);
 // The means of n windows of it.
 struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uint32_t n);
+
+// train_own.c: how many of this batch's windows the student writes, the first of them; and to write
+// them. -EDOM: its logits are not finite; -ENOMEM; with its line.
+uint32_t nb_train_own(const struct nb_train *t, uint32_t number);
+int nb_train_write_own(struct nb_train *t, uint32_t number, struct nb_error *e);
 
 // train_share.c: a step's sums over all ranks, after its own batches, which ended with rc. Errors
 // as of nb_train_step.

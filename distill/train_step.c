@@ -14,12 +14,13 @@
 
 // --- Batches
 
-// Of conversations answers alone are labels, and other rows are left out.
-static void set_labels(struct nb_train *t, const int32_t *tokens, const bool *answers, uint32_t n,
-                       int32_t *label)
+// Of conversations answers alone are labels, and other rows are left out. What the student has
+// written has none.
+static void set_labels(struct nb_train *t, const int32_t *tokens, const bool *answers, bool own,
+                       uint32_t n, int32_t *label)
 {
     for (uint32_t i = 0; i < n; i++) {
-        const bool has = i + 1 < n && (!answers || answers[i + 1]);
+        const bool has = i + 1 < n && !own && (!answers || answers[i + 1]);
         label[i] = has ? tokens[i + 1] : answers ? NB_LEFT_OUT : NB_NO_LABEL;
         t->n_labels += has;
         t->n_counted += label[i] != NB_LEFT_OUT;
@@ -33,9 +34,11 @@ static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint3
     t->n_labels = t->n_counted = 0;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t at = of ? of[first + i] : first + i;
+        const bool own = of && i < t->n_own;
         const int32_t *tokens = nb_window(w, at, &length);
+        tokens = own ? t->own + (size_t)i * length : tokens;
         t->sequence[i] = (struct nb_grad_sequence){tokens, length, 0};
-        set_labels(t, tokens, nb_window_answers(w, at), length, t->label + rows);
+        set_labels(t, tokens, nb_window_answers(w, at), own, length, t->label + rows);
         rows += length;
         t->end[i] = rows;
     }
@@ -55,7 +58,9 @@ static int take_batch(struct nb_train *t, uint32_t number, struct nb_error *e)
             nb_windows_order(t->options.seed, (uint32_t)(at / n), n, t->order);
         t->chosen[i] = t->order[at % n];
     }
-    return set_batch(t, t->windows, t->chosen, 0, t->options.batch, e);
+    t->n_own = nb_train_own(t, number);
+    int rc = nb_train_write_own(t, number, e);
+    return rc == 0 ? set_batch(t, t->windows, t->chosen, 0, t->options.batch, e) : rc;
 }
 
 // --- Forward

@@ -262,6 +262,7 @@ static void choose_options(struct distilling *k)
                                    .clip = (float)r->clip,
                                    .temperature = (float)r->temperature,
                                    .mix = (float)r->mix,
+                                   .own = (float)r->own,
                                    .hard = (float)r->hard,
                                    .hidden = (float)r->hidden,
                                    .cosine = vectors ? (float)r->cosine : 0,

@@ -29,6 +29,8 @@ static json_t *curve_json(const struct distilling *k)
         for (end = first; end < all && nb_jobs_distill_point(k, end) == i;)
             end++;
         json_t *point = loss_json(k, &k->told.curve[i], 1.0 / (end - first));
+        if (k->recipe.own >= 1) // no step has had a label
+            json_object_del(point, "loss");
         json_object_set_new(point, "step", json_integer(end));
         json_object_set_new(point, "norm", json_real(k->told.curve[i].norm / (end - first)));
         json_array_append_new(curve, point);
@@ -64,7 +66,9 @@ void nb_jobs_distill_tell(const struct distilling *k, uint32_t step,
         snprintf(what, sizeof(what),
                  "training %u/%u, loss %.3f, from the teacher %.3f, %.0f tokens/s", step + 1, all,
                  loss->hard, loss->soft, speed);
-    k->work->figure = (float)(k->learns == NB_TRAIN_VECTORS ? loss->cosine : loss->hard);
+    k->work->figure = (float)(k->learns == NB_TRAIN_VECTORS ? loss->cosine
+                              : k->recipe.own >= 1          ? loss->soft
+                                                            : loss->hard);
     nb_jobs_tell(k->work, what, (uint64_t)(step + 1) * NB_DISTILL_TOLD,
                  ((uint64_t)all + 1) * NB_DISTILL_TOLD);
 }

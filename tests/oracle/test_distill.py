@@ -27,6 +27,24 @@ import numpy as np
 from measures import counted, log_softmax
 
 
+def random_bits(seed, counter):
+    """Philox 4x32, ten rounds (Salmon and others, 2011): its first 64 bits."""
+    c, k, low = [counter & 0xffffffff, counter >> 32, 0, 0], [seed & 0xffffffff, seed >> 32], 0xffffffff
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [b >> 32 ^ c[1] ^ k[0], b & low, a >> 32 ^ c[3] ^ k[1], a & low]
+        k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+    return c[0] | c[1] << 32
+
+
+def order_of(seed, epoch, n):
+    order = list(range(n))
+    for i in range(n - 1, 0, -1):
+        j = random_bits(seed, (epoch << 32) + i) % (i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
 class Distill(Trainings):
     def encoder_beside_jax(self, case, layers, how):
         """A text a line: with the model's special tokens, of unequal lengths, one of them cut."""
@@ -122,6 +140,44 @@ class Distill(Trainings):
         for family, more in (("llama", {"clip": 1e9}), ("gemma3", {"clip": 0.5, "mix": 0.4}), ("llama", {"mix": 1.0})):
             with self.subTest(family, **more):
                 self.beside_jax(case_of(family, L=3), [0, 2], {**how, **more})
+
+    def write(self, student, windows, seed, number):
+        """What the student writes behind the first quarter of windows, by its probabilities in float64."""
+        tokens, n = np.array(windows), len(windows)
+        for at in range(LENGTH // 4, LENGTH):
+            logits, _ = jaxpr_numpy.evaluate(lambda a, b: student.both(a, b, tokens.ravel()), *student.moved())
+            p = np.exp(log_softmax(np.asarray(logits).reshape(n, LENGTH, -1)[:, at - 1]))
+            for i in range(n):
+                u = (random_bits(random_bits(seed, (number << 32) + i), at) >> 11) / 2 ** 53
+                tokens[i, at] = np.searchsorted(np.cumsum(p[i]), u, side="right")
+        return tokens
+
+    def test_own_text_beside_jax(self):
+        """Half of each step's windows are the student's: drawn from its probabilities, followed without labels."""
+        case, seed = case_of("llama", L=2), 5
+        how = {"temperature": 1.5, "mix": 0.5, "hard": 0.3, "hidden": 0.4, "own": 0.5, "rate": 1e-3, "warm": 0.5, "decay": 0.1,
+               "clip": 1.0}
+        arrays, recipe, n = families.weights(case), self.path / "recipe.json", len(LEARNT)
+        families.write(self.path / "family.gguf", case, arrays)
+        recipe.write_text(json.dumps({"to": "F32", **how, "layers": [1], "length": LENGTH, "held_out": 1, "batch": LENGTH * n,
+                                      "tokens": STEPS * LENGTH * n, "seed": seed}))
+        report = self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
+        windows = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32).reshape(WINDOWS, LENGTH)[LEARNT]
+        kept = {x.replace("blk.1.", "blk.0."): w for x, w in arrays.items() if "blk.0." not in x}
+        small = dataclasses.replace(case, size={**case.size, "L": 1})
+        teacher, student = Student(case, arrays, [LENGTH] * n), Student(small, kept, [LENGTH] * n)
+        writer = Student(small, kept, [LENGTH] * (n // 2))
+        student.labelled = np.repeat(np.arange(n) >= n // 2, LENGTH)
+        worst = 0
+        for at, point in enumerate(report["curve"]):
+            tokens = windows[order_of(seed, at, n)]
+            writer.outside, writer.stacked = student.outside, student.stacked
+            tokens[:n // 2] = self.write(writer, tokens[:n // 2], seed, at)
+            self.assertTrue((tokens[:n // 2] != windows[order_of(seed, at, n)][:n // 2]).any())
+            taught = jaxpr_numpy.evaluate(lambda a, b, x=tokens.ravel(): teacher.both(a, b, x), teacher.outside, teacher.stacked)
+            for name, x in zip(student.figures, student.step(tokens.ravel(), taught, how, at)):
+                worst = max(worst, abs(point[name] - x) / x)
+        self.assertLess(worst, 3e-4, report["curve"])
 
     def adapter(self, model, *words):
         """The report and the factors of an adapter, which lies in self.path / "student.gguf"."""
@@ -283,7 +339,7 @@ class Distill(Trainings):
         client = self.daemon.client()
         self.addCleanup(client.close)
         whole = {"layers": 1, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "hidden": 0.5, "to": "Q8_0", "qat": True, "activations": "dynamic",
-                 "vocabulary": 1, "states": 5, "mix": 0.5, "width": 192, "cut_by": "activation"}
+                 "vocabulary": 1, "states": 5, "own": 0.2, "mix": 0.5, "width": 192, "cut_by": "activation"}
         adapter = {"adapter": {"rank": 4}, "length": 64, "batch": 512, "tokens": 40000, "rate": 0.002, "to": "F16"}
         encoder, lines = self.path / "encoder.gguf", self.path / "lines.txt"
         case = dataclasses.replace(case_of("bert"), size={"E": 64, "F": 96, "H": 4, "G": 4, "D": 16, "L": 2})

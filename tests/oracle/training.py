@@ -62,6 +62,7 @@ class Student:
 
     def __init__(self, case, arrays, lengths):
         self.case, self.lengths = case, lengths
+        self.labelled = True  # or of each row, whether its label is learnt
         weights = {name: array.astype(np.float64) for name, array in arrays.items()}
         self.model = families_jax.Model(case, families.FAMILIES[case.family], families.keys(case), weights, lengths)
         self.outside = {n: x for n, x in weights.items() if not n.startswith("blk.")}
@@ -90,6 +91,7 @@ class Student:
         """What a step lowers, and its figures; `teacher`: as both() gives it."""
         counts = np.ones(len(tokens), bool)
         counts[np.cumsum(self.lengths) - 1] = False
+        counts &= self.labelled
         t, hot = how["temperature"], np.eye(families.VOCAB)[np.roll(tokens, -1)]
         logits, x = self.both(*self.whole(*moved), tokens)
         hard = -(jax.nn.log_softmax(logits) * hot * counts[:, None]).sum() / counts.sum()

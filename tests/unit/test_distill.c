@@ -176,6 +176,44 @@ static void threads_and_tapes_change_nothing(void **state)
     nb_team_destroy(one);
 }
 
+// What the student writes depends on its weights, the seed and the batch alone, and the loss falls
+// on it too.
+static void own_text(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options o = options, text = options, bare;
+    struct bytes stored = {0};
+    struct nb_team *one;
+    assert_int_equal(nb_team_create(1, &one), 0);
+    o.own = 0.5f;
+    o.rate = text.rate = 0;
+    bare = o;
+    bare.memory = 0;
+    struct nb_train *a = create(m, m->team, &o), *b = create(m, one, &bare);
+    struct nb_train *c = create(m, m->team, &o), *d = create(m, m->team, &text);
+    const struct nb_train_loss x = steps(a, 3), y = steps(b, 3), z = steps(d, 3);
+    assert_memory_equal(&x, &y, sizeof(x));
+    assert_true(x.soft != z.soft && x.hard != z.hard && x.hard > 0);
+    assert_int_equal(nb_train_store(a, write_bytes, &stored), 0);
+    assert_int_equal(nb_train_restore(c, read_bytes, &stored), 0);
+    const struct nb_train_loss p = steps(a, 1), q = steps(c, 1);
+    assert_memory_equal(&p, &q, sizeof(p));
+    free(stored.data);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+    nb_train_destroy(c);
+    nb_train_destroy(d);
+    nb_team_destroy(one);
+    o = options;
+    o.own = 1;
+    o.hard = 0;
+    struct nb_train *e = create(m, m->team, &o);
+    const struct nb_train_loss before = measure(m, e);
+    assert_true(steps(e, STEPS).hard == 0);
+    assert_true(measure(m, e).soft < before.soft);
+    nb_train_destroy(e);
+}
+
 // Of operands with eight bits of precision: nearly the same steps, and the same whatever the
 // threads.
 static void bf16_is_near(void **state)
@@ -379,6 +417,15 @@ static void what_is_refused(void **state)
     strcpy(o.adapter.roles[0], "attn");
     expect_refused(&m, &o, m.plan, -EINVAL, "no layer has a matrix \"attn\"");
     expect_refused(&m, &options, NULL, -EINVAL, "need a teacher");
+    o = options;
+    o.own = 1;
+    expect_refused(&m, &o, m.plan, -EINVAL, "set \"hard\" to 0");
+    o.own = 0.5f;
+    o.hard = 1;
+    o.hidden = 0;
+    expect_refused(&m, &o, NULL, -EINVAL, "judged by a teacher");
+    o.own = 2;
+    expect_refused(&m, &o, m.plan, -EINVAL, "out of range");
     m.windows.length = 65;
     m.windows.n = 2;
     expect_refused(&m, &options, m.plan, -EINVAL, "context of 64");
@@ -455,6 +502,7 @@ int main(void)
         cmocka_unit_test(losses_fall),
         cmocka_unit_test(nothing_learns_at_rate_0),
         cmocka_unit_test(threads_and_tapes_change_nothing),
+        cmocka_unit_test(own_text),
         cmocka_unit_test(bf16_is_near),
         cmocka_unit_test(threads_change_no_needs),
         cmocka_unit_test(batches_add_up),

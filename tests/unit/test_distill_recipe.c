@@ -29,6 +29,7 @@ static void recipes(void **state)
                                       "{\"activations\": \"static\"}",
                                       "{\"vocabulary\": -1}",
                                       "{\"states\": 1}",
+                                      "{\"own\": 1.5}",
                                       "{\"states\": 17}",
                                       "{\"vocabulary\": \"half\"}",
                                       "{\"adapter\": {}, \"vocabulary\": 0.5}",

@@ -16,15 +16,15 @@ struct distill {
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
         *schedule, *precision, *activations, *vocabulary;
     struct option_list texts;
-    uint64_t tokens;                            // UINT64_MAX: not said
-    uint32_t heads, feed_forward, width;        // 0: not said
-    uint32_t length, batch, held_out;           // 0: not said
-    uint32_t states;                            // 0: not said
-    uint32_t seed;                              // UINT32_MAX: not said
-    float rate, temperature, mix, hard, hidden; // NAN: not said
-    float cosine, relation;                     // NAN: not said
-    uint32_t rank;                              // 0: not said
-    float alpha;                                // NAN: not said
+    uint64_t tokens;                                 // UINT64_MAX: not said
+    uint32_t heads, feed_forward, width;             // 0: not said
+    uint32_t length, batch, held_out;                // 0: not said
+    uint32_t states;                                 // 0: not said
+    uint32_t seed;                                   // UINT32_MAX: not said
+    float rate, temperature, mix, own, hard, hidden; // NAN: not said
+    float cosine, relation;                          // NAN: not said
+    uint32_t rank;                                   // 0: not said
+    float alpha;                                     // NAN: not said
     const char *matrices, *draft_for;
     bool qat, detach, force;
 };
@@ -125,6 +125,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                    {"rate", (double)d->rate, !isnan(d->rate), false},
                    {"temperature", (double)d->temperature, !isnan(d->temperature), false},
                    {"mix", (double)d->mix, !isnan(d->mix), false},
+                   {"own", (double)d->own, !isnan(d->own), false},
                    {"hard", (double)d->hard, !isnan(d->hard), false},
                    {"hidden", (double)d->hidden, !isnan(d->hidden), false},
                    {"cosine", (double)d->cosine, !isnan(d->cosine), false},
@@ -245,6 +246,7 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
                         .rate = NAN,
                         .temperature = NAN,
                         .mix = NAN,
+                        .own = NAN,
                         .hard = NAN,
                         .hidden = NAN,
                         .cosine = NAN,
@@ -285,6 +287,9 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"mix", 0, OPTION_FLOAT(0, 1), &d.mix, "B",
          "which divergence from the teacher: 0 KL (the usual), 1 reverse KL, between: "
          "Jensen-Shannon"},
+        {"own", 0, OPTION_FLOAT(0, 1), &d.own, "A",
+         "the share of windows that the student writes itself, behind their first quarter: the "
+         "teacher judges them (0)"},
         {"hard", 0, OPTION_FLOAT(0, 1), &d.hard, "A",
          "the text's share of the loss; the rest is the teacher's (0.1; 1: no teacher)"},
         {"hidden", 0, OPTION_FLOAT(0, 1000), &d.hidden, "B",
