@@ -126,8 +126,8 @@ static int put_merges(struct cutting *c, const char *key)
 
 static int put_id(struct cutting *c, const char *key, uint64_t id)
 {
-    const bool there = id < nb_tokenizer_vocab(c->t) && c->number[id] != UINT32_MAX;
-    return there ? nb_gguf_kvs_put(&c->kvs, key, NB_GGUF_U32, &c->number[id]) : 0;
+    const uint32_t number = id < nb_tokenizer_vocab(c->t) ? c->number[id] : UINT32_MAX;
+    return number == UINT32_MAX ? 0 : nb_gguf_kvs_put(&c->kvs, key, NB_GGUF_U32, &number);
 }
 
 // A key of the tokenizer's.
@@ -227,8 +227,9 @@ static int read_elements(const struct small *k, uint32_t tensor, void *dst, stru
     const struct nb_source_tensor *t = &k->model->tensors[tensor];
     const uint64_t bytes = nb_source_row_bytes(t), each = bytes / t->dims[0];
     uint8_t *all = malloc(bytes);
-    int rc = all ? nb_source_read(k->model, t, 0, 1, all, e)
-                 : nb_fail(e, -ENOMEM, "no memory for a row of the model");
+    if (!all)
+        return nb_fail(e, -ENOMEM, "no memory for a row of the model");
+    int rc = nb_source_read(k->model, t, 0, 1, all, e);
     for (uint32_t i = 0; i < k->v.n && rc == 0; i++)
         memcpy((uint8_t *)dst + i * each, all + k->v.of[i] * each, each);
     free(all);

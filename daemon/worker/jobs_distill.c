@@ -277,6 +277,7 @@ static void choose_options(struct distilling *k)
         o->channel = k->pruned.kept.of[NB_CUT_WIDTH];
     o->batch = wanted < fit ? wanted : fit;
     o->batch = o->batch < k->learnt.n ? o->batch : k->learnt.n;
+    // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): windows_in gives one at least
     o->accumulate = (wanted + o->batch - 1) / o->batch;
     const double steps = ceil(r->tokens / nb_jobs_distill_tokens(k, 1));
     o->steps = steps < NB_TRAIN_STEPS ? (uint32_t)steps : NB_TRAIN_STEPS;
