@@ -54,7 +54,7 @@ drain = 1
             self.echo(first)
             self.echo(second)
             self.assertNotEqual(self.daemon.server(), pid)
-            m = until(lambda: next(m for m in c.list(MODELS) if m.state == b"ready"), "ready")
+            m = until(lambda: next((m for m in c.list(MODELS) if m.state == b"ready"), None), "ready")
             self.assertEqual(m.worker_restarts, 1)
             until(lambda: c.status().steps == 3, "counters that go on")
             self.assertEqual(c.status().worker_restarts, 1)
