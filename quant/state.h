@@ -15,10 +15,10 @@ struct nb_state_part {
 };
 
 struct nb_state {
-    const char *magic; // 7 bytes and a NUL: whose it is
-    uint64_t key;      // of the arguments that the computation depends on
-    uint32_t *done;    // how far it is
-    uint32_t all;      // where it ends
+    char magic[8];  // whose it is
+    uint64_t key;   // of the arguments that the computation depends on
+    uint32_t *done; // how far it is
+    uint32_t all;   // where it ends
     const struct nb_state_part *parts;
     uint32_t n_parts;
 };
