@@ -2,7 +2,7 @@
 loses and healing gives back, down to a quantized file.
 
 usage: tests/oracle/run tests/peers/distillation/claims.py --keep DIR [--build build] [--only six healing encoder] [--tokens 1000000]
-                                                           [--windows 20] [--layers 6] [--weights 80M] [--seed 1]
+                                                           [--windows 20] [--layers 6] [--weights 80M] [--seed 1] [--precision bf16]
                                                            [--encoder-tokens 1000000] [--passages 2000]
 
 Students learn novels, a handbook and modules, and are judged by one `nibble eval` for each table, whose report with charts is
@@ -42,6 +42,7 @@ class Maker:
 
     def student(self, name, *words):
         texts = [word for text in LEARNT for word in ("--text", text)]
+        words = (*words, "--precision", self.options.precision)
         return self.distilled(name, llama.f32_model(), *texts, *words, tokens=self.options.tokens)
 
     def encoder(self, name, *words):
@@ -162,6 +163,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--layers", default="6")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--weights", default="80M")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--encoder-tokens", type=int, default=1_000_000)
