@@ -112,6 +112,7 @@ class Adapters(ServiceTest):
         channel.close()
         channel = Channel(self.client, self.client.event(REBIND))
         self.echo(channel)
+        until(lambda: all(m.state == b"ready" for m in self.admin.list(MODELS)), "both again")
         self.assertEqual([(m.state, m.worker_restarts) for m in self.admin.list(MODELS)], [(b"ready", 1)] * 2)
         channel.close()
 
