@@ -130,7 +130,7 @@ static int find_model(struct nb_client *client, const struct nb_wire_open_channe
     if (!model || model->state == NB_MODEL_LOADING)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "no model \"%.63s\" is loaded%s",
                          request->model, model ? " yet: it is being loaded" : "");
-    if (model->base && model->info.is_drafter)
+    if (model->info.is_drafter)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL,
                          "\"%s\" drafts for \"%s\": open that, which asks it by itself",
                          model->info.name, model->base->info.name);

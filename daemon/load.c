@@ -329,11 +329,11 @@ static int check_base(struct nb_broker *broker, const struct nb_wire_load *reque
     if (!base || base->load || base->base || base->state == NB_MODEL_LOST)
         return nb_refuse(refusal, NIBBLE_E_NO_MODEL, "\"%.63s\" %s: %s goes with a model",
                          request->base,
-                         !base                                 ? "is not loaded"
-                         : base->load                          ? "is being loaded"
-                         : base->base && base->info.is_drafter ? "is a drafter itself"
-                         : base->base                          ? "is an adapter itself"
-                                                               : "is lost",
+                         !base                   ? "is not loaded"
+                         : base->load            ? "is being loaded"
+                         : base->info.is_drafter ? "is a drafter itself"
+                         : base->base            ? "is an adapter itself"
+                                                 : "is lost",
                          what);
     if (request->drafter && request->scale != 0)
         return nb_refuse(refusal, -EINVAL, "a scale is for an adapter alone");
@@ -361,9 +361,10 @@ static int check_device(struct nb_broker *broker, const struct nb_wire_load *req
         rc = nb_device_named(broker, device, ret, refusal);
     if (rc < 0)
         return rc;
-    if (request->scale != 0 || request->drafter)
-        return nb_refuse(refusal, -EINVAL, "a %s is for %s", request->drafter ? "drafter" : "scale",
-                         request->drafter ? "a model that is named (base)" : "an adapter alone");
+    if (request->drafter)
+        return nb_refuse(refusal, -EINVAL, "a drafter is for a model that is named (base)");
+    if (request->scale != 0)
+        return nb_refuse(refusal, -EINVAL, "a scale is for an adapter alone");
     if (!nb_device_usable(*ret))
         return nb_refuse(refusal, NIBBLE_E_UNSUPPORTED, "device %s cannot be used: %s",
                          (*ret)->info.name, (*ret)->info.reason);

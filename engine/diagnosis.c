@@ -22,11 +22,6 @@ struct nb_diagnosis {
     uint32_t *position, *sequence; // of a turn's rows
 };
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 void nb_diagnosis_drop(struct nb_model *m, const struct nb_sequence *s)
 {
     struct nb_diagnosis *d = m->diagnosis;

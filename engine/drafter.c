@@ -16,11 +16,6 @@
 // the others up.
 #define CATCH_UP 128
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 static void drop_shadows(struct nb_model *m)
 {
     for (struct nb_sequence *s = m->first; s; s = s->next) {

@@ -22,11 +22,6 @@
 #define PROBE_SHARE 200  // a probe loses a 200th of what is spent until the next one, at most
 #define ASKED       4    // tokens of the drafter, while no measurement says how many
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 void nb_drafts_init(struct nb_model *m)
 {
     // As good as any: they are soon forgotten.

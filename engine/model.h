@@ -109,6 +109,11 @@ uint32_t nb_kv_reserve(struct nb_sequence *s, uint32_t positions);
 // Gives back what lies past `positions`.
 void nb_kv_trim(struct nb_sequence *s, uint32_t positions);
 
+static inline uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
 static inline bool nb_model_generates(const struct nb_model *m)
 {
     return m->plan->width[NB_VALUE_LOGITS] > 0;

@@ -49,11 +49,6 @@ static bool in_prefill(const struct nb_sequence *s)
     return runnable(s) && (s->request.embed || nb_sequence_pending(s) > 1);
 }
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
 static uint32_t count(const struct nb_model *m, bool (*is)(const struct nb_sequence *s))
 {
     uint32_t n = 0;

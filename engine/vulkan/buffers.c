@@ -132,14 +132,20 @@ static uint32_t list_buffers(struct nb_vulkan_buffers *b, const struct nb_plan *
     return n + list_values(b, plan, e, ret + n);
 }
 
+static uint64_t sum(const struct sized *list, uint32_t n)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < n; i++)
+        bytes += list[i].bytes;
+    return bytes;
+}
+
 uint64_t nb_vulkan_buffers_bytes(const struct nb_plan *plan, const struct nb_vulkan_extent *e)
 {
     struct nb_vulkan_buffers b;
     struct sized list[BUFFERS];
-    uint64_t bytes = 0;
-    for (uint32_t i = list_buffers(&b, plan, e, list); i > 0; i--)
-        bytes += list[i - 1].bytes;
-    return bytes;
+    const uint32_t n = list_buffers(&b, plan, e, list);
+    return sum(list, n);
 }
 
 // --- Making them
@@ -222,10 +228,8 @@ uint64_t nb_vulkan_buffers_apart_bytes(const struct nb_plan *plan, const struct 
 {
     struct nb_vulkan_buffers b;
     struct sized list[BUFFERS];
-    uint64_t bytes = 0;
-    for (uint32_t i = list_apart(&b, plan, e, list); i > 0; i--)
-        bytes += list[i - 1].bytes;
-    return bytes;
+    const uint32_t n = list_apart(&b, plan, e, list);
+    return sum(list, n);
 }
 
 int nb_vulkan_buffers_apart_init(struct nb_vulkan_device *d, const struct nb_plan *plan,

@@ -190,10 +190,10 @@ static int check(const struct distill *d)
 static int check_drafted(const struct distill *d)
 {
     char name[CLI_NAME_SIZE];
-    int status = d->draft_for ? cli_name(d->draft_for, name) : CLI_OK;
-    nibble *admin = d->draft_for && status == CLI_OK ? cli_connect_admin(&d->common) : NULL;
-    if (!d->draft_for || status != CLI_OK)
+    int status = cli_name(d->draft_for, name);
+    if (status != CLI_OK)
         return status;
+    nibble *admin = cli_connect_admin(&d->common);
     if (!admin)
         return CLI_FAILED;
     if (!*cli_find_model(admin, name).name)
@@ -339,7 +339,7 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
     int status = check(&d);
     if (status == CLI_OK)
         status = make_recipe(&d, &recipe);
-    if (status == CLI_OK)
+    if (status == CLI_OK && d.draft_for)
         status = check_drafted(&d);
     nibble *connection = status == CLI_OK ? cli_connect(&d.common) : NULL;
     if (status == CLI_OK)
