@@ -151,8 +151,8 @@ static int fill(struct nb_device_model *m, uint32_t pool, const struct nb_vulkan
         if (h->at[pool] == NOWHERE)
             stage_factors(m, h->adapter, pool, staging->map, &staged);
         const bool here = h->at[pool] != NOWHERE;
-        vk->CmdCopyBuffer(c, here ? all->pool[pool].buffer : staging->buffer, to->buffer, 1,
-                          &(VkBufferCopy){here ? h->at[pool] : from, at, bytes});
+        const VkBufferCopy copy = {here ? h->at[pool] : from, at, bytes};
+        vk->CmdCopyBuffer(c, here ? all->pool[pool].buffer : staging->buffer, to->buffer, 1, &copy);
         at += bytes;
     }
     return rc < 0 ? rc : nb_vulkan_run_once(m->device, c);
@@ -388,11 +388,13 @@ static int add(struct nb_device_model *m, const struct nb_adapter *adapter)
     if (!list)
         return -ENOMEM;
     all->list = list;
-    VkDeviceSize *at = malloc(all->n_pools * sizeof(*at));
-    if (!at)
+    struct held *new = &list[all->n];
+    new->at = malloc(all->n_pools * sizeof(*new->at));
+    if (!new->at)
         return -ENOMEM;
-    memset(at, 0xff, all->n_pools * sizeof(*at)); // NOWHERE
-    list[all->n++] = (struct held){adapter, at};
+    memset(new->at, 0xff, all->n_pools * sizeof(*new->at)); // NOWHERE
+    new->adapter = adapter;
+    all->n++;
     return 0;
 }
 
