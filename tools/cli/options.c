@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_OPTIONS  40
+#define MAX_OPTIONS  64
 #define SIZE_LARGEST 8e18
 
 static const struct option_spec *common_specs(struct common *common)
@@ -153,10 +153,13 @@ static void build_tables(const struct option_spec **all, const struct option_spe
                          struct common *common, struct option *longs, char *shorts)
 {
     size_t n = 0;
-    for (const struct option_spec *o = specs; o->name; o++)
-        all[n++] = o;
-    for (const struct option_spec *o = common_specs(common); o->name; o++)
-        all[n++] = o;
+    const struct option_spec *const from[] = {specs, common_specs(common)};
+    for (size_t i = 0; i < 2; i++)
+        for (const struct option_spec *o = from[i]; o->name; o++) {
+            if (n == MAX_OPTIONS)
+                abort(); // the verb has more, whatever is said
+            all[n++] = o;
+        }
     *shorts++ = ':';
     for (size_t i = 0; i < n; i++) {
         longs[i] = (struct option){all[i]->name,
