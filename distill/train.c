@@ -261,7 +261,9 @@ void nb_train_destroy(struct nb_train *t)
     for (uint32_t i = 0; t->tapes && i < t->plan->n_layers; i++)
         nb_tape_destroy(t->tapes[i]);
     for (uint32_t i = 0; i < t->n_tensors; i++) {
+        nb_latent_destroy(t->tensors[i].latent);
         free(t->tensors[i].x);
+        free(t->tensors[i].gradient);
         free(t->tensors[i].rounded);
     }
     nb_grad_close(t->grad);
@@ -316,7 +318,7 @@ const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint6
 {
     const struct nb_trained *w = nb_train_find(t, name);
     *ret_n = w ? w->floats : 0;
-    return w ? w->x : NULL;
+    return !w ? NULL : w->latent ? w->rounded : w->x;
 }
 
 uint32_t nb_train_count(const struct nb_train *t)
@@ -336,9 +338,9 @@ static struct nb_state state_of(const struct nb_train *t, uint32_t *done)
 {
     struct nb_state_part *parts = calloc(t->n_tensors + 1, sizeof(*parts));
     for (uint32_t i = 0; parts && i < t->n_tensors; i++) {
-        const struct nb_trained *w = &t->tensors[i];
-        parts[i] = (struct nb_state_part){
-            w->x, (uint64_t)((const char *)w->gradient - (const char *)w->x)};
+        size_t floats;
+        parts[i].data = nb_trained_state(&t->tensors[i], &floats);
+        parts[i].bytes = floats * sizeof(float);
     }
     return (struct nb_state){.magic = "nbtrain",
                              .key = t->key,
@@ -369,7 +371,10 @@ int nb_train_restore(struct nb_train *t, nb_state_io read, void *user)
 uint64_t nb_train_state_bytes(const struct nb_train *t)
 {
     uint64_t n = 0;
-    for (uint32_t i = 0; i < t->n_tensors; i++)
-        n += (uint64_t)((const char *)t->tensors[i].gradient - (const char *)t->tensors[i].x);
+    for (uint32_t i = 0; i < t->n_tensors; i++) {
+        size_t floats;
+        nb_trained_state(&t->tensors[i], &floats);
+        n += floats * sizeof(float);
+    }
     return n;
 }

@@ -102,6 +102,16 @@ void nb_train_destroy(struct nb_train *t); // NULL is fine
 // model's tensors, or does not move; -ENOMEM; with its line.
 int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encode *how,
                    struct nb_error *ret_error);
+// Or from now on codes and scales of a type are what moves in the tensor's place: gradients go to
+// the codes straight through their rounding, to scales and minima as they are (quant/latent.h).
+// `rate` is of the codes in weights, on the tensor's average, and of scales and minima relative to
+// their start; there is no decay. encoded: [rows] of the type, the start, read during the call, as
+// the tensor itself is. When as above. -EINVAL: it is none of the model's tensors, or does not
+// move; -ENOTSUP and -EDOM as of nb_latent_create; -ENOMEM; with its line.
+int nb_train_learn_codes(struct nb_train *t, struct nb_str name, uint32_t type, const void *encoded,
+                         struct nb_error *ret_error);
+// Such a tensor as it is now: [rows] of its type, or NULL, to ask alone. false: it is none.
+bool nb_train_encode(const struct nb_train *t, struct nb_str name, void *ret);
 // And its inputs as the int8 codes that a device will make of them under such a scale; gradients
 // pass straight through. `range`: of NB_INPUT_FIXED. When and errors as above.
 int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_scale scale,
@@ -125,8 +135,9 @@ uint32_t nb_train_done(const struct nb_train *t); // steps
 int nb_train_measure(struct nb_train *t, const struct nb_windows *windows,
                      struct nb_train_loss *ret, struct nb_error *ret_error);
 
-// The tensor of this name, [experts][rows][cols], valid and steady until the next step; NULL: there
-// is none that is moved. An adapter's are NAME.lora_a and NAME.lora_b.
+// The tensor of this name, [experts][rows][cols], valid and steady until the next step; where codes
+// move, what they were at in the last pass. NULL: there is none that is moved. An adapter's are
+// NAME.lora_a and NAME.lora_b.
 const float *nb_train_tensor(const struct nb_train *t, struct nb_str name, uint64_t *ret_n);
 // All that are moved, by number, but for the projection: it serves training alone.
 struct nb_train_moved {

@@ -65,6 +65,7 @@ static const struct word {
     {"precision", offsetof(struct nb_train_recipe, precision), {"fp32", "bf16"}},
     {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"influence", "evenly"}},
     {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
+    {"scales", offsetof(struct nb_train_recipe, scales), {"learned", "spanned"}},
     {"activations", offsetof(struct nb_train_recipe, activations), {"block", "dynamic"}},
 };
 

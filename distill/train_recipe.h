@@ -14,6 +14,7 @@
 #include "tensor/fail.h"
 
 enum nb_train_layers { NB_LAYERS_BY_INFLUENCE, NB_LAYERS_EVENLY };
+enum nb_train_scales { NB_SCALES_LEARNT, NB_SCALES_SPANNED }; // these span each group's weights
 enum nb_train_precision { NB_TRAIN_FP32, NB_TRAIN_BF16 };
 enum nb_train_start {
     NB_START_TEACHER,
@@ -47,6 +48,7 @@ struct nb_train_recipe {
     uint32_t seed;
     uint32_t states;                  // that a job keeps
     bool qat;                         // it computes with what it will be in the file
+    enum nb_train_scales scales;      // with that, of types that have codes
     enum nb_input_scale activations;  // of the file: NB_INPUT_BLOCK, or NB_INPUT_ROW
     struct nb_adapter_choice adapter; // rank 0: none
     double alpha;                     // its

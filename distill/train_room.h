@@ -5,6 +5,7 @@
 #include "distill/train.h"
 #include "grad/grad.h"
 #include "quant/encode.h"
+#include "quant/latent.h"
 #include "tensor/source.h"
 
 #define NB_TRAIN_SLICE 512 // rows of the heads at once
@@ -14,12 +15,25 @@ struct nb_trained {
     char name[NB_SOURCE_NAME];
     uint32_t rows, cols; // rows: of all experts
     bool decays;
-    struct nb_grad_tensor *tensor;        // the model's; NULL of a factor
-    struct nb_encode how;                 // of what is rounded as it will be in the file:
-    float *rounded;                       // [floats]; NULL: it is not
-    float *x, *first, *second, *gradient; // [floats], one behind the other
+    struct nb_grad_tensor *tensor; // the model's; NULL of a factor
     size_t floats;
+    float *x, *first, *second; // [floats], one behind the other; NULL where codes move
+    float *gradient;           // [floats]
+    // Of what is computed with as it will be in the file:
+    float *rounded;           // [floats]; NULL: it is not
+    struct nb_encode how;     // how x is rounded,
+    struct nb_latent *latent; // or codes and scales, which move in the place of x; NULL: x is
+    float gap;                // between two codes, in weights
 };
+
+// All that descent moves of it, with its moments.
+static inline float *nb_trained_state(const struct nb_trained *w, size_t *ret_floats)
+{
+    if (w->latent)
+        return nb_latent_state(w->latent, ret_floats);
+    *ret_floats = 3 * (size_t)(w->first - w->x);
+    return w->x;
+}
 
 struct nb_train {
     const struct nb_plan *plan, *teacher_plan; // NULL: there is no teacher

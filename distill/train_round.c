@@ -1,6 +1,7 @@
 // Quantization-aware training: the model computes with what its tensors will be in the file, and
 // gradients go to the numbers behind them as if nothing had been rounded (the straight-through
-// estimator: Bengio and others, arXiv 1308.3432).
+// estimator: Bengio and others, arXiv 1308.3432). Either all of a tensor's scales follow from its
+// weights, or codes and scales are what is trained.
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -35,6 +36,50 @@ int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encod
     t->key = XXH3_64bits_withSeed(w->name, strlen(w->name), t->key);
     t->key = XXH3_64bits_withSeed(scheme, strlen(scheme), t->key + how->type);
     return 0;
+}
+
+// The codes' start, and the memory that weights and their moments had, are given back.
+static int start_codes(const struct nb_train *t, struct nb_trained *w, uint32_t type,
+                       const void *encoded)
+{
+    w->rounded = nb_grad_floats(w->floats);
+    int rc = w->rounded
+                 ? nb_latent_create(t->team, type, w->rows, w->cols, encoded, w->x, &w->latent)
+                 : -ENOMEM;
+    if (rc < 0)
+        return rc;
+    w->gap = nb_latent_gap(w->latent);
+    w->tensor->values = w->rounded;
+    free(w->x);
+    w->x = w->first = w->second = NULL;
+    return 0;
+}
+
+int nb_train_learn_codes(struct nb_train *t, struct nb_str name, uint32_t type, const void *encoded,
+                         struct nb_error *e)
+{
+    struct nb_trained *w = nb_train_find(t, name);
+    if (!w || !w->tensor)
+        return fail_untrained(name, e);
+    int rc = start_codes(t, w, type, encoded);
+    if (rc < 0)
+        return nb_fail(e, rc, "tensor %.*s cannot be trained as %s: %s", (int)name.len, name.data,
+                       nb_type_name(type),
+                       rc == -EDOM ? "a scale or weight is not finite" : strerror(-rc));
+    t->stale = true;
+    t->key = XXH3_64bits_withSeed(w->name, strlen(w->name), t->key + type);
+    t->key = XXH3_64bits_withSeed(encoded, nb_encoded_bytes(type, w->rows, w->cols), t->key);
+    return 0;
+}
+
+bool nb_train_encode(const struct nb_train *t, struct nb_str name, void *ret)
+{
+    const struct nb_trained *w = nb_train_find(t, name);
+    if (!w || !w->latent)
+        return false;
+    if (ret)
+        nb_latent_encode(w->latent, t->team, ret);
+    return true;
 }
 
 int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_scale scale,
@@ -94,7 +139,9 @@ int nb_train_refresh(struct nb_train *t)
     for (uint32_t i = 0; i < t->n_tensors && t->stale; i++) {
         struct nb_trained *w = &t->tensors[i];
         struct rounding r = {.w = w};
-        if (!w->rounded)
+        if (w->latent)
+            nb_latent_decode(w->latent, t->team, w->rounded);
+        if (!w->rounded || w->latent)
             continue;
         if (w->how.scheme && w->how.scheme->group == NB_GROUP_TENSOR)
             set_extent(w);

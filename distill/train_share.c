@@ -27,8 +27,9 @@ int nb_train_align(struct nb_train *t)
     const struct nb_train_share *s = t->options.share;
     int rc = s->copy(s->user, &t->done, sizeof(t->done));
     for (uint32_t i = 0; i < t->n_tensors && rc == 0; i++) {
-        const struct nb_trained *w = &t->tensors[i];
-        rc = s->copy(s->user, w->x, (size_t)((const char *)w->gradient - (const char *)w->x));
+        size_t floats;
+        float *state = nb_trained_state(&t->tensors[i], &floats);
+        rc = s->copy(s->user, state, floats * sizeof(*state));
     }
     t->stale = true;
     return rc;

@@ -11,6 +11,7 @@
 #define FIRST  0.9f // AdamW's
 #define SECOND 0.95f
 #define FLOOR  1e-8f
+#define SCALES 1.0f // relative steps of scales and minima, beside weights' absolute ones
 
 // --- Batches
 
@@ -151,10 +152,22 @@ static void descend(struct nb_train *t, double norm)
         .first_by = (float)(1 / (1 - pow((double)FIRST, at))),
         .second_by = (float)(1 / (1 - pow((double)SECOND, at))),
         .floor = FLOOR};
+    const struct nb_descent of_codes = {.scale_rate = how.rate * SCALES,
+                                        .scale = how.scale,
+                                        .first = how.first,
+                                        .second = how.second,
+                                        .first_by = how.first_by,
+                                        .second_by = how.second_by,
+                                        .floor = how.floor};
     for (uint32_t i = 0; i < t->n_tensors; i++) {
         const struct nb_trained *w = &t->tensors[i];
+        struct nb_descent codes = of_codes;
+        codes.code_rate = w->gap > 0 ? how.rate / w->gap : 0;
         how.decay = w->decays ? o->decay : 0;
-        nb_adam_step(t->team, &how, w->gradient, w->floats, w->x, w->first, w->second);
+        if (w->latent)
+            nb_latent_descend(w->latent, t->team, w->gradient, &codes);
+        else
+            nb_adam_step(t->team, &how, w->gradient, w->floats, w->x, w->first, w->second);
     }
 }
 

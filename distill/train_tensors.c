@@ -26,13 +26,13 @@ static struct nb_trained *add(struct nb_train *t, struct nb_str name, const char
     const size_t n = (size_t)rows * cols, room = (n + 15) / 16 * 16;
     *w = (struct nb_trained){.rows = rows, .cols = cols, .decays = true, .floats = n};
     snprintf(w->name, sizeof(w->name), "%.*s%s", STR(name), suffix);
-    w->x = nb_grad_floats(4 * room);
-    if (!w->x)
+    w->x = nb_grad_floats(3 * room);
+    w->gradient = nb_grad_floats(n);
+    if (!w->x || !w->gradient)
         return NULL;
-    memset(w->x, 0, 4 * room * sizeof(*w->x));
+    memset(w->x, 0, 3 * room * sizeof(*w->x));
     w->first = w->x + room;
     w->second = w->first + room;
-    w->gradient = w->second + room;
     return w;
 }
 

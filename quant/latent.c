@@ -40,7 +40,7 @@ static void run_units(void *arg, uint32_t thread)
 // The cell of v: what is nearer to it than to another code. The outer ones are as wide outwards.
 static void cell_of(const struct nb_shape *s, float v, float *ret_least, float *ret_most)
 {
-    const float half = s->table ? (s->high - s->low) / 30 : 0.5f;
+    const float half = nb_shape_gap(s) / 2;
     const uint8_t code = nb_shape_code(s, v);
     *ret_least = v - (v > s->low && s->table ? (v - nb_shape_value(s, code - 1)) / 2 : half);
     *ret_most = v + (v < s->high && s->table ? (nb_shape_value(s, code + 1) - v) / 2 : half);
@@ -236,6 +236,15 @@ void nb_latent_destroy(struct nb_latent *l)
     free(l->memory);
     free(l->encoded);
     free(l);
+}
+
+float nb_latent_gap(const struct nb_latent *l)
+{
+    const size_t groups = l->shape.groups;
+    double sum = 0;
+    for (size_t i = 0; i < l->blocks * groups; i++)
+        sum += fabs((double)l->scale.unit[i / groups] * (double)(l->sub ? l->sub[i] : 1));
+    return (float)(sum / (double)(l->blocks * groups)) * nb_shape_gap(&l->shape);
 }
 
 float *nb_latent_state(const struct nb_latent *l, size_t *ret_floats)

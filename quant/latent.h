@@ -25,6 +25,7 @@ struct nb_descent {
     float code_rate;           // steps between codes (of IQ4's table: the mean one)
     float scale_rate;          // relative to the scale, or the minimum, at the start
     float vector_rate;         // of vectors beside: quant/tune.h
+    float scale;               // of the gradient, before all else: what clips it
     float first, second;       // how much of the moments stays
     float first_by, second_by; // what makes young moments unbiased: 1 / (1 - first^t)
     float floor;               // is added to the root of the second moment
@@ -50,6 +51,9 @@ void nb_latent_descend(struct nb_latent *l, struct nb_team *team, const float *g
 void nb_latent_settle(struct nb_latent *l);
 // ret: [rows] of the type.
 void nb_latent_encode(const struct nb_latent *l, struct nb_team *team, void *ret);
+
+// Between neighbouring codes of the start, in weights, on the average; 0: all its scales are.
+float nb_latent_gap(const struct nb_latent *l);
 
 // Everything that descent moves. Copied out, and into a matrix that was created from the same
 // arguments, it goes on to the same bits.

@@ -69,12 +69,6 @@ static inline void move_scale(const struct nb_descent *how, const struct nb_scal
     s->stored[at] = nb_f16_to_f32(nb_f32_to_f16(p->x[at]));
 }
 
-// A step between codes, on the average.
-static inline float mean_gap(const struct nb_shape *s)
-{
-    return s->table ? (s->high - s->low) / 15 : 1;
-}
-
 // Over a group: sums of G q and of G.
 struct pulls {
     float gq, g;
@@ -84,12 +78,12 @@ FORCED struct pulls descend_group(const struct nb_shape *shape, const struct nb_
                                   size_t at, float ws, const float *gradient,
                                   const struct nb_descent *how)
 {
-    const float gap = mean_gap(shape), sign = ws > 0 ? 1.0f : ws < 0 ? -1.0f : 0.0f;
-    const vf rate = f_set1(how->code_rate * gap), by = f_set1(sign);
+    const float gap = nb_shape_gap(shape), sign = ws > 0 ? 1.0f : ws < 0 ? -1.0f : 0.0f;
+    const vf rate = f_set1(how->code_rate * gap), by = f_set1(sign), all = f_set1(how->scale);
     const vf least = f_set1(shape->low - 0.5f * gap), most = f_set1(shape->high + 0.5f * gap);
     vf gq = f_zero(), sum = f_zero();
     for (uint32_t j = 0; j < shape->group; j += 16) {
-        const vf g = f_load(gradient + j), u = f_load(code->x + at + j);
+        const vf g = f_mul(all, f_load(gradient + j)), u = f_load(code->x + at + j);
         gq = f_fma(g, nearest(shape, u), gq);
         sum = f_add(sum, g);
         const vf step = step_lanes(how, f_mul(by, g), code->first + at + j, code->second + at + j);

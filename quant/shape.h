@@ -27,6 +27,11 @@ struct nb_shape {
 
 // -ENOTSUP for float types and for what Nibble does not load.
 int nb_shape_init(struct nb_shape *ret, uint32_t type);
+// Between the values of neighbouring codes, on the average.
+static inline float nb_shape_gap(const struct nb_shape *s)
+{
+    return s->table ? (s->high - s->low) / 15 : 1;
+}
 // What a code stands for, and the code that stands for v.
 float nb_shape_value(const struct nb_shape *s, uint8_t code);
 uint8_t nb_shape_code(const struct nb_shape *s, float v);

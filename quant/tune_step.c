@@ -139,6 +139,7 @@ struct nb_descent nb_tune_descent(uint32_t at, uint32_t n, float code_rate, floa
     return (struct nb_descent){.code_rate = now * code_rate,
                                .scale_rate = now * scale_rate,
                                .vector_rate = now * vector_rate,
+                               .scale = 1,
                                .first = FIRST,
                                .second = SECOND,
                                .first_by = (float)(1 / (1 - pow((double)FIRST, at + 1.0))),

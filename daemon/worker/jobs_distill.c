@@ -379,6 +379,8 @@ static int train(struct distilling *k)
         rc = nb_jobs_distill_open(k);
     if (rc == 0)
         rc = nb_jobs_distill_round(k);
+    if (rc == 0)
+        rc = nb_jobs_distill_make_room(k);
     if (rc < 0)
         return rc;
     nb_jobs_pace(k->work, operations(k) / NB_DISTILL_TOLD);
@@ -410,9 +412,7 @@ static int run(struct distilling *k)
         return rc;
     rc = measure(k, &k->after);
     if (rc == 0)
-        rc = nb_compress_begin(k->compress, k->error);
-    if (rc == 0)
-        rc = nb_compress_finish(k->compress, NULL, k->error);
+        rc = nb_jobs_distill_write(k);
     if (rc == 0)
         rc = nb_jobs_distill_report(k);
     return rc == 0 ? nb_jobs_scratch_clear(k->work, k->error) : rc;

@@ -70,10 +70,13 @@ int nb_jobs_distill_types(const struct nb_train_recipe *r, struct nb_recipe **re
                           struct nb_error *e);
 // Makes k->trained, of the student and the trainer.
 int nb_jobs_distill_trained(struct distilling *k);
-// Opens the result and its journal, with room on the disk.
+// Opens the result and its journal.
 int nb_jobs_distill_open(struct distilling *k);
 // Has the trainer compute with what the file will have, where the recipe says so.
 int nb_jobs_distill_round(struct distilling *k);
+// On the disk, for the result and for states.
+int nb_jobs_distill_make_room(struct distilling *k);
+int nb_jobs_distill_write(struct distilling *k); // the whole file, durably
 
 // jobs_distill_states.c. -errno with their line.
 //

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/worker/jobs_distill.h"
+#include "quant/latent.h"
 #include "tensor/type.h"
 
 #define REPORT_ROOM (1u << 20) // bytes that the report and the journal may take
@@ -102,10 +103,6 @@ int nb_jobs_distill_open(struct distilling *k)
     if (rc == 0)
         rc = nb_compress_create(k->adapter ? k->adapter : &k->trained, k->types, &options,
                                 &k->compress, k->error);
-    if (rc == 0)
-        rc = nb_jobs_make_room(k->work, nb_compress_size(k->compress),
-                               k->recipe.states * nb_jobs_distill_state_bytes(k) + REPORT_ROOM,
-                               k->error);
     return rc;
 }
 
@@ -137,6 +134,52 @@ static int round_inputs(struct distilling *k, const struct nb_inputs *own, struc
                                    : nb_train_round_inputs(k->train, name, scale, range, k->error);
 }
 
+static bool has_codes(const struct nb_choice *c, const struct nb_source_tensor *t)
+{
+    const struct nb_scheme *scheme = nb_choice_scheme(c);
+    return (!scheme || scheme->exact) &&
+           nb_latent_bytes(c->type, nb_source_rows(t), (uint32_t)t->dims[0]) > 0;
+}
+
+// From the file's own codes where it has the type already, else from what a search finds.
+static int read_codes(struct distilling *k, uint32_t i, uint32_t type, void *ret)
+{
+    const struct nb_source_tensor *t = &k->student.source->tensors[i];
+    const struct nb_encode how = {.type = type, .effort = NB_EFFORT_SEARCH};
+    uint64_t n;
+    if (t->type == type && !k->options.random)
+        return nb_source_read(k->student.source, t, 0, nb_source_rows(t), ret, k->error);
+    int rc = nb_encode_matrix(&how, k->work->team, nb_train_tensor(k->train, t->name, &n),
+                              nb_source_rows(t), t->dims[0], ret);
+    return rc < 0 ? nb_fail(k->error, rc, "tensor %.*s cannot be encoded as %s: %s",
+                            (int)t->name.len, t->name.data, nb_type_name(type),
+                            rc == -ERANGE ? "a weight is too large for it"
+                            : rc == -EDOM ? "a weight is not finite"
+                                          : strerror(-rc))
+                  : 0;
+}
+
+static int learn_codes(struct distilling *k, uint32_t i, uint32_t type)
+{
+    void *encoded = malloc(nb_compress_bytes(k->compress, i));
+    if (!encoded)
+        return nb_fail(k->error, -ENOMEM, "no memory for codes to begin with");
+    int rc = read_codes(k, i, type, encoded);
+    if (rc == 0)
+        rc = nb_train_learn_codes(k->train, k->trained.tensors[i].name, type, encoded, k->error);
+    free(encoded);
+    return rc;
+}
+
+static int round_tensor(struct distilling *k, uint32_t i, const struct nb_choice *c)
+{
+    const struct nb_source_tensor *t = &k->trained.tensors[i];
+    const struct nb_encode how = {.type = c->type, .scheme = nb_choice_scheme(c)};
+    return k->recipe.scales == NB_SCALES_LEARNT && has_codes(c, t)
+               ? learn_codes(k, i, c->type)
+               : nb_train_round(k->train, t->name, &how, k->error);
+}
+
 // Its matrices as they will be written, and their inputs as they will be quantized.
 int nb_jobs_distill_round(struct distilling *k)
 {
@@ -144,15 +187,42 @@ int nb_jobs_distill_round(struct distilling *k)
     struct nb_inputs own = {0};
     int rc = nb_inputs_read(k->student.source->metadata, UINT32_MAX, &own, k->error);
     for (uint32_t i = 0; i < k->trained.n_tensors && rc == 0 && k->recipe.qat; i++) {
-        const struct nb_encode how = {.type = choices[i].type,
-                                      .scheme = nb_choice_scheme(&choices[i])};
         uint64_t n;
         const struct nb_str name = k->trained.tensors[i].name;
-        if (how.type == NB_TYPE_F32 || !nb_train_tensor(k->train, name, &n))
+        if (choices[i].type == NB_TYPE_F32 || !nb_train_tensor(k->train, name, &n))
             continue;
-        rc = nb_train_round(k->train, name, &how, k->error);
-        if (rc == 0 && nb_type_info(how.type)->block > 1)
+        rc = round_tensor(k, i, &choices[i]);
+        if (rc == 0 && nb_type_info(choices[i].type)->block > 1)
             rc = round_inputs(k, &own, name);
     }
     return rc;
+}
+
+int nb_jobs_distill_make_room(struct distilling *k)
+{
+    return nb_jobs_make_room(k->work, nb_compress_size(k->compress),
+                             k->recipe.states * nb_jobs_distill_state_bytes(k) + REPORT_ROOM,
+                             k->error);
+}
+
+static int put_codes(struct distilling *k, uint32_t i, struct nb_str name)
+{
+    void *encoded = malloc(nb_compress_bytes(k->compress, i));
+    if (!encoded)
+        return nb_fail(k->error, -ENOMEM, "no memory for codes to write");
+    nb_train_encode(k->train, name, encoded);
+    int rc = nb_compress_put(k->compress, i, encoded, k->error);
+    free(encoded);
+    return rc;
+}
+
+int nb_jobs_distill_write(struct distilling *k)
+{
+    int rc = nb_compress_begin(k->compress, k->error);
+    for (uint32_t i = 0; i < k->trained.n_tensors && rc == 0; i++) {
+        const struct nb_str name = k->trained.tensors[i].name;
+        if (nb_train_encode(k->train, name, NULL) && !nb_compress_has(k->compress, i))
+            rc = put_codes(k, i, name);
+    }
+    return rc == 0 ? nb_compress_finish(k->compress, NULL, k->error) : rc;
 }

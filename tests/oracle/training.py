@@ -68,7 +68,7 @@ class Student:
         self.outside = {n: x for n, x in weights.items() if not n.startswith("blk.")}
         self.stacked = {n[6:]: np.stack([weights[f"blk.{i}.{n[6:]}"] for i in range(case.size["L"])])
                         for n in weights if n.startswith("blk.0.")}
-        self.moments = None
+        self.moments = {}
 
     def moved(self):
         """What training moves: tensors outside of layers, and those of layers, stacked."""
@@ -78,10 +78,10 @@ class Student:
         """What the model computes with, of what is moved."""
         return outside, stacked
 
-    def rounded(self, kind):
-        """Both parts with their matrices as a type has them."""
-        return [{n: rounded(x, kind) if x.ndim - (part is self.stacked) > 1 else x for n, x in part.items()}
-                for part in (self.outside, self.stacked)]
+    def computed(self, how):
+        """Both parts as the model computes with them: rounded, or as they are."""
+        return [{n: rounded(x, how["to"]) if how.get("qat") and x.ndim - (part is self.stacked) > 1 else x for n, x in part.items()}
+                for part in self.moved()]
 
     def both(self, outside, stacked, tokens):
         return (self.model.logits(outside, stacked, tokens),
@@ -108,31 +108,34 @@ class Student:
         def loss(*moved):
             return self.losses(moved, tokens, teacher, how)
 
-        parts = self.rounded(how["to"]) if how.get("qat") else self.moved()
+        parts = self.computed(how)
         (_, told), found = jaxpr_numpy.evaluate(jax.value_and_grad(loss, (0, 1), has_aux=True), *parts)
         found = [{n: np.array(x) for n, x in part.items()} for part in found]
         norm = math.sqrt(sum((x * x).sum() for part in found for x in part.values()))
         self.descend(found, min(1, how["clip"] / norm), how, at)
         return *(float(x) for x in told), norm
 
+    def adam(self, name, g, at):
+        """Which way to go, by the gradients so far."""
+        first, second = self.moments.get(name, (0, 0))
+        self.moments[name] = first, second = FIRST * first + (1 - FIRST) * g, SECOND * second + (1 - SECOND) * g * g
+        return first / (1 - FIRST ** (at + 1)) / (np.sqrt(second / (1 - SECOND ** (at + 1))) + FLOOR)
+
     def descend(self, found, scale, how, at):
-        self.moments = self.moments or [{n: (0 * x, 0 * x) for n, x in part.items()} for part in found]
         warm = int(how["warm"] * STEPS)
         part = max(at - warm, 0) / (STEPS - warm)
         rate = how["rate"] * min(1, (at + 1) / warm) * 0.5 * (1 + math.cos(math.pi * part))
-        for values, gradients, moments in zip(self.moved(), found, self.moments):
+        for values, gradients in zip(self.moved(), found):
             for name, g in gradients.items():
-                g = g * scale
-                first, second = moments[name]
-                first, second = FIRST * first + (1 - FIRST) * g, SECOND * second + (1 - SECOND) * g * g
-                moments[name] = first, second
-                matrix = values[name].ndim - (values is self.moved()[1]) > 1
-                values[name] = values[name] - rate * (first / (1 - FIRST ** (at + 1))
-                                                      / (np.sqrt(second / (1 - SECOND ** (at + 1))) + FLOOR)
-                                                      + how["decay"] * matrix * values[name])
+                self.move(values, name, g * scale, rate, how, at)
 
-    def tensors(self):
-        outside, stacked = self.moved()
+    def move(self, values, name, g, rate, how, at):
+        matrix = values[name].ndim - (values is self.moved()[1]) > 1
+        values[name] = values[name] - rate * (self.adam(name, g, at) + how["decay"] * matrix * values[name])
+
+    def tensors(self, how):
+        """As the file has them."""
+        outside, stacked = self.computed(how)
         return outside | {f"blk.{i}.{n}": x[i] for n, x in stacked.items() for i in range(len(x))}
 
 
@@ -219,13 +222,13 @@ class Trainings(unittest.TestCase):
         kept |= {f"blk.{i}{n[n.index('.', 4):]}": x for i, of in enumerate(layers) for n, x in arrays.items()
                  if n.startswith(f"blk.{of}.")}
         student = learner(dataclasses.replace(case, size={**case.size, "L": len(layers)}), kept, lengths)
-        self.compare(case, report, tokens, teacher, student, kept, how, close)
+        self.compare(case, report, tokens, teacher, student, how, close)
 
-    def compare(self, case, report, tokens, teacher, student, kept, how, close=(3e-4, 2e-3)):
-        """The steps that are told, and the weights that came of them, with jax's of a student that begins as `kept`. `close`: how
+    def compare(self, case, report, tokens, teacher, student, how, close=(3e-4, 2e-3)):
+        """The steps that are told, and the weights that came of them, with jax's student's. `close`: how
         far a figure of what is printed with five digits may be, and how far a tensor from where it moves to."""
         taught = jaxpr_numpy.evaluate(lambda a, b: teacher.both(a, b, tokens), teacher.outside, teacher.stacked)
-        worst = 0
+        worst, begun = 0, student.tensors(how)
         self.assertEqual(len(report["curve"]), STEPS)
         for at, point in enumerate(report["curve"]):
             expected = student.step(tokens, taught, how, at)
@@ -235,14 +238,12 @@ class Trainings(unittest.TestCase):
         found = {t.name: gguf.quants.dequantize(t.data, t.tensor_type)
                  for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
         moved = {}
-        for name, x in student.tensors().items():
+        for name, x in student.tensors(how).items():
             if name == "projection":
                 continue  # serves training alone
-            y, before = found.pop(name).reshape(x.shape), kept[name]
-            if how.get("qat") and x.ndim > 1:
-                x, before = rounded(x, how["to"]), rounded(before, how["to"])
+            y = found.pop(name).reshape(x.shape)
             if not case.idle or case.idle not in name:
-                moved[name] = np.abs(y - x).sum() / np.abs(before - x).sum()
+                moved[name] = np.abs(y - x).sum() / np.abs(begun[name] - x).sum()
         self.assertEqual(found, {})
         self.assertLess(max(moved.values()), close[1], moved)
         print(f"{case}: worst relative difference of a step's figures {worst:.1e}, of where a tensor has moved to "

@@ -19,6 +19,7 @@
 #include "distill/train.h"
 #include "engine/sampler.h"
 #include "tensor/image.h"
+#include "tensor/type.h"
 #include "tests/support/bytes.h"
 #include "tests/support/random_model.h"
 #include "tests/support/training.h"
@@ -142,6 +143,77 @@ static void losses_fall(void **state)
             nb_train_destroy(t);
         }
     }
+}
+
+// --- Codes and scales that learn
+
+static const uint32_t coded[] = {NB_TYPE_Q4_0, NB_TYPE_Q4_1, NB_TYPE_Q8_0, NB_TYPE_IQ4_NL};
+
+// All matrices, in turns as each of the types.
+static struct nb_train *with_codes(const struct model *m, struct nb_train *t)
+{
+    struct nb_error error = {""};
+    for (uint32_t i = 0; i < nb_train_count(t); i++) {
+        const struct nb_train_moved w = nb_train_moved(t, i);
+        const struct nb_str name = {w.name, strlen(w.name)};
+        const struct nb_encode how = {.type = coded[i % 4]};
+        uint64_t n;
+        if (w.rows == 1)
+            continue;
+        uint8_t *encoded = malloc(nb_encoded_bytes(how.type, w.rows, w.cols));
+        assert_int_equal(
+            nb_encode_matrix(&how, m->team, nb_train_tensor(t, name, &n), w.rows, w.cols, encoded),
+            0);
+        assert_false(nb_train_encode(t, name, NULL));
+        assert_int_equal(nb_train_learn_codes(t, name, how.type, encoded, &error), 0);
+        free(encoded);
+    }
+    return t;
+}
+
+// What was measured last is what the bytes decode to.
+static void check_codes(const struct nb_train *t)
+{
+    for (uint32_t i = 0; i < nb_train_count(t); i++) {
+        const struct nb_train_moved w = nb_train_moved(t, i);
+        const struct nb_type_info *info = nb_type_info(coded[i % 4]);
+        uint64_t n;
+        const float *x = moved(t, i, &n);
+        if (w.rows == 1)
+            continue;
+        uint8_t *encoded = malloc(nb_encoded_bytes(coded[i % 4], w.rows, w.cols));
+        float *decoded = malloc(n * sizeof(*decoded));
+        assert_true(nb_train_encode(t, (struct nb_str){w.name, strlen(w.name)}, encoded));
+        info->dequantize(encoded, decoded, n / info->block);
+        assert_memory_equal(decoded, x, n * sizeof(*x));
+        free(decoded);
+        free(encoded);
+    }
+}
+
+static void codes_learn(void **state)
+{
+    const struct model *m = *state;
+    struct nb_train_options o = options;
+    struct nb_team *one;
+    assert_int_equal(nb_team_create(1, &one), 0);
+    o.hard = 0;
+    o.hidden = 0;
+    struct nb_train *a = with_codes(m, create(m, m->team, &o));
+    struct nb_train *b = with_codes(m, create(m, one, &o));
+    const double before = measure(m, a).soft;
+    check_codes(a);
+    steps(a, STEPS);
+    steps(b, STEPS);
+    const double after = measure(m, a).soft;
+    print_message("codes: soft %.4f %.4f\n", before, after);
+    assert_true(after < 0.8 * before);
+    assert_true(measure(m, b).soft == after);
+    check_codes(a);
+    expect_same(a, b);
+    nb_train_destroy(a);
+    nb_train_destroy(b);
+    nb_team_destroy(one);
 }
 
 static void nothing_learns_at_rate_0(void **state)
@@ -331,20 +403,28 @@ static void adapters_of_some_matrices(void **state)
 
 // --- The state
 
-static void goes_on(const struct model *m, const struct nb_adapter_choice *adapter)
+static struct nb_train *as_it_is(const struct model *m, struct nb_train *t)
+{
+    return t;
+}
+
+static void goes_on(const struct model *m, const struct nb_adapter_choice *adapter,
+                    struct nb_train *(*with)(const struct model *m, struct nb_train *t))
 {
     struct nb_train_options o = options, other = options;
     struct bytes stored = {0};
     o.adapter = other.adapter = *adapter;
-    struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &o);
+    struct nb_train *a = with(m, create(m, m->team, &o)), *b = with(m, create(m, m->team, &o));
     other.rate *= 2;
-    struct nb_train *c = create(m, m->team, &other);
+    struct nb_train *c = with(m, create(m, m->team, &other));
     steps(a, 7);
     assert_int_equal(nb_train_store(a, write_bytes, &stored), 0);
     assert_int_equal(nb_train_restore(b, read_bytes, &stored), 0);
     assert_int_equal(nb_train_done(b), 7);
     steps(a, STEPS - 7);
     steps(b, STEPS - 7);
+    measure(m, a); // codes are decoded then
+    measure(m, b);
     expect_same(a, b);
     stored.at = 0;
     assert_int_equal(nb_train_restore(c, read_bytes, &stored), -ESTALE);
@@ -363,8 +443,9 @@ static void goes_on(const struct model *m, const struct nb_adapter_choice *adapt
 static void goes_on_from_what_was_stored(void **state)
 {
     static const struct nb_adapter_choice none = {0};
-    goes_on(*state, &none);
-    goes_on(*state, &four);
+    goes_on(*state, &none, as_it_is);
+    goes_on(*state, &four, as_it_is);
+    goes_on(*state, &none, with_codes);
 }
 
 // --- What is refused
@@ -500,6 +581,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_fall),
+        cmocka_unit_test(codes_learn),
         cmocka_unit_test(nothing_learns_at_rate_0),
         cmocka_unit_test(threads_and_tapes_change_nothing),
         cmocka_unit_test(own_text),

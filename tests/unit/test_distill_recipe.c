@@ -27,6 +27,7 @@ static void recipes(void **state)
                                       "{\"schedule\": \"steep\"}",
                                       "{\"start\": 1}",
                                       "{\"activations\": \"static\"}",
+                                      "{\"scales\": \"fixed\"}",
                                       "{\"vocabulary\": -1}",
                                       "{\"states\": 1}",
                                       "{\"own\": 1.5}",

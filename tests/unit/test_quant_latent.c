@@ -114,6 +114,7 @@ static void keeps_codes_that_are_not_nearest(void **state)
 
 static const struct nb_descent one_step = {.code_rate = 0.01f,
                                            .scale_rate = 0.003f,
+                                           .scale = 1,
                                            .first = 0.9f,
                                            .second = 0.99f,
                                            .first_by = 10,
@@ -170,7 +171,7 @@ static void check_scale(struct nb_latent *l, const struct nb_scales *s, size_t b
 
 static void scales_have_their_derivatives(void **state)
 {
-    const struct nb_descent still = {.first_by = 1, .second_by = 1, .floor = 1};
+    const struct nb_descent still = {.scale = 1, .first_by = 1, .second_by = 1, .floor = 1};
     EACH_TYPE
     {
         struct nb_latent *l = searched((uint32_t)type);

@@ -14,7 +14,7 @@
 struct distill {
     struct common common;
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
-        *schedule, *precision, *activations, *vocabulary;
+        *schedule, *precision, *activations, *scales, *vocabulary;
     struct option_list texts;
     uint64_t tokens;                                 // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;             // 0: not said
@@ -136,6 +136,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                  {"start", d->start},
                  {"schedule", d->schedule},
                  {"precision", d->precision},
+                 {"scales", d->scales},
                  {"activations", d->activations},
                  {"layers_by", d->layers_by},
                  {"cut_by", d->cut_by}};
@@ -316,6 +317,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"qat", 0, OPTION_FLAG, &d.qat, NULL,
          "train the matrices as --to rounds them, and inputs as --activations "
          "(quantization-aware)"},
+        {"scales", 0, OPTION_STRING, &d.scales, "S",
+         "with --qat: learned (the usual), as codes are, or spanned, by each group's weights"},
         {"activations", 0, OPTION_STRING, &d.activations, "S",
          "how the file has inputs become int8 codes: block (the usual), or dynamic, a scale for "
          "each token's; with --qat it is trained so"},
