@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import unittest
 
 from training import (LEARNT, LENGTH, STEPS, TEXT, WINDOWS, Adapted, Encoder, Student, Trainings, apart, case_of)
@@ -72,7 +73,7 @@ class Distill(Trainings):
         kept |= {f"blk.{i}{n[n.index('.', 4):]}": x for i, of in enumerate(layers) for n, x in arrays.items()
                  if n.startswith(f"blk.{of}.")}
         of_student = dataclasses.replace(case, size={**case.size, "L": len(layers)})
-        self.compare(case, report, tokens, Encoder(case, arrays, lengths), Encoder(of_student, kept, lengths), kept, how)
+        self.compare(case, report, tokens, Encoder(case, arrays, lengths), Encoder(of_student, kept, lengths), how)
         # What is told of the held-out text is what the file makes of it.
         after = {t.name: np.array(t.data) for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
         for told, now in (("before", kept), ("after", after)):
@@ -133,7 +134,7 @@ class Distill(Trainings):
         lengths = [LENGTH] * len(LEARNT)
         student = Student(dataclasses.replace(case, size={**case.size, "E": 24}), kept, lengths)
         student.outside["projection"] = place.astype(np.float64)
-        self.compare(case, report, tokens, Student(case, arrays, lengths), student, kept, how)
+        self.compare(case, report, tokens, Student(case, arrays, lengths), student, how)
 
     def test_steps_beside_jax(self):
         how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
@@ -213,7 +214,7 @@ class Distill(Trainings):
             for name, x in zip(("loss", "divergence", "hidden", "norm"), expected):
                 worst = max(worst, abs(point[name] - x) / max(x, 1e-4))  # it begins at its teacher
         self.assertLess(worst, 3e-4, report["curve"])
-        moved = {n: np.abs(found.pop(n) - x).sum() / np.abs(first[n] - x).sum() for n, x in model.tensors().items()}
+        moved = {n: np.abs(found.pop(n) - x).sum() / np.abs(first[n] - x).sum() for n, x in model.tensors(how).items()}
         self.assertEqual(found, {})
         self.assertLess(max(moved.values()), 2e-3, moved)
         print(f"an adapter of {case}: worst relative difference of a step's figures {worst:.1e}, of where a factor has moved "
@@ -358,7 +359,14 @@ class Distill(Trainings):
             client.wait_job(job)
             return [client.job_result(job, i) for i in range(2)]
 
-        alone = results(start())
+        def timed():
+            began = time.monotonic()
+            return results(start()), time.monotonic() - began
+
+        alone, seconds = timed()
+        while seconds < 3:  # states are written five times a second at most: a fast machine is given more to do
+            recipe["tokens"] *= 2
+            alone, seconds = timed()
         job = start()
         kills = self.daemon.kill_job(client, job, 6, 0.1)
         self.assertEqual(results(job), alone)

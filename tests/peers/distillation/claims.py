@@ -1,7 +1,7 @@
 """What distillation is worth on the packaged model, as tables: students beside their controls of equal tokens, and what pruning
 loses and healing gives back, down to a quantized file.
 
-usage: tests/oracle/run tests/peers/distillation/claims.py --keep DIR [--build build] [--only six healing encoder] [--tokens 1000000]
+usage: tests/oracle/run tests/peers/distillation/claims.py --keep DIR [--build build] [--only six healing qat encoder] [--tokens 1000000]
                                                            [--windows 20] [--layers 6] [--weights 80M] [--seed 1] [--precision bf16]
                                                            [--encoder-tokens 1000000] [--passages 2000]
 
@@ -40,10 +40,12 @@ class Maker:
     def __init__(self, options, service):
         self.options, self.service = options, service
 
-    def student(self, name, *words):
+    def student(self, name, *words, of=None):
+        """`of`: what it begins as, where that is not the teacher."""
         texts = [word for text in LEARNT for word in ("--text", text)]
-        words = (*words, "--precision", self.options.precision)
-        return self.distilled(name, llama.f32_model(), *texts, *words, tokens=self.options.tokens)
+        teacher = ["--teacher", llama.f32_model()] if of else []
+        words = (*teacher, *words, "--precision", self.options.precision)
+        return self.distilled(name, of or llama.f32_model(), *texts, *words, tokens=self.options.tokens)
 
     def encoder(self, name, *words):
         words = ("--text", lines(self.options.keep), "--layers", 3, "--length", 128, "--held-out", 256, *words)
@@ -68,11 +70,11 @@ class Maker:
             self.service.run("compress", source, "-o", path, "--to", kind)
         return path
 
-    def quantized(self, name, source):
+    def quantized(self, name, source, *words):
         path = self.options.keep / f"{name}.gguf"
         if not path.exists():
             texts = [word for text in compare.LEARNT for word in ("--calibration", text)]
-            self.service.run("compress", source, "-o", path, "--to", "Q4_0", "--method", "gptq", *texts, "--samples", 64)
+            self.service.run("compress", source, "-o", path, *words, "--method", "gptq", *texts, "--samples", 64)
         return path
 
     def judge(self, table, files):
@@ -130,12 +132,25 @@ def healing(maker):
     weights = ["--weights", maker.options.weights]
     cut = maker.student("pruned", *weights, "--tokens", 0)
     files = [maker.student("healed", *weights), maker.student("healed-labels", *weights, "--hard", 1)]
-    files.append(maker.quantized("healed-q4_0", files[0]))
-    found = maker.judge("healing", [cut, *files])
-    for path in files:
-        closed(found, cut, path)
     f16 = llama.f32_model().stat().st_size / 2
-    print(f"{files[-1].stem}: {100 * (1 - files[-1].stat().st_size / f16):.1f} % smaller than F16", flush=True)
+    small = [maker.quantized("healed-q4_0", files[0], "--to", "Q4_0"),
+             maker.quantized("healed-15", files[0], "--target-size", int(0.15 * f16))]
+    found = maker.judge("healing", [cut, *files, *small])
+    for path in files + small:
+        closed(found, cut, path)
+    for path in small:
+        print(f"{path.stem}: {100 * (1 - path.stat().st_size / f16):.1f} % smaller than F16", flush=True)
+
+
+def qat(maker):
+    """Codes that error feedback found, and what training makes of them, at the same bytes."""
+    files = []
+    for kind in ("Q4_0", "Q2_0"):
+        start = maker.quantized(f"gptq-{kind}", llama.f32_model(), "--to", kind)
+        files += [start, maker.student(f"qat-{kind}", "--qat", "--to", kind, "--rate", maker.options.qat_rate, of=start)]
+    found = maker.judge("qat", files)
+    for start, path in zip(files[::2], files[1::2]):
+        closed(found, start, path)
 
 
 def encoder(maker):
@@ -155,7 +170,7 @@ def encoder(maker):
     print("## encoder\n", (keep / "encoder" / "report.md").read_text(), flush=True)
 
 
-TABLES = {"six": six, "healing": healing, "encoder": encoder}
+TABLES = {"six": six, "healing": healing, "qat": qat, "encoder": encoder}
 
 
 def main():
@@ -168,6 +183,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--encoder-tokens", type=int, default=1_000_000)
     parser.add_argument("--encoder-rate", type=float, default=3e-4)
+    parser.add_argument("--qat-rate", type=float, default=1e-4)
     parser.add_argument("--passages", type=int, default=2000)
     compare.run_tables(parser, TABLES, Maker)
 
