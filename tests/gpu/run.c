@@ -263,13 +263,14 @@ static void make_folder(const struct check *c, const char *name)
     gpu_check(mkdir(path, 0755) < 0 && errno != EEXIST ? -errno : 0, path);
 }
 
-// What drivers compile stays in the report's folder, and the layer is the folder's own.
+// What drivers compile stays in the report's folder, unless somebody names another, and the layer
+// is the folder's own.
 static void set_environment(const struct check *c)
 {
     char path[PATH_MAX];
     snprintf(path, sizeof(path), "%s/cache", c->report);
-    setenv("MESA_SHADER_CACHE_DIR", path, 1);
-    setenv("__GL_SHADER_DISK_CACHE_PATH", path, 1);
+    setenv("MESA_SHADER_CACHE_DIR", path, 0);
+    setenv("__GL_SHADER_DISK_CACHE_PATH", path, 0);
     snprintf(path, sizeof(path), "%s/layer", c->folder);
     setenv("VK_LAYER_PATH", path, 1);
 }

@@ -331,7 +331,7 @@ class Daemon:
         self.before_exec, self.stderr = before_exec, stderr or self.log
         self.env = dict(os.environ, **(env or {}))
         if "MESA_SHADER_CACHE_DIR" in self.env:
-            pathlib.Path(self.env["MESA_SHADER_CACHE_DIR"]).mkdir(exist_ok=True)
+            pathlib.Path(self.env["MESA_SHADER_CACHE_DIR"]).mkdir(parents=True, exist_ok=True)
         self.env["NIBBLE_WORKER"] = str(worker or os.environ["NIBBLE_TEST_WORKER"])
         for name in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"):
             self.env.pop(name, None)

@@ -15,9 +15,10 @@ NONE, LOST_, HANG, FULL = range(4)
 SUBMIT, WAIT, ALLOCATE, COPY = range(4)
 TOKENS = 80  # of a stream
 PROMPT = "It was the best of times, it was the worst of times. " * 6  # a token a byte, nearly
-
-# The one place that a worker with a driver may write to. One for all: compiling shaders takes longest.
-CACHE = tempfile.TemporaryDirectory(prefix="nibble-test-")
+CACHE = pathlib.Path(os.environ["MESA_SHADER_CACHE_DIR"])
+CACHE.mkdir(parents=True, exist_ok=True)
+# In the one place that a worker with a driver may write to.
+ORDERS = tempfile.NamedTemporaryFile(prefix="orders-", dir=CACHE)
 
 
 def real_loader():
@@ -29,13 +30,12 @@ class Faulty(StreamTest):
     config = "[supervision]\nbackoff = 0.05\ndeaths = 4\nhang = 60\n"
 
     def setUp(self):
-        path = pathlib.Path(CACHE.name) / "orders"
+        path = pathlib.Path(ORDERS.name)
         path.write_bytes(bytes(4096))
         with open(path, "r+b") as file:
             self.orders = mmap.mmap(file.fileno(), 4096)
         self.addCleanup(self.orders.close)
         self.env = {"NIBBLE_TEST_FAULTS": str(path), "NIBBLE_TEST_VULKAN": real_loader(),
-                    "MESA_SHADER_CACHE_DIR": CACHE.name,
                     "LD_LIBRARY_PATH": f"{SHIM}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
         super().setUp()
         self.path = self.small_model()
