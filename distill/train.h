@@ -104,10 +104,10 @@ int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encod
                    struct nb_error *ret_error);
 // Or from now on codes and scales of a type are what moves in the tensor's place: gradients go to
 // the codes straight through their rounding, to scales and minima as they are (quant/latent.h).
-// `rate` is of the codes in weights, on the tensor's average, and of scales and minima relative to
-// their start; there is no decay. encoded: [rows] of the type, the start, read during the call, as
-// the tensor itself is. When as above. -EINVAL: it is none of the model's tensors, or does not
-// move; -ENOTSUP and -EDOM as of nb_latent_create; -ENOMEM; with its line.
+// All of them move weights by `rate`, on the tensor's average at first; there is no decay. encoded:
+// [rows] of the type, the start, read during the call, as the tensor itself is. When as above.
+// -EINVAL: it is none of the model's tensors, or does not move; -ENOTSUP and -EDOM as of
+// nb_latent_create; -ENOMEM; with its line.
 int nb_train_learn_codes(struct nb_train *t, struct nb_str name, uint32_t type, const void *encoded,
                          struct nb_error *ret_error);
 // Such a tensor as it is now: [rows] of its type, or NULL, to ask alone. false: it is none.

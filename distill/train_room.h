@@ -23,7 +23,7 @@ struct nb_trained {
     float *rounded;           // [floats]; NULL: it is not
     struct nb_encode how;     // how x is rounded,
     struct nb_latent *latent; // or codes and scales, which move in the place of x; NULL: x is
-    float gap;                // between two codes, in weights
+    float gap, size;          // at first: between two codes, and of a weight, on the average
 };
 
 // All that descent moves of it, with its moments.

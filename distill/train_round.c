@@ -3,6 +3,7 @@
 // estimator: Bengio and others, arXiv 1308.3432). Either all of a tensor's scales follow from its
 // weights, or codes and scales are what is trained.
 #include <errno.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +39,14 @@ int nb_train_round(struct nb_train *t, struct nb_str name, const struct nb_encod
     return 0;
 }
 
+static float mean_size(const float *x, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += fabs((double)x[i]);
+    return (float)(sum / (double)n);
+}
+
 // The codes' start, and the memory that weights and their moments had, are given back.
 static int start_codes(const struct nb_train *t, struct nb_trained *w, uint32_t type,
                        const void *encoded)
@@ -49,6 +58,7 @@ static int start_codes(const struct nb_train *t, struct nb_trained *w, uint32_t 
     if (rc < 0)
         return rc;
     w->gap = nb_latent_gap(w->latent);
+    w->size = mean_size(w->x, w->floats);
     w->tensor->values = w->rounded;
     free(w->x);
     w->x = w->first = w->second = NULL;

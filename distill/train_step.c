@@ -11,7 +11,6 @@
 #define FIRST  0.9f // AdamW's
 #define SECOND 0.95f
 #define FLOOR  1e-8f
-#define SCALES 1.0f // relative steps of scales and minima, beside weights' absolute ones
 
 // --- Batches
 
@@ -152,8 +151,7 @@ static void descend(struct nb_train *t, double norm)
         .first_by = (float)(1 / (1 - pow((double)FIRST, at))),
         .second_by = (float)(1 / (1 - pow((double)SECOND, at))),
         .floor = FLOOR};
-    const struct nb_descent of_codes = {.scale_rate = how.rate * SCALES,
-                                        .scale = how.scale,
+    const struct nb_descent of_codes = {.scale = how.scale,
                                         .first = how.first,
                                         .second = how.second,
                                         .first_by = how.first_by,
@@ -163,6 +161,7 @@ static void descend(struct nb_train *t, double norm)
         const struct nb_trained *w = &t->tensors[i];
         struct nb_descent codes = of_codes;
         codes.code_rate = w->gap > 0 ? how.rate / w->gap : 0;
+        codes.scale_rate = w->size > 0 ? how.rate / w->size : 0;
         how.decay = w->decays ? o->decay : 0;
         if (w->latent)
             nb_latent_descend(w->latent, t->team, w->gradient, &codes);

@@ -61,8 +61,8 @@ def split(kind, data):
 
 
 class Codes:
-    """A matrix whose codes, scales and minima learn. They move by Adam: codes by a rate in weights, the others by a part of what they
-    are at first."""
+    """A matrix whose codes, scales and minima learn. They move by Adam, all of them as far as the rate says in weights, on
+    the average at first."""
 
     def __init__(self, kind, data, weights):
         self.shape = weights.shape
@@ -72,7 +72,7 @@ class Codes:
         self.u = np.where(scale == 0, codes, np.clip(u, codes - 0.499, codes + 0.499))  # each lies in its code's cell
         self.parts = {"scale": scale, "min": minimum}
         self.units = {"scale": np.abs(scale), "min": np.abs(scale) * (self.most - self.least) / 2}
-        self.gap = np.abs(scale).mean()
+        self.gap, self.size = np.abs(scale).mean(), np.abs(weights).mean()
 
     def nearest(self):
         return np.clip(np.rint(self.u), self.least, self.most)
@@ -87,7 +87,7 @@ class Codes:
         pulls = {"scale": (g * self.nearest()).sum(1, keepdims=True), "min": g.sum(1, keepdims=True)}
         self.u = np.clip(self.u - rate / self.gap * adam("code", g * np.sign(stored)), self.least - 0.5, self.most + 0.5)
         for part in ("scale", "min") if self.has_min else ("scale",):
-            self.parts[part] = self.parts[part] - rate * self.units[part] * adam(part, pulls[part] * self.units[part])
+            self.parts[part] = self.parts[part] - rate / self.size * self.units[part] * adam(part, pulls[part] * self.units[part])
 
 
 class Learned(Student):
