@@ -34,6 +34,7 @@ from compare import TEXT, llama
 LEARNT = [TEXT / "novels", TEXT / "handbook.txt", TEXT / "modules.txt"]
 MINILM = TEXT.parent / "models" / "all-MiniLM-L6-v2"
 PASSAGES = TEXT.parent / "tasks" / "passages.txt"
+TASKS = [word for path in sorted(PASSAGES.parent.glob("*.jsonl")) for word in ("--tasks", path)]
 
 
 class Maker:
@@ -77,11 +78,11 @@ class Maker:
             self.service.run("compress", source, "-o", path, *words, "--method", "gptq", *texts, "--samples", 64)
         return path
 
-    def judge(self, table, files):
+    def judge(self, table, files, *words):
         """{file: [of each text]}"""
         texts = [word for path in compare.HELD_OUT for word in ("--text", path)]
         report = json.loads(self.service.run(
-            "eval", *files, "--reference", llama.f32_model(), *texts, "--windows", self.options.windows, "--precision", "exact",
+            "eval", *files, "--reference", llama.f32_model(), *texts, *words, "--windows", self.options.windows, "--precision", "exact",
             "--report", self.options.keep / table, "--json"))
         print(f"## {table}\n", (self.options.keep / table / "report.md").read_text(), flush=True)
         return {path: model["texts"] for path, model in zip(files, report["models"])}
@@ -131,12 +132,12 @@ def healing(maker):
     """Pruned, healed, and quantized."""
     weights = ["--weights", maker.options.weights]
     cut = maker.student("pruned", *weights, "--tokens", 0)
-    files = [maker.student("healed", *weights), maker.student("healed-labels", *weights, "--hard", 1)]
+    healed = maker.student("healed", *weights)
     f16 = llama.f32_model().stat().st_size / 2
-    small = [maker.quantized("healed-q4_0", files[0], "--to", "Q4_0"),
-             maker.quantized("healed-15", files[0], "--target-size", int(0.15 * f16))]
-    found = maker.judge("healing", [cut, *files, *small])
-    for path in files + small:
+    small = [maker.quantized("healed-q4_0", healed, "--to", "Q4_0"),
+             maker.quantized("healed-15", healed, "--target-size", int(0.15 * f16))]
+    found = maker.judge("healing", [cut, healed, *small], *TASKS)
+    for path in [healed, *small]:
         closed(found, cut, path)
     for path in small:
         print(f"{path.stem}: {100 * (1 - path.stat().st_size / f16):.1f} % smaller than F16", flush=True)
@@ -145,9 +146,10 @@ def healing(maker):
 def qat(maker):
     """Codes that error feedback found, and what training makes of them, at the same bytes."""
     files = []
-    for kind in ("Q4_0", "Q2_0"):
+    how = ("--qat", "--batch", 1024, "--temperature", 1, "--hard", 0)  # the teacher alone
+    for kind, rate in ("Q2_0", 3e-4), ("Q4_0", 3e-5):
         start = maker.quantized(f"gptq-{kind}", llama.f32_model(), "--to", kind)
-        files += [start, maker.student(f"qat-{kind}", "--qat", "--to", kind, "--rate", maker.options.qat_rate, of=start)]
+        files += [start, maker.student(f"qat-{kind}", "--to", kind, "--rate", rate, *how, of=start)]
     found = maker.judge("qat", files)
     for start, path in zip(files[::2], files[1::2]):
         closed(found, start, path)
@@ -183,7 +185,6 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--encoder-tokens", type=int, default=1_000_000)
     parser.add_argument("--encoder-rate", type=float, default=3e-4)
-    parser.add_argument("--qat-rate", type=float, default=1e-4)
     parser.add_argument("--passages", type=int, default=2000)
     compare.run_tables(parser, TABLES, Maker)
 
