@@ -47,7 +47,7 @@ static float mean_size(const float *x, size_t n)
     return (float)(sum / (double)n);
 }
 
-// The codes' start, and the memory that weights and their moments had, are given back.
+// Codes and scales take the place of weights and their moments, whose memory is given back.
 static int start_codes(const struct nb_train *t, struct nb_trained *w, uint32_t type,
                        const void *encoded)
 {
@@ -144,23 +144,28 @@ static void round_rows(void *arg, uint32_t thread)
     free(encoded);
 }
 
+static int round_weights(const struct nb_train *t, struct nb_trained *w)
+{
+    struct rounding r = {.w = w, .row_bytes = nb_encoded_bytes(w->how.type, 1, w->cols)};
+    if (w->how.scheme && w->how.scheme->group == NB_GROUP_TENSOR)
+        set_extent(w);
+    nb_team_run(t->team, round_rows, &r);
+    const int rc = atomic_load(&r.rc);
+    return rc == 0 || rc == -ENOMEM ? rc
+                                    : -EDOM; // a number that is none, or too large for the type
+}
+
 int nb_train_refresh(struct nb_train *t)
 {
-    for (uint32_t i = 0; i < t->n_tensors && t->stale; i++) {
+    int rc = 0;
+    for (uint32_t i = 0; i < t->n_tensors && t->stale && rc == 0; i++) {
         struct nb_trained *w = &t->tensors[i];
-        struct rounding r = {.w = w};
         if (w->latent)
             nb_latent_decode(w->latent, t->team, w->rounded);
-        if (!w->rounded || w->latent)
-            continue;
-        if (w->how.scheme && w->how.scheme->group == NB_GROUP_TENSOR)
-            set_extent(w);
-        r.row_bytes = nb_encoded_bytes(w->how.type, 1, w->cols);
-        nb_team_run(t->team, round_rows, &r);
-        const int rc = atomic_load(&r.rc);
-        if (rc < 0) // a number that is none, or too large for the type
-            return rc == -ENOMEM ? rc : -EDOM;
+        else if (w->rounded)
+            rc = round_weights(t, w);
     }
-    t->stale = false;
-    return 0;
+    if (rc == 0)
+        t->stale = false;
+    return rc;
 }

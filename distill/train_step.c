@@ -139,6 +139,21 @@ static int norm_of(const struct nb_train *t, double *ret)
     return rc < 0 ? rc : isfinite(*ret) ? 0 : -EDOM;
 }
 
+// As far in weights as `how` moves those.
+static void descend_codes(const struct nb_train *t, const struct nb_trained *w,
+                          const struct nb_adam *how)
+{
+    const struct nb_descent d = {.code_rate = w->gap > 0 ? how->rate / w->gap : 0,
+                                 .scale_rate = w->size > 0 ? how->rate / w->size : 0,
+                                 .scale = how->scale,
+                                 .first = how->first,
+                                 .second = how->second,
+                                 .first_by = how->first_by,
+                                 .second_by = how->second_by,
+                                 .floor = how->floor};
+    nb_latent_descend(w->latent, t->team, w->gradient, &d);
+}
+
 static void descend(struct nb_train *t, double norm)
 {
     const struct nb_train_options *o = &t->options;
@@ -151,20 +166,11 @@ static void descend(struct nb_train *t, double norm)
         .first_by = (float)(1 / (1 - pow((double)FIRST, at))),
         .second_by = (float)(1 / (1 - pow((double)SECOND, at))),
         .floor = FLOOR};
-    const struct nb_descent of_codes = {.scale = how.scale,
-                                        .first = how.first,
-                                        .second = how.second,
-                                        .first_by = how.first_by,
-                                        .second_by = how.second_by,
-                                        .floor = how.floor};
     for (uint32_t i = 0; i < t->n_tensors; i++) {
         const struct nb_trained *w = &t->tensors[i];
-        struct nb_descent codes = of_codes;
-        codes.code_rate = w->gap > 0 ? how.rate / w->gap : 0;
-        codes.scale_rate = w->size > 0 ? how.rate / w->size : 0;
         how.decay = w->decays ? o->decay : 0;
         if (w->latent)
-            nb_latent_descend(w->latent, t->team, w->gradient, &codes);
+            descend_codes(t, w, &how);
         else
             nb_adam_step(t->team, &how, w->gradient, w->floats, w->x, w->first, w->second);
     }
