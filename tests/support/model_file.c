@@ -58,6 +58,54 @@ void test_device_options(const struct nb_device_options *options)
     device_options = options ? *options : (struct nb_device_options){.threads = 0};
 }
 
+// A Vulkan device whose model was closed, with what its driver has compiled; none where `device` is
+// NULL.
+static struct test_model idle;
+enum { MADE = sizeof(idle.made) };
+
+// A CPU has compiled nothing; one that measures, or begins with what another had to keep, is always
+// new.
+static void tell_how(const struct nb_device_options *how, char ret[MADE])
+{
+    ret[0] = 0;
+    if (strncmp(device_name, "cpu", 3) != 0 && !how->cache && !how->warm && !how->allowed)
+        snprintf(ret, MADE, "%s %s %u %u %u %lu %lu %lu %d", device_name,
+                 how->tier ? how->tier : "", how->threads, how->tile, how->timeout_ms,
+                 how->memory_bytes, how->buffer_bytes, how->window_bytes, how->weights);
+}
+
+static int open_device(const struct nb_device_options *how, struct test_model *t,
+                       struct nb_error *ret_error)
+{
+    tell_how(how, t->made);
+    if (!idle.device || strcmp(idle.made, t->made) != 0)
+        return nb_device_create(device_name, how, &t->device, ret_error);
+    t->device = idle.device;
+    idle.device = NULL;
+    return 0;
+}
+
+void test_device_forget(void)
+{
+    if (idle.device)
+        idle.device->ops->destroy(idle.device);
+    idle.device = NULL;
+}
+
+static void close_device(struct test_model *t)
+{
+    static bool once;
+    if (!once)
+        atexit(test_device_forget);
+    once = true;
+    if (!t->made[0]) {
+        t->device->ops->destroy(t->device);
+        return;
+    }
+    test_device_forget();
+    idle = *t;
+}
+
 int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *options,
                        struct test_model *ret, struct nb_error *ret_error)
 {
@@ -69,7 +117,7 @@ int test_model_open_fd(int fd, uint32_t threads, const struct nb_model_options *
     struct nb_device_options how = device_options;
     how.threads = threads;
     how.tier = device_tier ? device_tier : how.tier;
-    rc = nb_device_create(device_name, &how, &t.device, ret_error);
+    rc = open_device(&how, &t, ret_error);
     if (rc == 0)
         rc = nb_model_open(image, t.device, options, &t.model, ret_error);
     if (rc < 0) {
@@ -97,7 +145,7 @@ void test_model_close(struct test_model *t)
 {
     nb_model_close(t->model);
     if (t->device)
-        t->device->ops->destroy(t->device);
+        close_device(t);
 }
 
 int test_precision(const char *name, enum nb_precision *ret)

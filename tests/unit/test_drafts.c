@@ -77,7 +77,7 @@ static uint32_t rows_of_t, contexts_of_t;
 static void close_model(struct test_model *of)
 {
     test_model_close(of);
-    *of = (struct test_model){NULL, NULL};
+    *of = (struct test_model){.model = NULL};
 }
 
 // One whose second layer hardly looks back repeats itself sooner than others.
