@@ -6,6 +6,8 @@
 // after the first window. A run is `whole`: a window after the other; `together`: all in the same
 // steps; `normalised`: whole, each vector made 1 long; or a number: whole, by so many tokens at a
 // time.
+// With no arguments each line of the standard input is one call's, apart by tabs, and is answered
+// by `status N`: what a driver has compiled for one call is there for the next.
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -16,6 +18,8 @@
 
 #include "tests/support/model_file.h"
 #include "tensor/fail.h"
+
+enum { WORDS = 40 }; // of a call
 
 struct arguments {
     const char *model, *tokens, *out;
@@ -218,7 +222,7 @@ static int run_all(struct nb_model *m, const struct arguments *a, const int32_t 
     return rc;
 }
 
-int main(int argc, char **argv)
+static int call(int argc, char **argv)
 {
     char whole[] = "whole";
     struct arguments a = {.precision = NB_PRECISION_BALANCED, .ctx = 512, .runs = whole};
@@ -244,6 +248,8 @@ int main(int argc, char **argv)
         .precision = a.precision, .kv_type = kv, .max_context = a.ctx};
     if (test_model_open(a.model, a.threads, &options, &t, &error) < 0) {
         fprintf(stderr, "engine-logits: %s\n", error.text);
+        free(tokens);
+        close(out);
         return 1;
     }
     int rc = run_all(t.model, &a, tokens, n, out);
@@ -253,5 +259,25 @@ int main(int argc, char **argv)
         fprintf(stderr, "engine-logits: %s\n", strerror(rc < 0 ? -rc : errno));
         return 1;
     }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        return call(argc, argv);
+    char *line = NULL;
+    size_t room = 0;
+    while (getline(&line, &room, stdin) > 0) {
+        char *words[WORDS] = {argv[0]}, *rest = line;
+        int n = 1;
+        line[strcspn(line, "\n")] = 0;
+        while (n < WORDS && (words[n] = strsep(&rest, "\t")))
+            n++;
+        optind = 0; // from the first word again
+        printf("status %d\n", call(n, words));
+        fflush(stdout);
+    }
+    free(line);
     return 0;
 }

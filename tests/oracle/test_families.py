@@ -79,17 +79,39 @@ def off(found, expected):
     return (np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)).max()
 
 
-def nibble(executable, path, case, device, threads, scratch):
+class Engine:
+    """engine-logits, one process for all calls: most of a call's time would go to its driver's compiler."""
+
+    def __init__(self, executable):
+        self.process = subprocess.Popen([executable], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
+
+    def call(self, *words):
+        print(*words, sep="\t", file=self.process.stdin, flush=True)
+        said = []
+        for line in self.process.stdout:
+            if line.startswith("status "):
+                break
+            said.append(line)
+        else:
+            line = f"engine-logits ended with {self.process.wait()}"
+        if line != "status 0\n":
+            raise RuntimeError("".join(said).strip() or line)
+
+
+def nibble(engine, path, case, device, threads, scratch):
     """{run: results [rows][columns] of all sequences}, and the tokens that follow the first."""
     out, rows = scratch / "results", families.tokens()
     np.concatenate(rows).tofile(scratch / "tokens")
     runs = VECTORS if case.embeds else RUNS if case.size["L"] <= DEEP else DEEP_RUNS
-    done = subprocess.run([executable, path, scratch / "tokens", "--precision", "exact", "--ctx", str(CONTEXT),
-                           "--window", str(len(rows[0])), "--threads", str(threads), "--device", device, "--runs", ",".join(runs),
-                           *(["--embed"] if case.embeds else ["--generate", str(GENERATED)]), "-o", out],
-                          capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip() or f"engine-logits ended with {done.returncode}")
+    engine.call(path, scratch / "tokens", "--precision", "exact", "--ctx", CONTEXT, "--window", len(rows[0]), "--threads", threads,
+                "--device", device, "--runs", ",".join(runs), *(["--embed"] if case.embeds else ["--generate", GENERATED]), "-o", out)
     shape = (len(runs), len(rows), case.size["E"]) if case.embeds else (len(runs), sum(map(len, rows)), families.VOCAB)
     data = out.read_bytes()
     results = np.frombuffer(data, "<f4", np.prod(shape)).reshape(shape)
@@ -116,7 +138,7 @@ def complaints(case, expected, greedy, found, tokens):
         yield f"greedy tokens {tokens} are not {greedy}"
 
 
-def compare(executable, devices, case, scratch):
+def compare(engine, devices, case, scratch):
     """Prints a line a device; returns whether all is well."""
     path = scratch / "model.gguf"
     weights = families.weights(case)
@@ -133,7 +155,7 @@ def compare(executable, devices, case, scratch):
         if case.first_type and device != "cpu":  # compiling shaders for all types takes long: once a family
             continue
         try:
-            found, tokens = nibble(executable, path, case, device, threads, scratch)
+            found, tokens = nibble(engine, path, case, device, threads, scratch)
             wrong = list(complaints(case, expected, greedy, found, tokens))
             figure = f"{off(found['whole'], expected):.1e}"
             if bits.setdefault(device, found["whole"].tobytes()) != found["whole"].tobytes():
@@ -195,7 +217,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         if options.executable:
-            well = [compare(options.executable, options.devices, case, scratch) for case in cases]
+            with Engine(options.executable) as engine:
+                well = [compare(engine, options.devices, case, scratch) for case in cases]
         else:
             well = [matters(case, scratch) for case in cases if case.first_type is None]
     sys.exit(0 if well and all(well) else 1)
