@@ -5,6 +5,8 @@
 #include <string.h>
 
 #define OPS "ops-check --device {device} --tier {tier} "
+// Where a CPU plays the device; all of them: tests/vulkan.
+#define SOME "--types Q4_0 --ops embedding,gemm,attention,norms --brief"
 
 #define SPEED_TELLS                                                                                \
     "decode and prefill of 1, 8 and 32 sequences, each tile, depth, time by section of a layer"
@@ -26,7 +28,7 @@ const struct gpu_part gpu_parts[] = {
      .tells = "every op and weight type beside the scalar reference",
      .seconds = 30,
      .command = OPS,
-     .brief = OPS "--types Q4_0 --brief",
+     .brief = OPS SOME,
      .each_tier = true},
     {.name = "tiles",
      .tells = "GEMMs of every type with each tile, for 1 to 64 rows",
@@ -64,7 +66,7 @@ const struct gpu_part gpu_parts[] = {
      .tells = "Khronos' layer (core, synchronisation, best practices) has nothing to say",
      .seconds = 15,
      .command = OPS "--types Q4_0,Q6_K,F16 --brief",
-     .brief = OPS "--types Q4_0 --brief",
+     .brief = OPS SOME,
      .each_tier = true,
      .validated = true},
     {.name = "service",
