@@ -1,5 +1,7 @@
 // ATTENTION over a batch's sequences. A unit of work is a tile of queries of one head; backward,
 // all heads that share a head of keys and values, so that whoever adds to one is alone.
+#include <string.h>
+
 #include "grad/room.h"
 
 struct work {
@@ -72,8 +74,32 @@ static void attend_unit(void *arg, uint32_t unit, uint32_t thread)
     w->p->g->loops->attend(&a, q0, nb_least(a.n - q0, NB_QUERY_TILE), nb_scratch(w->p, thread));
 }
 
+static bool is_tapped(const struct nb_pass *p)
+{
+    return p->span == &p->g->spans[p->g->tap.layer + 1];
+}
+
+// Queries, keys and values, in this order.
+static const struct nb_place *read_by(const struct nb_step *s, uint32_t i)
+{
+    const struct nb_place *const of[] = {&s->in, &s->other, &s->third};
+    return of[i];
+}
+
+static void tap(const struct nb_pass *p, const struct nb_step *s)
+{
+    for (uint32_t i = 0; i < 3; i++) {
+        const struct nb_place *of = read_by(s, i);
+        float *ret = p->g->tap.ret[i];
+        for (uint32_t row = 0; row < p->rows && ret; row++, ret += of->width)
+            memcpy(ret, nb_value(p, of, row), of->width * sizeof(*ret));
+    }
+}
+
 void nb_attend(const struct nb_pass *p, const struct nb_step *s)
 {
+    if (p->shows && is_tapped(p))
+        tap(p, s);
     const struct nb_batch *b = &p->g->batch;
     struct work w = {p, s};
     uint32_t tiles = 0;
@@ -108,8 +134,21 @@ static void attend_back_unit(void *arg, uint32_t unit, uint32_t thread)
     }
 }
 
+static void tap_back(const struct nb_pass *p, const struct nb_step *s)
+{
+    for (uint32_t i = 0; i < 3; i++) {
+        const struct nb_place *of = read_by(s, i);
+        const float *d = nb_is_wanted(p, of) ? p->g->tap.d[i] : NULL;
+        for (uint32_t row = 0; row < p->rows && d; row++, d += of->width)
+            for (uint32_t j = 0; j < of->width; j++)
+                nb_gradient(p, of, row)[j] += d[j];
+    }
+}
+
 void nb_attend_back(const struct nb_pass *p, const struct nb_step *s)
 {
+    if (is_tapped(p))
+        tap_back(p, s);
     struct work w = {p, s};
     nb_each(p->g->team, p->g->batch.n_sequences * p->g->plan->hp.n_kv_heads, attend_back_unit, &w);
 }

@@ -106,6 +106,15 @@ void nb_grad_see(struct nb_grad *g, nb_grad_see_fn *fn, void *user)
     g->see_user = user;
 }
 
+void nb_grad_tap(struct nb_grad *g, uint32_t layer, float *const *ret, const float *const *d)
+{
+    g->tap = (struct nb_tap){.layer = layer};
+    for (uint32_t i = 0; i < 3; i++) {
+        g->tap.ret[i] = ret ? ret[i] : NULL;
+        g->tap.d[i] = d ? d[i] : NULL;
+    }
+}
+
 // --- Batches
 
 static int check_sequence(const struct nb_hparams *hp, const struct nb_grad_sequence *s,

@@ -83,6 +83,12 @@ typedef void nb_grad_see_fn(void *user, const struct nb_grad_tensor *w, uint32_t
                             const float *x, size_t stride, uint32_t n);
 void nb_grad_see(struct nb_grad *g, nb_grad_see_fn *fn, void *user);
 
+// From now on forward passes of `layer` also write its attention's queries, keys and values, as it
+// multiplies them (behind norms and RoPE), to ret[0 ... 2], each [rows][heads * dimension]; and
+// backward passes add d[0 ... 2], the gradient that begins there, to what reaches them. The caller
+// keeps these. NULL, or one of them: not wanted. A model has one such layer at a time.
+void nb_grad_tap(struct nb_grad *g, uint32_t layer, float *const *ret, const float *const *d);
+
 // Whether products of rows and matrices, forward and back, take both operands rounded to bf16, and
 // sum in fp32 as before; at first they do not. It is faster on processors with AVX512-BF16, where
 // denormals count as zeros, and the same on others. Factors and attention stay in fp32.

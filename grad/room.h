@@ -116,6 +116,11 @@ struct nb_grad {
     size_t scratch_floats;
     nb_grad_see_fn *see;
     void *see_user;
+    struct nb_tap {
+        uint32_t layer;
+        float *ret[3]; // nb_grad_tap; NULL: not wanted
+        const float *d[3];
+    } tap;
     bool bf16; // nb_grad_narrow
 };
 
