@@ -7,6 +7,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "distill/relations.h"
 #include "distill/train_room.h"
 
 // --- What is refused
@@ -21,8 +22,9 @@ static int check_numbers(const struct nb_train *t, struct nb_error *e)
     const struct nb_train_options *o = &t->options;
     if (!is_within(o->rate, 1) || !is_within(o->decay, 1) || !is_within(o->clip, 1e9f) ||
         !is_within(o->hard, 1) || !is_within(o->mix, 1) || !is_within(o->own, 1) ||
-        !is_within(o->hidden, 1e3f) || !is_within(o->cosine, 1e3f) ||
-        !is_within(o->relation, 1e3f) || !is_within(o->temperature, 100) || o->temperature < 0.01f)
+        !is_within(o->hidden, 1e3f) || !is_within(o->attention, 1e3f) ||
+        !is_within(o->cosine, 1e3f) || !is_within(o->relation, 1e3f) ||
+        !is_within(o->temperature, 100) || o->temperature < 0.01f)
         return nb_fail(e, -EINVAL, "a number of the training is out of range");
     if (o->adapter.rank && !(o->adapter.alpha > 0 && is_within(o->adapter.alpha, 1e6f)))
         return nb_fail(e, -EINVAL, "the adapter's alpha is over 0, up to 1000000");
@@ -43,8 +45,8 @@ static int check_logits(const struct nb_train *t, struct nb_error *e)
     const struct nb_plan *teacher = t->teacher_plan;
     if (o->cosine > 0 || o->relation > 0)
         return nb_fail(e, -EINVAL, "a model that is not made for vectors does not learn them");
-    if (!teacher && (o->hard < 1 || o->hidden > 0))
-        return nb_fail(e, -EINVAL, "soft labels and hidden states need a teacher");
+    if (!teacher && (o->hard < 1 || o->hidden > 0 || o->attention > 0))
+        return nb_fail(e, -EINVAL, "soft labels, hidden states and attention need a teacher");
     if (o->own > 0 && (!teacher || t->windows->end))
         return nb_fail(
             e, -EINVAL,
@@ -71,9 +73,9 @@ static int check_vectors(const struct nb_train *t, struct nb_error *e)
         return nb_fail(e, -ENOTSUP,
                        "adapters are trained by logits: not of a %s model that is made for vectors",
                        s->hp.arch->name);
-    if (!teacher || !(o->cosine + o->relation + o->hidden > 0))
+    if (!teacher || !(o->cosine + o->relation + o->hidden + o->attention > 0))
         return nb_fail(e, -EINVAL,
-                       "vectors are learnt of a teacher: by cosine, relation or hidden");
+                       "vectors are learnt of a teacher: by cosine, relation, hidden or attention");
     if (o->cosine > 0 && teacher->hp.embedding != s->hp.embedding)
         return nb_fail(e, -EINVAL,
                        "vectors of %u and %u numbers have no cosine: set it to 0, so that the "
@@ -144,7 +146,7 @@ static int make_rows(struct nb_train *t)
     t->teacher_vector = nb_grad_floats(pooled * taught);
     t->d_vector = nb_grad_floats(pooled * hp->embedding);
     t->d_slice = nb_grad_floats(t->vectors ? slice * hp->embedding : 0);
-    t->soft = calloc(5 * rows, sizeof(*t->soft));
+    t->soft = calloc(6 * rows, sizeof(*t->soft));
     t->label = calloc(rows, sizeof(*t->label));
     t->end = calloc(rows, sizeof(*t->end));
     t->order = calloc((size_t)t->windows->n + t->options.batch, sizeof(*t->order));
@@ -156,9 +158,36 @@ static int make_rows(struct nb_train *t)
         !t->end || !t->order || !t->sequence || !t->own || !t->tapes)
         return -ENOMEM;
     t->chosen = t->order + t->windows->n;
-    float **of_rows[] = {&t->hard, &t->hidden, &t->cosine, &t->relation};
+    float **of_rows[] = {&t->hard, &t->hidden, &t->attention, &t->cosine, &t->relation};
     for (size_t i = 0; i < sizeof(of_rows) / sizeof(of_rows[0]); i++)
         *of_rows[i] = t->soft + (i + 1) * rows;
+    return 0;
+}
+
+// Three parts of rows: queries, keys and values.
+static bool make_attended(const struct nb_train *t, const struct nb_hparams *hp, float *ret[3])
+{
+    const size_t keys = hp->n_kv_heads * hp->k_dim;
+    const size_t width[] = {hp->n_heads * hp->k_dim, keys, hp->n_kv_heads * hp->v_dim};
+    for (int i = 0; i < 3; i++)
+        if (!(ret[i] = nb_grad_floats(t->rows * width[i])))
+            return false;
+    return true;
+}
+
+// Of the last layers, where they are compared.
+static int tap_attention(struct nb_train *t)
+{
+    const struct nb_plan *own = t->plan, *other = t->teacher_plan;
+    if (!(t->options.attention > 0))
+        return 0;
+    t->relating = nb_grad_floats(nb_relations_scratch(t->windows->length));
+    if (!t->relating || !make_attended(t, &own->hp, t->attended) ||
+        !make_attended(t, &own->hp, t->d_attended) ||
+        !make_attended(t, &other->hp, t->attended_teacher))
+        return -ENOMEM;
+    nb_grad_tap(t->grad, own->n_layers - 1, t->attended, (const float *const *)t->d_attended);
+    nb_grad_tap(t->teacher, other->n_layers - 1, t->attended_teacher, NULL);
     return 0;
 }
 
@@ -180,9 +209,9 @@ static uint64_t key_of(const struct nb_train *t)
 {
     const struct nb_windows *w = t->windows;
     const struct nb_train_options *o = &t->options;
-    const float reals[] = {o->rate,   o->decay,         o->clip, o->temperature, o->hard,
-                           o->hidden, o->adapter.alpha, o->mix,  o->cosine,      o->relation,
-                           o->own};
+    const float reals[] = {o->rate,   o->decay,    o->clip,          o->temperature,
+                           o->hard,   o->hidden,   o->adapter.alpha, o->mix,
+                           o->cosine, o->relation, o->own,           o->attention};
     const uint64_t numbers[] = {w->n,
                                 w->length,
                                 o->batch,
@@ -227,7 +256,7 @@ static int create(struct nb_train *t, struct nb_error *e)
     if (rc < 0)
         return rc;
     t->key = key_of(t);
-    if (make_rows(t) < 0)
+    if (make_rows(t) < 0 || tap_attention(t) < 0)
         return nb_fail(e, -ENOMEM, "no memory for batches of %u tokens", t->rows);
     rc = make_tapes(t, e);
     return rc == -ENOMEM ? nb_fail(e, rc, "no memory for the tapes of %u tokens", t->rows) : rc;
@@ -281,6 +310,12 @@ void nb_train_destroy(struct nb_train *t)
     free(t->teacher_vector);
     free(t->d_vector);
     free(t->d_slice);
+    for (int i = 0; i < 3; i++) {
+        free(t->attended[i]);
+        free(t->attended_teacher[i]);
+        free(t->d_attended[i]);
+    }
+    free(t->relating);
     free(t->soft); // and what lies behind it
     free(t->label);
     free(t->end);

@@ -70,6 +70,7 @@ struct nb_train_options {
     float cosine;      // of vectors, in the place of the three above: weight of 1 - cosine,
     float relation;    // and of the relations' differences
     float hidden;      // weight of 1 - cosine of the last hidden states; 0: none
+    float attention;   // weight of the relations among tokens in the last layers (relations.h)
     uint64_t seed;     // of the windows' order, and of random weights
     bool random;       // the student's matrices begin as random numbers
     bool bf16;         // products of both models take bf16 operands (nb_grad_narrow)
@@ -83,12 +84,12 @@ struct nb_train_options {
 #define NB_TRAIN_STEPS (1u << 24)
 
 // Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 and
-// `hidden` 0; never of vectors. -EINVAL: models whose vocabularies or, with `cosine`, widths
-// differ; windows that are fewer than a batch or longer than a context; tokens outside the
-// vocabulary; numbers out of range; losses that a student of its kind does not have; an adapter of
-// matrices that are not there or smaller than its rank; -ENOTSUP: a teacher without logits, an
-// adapter of experts or of a model for vectors; -ENOMEM. With its line. Of a shared training
-// -EINVAL too: a step of fewer batches than there are ranks.
+// `hidden` and `attention` 0; never of vectors. -EINVAL: models whose vocabularies or, with
+// `cosine`, widths differ; windows that are fewer than a batch or longer than a context; tokens
+// outside the vocabulary; numbers out of range; losses that a student of its kind does not have; an
+// adapter of matrices that are not there or smaller than its rank; -ENOTSUP: a teacher without
+// logits, an adapter of experts or of a model for vectors; -ENOMEM. With its line. Of a shared
+// training -EINVAL too: a step of fewer batches than there are ranks.
 int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
                     struct nb_team *team, const struct nb_windows *windows,
                     const struct nb_train_options *options, struct nb_train **ret,
@@ -121,6 +122,7 @@ int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_
 struct nb_train_loss {
     double hard, soft;       // of a token, in nats: of labels, and of the teacher (times T^2)
     double hidden;           // of a token: 1 - cosine of hidden states
+    double attention;        // of a token: of queries, keys and values together (relations.h)
     double cosine, relation; // of a text: 1 - cosine of vectors, and within its batch (cosine.h)
     double norm;             // of the gradient, before it is clipped
 };

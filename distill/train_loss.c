@@ -1,7 +1,9 @@
-// What a step lowers: of logits, of hidden states, of texts' vectors; and its gradient in x_L.
+// What a step lowers: of logits, of hidden states, of attention, of texts' vectors; and its
+// gradient in x_L.
 #include <string.h>
 
 #include "distill/cosine.h"
+#include "distill/relations.h"
 #include "distill/train_room.h"
 #include "grad/gemm.h"
 #include "grad/loss.h"
@@ -83,6 +85,40 @@ static void of_hidden(struct nb_train *t, bool back)
     else
         compare(t, nb_train_rows(t, t->plan->n_layers), t->plan->hp.embedding, weight,
                 back ? t->d : NULL);
+}
+
+// --- Relations in the last layers
+
+static uint32_t common(uint32_t a, uint32_t b)
+{
+    return b ? common(b, a % b) : a;
+}
+
+// In as many heads as both have: those of queries, or of keys and values.
+static void of_attention(struct nb_train *t, bool back)
+{
+    const struct nb_hparams *own = &t->plan->hp, *other = &t->teacher_plan->hp;
+    const float parts = (float)t->n_counted * (float)t->options.accumulate;
+    const uint32_t dims[][2] = {
+        {own->k_dim, other->k_dim}, {own->k_dim, other->k_dim}, {own->v_dim, other->v_dim}};
+    memset(t->attention, 0, t->n_rows * sizeof(*t->attention));
+    for (uint32_t of = 0; of < 3; of++) {
+        const uint32_t heads = of ? own->n_kv_heads : own->n_heads,
+                       taught = of ? other->n_kv_heads : other->n_heads;
+        const struct nb_relations r = {.heads = common(heads, taught),
+                                       .width = heads * dims[of][0],
+                                       .taught_width = taught * dims[of][1],
+                                       .causal = own->causal,
+                                       .weight = t->options.attention / parts};
+        float *d = back ? t->d_attended[of] : NULL;
+        if (d)
+            memset(d, 0, (size_t)t->n_rows * r.width * sizeof(*d));
+        for (uint32_t i = 0, at = 0; i < t->n_windows; at = t->end[i++])
+            nb_relations(&r, t->team, t->end[i] - at,
+                         t->attended_teacher[of] + (size_t)at * r.taught_width,
+                         t->attended[of] + (size_t)at * r.width, t->label + at,
+                         d ? d + (size_t)at * r.width : NULL, t->attention + at, t->relating);
+    }
 }
 
 // --- Vectors
@@ -181,6 +217,8 @@ int nb_train_losses(struct nb_train *t, bool back)
     int rc = t->vectors ? of_vectors(t, back) : of_logits(t, back);
     if (rc == 0 && t->options.hidden > 0)
         of_hidden(t, back);
+    if (rc == 0 && t->options.attention > 0)
+        of_attention(t, back);
     return rc;
 }
 
@@ -195,6 +233,7 @@ struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uin
         sum.hard += (double)t->hard[i];
         sum.soft += (double)t->soft[i];
         sum.hidden += (double)t->hidden[i];
+        sum.attention += (double)t->attention[i];
     }
     for (uint32_t i = first; i < first + n; i++) {
         sum.cosine += (double)t->cosine[i] / n;
@@ -203,5 +242,6 @@ struct nb_train_loss nb_train_mean(const struct nb_train *t, uint32_t first, uin
     sum.hard /= labels ? labels : 1;
     sum.soft /= counted ? counted : 1;
     sum.hidden /= counted ? counted : 1;
+    sum.attention /= counted ? counted : 1;
     return sum;
 }

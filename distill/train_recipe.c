@@ -42,6 +42,7 @@ static const struct number numbers[] = {
     REAL(own, 0, 1, 0, NB_TRAIN_LOGITS),
     REAL(hard, 0, 1, 0.1, NB_TRAIN_LOGITS),
     REAL(hidden, 0, 1000, 0, ALL),
+    REAL(attention, 0, 1000, 0, ALL),
     REAL(cosine, 0, 1000, 1, NB_TRAIN_VECTORS),
     REAL(relation, 0, 1000, 1, NB_TRAIN_VECTORS),
     WHOLE(seed, 0, UINT32_MAX, 1),
@@ -255,14 +256,18 @@ int nb_train_recipe_check(const struct nb_train_recipe *r, enum nb_train_kind ki
         return nb_fail(ret_error, -EINVAL,
                        "the recipe's \"%s\" is of %s, and this %s model learns %s: leave it out",
                        other, vectors ? "logits" : "vectors", family,
-                       vectors ? "vectors, by \"cosine\", \"relation\" and \"hidden\"" : "logits");
+                       vectors
+                           ? "vectors, by \"cosine\", \"relation\", \"hidden\" and \"attention\""
+                           : "logits");
     if (vectors && r->adapter.rank)
         return nb_fail(ret_error, -EINVAL,
                        "an adapter is trained by logits, and this %s model learns vectors: leave "
                        "out \"adapter\"",
                        family);
-    if (vectors && !(r->cosine + r->relation + r->hidden > 0))
-        return nb_fail(ret_error, -EINVAL,
-                       "nothing is learnt: \"cosine\", \"relation\" and \"hidden\" are all 0");
+    if (vectors && !(r->cosine + r->relation + r->hidden + r->attention > 0))
+        return nb_fail(
+            ret_error, -EINVAL,
+            "nothing is learnt: \"cosine\", \"relation\", \"hidden\" and \"attention\" are "
+            "all 0");
     return 0;
 }

@@ -42,7 +42,7 @@ struct nb_train_recipe {
     uint32_t batch;                    // tokens of a step
     uint32_t held_out;                 // windows on which it is judged
     double rate, warm, decay, clip;    // warm: the share of steps that rise
-    double temperature, mix, own, hard, hidden;
+    double temperature, mix, own, hard, hidden, attention;
     double cosine, relation; // of vectors
     enum nb_schedule schedule;
     uint32_t seed;

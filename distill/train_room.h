@@ -60,11 +60,16 @@ struct nb_train {
     float *d_vector;                // [rows][embedding]
     float *d_slice;                 // [slice][embedding]: in what vectors are made of
     float *soft, *hard, *hidden;    // [rows]
-    float *cosine, *relation;       // [rows]: of texts
-    uint32_t *order;                // [windows->n]: of the epoch
-    int32_t *own;                   // [batch][length]: windows that the student has written,
-    uint32_t n_own;                 // the first of the present batch; NULL, 0: none
-    uint32_t *chosen;               // [batch]: the windows of the present one, behind the order
+    float *attention;               // [rows]; 0 where it is not learnt
+    // Queries, keys and values of the last layers, [rows][heads * dimension] each, with the
+    // gradient in the student's; NULL: they are not compared.
+    float *attended[3], *attended_teacher[3], *d_attended[3];
+    float *relating;          // what comparing them needs
+    float *cosine, *relation; // [rows]: of texts
+    uint32_t *order;          // [windows->n]: of the epoch
+    int32_t *own;             // [batch][length]: windows that the student has written,
+    uint32_t n_own;           // the first of the present batch; NULL, 0: none
+    uint32_t *chosen;         // [batch]: the windows of the present one, behind the order
     // The present batch.
     uint32_t n_rows, n_windows, n_labels, n_counted; // rows with a label; that are not left out
     struct nb_grad_sequence *sequence;               // [rows]

@@ -6,7 +6,8 @@
 int nb_train_join(struct nb_train *t, int rc, struct nb_train_loss *loss)
 {
     const struct nb_train_share *s = t->options.share;
-    double sums[] = {rc < 0, loss->hard, loss->soft, loss->hidden, loss->cosine, loss->relation};
+    double sums[] = {rc < 0,       loss->hard,     loss->soft,     loss->hidden,
+                     loss->cosine, loss->relation, loss->attention};
     const int joined = s->sum_doubles(s->user, sums, sizeof(sums) / sizeof(sums[0]));
     if (rc < 0 || joined < 0)
         return rc < 0 ? rc : joined;
@@ -16,7 +17,8 @@ int nb_train_join(struct nb_train *t, int rc, struct nb_train_loss *loss)
                                    .soft = sums[2],
                                    .hidden = sums[3],
                                    .cosine = sums[4],
-                                   .relation = sums[5]};
+                                   .relation = sums[5],
+                                   .attention = sums[6]};
     for (uint32_t i = 0; i < t->n_tensors && rc == 0; i++)
         rc = s->sum_floats(s->user, t->tensors[i].gradient, t->tensors[i].floats);
     return rc;

@@ -103,13 +103,15 @@ static int run_batch(struct nb_train *t, uint32_t number, struct nb_train_loss *
     if (rc < 0)
         return rc;
     const struct nb_train_loss loss = nb_train_mean(t, 0, t->n_windows);
-    if (!isfinite(loss.hard + loss.soft + loss.hidden + loss.cosine + loss.relation))
+    if (!isfinite(loss.hard + loss.soft + loss.hidden + loss.cosine + loss.relation +
+                  loss.attention))
         return -EDOM;
     sum->hard += loss.hard / parts;
     sum->soft += loss.soft / parts;
     sum->hidden += loss.hidden / parts;
     sum->cosine += loss.cosine / parts;
     sum->relation += loss.relation / parts;
+    sum->attention += loss.attention / parts;
     return back(t);
 }
 

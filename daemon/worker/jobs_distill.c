@@ -57,7 +57,7 @@ static int load(struct model *m, uint32_t length, struct nb_error *e)
 static bool has_teacher(const struct distilling *k)
 {
     const struct nb_train_recipe *r = &k->recipe;
-    return k->learns == NB_TRAIN_VECTORS || r->hard < 1 || r->hidden > 0;
+    return k->learns == NB_TRAIN_VECTORS || r->hard < 1 || r->hidden > 0 || r->attention > 0;
 }
 
 // Before any of the model is packed.
@@ -265,6 +265,7 @@ static void choose_options(struct distilling *k)
                                    .own = (float)r->own,
                                    .hard = (float)r->hard,
                                    .hidden = (float)r->hidden,
+                                   .attention = (float)r->attention,
                                    .cosine = vectors ? (float)r->cosine : 0,
                                    .relation = vectors ? (float)r->relation : 0,
                                    .seed = r->seed,
@@ -292,6 +293,7 @@ static void add(struct nb_train_loss *sum, const struct nb_train_loss *loss, dou
     sum->hard += by * loss->hard;
     sum->soft += by * loss->soft;
     sum->hidden += by * loss->hidden;
+    sum->attention += by * loss->attention;
     sum->cosine += by * loss->cosine;
     sum->relation += by * loss->relation;
     sum->norm += by * loss->norm;

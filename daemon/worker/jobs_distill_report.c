@@ -18,6 +18,8 @@ static json_t *loss_json(const struct distilling *k, const struct nb_train_loss 
         json_object_set_new(o, "divergence", json_real(by * loss->soft));
     if (k->recipe.hidden > 0)
         json_object_set_new(o, "hidden", json_real(by * loss->hidden));
+    if (k->recipe.attention > 0)
+        json_object_set_new(o, "attention", json_real(by * loss->attention));
     return o;
 }
 

@@ -129,10 +129,15 @@ class Model:
             parts[i] = self.norm(w, name, rows)
         return (part.reshape(len(x), -1, self.D) for part in parts)
 
-    def attention(self, w, x, window, cos, sin):
+    def attended(self, w, x, cos, sin):
+        """Queries, keys and values as they are multiplied, [rows][heads][D]."""
         q, k, v = self.heads(w, x)
         if self.family.ropes:
             q, k = (rotate(part, cos, sin, self.case.family in NEOX) for part in (q, k))
+        return q, k, v
+
+    def attention(self, w, x, window, cos, sin):
+        q, k, v = self.attended(w, x, cos, sin)
         q = q.reshape(len(x), self.G, -1, self.D)
         scores = jnp.einsum("qghd,kgd->ghqk", q, k) * self.scale
         if self.softcap:
@@ -165,9 +170,12 @@ class Model:
             up = self.act(up)
         return self.linear(w, "ffn_down", up)
 
+    def first(self, w, x):
+        return self.norm(w, "attn_norm", x) if "attn_norm.weight" in w else x
+
     def layer(self, x, of_layer):
         w, *tables = of_layer
-        first = self.norm(w, "attn_norm", x) if "attn_norm.weight" in w else x
+        first = self.first(w, x)
         y = self.attention(w, first, *tables)
         if "post_attention_norm.weight" in w:
             y = self.norm(w, "post_attention_norm", y)
@@ -196,6 +204,15 @@ class Model:
         dimension for the layers."""
         x, _ = jax.lax.scan(self.layer, self.embed(outside, tokens), (stacked, *self.layers))
         return self.norm(outside, "output_norm", x) if "output_norm.weight" in outside else x
+
+    def last_attended(self, outside, stacked, tokens):
+        """Of the last layer."""
+        def layer(x, of_layer):
+            w, _, *tables = of_layer
+            return self.layer(x, of_layer)[0], self.attended(w, self.first(w, x), *tables)
+
+        _, parts = jax.lax.scan(layer, self.embed(outside, tokens), (stacked, *self.layers))
+        return [part[-1] for part in parts]
 
     def logits(self, outside, stacked, tokens):
         head = "output" if "output.weight" in outside else "token_embd"

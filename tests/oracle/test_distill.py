@@ -73,7 +73,8 @@ class Distill(Trainings):
         kept |= {f"blk.{i}{n[n.index('.', 4):]}": x for i, of in enumerate(layers) for n, x in arrays.items()
                  if n.startswith(f"blk.{of}.")}
         of_student = dataclasses.replace(case, size={**case.size, "L": len(layers)})
-        self.compare(case, report, tokens, Encoder(case, arrays, lengths), Encoder(of_student, kept, lengths), how)
+        attends = "attention" in how
+        self.compare(case, report, tokens, Encoder(case, arrays, lengths, attends), Encoder(of_student, kept, lengths, attends), how)
         # What is told of the held-out text is what the file makes of it.
         after = {t.name: np.array(t.data) for t in gguf.GGUFReader(self.path / "student.gguf").tensors}
         for told, now in (("before", kept), ("after", after)):
@@ -86,7 +87,7 @@ class Distill(Trainings):
     def test_encoders_beside_jax(self):
         how = {"cosine": 1.0, "relation": 3.0, "hidden": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
         cases = {c.name: c for c in families.CASES if c.embeds}
-        for name, layers, more in (("mean", [1], {"clip": 1e9}), ("first token, no biases", [0, 2], {}),
+        for name, layers, more in (("mean", [1], {"clip": 1e9, "attention": 0.6}), ("first token, no biases", [0, 2], {}),
                                    ("an embedding of the last token", [0], {"relation": 0.0})):
             with self.subTest(name):
                 self.encoder_beside_jax(cases[name], layers, {**how, **more})
@@ -115,12 +116,13 @@ class Distill(Trainings):
         self.assertLess(held["after"]["hidden"], held["before"]["hidden"])
 
     def test_projected_beside_jax(self):
-        """Hidden states of a student that is less wide: through a projection that begins as the channels' places."""
+        """Hidden states of a student that is less wide: through a projection that begins as the channels' places. And
+        relations of one that has fewer heads."""
         case = case_of("llama", E=40, D=8, H=4, G=2)
-        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.7, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
+        how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.7, "attention": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
         arrays, recipe = families.weights(case), self.path / "recipe.json"
         families.write(self.path / "family.gguf", case, arrays)
-        words = {"to": "F32", **how, "width": 24, "cut_by": "activation", "length": LENGTH, "held_out": 1,
+        words = {"to": "F32", **how, "width": 24, "heads": 1, "cut_by": "activation", "length": LENGTH, "held_out": 1,
                  "batch": LENGTH * len(LEARNT), "tokens": 0}
         recipe.write_text(json.dumps(words))
         self.distill(self.path / "family.gguf", "--text", self.text, "--recipe", recipe)
@@ -132,13 +134,14 @@ class Distill(Trainings):
         self.assertEqual(report["weights"], sum(x.size for x in kept.values()))
         tokens = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32).reshape(WINDOWS, LENGTH)[LEARNT].ravel()
         lengths = [LENGTH] * len(LEARNT)
-        student = Student(dataclasses.replace(case, size={**case.size, "E": 24}), kept, lengths)
+        student = Student(dataclasses.replace(case, size={**case.size, "E": 24, "H": 2, "G": 1}), kept, lengths, attends=True)
         student.outside["projection"] = place.astype(np.float64)
-        self.compare(case, report, tokens, Student(case, arrays, lengths), student, how)
+        self.compare(case, report, tokens, Student(case, arrays, lengths, attends=True), student, how)
 
     def test_steps_beside_jax(self):
         how = {"temperature": 2.0, "hard": 0.3, "hidden": 0.4, "rate": 1e-3, "warm": 0.5, "decay": 0.1, "clip": 1.0}
-        for family, more in (("llama", {"clip": 1e9}), ("gemma3", {"clip": 0.5, "mix": 0.4}), ("llama", {"mix": 1.0})):
+        for family, more in (("llama", {"clip": 1e9}), ("gemma3", {"clip": 0.5, "mix": 0.4, "attention": 0.2}),
+                             ("llama", {"mix": 1.0}), ("llama", {"attention": 0.8})):
             with self.subTest(family, **more):
                 self.beside_jax(case_of(family, L=3), [0, 2], {**how, **more})
 

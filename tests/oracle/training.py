@@ -55,13 +55,26 @@ def apart(x, y):
     return (1 - (x * y).sum(axis=1) / jnp.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))).mean()
 
 
+def unlike(x, y, sees):
+    """The mean KL divergence of rows' relations among their vectors from the teacher's; x, y: [rows][heads][D]."""
+    logs = []
+    for part in (x, y):
+        part = part.reshape(len(part), math.gcd(x.shape[1], y.shape[1]), -1)
+        scores = jnp.einsum("ihd,jhd->hij", part, part) / math.sqrt(part.shape[-1])
+        logs.append(jax.nn.log_softmax(jnp.where(sees, scores, -1e30), -1))
+    return (jnp.exp(logs[1]) * (logs[1] - logs[0])).sum() / logs[0].shape[0] / len(x)
+
+
 class Student:
     """A model in float64, its loss against a teacher, and AdamW."""
 
     figures = "loss", "divergence", "hidden", "norm"  # of a step, as reports name them
 
-    def __init__(self, case, arrays, lengths):
-        self.case, self.lengths = case, lengths
+    def __init__(self, case, arrays, lengths, attends=False):
+        """`attends`: it learns how tokens are related in the last attention, too."""
+        self.case, self.lengths, self.attends = case, lengths, attends
+        if attends:
+            self.figures = *self.figures[:-1], "attention", "norm"
         self.labelled = True  # or of each row, whether its label is learnt
         weights = {name: array.astype(np.float64) for name, array in arrays.items()}
         self.model = families_jax.Model(case, families.FAMILIES[case.family], families.keys(case), weights, lengths)
@@ -85,7 +98,21 @@ class Student:
 
     def both(self, outside, stacked, tokens):
         return (self.model.logits(outside, stacked, tokens),
-                self.model.vectors({n: x for n, x in outside.items() if not n.startswith("output_norm")}, stacked, tokens))
+                self.model.vectors({n: x for n, x in outside.items() if not n.startswith("output_norm")}, stacked, tokens),
+                *self.attended(outside, stacked, tokens))
+
+    def attended(self, outside, stacked, tokens):
+        return self.model.last_attended(outside, stacked, tokens) if self.attends else []
+
+    def relations(self, x, teacher, how):
+        """What the loss has of them, and their figure; of `both`."""
+        if not self.attends:
+            return 0, ()
+        sees = self.model.sequence[:, None] == self.model.sequence
+        if self.case.family != "bert":
+            sees = sees & (self.model.position[:, None] >= self.model.position)
+        away = sum(unlike(a, b, sees) for a, b in zip(x, teacher))
+        return how["attention"] * away, (away,)
 
     def losses(self, moved, tokens, teacher, how):
         """What a step lowers, and its figures; `teacher`: as both() gives it."""
@@ -93,7 +120,8 @@ class Student:
         counts[np.cumsum(self.lengths) - 1] = False
         counts &= self.labelled
         t, hot = how["temperature"], np.eye(families.VOCAB)[np.roll(tokens, -1)]
-        logits, x = self.both(*self.whole(*moved), tokens)
+        logits, x, *attended = self.both(*self.whole(*moved), tokens)
+        related, figure = self.relations(attended, teacher[2:], how)
         hard = -(jax.nn.log_softmax(logits) * hot * counts[:, None]).sum() / counts.sum()
         p, q = jax.nn.log_softmax(teacher[0] / t), jax.nn.log_softmax(logits / t)
         mix = how.get("mix", 0.0)
@@ -101,7 +129,7 @@ class Student:
         of_p, of_q = (jnp.exp(p) * (p - m)).sum(), (jnp.exp(q) * (q - m)).sum()
         soft = t * t * (mix * of_p + (1 - mix) * of_q if 0 < mix < 1 else of_p + of_q) / len(tokens)
         hidden = apart(x @ moved[0]["projection"].T if "projection" in moved[0] else x, teacher[1])
-        return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden, (hard, soft, hidden)
+        return how["hard"] * hard + (1 - how["hard"]) * soft + how["hidden"] * hidden + related, (hard, soft, hidden, *figure)
 
     def step(self, tokens, teacher, how, at):
         """The losses' figures and the gradient's norm before it."""
@@ -168,15 +196,17 @@ class Encoder(Student):
             row[{families.MEAN: slice(first, last), families.CLS: first, families.LAST: last - 1}[self.case.keys["pooling_type"]]] = 1
         share /= share.sum(axis=1, keepdims=True)
         x = self.model.vectors({n: w for n, w in outside.items() if not n.startswith("output_norm")}, stacked, tokens)
-        return share @ self.model.vectors(outside, stacked, tokens), x
+        return share @ self.model.vectors(outside, stacked, tokens), x, *self.attended(outside, stacked, tokens)
 
     def losses(self, moved, tokens, teacher, how):
-        x, hidden = self.both(*moved, tokens)
+        x, hidden, *attended = self.both(*moved, tokens)
+        related, figure = self.relations(attended, teacher[2:], how)
         a, b = (v / jnp.sqrt((v * v).sum(axis=1, keepdims=True)) for v in (x, teacher[0]))
         off = a @ a.T - b @ b.T
         relation = (off * off).sum() / (len(off) * (len(off) - 1))
         cosine, hidden = apart(x, teacher[0]), apart(hidden, teacher[1])
-        return how["cosine"] * cosine + how["relation"] * relation + how["hidden"] * hidden, (cosine, relation, hidden)
+        lowered = how["cosine"] * cosine + how["relation"] * relation + how["hidden"] * hidden + related
+        return lowered, (cosine, relation, hidden, *figure)
 
 
 class Trainings(unittest.TestCase):
@@ -217,11 +247,12 @@ class Trainings(unittest.TestCase):
         model.close()
         tokens = ids.reshape(WINDOWS, LENGTH)[LEARNT].ravel()
         lengths = [LENGTH] * len(LEARNT)
-        teacher = Student(case, arrays, lengths)
+        attends = {"attends": True} if "attention" in how else {}
+        teacher = Student(case, arrays, lengths, **attends)
         kept = {n: x for n, x in arrays.items() if not n.startswith("blk.")}
         kept |= {f"blk.{i}{n[n.index('.', 4):]}": x for i, of in enumerate(layers) for n, x in arrays.items()
                  if n.startswith(f"blk.{of}.")}
-        student = learner(dataclasses.replace(case, size={**case.size, "L": len(layers)}), kept, lengths)
+        student = learner(dataclasses.replace(case, size={**case.size, "L": len(layers)}), kept, lengths, **attends)
         self.compare(case, report, tokens, teacher, student, how, close)
 
     def compare(self, case, report, tokens, teacher, student, how, close=(3e-4, 2e-3)):

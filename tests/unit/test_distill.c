@@ -51,6 +51,7 @@ static const struct nb_train_options options = {.batch = 2,
                                                 .temperature = 2,
                                                 .hard = 0.3f,
                                                 .hidden = 0.5f,
+                                                .attention = 0.5f,
                                                 .seed = 3,
                                                 .memory = 1 << 20};
 
@@ -97,7 +98,7 @@ static int close_model(void **state)
 static struct nb_train *create(const struct model *m, struct nb_team *team,
                                const struct nb_train_options *o)
 {
-    const bool taught = o->hard < 1 || o->hidden > 0;
+    const bool taught = o->hard < 1 || o->hidden > 0 || o->attention > 0;
     struct nb_error error = {""};
     struct nb_train *t;
     if (nb_train_create(m->student_plan, taught ? m->plan : NULL, team, &m->windows, o, &t,
@@ -115,6 +116,7 @@ static struct nb_train_loss measure(const struct model *m, struct nb_train *t)
         sum.hard += each[i].hard / WINDOWS;
         sum.soft += each[i].soft / WINDOWS;
         sum.hidden += each[i].hidden / WINDOWS;
+        sum.attention += each[i].attention / WINDOWS;
     }
     return sum;
 }
@@ -124,22 +126,21 @@ static void losses_fall(void **state)
     const struct model *m = *state;
     struct nb_train_options o = options;
     for (int random = 0; random < 2; random++) {
-        for (int what = 0; what < 3; what++) {
+        for (int what = 0; what < 4; what++) {
             o.random = random;
             o.hard = what == 0 ? 1 : 0;
             o.hidden = what == 2 ? 100 : 0;
+            o.attention = what == 3 ? 100 : 0;
             struct nb_train *t = create(m, m->team, &o);
             const struct nb_train_loss before = measure(m, t);
             assert_true(steps(t, STEPS).norm > 0);
             const struct nb_train_loss after = measure(m, t);
-            print_message("hard %.3f %.3f, soft %.4f %.4f, hidden %.3f %.3f\n", before.hard,
-                          after.hard, before.soft, after.soft, before.hidden, after.hidden);
-            if (what == 0)
-                assert_true(after.hard < 0.8 * before.hard);
-            if (what == 1)
-                assert_true(after.soft < 0.8 * before.soft);
-            if (what == 2)
-                assert_true(after.hidden < 0.8 * before.hidden);
+            const double of[][2] = {{before.hard, after.hard},
+                                    {before.soft, after.soft},
+                                    {before.hidden, after.hidden},
+                                    {before.attention, after.attention}};
+            print_message("loss %d: %.4f %.4f\n", what, of[what][0], of[what][1]);
+            assert_true(of[what][1] < 0.8 * of[what][0]);
             nb_train_destroy(t);
         }
     }
@@ -198,7 +199,7 @@ static void codes_learn(void **state)
     struct nb_team *one;
     assert_int_equal(nb_team_create(1, &one), 0);
     o.hard = 0;
-    o.hidden = 0;
+    o.hidden = o.attention = 0;
     struct nb_train *a = with_codes(m, create(m, m->team, &o));
     struct nb_train *b = with_codes(m, create(m, one, &o));
     const double before = measure(m, a).soft;
@@ -358,7 +359,7 @@ static void adapters_learn(void **state)
     const struct model *m = *state;
     struct nb_train_options o = options, whole = options;
     o.hard = whole.hard = 1;
-    o.hidden = whole.hidden = 0;
+    o.hidden = whole.hidden = o.attention = whole.attention = 0;
     o.rate = 3e-2f;
     o.adapter = four;
     struct nb_train *a = create(m, m->team, &o), *b = create(m, m->team, &whole);
@@ -503,7 +504,7 @@ static void what_is_refused(void **state)
     expect_refused(&m, &o, m.plan, -EINVAL, "set \"hard\" to 0");
     o.own = 0.5f;
     o.hard = 1;
-    o.hidden = 0;
+    o.hidden = o.attention = 0;
     expect_refused(&m, &o, NULL, -EINVAL, "judged by a teacher");
     o.own = 2;
     expect_refused(&m, &o, m.plan, -EINVAL, "out of range");

@@ -49,6 +49,7 @@ static const struct nb_train_options options = {.batch = 4,
                                                 .clip = 1,
                                                 .temperature = 1,
                                                 .hidden = 0.5f,
+                                                .attention = 0.3f,
                                                 .cosine = 1,
                                                 .relation = 2,
                                                 .seed = 3,
@@ -239,7 +240,7 @@ static struct nb_train_loss measure(const struct room *m, struct nb_train *t)
 static struct nb_train_options of_hidden(void)
 {
     struct nb_train_options o = options;
-    o.cosine = o.relation = 0;
+    o.cosine = o.relation = o.attention = 0;
     o.hidden = 5;
     return o;
 }
@@ -252,6 +253,7 @@ static void losses_fall(void **state)
         o.cosine = what == 0 ? 1 : 0;
         o.relation = what == 1 ? 30 : 0;
         o.hidden = what == 2 ? 1 : 0;
+        o.attention = 0;
         o.random = what != 2;
         struct nb_train *t = create(m, &m->first, &m->encoder, m->team, &o);
         const struct nb_train_loss before = measure(m, t);
@@ -394,7 +396,7 @@ static void what_is_refused(void **state)
     o.adapter = (struct nb_adapter_choice){.rank = 2, .alpha = 2};
     expect_refused(m, &m->first, m->encoder.plan, &o, -ENOTSUP, "adapters");
     o = options;
-    o.cosine = o.relation = o.hidden = 0;
+    o.cosine = o.relation = o.hidden = o.attention = 0;
     expect_refused(m, &m->first, m->encoder.plan, &o, -EINVAL, "of a teacher");
     expect_refused(m, &m->narrow, m->encoder.plan, &o, -ENOTSUP, "has no logits");
     o = options;

@@ -22,6 +22,7 @@ struct distill {
     uint32_t states;                                 // 0: not said
     uint32_t seed;                                   // UINT32_MAX: not said
     float rate, temperature, mix, own, hard, hidden; // NAN: not said
+    float attention;                                 // NAN: not said
     float cosine, relation;                          // NAN: not said
     uint32_t rank;                                   // 0: not said
     float alpha;                                     // NAN: not said
@@ -128,6 +129,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                    {"own", (double)d->own, !isnan(d->own), false},
                    {"hard", (double)d->hard, !isnan(d->hard), false},
                    {"hidden", (double)d->hidden, !isnan(d->hidden), false},
+                   {"attention", (double)d->attention, !isnan(d->attention), false},
                    {"cosine", (double)d->cosine, !isnan(d->cosine), false},
                    {"relation", (double)d->relation, !isnan(d->relation), false}};
     const struct {
@@ -250,6 +252,7 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
                         .own = NAN,
                         .hard = NAN,
                         .hidden = NAN,
+                        .attention = NAN,
                         .cosine = NAN,
                         .relation = NAN,
                         .alpha = NAN};
@@ -295,6 +298,9 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "the text's share of the loss; the rest is the teacher's (0.1; 1: no teacher)"},
         {"hidden", 0, OPTION_FLOAT(0, 1000), &d.hidden, "B",
          "weight of the last hidden states' cosine (0)"},
+        {"attention", 0, OPTION_FLOAT(0, 1000), &d.attention, "B",
+         "weight of the relations among tokens in the last attention, by queries, keys and values "
+         "(0)"},
         {"cosine", 0, OPTION_FLOAT(0, 1000), &d.cosine, "B",
          "of an encoder: weight of the cosine between its vectors and the teacher's (1)"},
         {"relation", 0, OPTION_FLOAT(0, 1000), &d.relation, "B",
