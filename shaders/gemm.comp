@@ -164,18 +164,8 @@ void add_block(Block w, Scales scales, uvec4 record[5], inout precise vec4 acc)
     }
 }
 
-// Where sums stand: all tokens of the first quad, then of the second. Each loop over the quads is
-// rolled, because a driver's time to compile counts as well; the sums change places in it.
+// Where sums stand: all tokens of the first quad, then of the second.
 const uint SUMS = 2 * TOKENS;
-
-void change_places(inout precise vec4 acc[SUMS])
-{
-    [[unroll]] for (uint t = 0; t < TOKENS; t++) {
-        vec4 first = acc[t];
-        acc[t] = acc[TOKENS + t];
-        acc[TOKENS + t] = first;
-    }
-}
 
 void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[SUMS])
 {
@@ -196,14 +186,9 @@ void quantized_product(uint group1, uvec2 quad, uint token, inout precise vec4 a
                 record[t][i] = texelFetch(records, int(input_row(token + t) * pc.in4 + b * RECORD + i));
         [[unroll]] for (uint q = 0; q < 2; q++) {
             Block w;
-            load_block(at.x, b, w);
+            load_block(at[q], b, w);
             [[unroll]] for (uint t = 0; t < TOKENS; t++)
-                add_block(w, scales[0], record[t], acc[t]);
-            change_places(acc);
-            at = at.yx;
-            Scales first = scales[0];
-            scales[0] = scales[1];
-            scales[1] = first;
+                add_block(w, scales[q], record[t], acc[q * TOKENS + t]);
         }
     }
 }
@@ -217,13 +202,12 @@ void float_product(uint group1, uvec2 quad, uint token, inout precise vec4 acc[S
             x[t] = read_floats(inputs, input_row(token + t) * pc.in4 + k / 4);
         [[unroll]] for (uint q = 0; q < 2; q++) {
             [[unroll]] for (uint i = 0; i < 4; i++) {
-                vec4 w = load_floats(at.x, pc.planes, quad.x % 4, min(k + i, pc.cols - 1));
-                [[unroll]] for (uint t = 0; t < TOKENS; t++)
-                    acc[t] = k + i < pc.cols ? fma(w, vec4(x[t][i]), acc[t]) : acc[t];
+                vec4 w = load_floats(at[q], pc.planes, quad[q] % 4, min(k + i, pc.cols - 1));
+                [[unroll]] for (uint t = 0; t < TOKENS; t++) {
+                    uint s = q * TOKENS + t;
+                    acc[s] = k + i < pc.cols ? fma(w, vec4(x[t][i]), acc[s]) : acc[s];
+                }
             }
-            change_places(acc);
-            at = at.yx;
-            quad = quad.yx;
         }
     }
 }
