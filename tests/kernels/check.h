@@ -34,6 +34,7 @@ void check_bytes(const void *want, const void *got, size_t n, const char *format
 // exact one.
 float within(double tolerance, double exact, float got);
 
+void random_begin(uint64_t seed); // what follows is of this seed alone
 uint32_t random_u32(void);
 uint32_t random_below(uint32_t n);
 float random_float(void); // about standard normal

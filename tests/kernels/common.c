@@ -17,9 +17,15 @@ const uint32_t check_types[] = {
 };
 const uint32_t check_n_types = sizeof(check_types) / sizeof(check_types[0]);
 
+static uint64_t state = 0x9e3779b97f4a7c15u;
+
+void random_begin(uint64_t seed)
+{
+    state = (seed + 1) * 0x9e3779b97f4a7c15u | 1;
+}
+
 uint32_t random_u32(void)
 {
-    static uint64_t state = 0x9e3779b97f4a7c15u;
     state ^= state << 13;
     state ^= state >> 7;
     state ^= state << 17;

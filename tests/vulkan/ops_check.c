@@ -1,10 +1,9 @@
 // ops-check [--device NAME] [--tier TIER] [--types A,B] [--ops A,B] [--brief] [--tiles]
-// [--repeat=N]
-// [--bench[=FILTER]]: every op of a device against the scalar reference, for every weight
-// type (or those named), on odd shapes, extreme codes and inputs of every mood (brief: without the
-// limits and the long contexts); or products with each tile of the tier; or the same steps N times,
-// for equal bits; or their speed. Without a name: Mesa's CPU driver, and without a tier the CPU
-// device before it.
+// [--every] [--repeat=N] [--bench[=FILTER]]: every op of a device against the scalar reference, for
+// every weight type (or those named), on odd shapes, extreme codes and inputs of every mood (brief:
+// without the limits and the long contexts; every: each type in each way, of which there are some);
+// or products with each tile of the tier; or the same steps N times, for equal bits; or their
+// speed. Without a name: Mesa's CPU driver, and without a tier the CPU device before it.
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -55,7 +54,7 @@ static double tolerance(const struct op_case *c)
     if (c->middle == MIDDLE_NONE && !c->norm && exact_inputs)
         return 1e-5 * fmax(1.0, sqrt(c->embedding / 4096.0));
     const bool attends = c->middle == MIDDLE_ATTENTION || c->middle == MIDDLE_BOTH;
-    return c->terms == 1 ? 5e-2 : attends ? 5e-3 : 5e-4;
+    return c->terms == 1 ? 5e-2 : attends ? 1e-2 : 5e-4;
 }
 
 void op_compare(const struct op_case *c, const struct nb_rows *rows, const float *want,
@@ -100,6 +99,9 @@ void op_check_case(struct nb_device *reference, struct nb_device *device, const 
     struct op_plan p;
     struct op_machine want, got;
     struct op_batch b;
+    // Its numbers do not follow from what was checked before.
+    random_begin((uint64_t)c->type << 40 ^ (uint64_t)c->type2 << 32 ^ c->terms << 28 ^
+                 c->embedding << 16 ^ c->k_dim << 8 ^ c->heads);
     op_plan_init(&p, c);
     op_open(&want, reference, &p);
     op_open(&got, device, &p);
@@ -113,7 +115,7 @@ void op_check_case(struct nb_device *reference, struct nb_device *device, const 
 // --- The table
 
 static const char *only_types, *only_ops; // with commas between, or NULL
-static bool brief;
+static bool brief, every;
 
 // Whether a list leaves the name in.
 static bool has_name(const char *list, const char *name)
@@ -152,14 +154,13 @@ static void check_embed(struct nb_device *r, struct nb_device *d)
                           &few);
 }
 
-// GEMV and GEMM that store, of every type with one and two terms.
+// GEMV and GEMM that store, of every type. A driver on a CPU takes most of its time to compile
+// them: each type has one term or two, and with `every` both.
 static void check_product(struct nb_device *r, struct nb_device *d)
 {
-    // Modules with barriers take long to compile: the other tiers get each type with
-    // one term or with two.
     for (uint32_t i = 0; i < 2 * check_n_types; i++) {
         uint32_t type = check_types[i / 2];
-        if (!op_is_wanted(type) || (!exact && i % 2 != i / 2 % 2))
+        if (!op_is_wanted(type) || (!every && i % 2 != i / 2 % 2))
             continue;
         op_check_case(r, d,
                       &(struct op_case){.what = "product",
@@ -177,7 +178,7 @@ static void check_ffn(struct nb_device *r, struct nb_device *d)
 {
     for (uint32_t i = 0; i < check_n_types; i++) {
         uint32_t type = check_types[i], block = nb_type_info(type)->block;
-        if (only_types ? !op_is_wanted(type) : !exact && i % 8 != 1)
+        if (only_types ? !op_is_wanted(type) : !every && i % 4 != 1)
             continue;
         op_check_case(
             r, d,
@@ -432,21 +433,19 @@ struct arguments {
 
 static bool read_arguments(int argc, char **argv, struct arguments *ret)
 {
-    static const struct option longs[] = {{"device", required_argument, NULL, 'd'},
-                                          {"tier", required_argument, NULL, 't'},
-                                          {"types", required_argument, NULL, 'y'},
-                                          {"ops", required_argument, NULL, 'o'},
-                                          {"brief", no_argument, NULL, 'q'},
-                                          {"tiles", no_argument, NULL, 'l'},
-                                          {"repeat", required_argument, NULL, 'r'},
-                                          {"bench", optional_argument, NULL, 'b'},
-                                          {0}};
+    static const struct option longs[] = {
+        {"device", required_argument, NULL, 'd'}, {"tier", required_argument, NULL, 't'},
+        {"types", required_argument, NULL, 'y'},  {"ops", required_argument, NULL, 'o'},
+        {"brief", no_argument, NULL, 'q'},        {"every", no_argument, NULL, 'e'},
+        {"tiles", no_argument, NULL, 'l'},        {"repeat", required_argument, NULL, 'r'},
+        {"bench", optional_argument, NULL, 'b'},  {0}};
     *ret = (struct arguments){0};
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) >= 0;) {
         if (c == '?')
             return false;
         const char *ignored, *text = optarg ? optarg : "";
         brief = brief || c == 'q';
+        every = every || c == 'e';
         ret->tiles = ret->tiles || c == 'l';
         ret->repeat = c == 'r' ? (uint32_t)strtoul(text, NULL, 10) : ret->repeat;
         *(c == 'd'   ? &ret->name
