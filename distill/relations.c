@@ -11,16 +11,16 @@ size_t nb_relations_scratch(uint32_t n)
     return 2 * (size_t)NB_RELATIONS_TILE * n;
 }
 
-// x becomes the logarithms of its softmax.
+// x becomes the logarithms of its softmax; n > 0.
 static void log_softmax(float *x, uint32_t n, float scale)
 {
     float most = -INFINITY;
-    double sum = 0;
     for (uint32_t i = 0; i < n; i++) {
         x[i] *= scale;
         most = fmaxf(most, x[i]);
     }
-    for (uint32_t i = 0; i < n; i++)
+    double sum = (double)expf(x[0] - most);
+    for (uint32_t i = 1; i < n; i++)
         sum += (double)expf(x[i] - most);
     const float less = most + (float)log(sum);
     for (uint32_t i = 0; i < n; i++)
