@@ -167,10 +167,8 @@ static int make_rows(struct nb_train *t)
 // Three parts of rows: queries, keys and values.
 static bool make_attended(const struct nb_train *t, const struct nb_hparams *hp, float *ret[3])
 {
-    const size_t keys = hp->n_kv_heads * hp->k_dim;
-    const size_t width[] = {hp->n_heads * hp->k_dim, keys, hp->n_kv_heads * hp->v_dim};
-    for (int i = 0; i < 3; i++)
-        if (!(ret[i] = nb_grad_floats(t->rows * width[i])))
+    for (uint32_t i = 0; i < 3; i++)
+        if (!(ret[i] = nb_grad_floats((size_t)t->rows * nb_train_attended(hp, i))))
             return false;
     return true;
 }

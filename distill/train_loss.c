@@ -99,15 +99,13 @@ static void of_attention(struct nb_train *t, bool back)
 {
     const struct nb_hparams *own = &t->plan->hp, *other = &t->teacher_plan->hp;
     const float parts = (float)t->n_counted * (float)t->options.accumulate;
-    const uint32_t dims[][2] = {
-        {own->k_dim, other->k_dim}, {own->k_dim, other->k_dim}, {own->v_dim, other->v_dim}};
     memset(t->attention, 0, t->n_rows * sizeof(*t->attention));
     for (uint32_t of = 0; of < 3; of++) {
-        const uint32_t heads = of ? own->n_kv_heads : own->n_heads,
-                       taught = of ? other->n_kv_heads : other->n_heads;
-        const struct nb_relations r = {.heads = common(heads, taught),
-                                       .width = heads * dims[of][0],
-                                       .taught_width = taught * dims[of][1],
+        const uint32_t heads =
+            of ? common(own->n_kv_heads, other->n_kv_heads) : common(own->n_heads, other->n_heads);
+        const struct nb_relations r = {.heads = heads,
+                                       .width = nb_train_attended(own, of),
+                                       .taught_width = nb_train_attended(other, of),
                                        .causal = own->causal,
                                        .weight = t->options.attention / parts};
         float *d = back ? t->d_attended[of] : NULL;

@@ -77,6 +77,13 @@ struct nb_train {
     int32_t *label;                                  // [rows], as nb_grad_distil takes them
 };
 
+// Numbers of a row of queries (0), keys (1) or values (2), all heads.
+static inline uint32_t nb_train_attended(const struct nb_hparams *hp, uint32_t of)
+{
+    static const enum nb_dim dims[] = {NB_DIM_Q, NB_DIM_K, NB_DIM_V};
+    return hp->dim[dims[of]];
+}
+
 // x_i of the present batch.
 static inline float *nb_train_rows(const struct nb_train *t, uint32_t layer)
 {
