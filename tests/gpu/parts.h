@@ -11,7 +11,7 @@ struct gpu_part {
     uint32_t seconds;    // of eight minutes
     const char *command; // a program of the folder's bin/ and its words
     const char *brief; // instead, where a CPU plays the device; NULL: the same; "": left out there
-    bool each_tier;    // once for each that the device meets, the best first
+    bool each_tier;    // once for each that the device meets, the best first; a CPU's best alone
     bool validated;    // under the validation layer
 };
 

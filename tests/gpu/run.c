@@ -156,6 +156,8 @@ static const char *excuse(const struct check *c, const struct gpu_part *p, const
         return c->device[0] ? "this machine has no such device" : "there is no Vulkan device";
     if (c->is_cpu && p->brief && !p->brief[0])
         return "a CPU plays this device, and would take too long";
+    if (c->is_cpu && tier && strcmp(tier, c->tier[0]) != 0)
+        return "a CPU plays this device: one tier of it tries the folder";
     if (p->validated && tier && !strcmp(tier, "matrices"))
         return "the folder's layer is older than VK_KHR_cooperative_matrix";
     return NULL;
