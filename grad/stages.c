@@ -100,13 +100,35 @@ size_t nb_grad_state_floats(const struct nb_grad *g, uint32_t layer, uint32_t si
 
 // ---- A stage
 
+#define SOME 16384 // floats that a thread copies at once
+
+struct copying {
+    float *to;
+    const float *from;
+    size_t n;
+};
+
+static void copy_some(void *arg, uint32_t unit, uint32_t thread)
+{
+    const struct copying *c = arg;
+    const size_t at = (size_t)unit * SOME, left = c->n - at;
+    memcpy(c->to + at, c->from + at, (left < SOME ? left : SOME) * sizeof(*c->to));
+}
+
+// States are larger than caches: one thread alone would keep the others waiting for memory.
+static void copy(const struct nb_grad *g, float *to, const float *from, size_t n)
+{
+    struct copying c = {to, from, n};
+    nb_each(g->team, (uint32_t)((n + SOME - 1) / SOME), copy_some, &c);
+}
+
 static void load_state(const struct nb_pass *p, uint32_t step, const float *from)
 {
     const struct nb_grad *g = p->g;
     const uint32_t chosen = p->rows * g->plan->hp.n_chosen;
     for (uint32_t i = 0; i < p->span->n_buffers; i++)
         if (is_live(p->span, i, step)) {
-            memcpy(p->data[i], from, buffer_floats(g, p->span, i) * sizeof(*from));
+            copy(g, p->data[i], from, buffer_floats(g, p->span, i));
             from += buffer_floats(g, p->span, i);
         }
     if (!is_routed(p->span, step))
@@ -122,7 +144,7 @@ static void store_state(const struct nb_pass *p, uint32_t step, float *to)
     const uint32_t chosen = p->rows * g->plan->hp.n_chosen;
     for (uint32_t i = 0; i < p->span->n_buffers; i++)
         if (is_live(p->span, i, step)) {
-            memcpy(to, p->data[i], buffer_floats(g, p->span, i) * sizeof(*to));
+            copy(g, to, p->data[i], buffer_floats(g, p->span, i));
             to += buffer_floats(g, p->span, i);
         }
     for (uint32_t i = 0; is_routed(p->span, step) && i < chosen; i++)

@@ -23,6 +23,7 @@ struct nb_calibration {
     uint32_t batch; // windows of one
     struct nb_grad_sequence *sequences;
     float *x, *next, *state; // of a batch: before and behind a layer, and at the head
+    uint16_t *narrow;        // [rows][embedding]: the head's inputs in bf16
     double *head;            // the Hessian of the head's inputs
     bool has_head;           // it is whole
     // While it runs
@@ -84,8 +85,11 @@ static int make_batch(struct nb_calibration *c, const struct nb_calibrate *how, 
         return rc;
     const size_t n = c->plan->hp.embedding;
     c->state = calloc(nb_grad_state_floats(c->grad, head, 0), sizeof(*c->state));
+    c->narrow = malloc(floats * sizeof(*c->narrow));
     c->head = calloc(n * n, sizeof(*c->head));
-    return c->state && c->head ? 0 : nb_fail(e, -ENOMEM, "no memory for the calibration's batches");
+    return c->state && c->narrow && c->head
+               ? 0
+               : nb_fail(e, -ENOMEM, "no memory for the calibration's batches");
 }
 
 static int open_all(struct nb_calibration *c, const struct nb_calibrate *how, struct nb_error *e)
@@ -137,6 +141,7 @@ void nb_calibration_close(struct nb_calibration *c)
     free(c->x);
     free(c->next);
     free(c->state);
+    free(c->narrow);
     free(c->head);
     free(c->stats);
     free(c);
@@ -276,7 +281,8 @@ static int run_head(struct nb_calibration *c, uint32_t first)
         on_input(c, w[i], 0, r.x, r.stride, r.n);
     if (first % head_stride(c) || r.stride != c->plan->hp.embedding)
         return 0;
-    return nb_hessian_add(c->team, c->head, r.x, r.n, c->plan->hp.embedding);
+    nb_hessian_narrow(c->team, &r, NULL, c->plan->hp.embedding, c->narrow);
+    return nb_hessian_add(c->team, c->head, c->narrow, r.n, c->plan->hp.embedding);
 }
 
 static int run_batch(struct nb_calibration *c, uint32_t first, struct nb_error *e)

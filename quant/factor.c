@@ -156,7 +156,7 @@ static double mean_diagonal(struct nb_factor *f, const double *hessian)
 static double damped(const struct nb_factor *f, const double *hessian, double mean, uint32_t i,
                      uint32_t j)
 {
-    double h = hessian[(size_t)i * f->cols + j];
+    double h = hessian[(size_t)(i > j ? i : j) * f->cols + (i > j ? j : i)];
     return i != j ? h : (h == 0 ? mean : h) + (double)f->ridge;
 }
 

@@ -18,8 +18,8 @@ struct nb_factor_options {
     bool by_size;  // columns with the largest diagonal first (activation order)
 };
 
-// hessian: [cols][cols], symmetric, read only; cols is a multiple of 16. Columns whose diagonal is
-// 0 were never active: they get a diagonal of the mean, so that they are rounded to nearest and
+// hessian: [cols][cols], read up to the diagonal; cols is a multiple of 16. Columns whose diagonal
+// is 0 were never active: they get a diagonal of the mean, so that they are rounded to nearest and
 // disturb nobody. Where the factorization fails the damping is raised tenfold, from the original
 // diagonal, up to 1 and more: -EDOM past that, and where a number is not finite. -ENOMEM.
 int nb_factor_create(struct nb_team *team, const double *hessian, uint32_t cols,

@@ -25,7 +25,7 @@ struct job {
     uint64_t rows;
     uint32_t cols;
     size_t row_bytes, unit_bytes;
-    float *pull; // [cols][cols]: the transpose of cross - hessian; NULL without cross
+    float *pull; // [cols][cols]: the transpose of cross; NULL without it
     bool bare;   // the type is a float
     // Zeros are chosen among all rows: each unit has memory of its own, else each thread
     bool together;
@@ -86,7 +86,7 @@ static void lay_out(const struct job *j, uint8_t *memory, struct place *ret)
     ret->encoded = (uint8_t *)(ret->unit.sub_min + groups * NB_LANES);
 }
 
-// The correction of the targets, in t before it is solved for: mismatch * (w (C - H) + R X^T).
+// The correction of the targets, in t before it is solved for: mismatch * (w C + R X^T).
 static void pull_targets(const struct job *j, uint64_t first, struct nb_unit *u)
 {
     memset(u->t, 0, lanes_of(j->cols));
@@ -311,10 +311,8 @@ static int pull_of(struct job *j)
     if (!j->how->cross)
         return 0;
     j->pull = malloc(n * sizeof(*j->pull));
-    for (size_t i = 0; j->pull && i < n; i++) {
-        size_t across = i % j->cols * j->cols + i / j->cols;
-        j->pull[i] = (float)(j->how->cross[across] - j->how->hessian[across]);
-    }
+    for (size_t i = 0; j->pull && i < n; i++)
+        j->pull[i] = (float)j->how->cross[i % j->cols * j->cols + i / j->cols];
     return j->pull ? 0 : -ENOMEM;
 }
 
@@ -376,7 +374,7 @@ int nb_gptq_encode(const struct nb_gptq *how, struct nb_team *team, const float 
     j.units = (rows + NB_LANES - 1) / NB_LANES;
     j.row_bytes = nb_encoded_bytes(how->type, 1, cols);
     if (!rows || cols != how->factor->cols || !j.row_bytes || set_shape(&j) < 0 ||
-        (how->cross && !how->hessian) || !(how->mismatch >= 0 && how->mismatch <= 1))
+        !(how->mismatch >= 0 && how->mismatch <= 1))
         return -EINVAL;
     j.feed = nb_fit_best()->feed;
     j.scales = (struct nb_encode){.type = how->type,

@@ -31,9 +31,9 @@ struct nb_gptq {
     struct nb_sparsity sparse;
     // The factor's Hessian is of the inputs X that the quantized model gives. The target is what
     // the float model's inputs F give, plus the difference R that earlier layers have left in the
-    // residual stream: W F + R, of which `mismatch` is corrected. Both may be NULL.
-    const double *hessian;  // [cols][cols], as the factor was made of; only read with cross
-    const double *cross;    // [cols][cols]: F X^T, by nb_cross_add
+    // residual stream: W F + R, of which `mismatch` is corrected. Both may be NULL. Sums are
+    // nb_cross_add's.
+    const double *cross;    // [cols][cols]: (F - X) X^T
     const double *residual; // [rows][cols]: R X^T
     float mismatch;         // 0 to 1
 };

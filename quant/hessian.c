@@ -7,9 +7,53 @@
 #include <stdlib.h>
 
 #include "grad/gemm.h"
+#include "grad/loops.h"
 
 #define BAND  256  // rows of the result
+#define SOME  256  // columns that are subtracted at once
 #define CHUNK 1536 // rows summed in fp32 before they join the fp64 sums
+
+struct narrowing {
+    const struct nb_loops *loops;
+    const struct nb_grad_rows *x, *minus;
+    uint32_t cols;
+    uint16_t *to;
+    atomic_uint next;
+};
+
+static void narrow_row(const struct narrowing *n, uint32_t row)
+{
+    const float *x = n->x->x + row * n->x->stride;
+    uint16_t *to = n->to + (size_t)row * n->cols;
+    if (!n->minus) {
+        n->loops->narrow(x, to, n->cols);
+        return;
+    }
+    const float *minus = n->minus->x + row * n->minus->stride;
+    float more[SOME];
+    for (uint32_t j = 0; j < n->cols; j += SOME) {
+        const uint32_t some = n->cols - j < SOME ? n->cols - j : SOME;
+        for (uint32_t i = 0; i < some; i++)
+            more[i] = x[j + i] - minus[j + i];
+        n->loops->narrow(more, to + j, some);
+    }
+}
+
+static void narrow_rows(void *arg, uint32_t thread)
+{
+    struct narrowing *n = arg;
+    uint32_t row;
+    while ((row = atomic_fetch_add(&n->next, 1)) < n->x->n)
+        narrow_row(n, row);
+}
+
+void nb_hessian_narrow(struct nb_team *team, const struct nb_grad_rows *x,
+                       const struct nb_grad_rows *minus, uint32_t cols, uint16_t *ret)
+{
+    struct narrowing n = {
+        .loops = nb_loops_best(), .x = x, .minus = minus, .cols = cols, .to = ret};
+    nb_team_run(team, narrow_rows, &n);
+}
 
 struct band {
     double *to;
@@ -29,7 +73,7 @@ static void join_rows(void *arg, uint32_t thread)
 
 // Rows [first, first + BAND) of the result; of a triangle only what is left of their last column.
 static void add_band(struct nb_team *team, double *c, // NOLINT(*non-const-parameter)
-                     const float *a, uint32_t n, const float *b, uint64_t rows, uint32_t cols,
+                     const uint16_t *a, uint32_t n, const uint16_t *b, uint64_t rows, uint32_t cols,
                      uint32_t first, bool triangle, float *sums)
 {
     const uint32_t some = n - first < BAND ? n - first : BAND;
@@ -40,14 +84,14 @@ static void add_band(struct nb_team *team, double *c, // NOLINT(*non-const-param
                         .cols = cols};
     for (uint64_t row = 0; row < rows; row += CHUNK) {
         const uint32_t k = rows - row < CHUNK ? (uint32_t)(rows - row) : CHUNK;
-        nb_sgemm(team, true, false, some, band.width, k, a + row * n + first, n, b + row * cols,
+        nb_bgemm(team, true, false, some, band.width, k, a + row * n + first, n, b + row * cols,
                  cols, 0, sums, band.width);
         atomic_store(&band.next, 0);
         nb_team_run(team, join_rows, &band);
     }
 }
 
-static int add(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
+static int add(struct nb_team *team, double *c, const uint16_t *a, uint32_t n, const uint16_t *b,
                uint64_t rows, uint32_t cols, bool triangle)
 {
     float *sums = malloc((size_t)BAND * cols * sizeof(*sums));
@@ -59,17 +103,13 @@ static int add(struct nb_team *team, double *c, const float *a, uint32_t n, cons
     return 0;
 }
 
-int nb_cross_add(struct nb_team *team, double *c, const float *a, uint32_t n, const float *b,
+int nb_cross_add(struct nb_team *team, double *c, const uint16_t *a, uint32_t n, const uint16_t *x,
                  uint64_t rows, uint32_t cols)
 {
-    return add(team, c, a, n, b, rows, cols, false);
+    return add(team, c, a, n, x, rows, cols, false);
 }
 
-int nb_hessian_add(struct nb_team *team, double *h, const float *x, uint64_t rows, uint32_t cols)
+int nb_hessian_add(struct nb_team *team, double *h, const uint16_t *x, uint64_t rows, uint32_t cols)
 {
-    int rc = add(team, h, x, cols, x, rows, cols, true);
-    for (uint32_t i = 0; i < cols && rc == 0; i++)
-        for (uint32_t j = 0; j < i; j++)
-            h[(size_t)j * cols + i] = h[(size_t)i * cols + j];
-    return rc;
+    return add(team, h, x, cols, x, rows, cols, true);
 }

@@ -21,13 +21,6 @@ struct stream {
     float **batches;
 };
 
-// The sums at a site, or of one of its experts.
-struct sums {
-    double *hessian; // [cols][cols] of the quantized model's inputs
-    double *cross;   // [cols][cols]: float model's by quantized model's inputs; NULL: no pairs
-    uint32_t cols;
-};
-
 // A matrix that is encoded here.
 struct target {
     struct nb_grad_tensor *w;
@@ -35,6 +28,17 @@ struct target {
     struct nb_sparsity sparse;
     float *floats, *values; // [experts][rows][cols]: its own, and what it became
     uint8_t *bytes;
+};
+
+// The sums at a site, or of one of its experts. cross and residual: NULL where nothing is
+// corrected.
+struct sums {
+    double *hessian; // [cols][cols] of the quantized model's inputs
+    double *cross;   // [cols][cols]: what the float model's have more by them
+    // Of each target whose product is added to the residual stream, [rows][cols]: what the float
+    // model's stream has more by the inputs.
+    double *residual[NB_GRAD_SITE];
+    uint32_t cols;
 };
 
 struct walk {
@@ -50,7 +54,7 @@ struct walk {
     float **values;
     struct nb_grad_tensor **holders;
     uint32_t n_values;
-    float *x, *f; // rows without gaps
+    uint16_t *x, *more; // the quantized model's inputs, what the float model has more: bf16
     size_t room;
     struct nb_error *error;
 };
@@ -118,22 +122,16 @@ static int run_stage(struct walk *k, uint32_t stage)
 
 // ---- Sums
 
-static int reserve(struct walk *k, size_t floats)
+static int reserve(struct walk *k, size_t n)
 {
-    if (floats <= k->room)
+    if (n <= k->room)
         return 0;
     free(k->x);
-    free(k->f);
-    k->x = malloc(floats * sizeof(*k->x));
-    k->f = malloc(floats * sizeof(*k->f));
-    k->room = k->x && k->f ? floats : 0;
+    free(k->more);
+    k->x = malloc(n * sizeof(*k->x));
+    k->more = malloc(n * sizeof(*k->more));
+    k->room = k->x && k->more ? n : 0;
     return k->room ? 0 : no_memory(k);
-}
-
-static void copy_rows(const struct nb_grad_rows *r, uint32_t cols, float *to)
-{
-    for (uint32_t i = 0; i < r->n; i++)
-        memcpy(to + (size_t)i * cols, r->x + i * r->stride, cols * sizeof(*to));
 }
 
 // The float model's inputs at the site, for the importance of its matrices' columns.
@@ -154,70 +152,88 @@ static int learn_inputs(struct walk *k)
     return rc;
 }
 
-// Of rows that both models have: of experts each model chooses for itself, and there are no pairs.
-static int sum_inputs(struct walk *k, uint32_t expert, struct sums *s)
+// The correction is a regression, with an unknown for each column, and what it learns of the
+// tokens' noise is wrong on other text. So it is shrunk, the more the fewer tokens there are for a
+// column (docs/numbers.md has what other shares leave).
+static float mismatch(const struct walk *k, uint32_t cols)
 {
-    int rc = 0;
-    for (uint32_t i = 0; i < k->n_batches && rc == 0; i++) {
-        rc = take_batch(k, i);
-        if (rc < 0)
-            break;
-        const struct nb_grad_rows x =
-            nb_grad_site_input(k->g, k->layer, k->site, expert, k->is.batches[i]);
-        rc = reserve(k, (size_t)x.n * s->cols);
-        if (rc < 0 || !x.n)
-            continue;
-        copy_rows(&x, s->cols, k->x);
-        rc = nb_hessian_add(k->how->team, s->hessian, k->x, x.n, s->cols);
-        if (rc == 0 && s->cross) {
-            const struct nb_grad_rows f =
-                nb_grad_site_input(k->g, k->layer, k->site, expert, k->was.batches[i]);
-            copy_rows(&f, s->cols, k->f);
-            rc = nb_cross_add(k->how->team, s->cross, k->f, s->cols, k->x, x.n, s->cols);
+    const struct nb_windows *w = nb_calibration_windows(k->how->calibration);
+    const float tokens = (float)w->n * (float)w->length;
+    return k->how->mismatch >= 0 ? k->how->mismatch : tokens / (tokens + NOISE * (float)cols);
+}
+
+static bool has_residual(const struct walk *k, const struct target *t)
+{
+    return nb_grad_site_stream(k->g, k->layer, k->site, t->w, k->is.batches[0]).n &&
+           t->w->rows % LANES == 0 && !nb_compress_has(k->how->compress, t->tensor);
+}
+
+static void close_sums(struct sums *s)
+{
+    free(s->hessian);
+    free(s->cross);
+    for (uint32_t i = 0; i < NB_GRAD_SITE; i++)
+        free(s->residual[i]);
+}
+
+// Each model chooses its experts for itself, so the rows of one are no pairs.
+static int open_sums(struct walk *k, struct sums *ret)
+{
+    const struct nb_grad_tensor *w = k->targets[0].w;
+    const bool corrects = w->experts == 1 && mismatch(k, w->cols) > 0;
+    const size_t n = (size_t)w->cols * w->cols;
+    int rc = take_batch(k, 0);
+    *ret = (struct sums){.cols = w->cols, .hessian = calloc(n, sizeof(double))};
+    bool there = ret->hessian;
+    if (corrects)
+        there = (ret->cross = calloc(n, sizeof(double))) && there;
+    for (uint32_t i = 0; corrects && rc == 0 && i < k->n_targets; i++)
+        if (has_residual(k, &k->targets[i])) {
+            const uint32_t rows = k->targets[i].w->rows;
+            there = (ret->residual[i] = calloc((size_t)rows * w->cols, sizeof(double))) && there;
         }
-        if (rc < 0)
-            no_memory(k);
-    }
+    if (rc == 0 && !there)
+        rc = no_memory(k);
+    if (rc < 0)
+        close_sums(ret);
     return rc;
 }
 
-// What the float model's residual stream has more than the quantized one's, by the inputs: [rows of
-// w][cols]. *ret stays NULL where w's product is not added to the stream.
-static int sum_residual(struct walk *k, const struct nb_grad_tensor *w, double **ret)
+static int add_more(const struct walk *k, double *sum, const struct nb_grad_rows *was,
+                    const struct nb_grad_rows *is, uint32_t n, uint32_t cols)
 {
-    int rc = take_batch(k, 0);
-    if (rc < 0 || !nb_grad_site_stream(k->g, k->layer, k->site, w, k->is.batches[0]).n ||
-        w->rows % LANES)
-        return rc;
-    double *sum = calloc((size_t)w->rows * w->cols, sizeof(*sum));
-    if (!sum)
-        return no_memory(k);
-    for (uint32_t i = 0; i < k->n_batches && rc == 0; i++) {
-        rc = take_batch(k, i);
-        if (rc < 0)
-            break;
-        const struct nb_grad_rows x =
-            nb_grad_site_input(k->g, k->layer, k->site, 0, k->is.batches[i]);
-        const struct nb_grad_rows is =
-            nb_grad_site_stream(k->g, k->layer, k->site, w, k->is.batches[i]);
-        const struct nb_grad_rows was =
-            nb_grad_site_stream(k->g, k->layer, k->site, w, k->was.batches[i]);
-        rc = reserve(k, (size_t)x.n * (w->rows > w->cols ? w->rows : w->cols));
-        if (rc < 0)
-            break;
-        copy_rows(&x, w->cols, k->x);
-        for (uint32_t row = 0; row < x.n; row++)
-            for (uint32_t j = 0; j < w->rows; j++)
-                k->f[(size_t)row * w->rows + j] =
-                    was.x[row * was.stride + j] - is.x[row * is.stride + j];
-        if ((rc = nb_cross_add(k->how->team, sum, k->f, w->rows, k->x, x.n, w->cols)) < 0)
-            no_memory(k);
-    }
+    nb_hessian_narrow(k->how->team, was, is, n, k->more);
+    return nb_cross_add(k->how->team, sum, k->more, n, k->x, is->n, cols);
+}
+
+static int add_batch(struct walk *k, uint32_t batch, uint32_t expert, const struct sums *s)
+{
+    const float *state = k->is.batches[batch], *before = k->was.batches[batch];
+    uint32_t widest = s->cols;
+    int rc = take_batch(k, batch);
     if (rc < 0)
-        free(sum);
-    else
-        *ret = sum;
-    return rc;
+        return rc;
+    const struct nb_grad_rows x = nb_grad_site_input(k->g, k->layer, k->site, expert, state),
+                              f = nb_grad_site_input(k->g, k->layer, k->site, expert, before);
+    for (uint32_t i = 0; i < k->n_targets; i++)
+        if (s->residual[i] && k->targets[i].w->rows > widest)
+            widest = k->targets[i].w->rows;
+    rc = reserve(k, (size_t)x.n * widest);
+    if (rc < 0 || !x.n)
+        return rc;
+    nb_hessian_narrow(k->how->team, &x, NULL, s->cols, k->x);
+    rc = nb_hessian_add(k->how->team, s->hessian, k->x, x.n, s->cols);
+    if (rc == 0 && s->cross)
+        rc = add_more(k, s->cross, &f, &x, s->cols, s->cols);
+    for (uint32_t i = 0; i < k->n_targets && rc == 0; i++) {
+        const struct nb_grad_tensor *w = k->targets[i].w;
+        if (!s->residual[i])
+            continue;
+        const struct nb_grad_rows was = nb_grad_site_stream(k->g, k->layer, k->site, w, before),
+                                  is = nb_grad_site_stream(k->g, k->layer, k->site, w, state);
+        rc = add_more(k, s->residual[i], &was, &is, w->rows, s->cols);
+    }
+    return rc < 0 ? no_memory(k) : 0;
 }
 
 // ---- Matrices
@@ -296,39 +312,22 @@ static int fail_encode(const struct walk *k, const struct target *t, int rc)
                    STR(t->w->name), nb_type_name(t->type));
 }
 
-// The correction is a regression, with an unknown for each column, and what it learns of the
-// tokens' noise is wrong on other text. So it is shrunk, the more the fewer tokens there are for a
-// column (docs/numbers.md has what other shares leave).
-static float mismatch(const struct walk *k, uint32_t cols)
-{
-    const struct nb_windows *w = nb_calibration_windows(k->how->calibration);
-    const float tokens = (float)w->n * (float)w->length;
-    return k->how->mismatch >= 0 ? k->how->mismatch : tokens / (tokens + NOISE * (float)cols);
-}
-
-static int encode_expert(struct walk *k, const struct target *t, const struct sums *s,
+static int encode_expert(struct walk *k, uint32_t target, const struct sums *s,
                          const struct nb_factor *factor, uint32_t expert)
 {
+    const struct target *t = &k->targets[target];
     const struct nb_grad_tensor *w = t->w;
-    const size_t floats = (size_t)w->rows * w->cols;
-    struct nb_gptq how = {.type = t->type,
-                          .factor = factor,
-                          .passes = k->how->passes,
-                          .sparse = t->sparse,
-                          .hessian = s->hessian,
-                          .cross = s->cross,
-                          .mismatch = s->cross ? mismatch(k, w->cols) : 0};
-    double *residual = NULL;
-    int rc = how.mismatch > 0 ? sum_residual(k, w, &residual) : 0;
-    how.residual = residual;
-    if (rc == 0) {
-        rc = nb_gptq_encode(&how, k->how->team, t->floats + expert * floats, w->rows, w->cols,
+    const struct nb_gptq how = {.type = t->type,
+                                .factor = factor,
+                                .passes = k->how->passes,
+                                .sparse = t->sparse,
+                                .cross = s->cross,
+                                .residual = s->residual[target],
+                                .mismatch = s->cross ? mismatch(k, w->cols) : 0};
+    int rc = nb_gptq_encode(&how, k->how->team, t->floats + expert * (size_t)w->rows * w->cols,
+                            w->rows, w->cols,
                             t->bytes + nb_encoded_bytes(t->type, w->rows, w->cols) * expert, NULL);
-        if (rc < 0)
-            fail_encode(k, t, rc);
-    }
-    free(residual);
-    return rc;
+    return rc < 0 ? fail_encode(k, t, rc) : 0;
 }
 
 // All of the site's matrices, or those of one expert, by the same sums. The larger columns go
@@ -345,8 +344,7 @@ static int encode_in_order(struct walk *k, uint32_t expert, const struct sums *s
             continue;
         if (!factor)
             rc = nb_factor_create(k->how->team, s->hessian, s->cols, &options, &factor);
-        rc = rc < 0 ? fail_encode(k, &k->targets[i], rc)
-                    : encode_expert(k, &k->targets[i], s, factor, expert);
+        rc = rc < 0 ? fail_encode(k, &k->targets[i], rc) : encode_expert(k, i, s, factor, expert);
     }
     nb_factor_destroy(factor);
     return rc;
@@ -360,27 +358,19 @@ static int encode_with(struct walk *k, uint32_t expert, const struct sums *s)
 
 static int encode_site(struct walk *k)
 {
-    const uint32_t cols = k->targets[0].w->cols, experts = k->targets[0].w->experts;
-    const size_t n = (size_t)cols * cols;
-    struct sums s = {.cols = cols};
-    s.hessian = malloc(n * sizeof(*s.hessian));
-    s.cross = experts == 1 ? malloc(n * sizeof(*s.cross)) : NULL;
-    if (!s.hessian || (!s.cross && experts == 1)) {
-        free(s.hessian);
-        free(s.cross);
-        return no_memory(k);
-    }
-    int rc = 0;
-    for (uint32_t e = 0; e < experts && rc == 0; e++) {
-        memset(s.hessian, 0, n * sizeof(*s.hessian));
-        if (s.cross)
-            memset(s.cross, 0, n * sizeof(*s.cross));
-        rc = sum_inputs(k, e, &s);
+    struct sums s;
+    int rc = open_sums(k, &s);
+    if (rc < 0)
+        return rc;
+    for (uint32_t e = 0; e < k->targets[0].w->experts && rc == 0; e++) {
+        if (e)
+            memset(s.hessian, 0, (size_t)s.cols * s.cols * sizeof(*s.hessian));
+        for (uint32_t i = 0; i < k->n_batches && rc == 0; i++)
+            rc = add_batch(k, i, e, &s);
         if (rc == 0)
             rc = encode_with(k, e, &s);
     }
-    free(s.hessian);
-    free(s.cross);
+    close_sums(&s);
     return rc;
 }
 
@@ -593,6 +583,6 @@ int nb_layerwise_run(const struct nb_layerwise *how, struct nb_error *ret_error)
     free(k.values);  // NOLINT(bugprone-multi-level-implicit-pointer-conversion)
     free(k.holders); // NOLINT(bugprone-multi-level-implicit-pointer-conversion)
     free(k.x);
-    free(k.f);
+    free(k.more);
     return rc;
 }

@@ -36,6 +36,17 @@ static float *read_floats(size_t n)
     return x;
 }
 
+static uint16_t *narrow(struct nb_team *team, const float *x, const float *minus, size_t rows,
+                        uint32_t cols)
+{
+    uint16_t *ret = malloc(rows * cols * sizeof(*ret));
+    if (!ret)
+        exit(2);
+    const struct nb_grad_rows from = {x, cols, (uint32_t)rows}, less = {minus, cols, from.n};
+    nb_hessian_narrow(team, &from, minus ? &less : NULL, cols, ret);
+    return ret;
+}
+
 static double *zeros(size_t n)
 {
     double *x = calloc(n, sizeof(*x));
@@ -77,12 +88,15 @@ int main(int argc, char **argv)
     if (nb_team_create((uint32_t)atoi(argv[7]), &team) < 0)
         exit(2);
     double start = seconds();
-    int rc = nb_hessian_add(team, h, x, tokens, cols);
+    uint16_t *inputs = narrow(team, x, NULL, tokens, cols);
+    int rc = nb_hessian_add(team, h, inputs, tokens, cols);
     double summed = seconds();
+    uint16_t *more = f ? narrow(team, f, x, tokens, cols) : NULL;
     if (f && rc == 0)
-        rc = nb_cross_add(team, c, f, cols, x, tokens, cols);
+        rc = nb_cross_add(team, c, more, cols, inputs, tokens, cols);
+    uint16_t *behind = r ? narrow(team, r, NULL, tokens, rows) : NULL;
     if (r && rc == 0)
-        rc = nb_cross_add(team, left, r, rows, x, tokens, cols);
+        rc = nb_cross_add(team, left, behind, rows, inputs, tokens, cols);
     double crossed = seconds();
     if (rc == 0)
         rc = nb_factor_create(team, h, cols, &options, &factor);
@@ -92,7 +106,6 @@ int main(int argc, char **argv)
                           .by_size = has(argc, argv, "size"),
                           .passes = (uint32_t)atoi(argv[5]),
                           .sparse = sparsity(argc, argv),
-                          .hessian = h,
                           .cross = f ? c : NULL,
                           .residual = r ? left : NULL,
                           .mismatch = f || r ? 1 : 0};
@@ -115,6 +128,9 @@ int main(int argc, char **argv)
     nb_factor_destroy(factor);
     nb_team_destroy(team);
     free(dst);
+    free(inputs);
+    free(more);
+    free(behind);
     free(left);
     free(c);
     free(h);

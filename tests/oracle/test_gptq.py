@@ -21,10 +21,15 @@ CODES = {"Q4_0": (slice(2, 18), 16, 0x11), "IQ4_NL": (slice(2, 18), 16, 0x11), "
          "Q4_K": (slice(16, 144), 16, 0x11), "Q2_K": (slice(16, 80), 4, 0x55), "Q3_K": (slice(32, 96), 8, 0x55)}
 
 
+def narrow(x):
+    """To numbers of bf16, which the sums are of."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000).view(np.float32)
+
+
 def inputs(rng, tokens, cols):
     mix = rng.standard_normal((cols // 4, cols)) * np.exp(0.7 * rng.standard_normal(cols))
-    x = rng.standard_normal((tokens, cols // 4)) @ mix / np.sqrt(cols / 4) + 0.3 * rng.standard_normal((tokens, cols))
-    return x.astype(np.float32)
+    return narrow(rng.standard_normal((tokens, cols // 4)) @ mix / np.sqrt(cols / 4) + 0.3 * rng.standard_normal((tokens, cols)))
 
 
 def run(gptq, name, w, x, passes, *words, damping=DAMPING, threads=1, more=(), isa=None):
@@ -183,7 +188,7 @@ def check_mismatch(gptq, name, rng):
     """The outputs W F + R from the inputs X: below what is had without their difference."""
     w = (0.05 * rng.standard_normal((32, 256))).astype(np.float32)
     floats = inputs(rng, 2048, 256)
-    x = floats + (0.1 * floats.std() * rng.standard_normal(floats.shape)).astype(np.float32)
+    x = narrow(floats + 0.1 * floats.std() * rng.standard_normal(floats.shape))
     left = (0.02 * floats @ rng.standard_normal((256, 32))).astype(np.float32)
     h, cross = (x.T.astype(np.float64) @ a.astype(np.float64) for a in (x, floats))
     ridge = DAMPING * np.diag(h).mean()

@@ -22,6 +22,7 @@
 #define TOKENS 300
 
 static float w[ROWS * COLS], x[TOKENS * COLS];
+static uint16_t narrow[TOKENS * COLS];
 static double h[COLS * COLS];
 static uint8_t bytes[2][ROWS * COLS * 4];
 static struct nb_team *team;
@@ -40,7 +41,8 @@ static int fill(void **state)
             x[t * COLS + k] = random_at(2, t * COLS + k) + random_at(3, (size_t)t * COLS + k / 8);
     memset(h, 0, sizeof(h));
     assert_int_equal(nb_team_create(3, &team), 0);
-    assert_int_equal(nb_hessian_add(team, h, x, TOKENS, COLS), 0);
+    nb_hessian_narrow(team, &(struct nb_grad_rows){x, COLS, TOKENS}, NULL, COLS, narrow);
+    assert_int_equal(nb_hessian_add(team, h, narrow, TOKENS, COLS), 0);
     return 0;
 }
 
@@ -50,22 +52,49 @@ static int finish(void **state)
     return 0;
 }
 
+static double narrow_at(uint32_t token, uint32_t col)
+{
+    return (double)nb_bf16_to_f32(narrow[token * COLS + col]);
+}
+
 static void sums_are_the_products(void **state)
 {
     static double cross[COLS * COLS];
     memset(cross, 0, sizeof(cross));
-    assert_int_equal(nb_cross_add(team, cross, x, COLS, x, 100, COLS), 0);
-    assert_int_equal(
-        nb_cross_add(team, cross, x + 100 * COLS, COLS, x + 100 * COLS, TOKENS - 100, COLS), 0);
+    assert_int_equal(nb_cross_add(team, cross, narrow, COLS, narrow, 100, COLS), 0);
+    assert_int_equal(nb_cross_add(team, cross, narrow + 100 * COLS, COLS, narrow + 100 * COLS,
+                                  TOKENS - 100, COLS),
+                     0);
     for (uint32_t i = 0; i < COLS; i += 5)
         for (uint32_t j = 0; j < COLS; j += 7) {
             double sum = 0;
             for (uint32_t t = 0; t < TOKENS; t++)
-                sum += (double)x[t * COLS + i] * (double)x[t * COLS + j];
+                sum += narrow_at(t, i) * narrow_at(t, j);
             assert_true(fabs(h[i * COLS + j] - sum) < 1e-5 * TOKENS);
             assert_true(fabs(cross[i * COLS + j] - sum) < 1e-5 * TOKENS);
             assert_true(h[i * COLS + j] == h[j * COLS + i]);
         }
+}
+
+// Differences of rows with gaps, of more columns than are subtracted at once.
+static void rows_become_bf16(void **state)
+{
+    enum { N = 9, WIDE = 261, AT = 277 };
+    static float a[N * AT], b[N * WIDE];
+    static uint16_t ret[N * WIDE];
+    for (uint32_t i = 0; i < N * AT; i++)
+        a[i] = 100 + random_at(5, i);
+    for (uint32_t i = 0; i < N * WIDE; i++)
+        b[i] = 100 + random_at(6, i);
+    const struct nb_grad_rows rows = {a, AT, N}, minus = {b, WIDE, N};
+    nb_hessian_narrow(team, &rows, NULL, WIDE, ret);
+    for (uint32_t i = 0; i < N; i++)
+        for (uint32_t j = 0; j < WIDE; j++)
+            assert_int_equal(ret[i * WIDE + j], nb_f32_to_bf16(a[i * AT + j]));
+    nb_hessian_narrow(team, &rows, &minus, WIDE, ret);
+    for (uint32_t i = 0; i < N; i++)
+        for (uint32_t j = 0; j < WIDE; j++)
+            assert_int_equal(ret[i * WIDE + j], nb_f32_to_bf16(a[i * AT + j] - b[i * WIDE + j]));
 }
 
 static void what_is_refused(void **state)
@@ -80,7 +109,7 @@ static void what_is_refused(void **state)
     h[0] = h[COLS + 1] = 1e-12;
     assert_int_equal(nb_factor_create(team, h, COLS, &options, &factor), -EDOM);
     memset(h, 0, sizeof(h));
-    assert_int_equal(nb_hessian_add(team, h, x, TOKENS, COLS), 0);
+    assert_int_equal(nb_hessian_add(team, h, narrow, TOKENS, COLS), 0);
     assert_int_equal(nb_factor_create(team, h, COLS, &options, &factor), 0);
 
     struct nb_gptq how = {.type = NB_TYPE_F16, .factor = factor};
@@ -114,7 +143,7 @@ static void damping_is_raised(void **state)
     struct nb_factor_options options = {0, false};
     struct nb_factor *factor = NULL;
     memset(h, 0, sizeof(h));
-    assert_int_equal(nb_hessian_add(team, h, x, 20, COLS), 0);
+    assert_int_equal(nb_hessian_add(team, h, narrow, 20, COLS), 0);
     assert_int_equal(nb_factor_create(team, h, COLS, &options, &factor), 0);
     assert_true(nb_factor_damping(factor) > 0 && nb_factor_damping(factor) <= 1);
     assert_int_equal(nb_factor_dead(factor), 0);
@@ -200,6 +229,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(sums_are_the_products, fill, finish),
+        cmocka_unit_test_setup_teardown(rows_become_bf16, fill, finish),
         cmocka_unit_test_setup_teardown(what_is_refused, fill, finish),
         cmocka_unit_test_setup_teardown(damping_is_raised, fill, finish),
         cmocka_unit_test_setup_teardown(a_team_gives_the_same_bytes, fill, finish),
