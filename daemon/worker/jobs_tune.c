@@ -14,7 +14,7 @@
 #include "tensor/type.h"
 
 #define SAVE_NS     UINT64_C(120000000000) // between two states
-#define MEMORY      (UINT64_C(768) << 20)  // bytes that computing less again may take
+#define MEMORY      (UINT64_C(512) << 20)  // bytes that computing less again may take
 #define LAYER_RATES 10                     // a layer's codes move so many times as fast
 #define STATE       12                     // bytes of a weight's state
 
