@@ -1,11 +1,13 @@
 // Threads that spin for 50 us at most and then sleep on a futex: a decode step has some 150 points
-// of synchronisation of less than a microsecond, and an idle service must cost nothing.
+// of synchronisation of less than a microsecond, and an idle service must cost nothing. Who is
+// waited for may wait for this very processor, so a longer spin gives it away each time.
 #include "engine/cpu/threads.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -14,7 +16,8 @@
 #include "machine/clock.h"
 
 #define SPIN_NS     50000
-#define TAKE_BITS   24 // of a cursor: units taken; the rest is the share's id
+#define ALONE_NS    3000 // of them before it gives the processor away
+#define TAKE_BITS   24   // of a cursor: units taken; the rest is the share's id
 #define MAX_THREADS 256
 #define LINE        64
 
@@ -51,18 +54,23 @@ static void relax(void)
 
 static bool spin(struct gate *g, unsigned seen)
 {
-    uint64_t end = 0;
+    uint64_t begin = 0;
+    bool yields = false;
     for (unsigned i = 1;; i++) {
         if (atomic_load_explicit(&g->word, memory_order_acquire) != seen)
             return true;
-        relax();
-        if (i % 64)
+        if (yields)
+            sched_yield();
+        else
+            relax();
+        if (!yields && i % 64)
             continue;
-        uint64_t now = nb_now_ns();
-        if (!end)
-            end = now + SPIN_NS;
-        else if (now >= end)
+        const uint64_t now = nb_now_ns();
+        if (!begin)
+            begin = now;
+        if (now - begin >= SPIN_NS)
             return false;
+        yields = now - begin >= ALONE_NS;
     }
 }
 

@@ -391,7 +391,7 @@ class Distill(Trainings):
         """One that is damaged is passed over for the one before it; and the bytes are the same."""
         client = self.daemon.client()
         self.addCleanup(client.close)
-        recipe = {"layers": 1, "length": 64, "batch": 512, "tokens": 150000, "rate": 0.002, "states": 4}
+        recipe = {"layers": 1, "length": 64, "batch": 512, "tokens": 60000, "rate": 0.002, "states": 4}
 
         def start():
             return client.start_job(recipe, self.model, self.long, kind="distill", names=["model.gguf", "calibration/text.txt"])
