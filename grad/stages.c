@@ -116,7 +116,8 @@ static void copy_some(void *arg, uint32_t unit, uint32_t thread)
 }
 
 // States are larger than caches: one thread alone would keep the others waiting for memory.
-static void copy(const struct nb_grad *g, float *to, const float *from, size_t n)
+static void copy(const struct nb_grad *g, float *to, // NOLINT(*non-const-parameter)
+                 const float *from, size_t n)
 {
     struct copying c = {to, from, n};
     nb_each(g->team, (uint32_t)((n + SOME - 1) / SOME), copy_some, &c);

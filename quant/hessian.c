@@ -48,7 +48,8 @@ static void narrow_rows(void *arg, uint32_t thread)
 }
 
 void nb_hessian_narrow(struct nb_team *team, const struct nb_grad_rows *x,
-                       const struct nb_grad_rows *minus, uint32_t cols, uint16_t *ret)
+                       const struct nb_grad_rows *minus, uint32_t cols,
+                       uint16_t *ret) // NOLINT(*non-const-parameter)
 {
     struct narrowing n = {
         .loops = nb_loops_best(), .x = x, .minus = minus, .cols = cols, .to = ret};
