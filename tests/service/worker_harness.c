@@ -65,6 +65,7 @@ int worker_wait(struct worker *w)
 
 void worker_kill(struct worker *w)
 {
+    assert_true(w->pid > 0); // 0, where none was started, is this program's whole group
     kill(w->pid, SIGKILL);
     assert_int_equal(worker_wait(w), -SIGKILL);
 }
