@@ -58,8 +58,8 @@ static int find_worker(char path[PATH_MAX])
 
 // Drivers keep what they compile where these say: in a folder of the daemon's, or nowhere, or where
 // whoever started the daemon has said. Drivers that are left out are not named. malloc asks for
-// huge pages: a job streams gigabytes through its memory and waits for the page table a tenth of
-// its time without them; no other mode allocates enough for one.
+// huge pages: a job streams gigabytes through its memory, and without them waits a tenth of its
+// time for the page table.
 static int set_environment(const char *drivers_dir, const char *drivers)
 {
     static const char *const places[] = {"MESA_SHADER_CACHE_DIR", "__GL_SHADER_DISK_CACHE_PATH"};

@@ -213,8 +213,7 @@ static int add_batch(struct walk *k, uint32_t batch, uint32_t expert, const stru
     int rc = take_batch(k, batch);
     if (rc < 0)
         return rc;
-    const struct nb_grad_rows x = nb_grad_site_input(k->g, k->layer, k->site, expert, state),
-                              f = nb_grad_site_input(k->g, k->layer, k->site, expert, before);
+    const struct nb_grad_rows x = nb_grad_site_input(k->g, k->layer, k->site, expert, state);
     for (uint32_t i = 0; i < k->n_targets; i++)
         if (s->residual[i] && k->targets[i].w->rows > widest)
             widest = k->targets[i].w->rows;
@@ -223,8 +222,10 @@ static int add_batch(struct walk *k, uint32_t batch, uint32_t expert, const stru
         return rc;
     nb_hessian_narrow(k->how->team, &x, NULL, s->cols, k->x);
     rc = nb_hessian_add(k->how->team, s->hessian, k->x, x.n, s->cols);
-    if (rc == 0 && s->cross)
+    if (rc == 0 && s->cross) {
+        const struct nb_grad_rows f = nb_grad_site_input(k->g, k->layer, k->site, expert, before);
         rc = add_more(k, s->cross, &f, &x, s->cols, s->cols);
+    }
     for (uint32_t i = 0; i < k->n_targets && rc == 0; i++) {
         const struct nb_grad_tensor *w = k->targets[i].w;
         if (!s->residual[i])
