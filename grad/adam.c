@@ -6,13 +6,14 @@
 
 #include "grad/room.h"
 
-#define PIECE 16384 // numbers
+#define PIECE 16384 // numbers: whole blocks
 
 struct work {
     const struct nb_loops *loops;
     const struct nb_adam *how;
     const float *gradient;
     float *x, *first, *second;
+    struct nb_adam_block *blocks;
     size_t n;
     double *sums; // of each piece
 };
@@ -31,6 +32,17 @@ static void step(void *arg, uint32_t piece, uint32_t thread)
                    size_of(w, piece));
 }
 
+static void step_coded(void *arg, uint32_t piece, uint32_t thread)
+{
+    const struct work *w = arg;
+    const uint32_t n = size_of(w, piece);
+    for (uint32_t i = 0; i < n; i += NB_ADAM_BLOCK) {
+        const size_t at = (size_t)piece * PIECE + i;
+        w->loops->adam_coded(w->how, at, w->gradient + at, w->x + at,
+                             w->blocks + at / NB_ADAM_BLOCK, nb_least(NB_ADAM_BLOCK, n - i));
+    }
+}
+
 static void square(void *arg, uint32_t piece, uint32_t thread)
 {
     const struct work *w = arg;
@@ -47,8 +59,16 @@ void nb_adam_step(struct nb_team *team, const struct nb_adam *how, const float *
                   float *x,                    // NOLINT(*non-const-parameter)
                   float *first, float *second) // NOLINT(*non-const-parameter)
 {
-    struct work w = {nb_loops_best(), how, gradient, x, first, second, n, NULL};
+    struct work w = {nb_loops_best(), how, gradient, x, first, second, NULL, n, NULL};
     nb_each(team, pieces(n), step, &w);
+}
+
+void nb_adam_step_coded(struct nb_team *team, const struct nb_adam *how, const float *gradient,
+                        size_t n, float *x, // NOLINT(*non-const-parameter)
+                        struct nb_adam_block *blocks) // NOLINT(*non-const-parameter)
+{
+    struct work w = {nb_loops_best(), how, gradient, x, NULL, NULL, blocks, n, NULL};
+    nb_each(team, pieces(n), step_coded, &w);
 }
 
 int nb_adam_squares(struct nb_team *team, const float *gradient, size_t n, double *ret)

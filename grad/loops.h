@@ -61,6 +61,9 @@ struct nb_loops {
     // A step of nb_adam on n numbers.
     void (*adam)(const struct nb_adam *how, const float *gradient, float *x, float *first,
                  float *second, uint32_t n);
+    // Of nb_adam_step_coded on the n numbers of one block; at: of its first.
+    void (*adam_coded)(const struct nb_adam *how, uint64_t at, const float *gradient, float *x,
+                       struct nb_adam_block *block, uint32_t n);
     // Queries [q0, q0 + n) with n <= NB_QUERY_TILE. scratch: nb_attend_floats.
     void (*attend)(const struct nb_attend_head *a, uint32_t q0, uint32_t n, float *scratch);
     // All queries of the head.

@@ -261,6 +261,76 @@ static void adam(const struct nb_adam *how, const float *restrict gradient, floa
     }
 }
 
+static inline float eighth(float x) // power
+{
+    x *= x;
+    x *= x;
+    return x * x;
+}
+
+// part: what is to be coded, of the block's largest; draw: 16 random bits.
+static inline int32_t code_of(float part, float most, uint32_t draw)
+{
+    const float x = part * eighth(most), c = (float)(int32_t)sqrtf(sqrtf(sqrtf(x)));
+    const float low = eighth(c), high = eighth(c + 1);
+    const float code = x - low > (float)(int32_t)draw * 0x1p-16f * (high - low) ? c + 1 : c;
+    return (int32_t)(code < most ? code : most);
+}
+
+// A block's moments as they are, so that the largest is known before any is coded.
+struct moments {
+    float first[NB_ADAM_BLOCK], second[NB_ADAM_BLOCK];
+};
+
+static inline void adam_decode(const struct nb_adam_block *b, struct moments *ret)
+{
+    const float first = b->first_most / eighth(127), second = b->second_most / eighth(255);
+    for (uint32_t i = 0; i < NB_ADAM_BLOCK; i++) {
+        const float c = (float)b->first[i];
+        ret->first[i] = first * copysignf(eighth(c), c);
+        ret->second[i] = second * eighth((float)b->second[i]);
+    }
+}
+
+static inline float magnitude(const float *x)
+{
+    float most = 0;
+    for (uint32_t i = 0; i < NB_ADAM_BLOCK; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    return most;
+}
+
+// What is too small to be told from nothing is nothing, so that no scale is infinite.
+static inline float inverse(float most)
+{
+    return most > 1e-30f ? 1 / most : 0;
+}
+
+static inline void adam_encode(const struct moments *m, uint32_t draw, struct nb_adam_block *b)
+{
+    b->first_most = magnitude(m->first);
+    b->second_most = magnitude(m->second);
+    const float first = inverse(b->first_most), second = inverse(b->second_most);
+    for (uint32_t i = 0; i < NB_ADAM_BLOCK; i++) {
+        uint32_t random = (draw + i) * 0x9e3779b1u;
+        random = (random ^ random >> 15) * 0x85ebca6bu;
+        random = (random ^ random >> 13) * 0xc2b2ae35u;
+        const int32_t c = code_of(fabsf(m->first[i]) * first, 127, random >> 16);
+        const int32_t v = code_of(m->second[i] * second, 255, random & 0xffff);
+        b->first[i] = (int8_t)(m->first[i] < 0 ? -c : c);
+        b->second[i] = (uint8_t)(v ? v : m->second[i] > 0);
+    }
+}
+
+static void adam_coded(const struct nb_adam *how, uint64_t at, const float *gradient, float *x,
+                       struct nb_adam_block *block, uint32_t n)
+{
+    struct moments m;
+    adam_decode(block, &m);
+    adam(how, gradient, x, m.first, m.second, n);
+    adam_encode(&m, how->draw + (uint32_t)at, block);
+}
+
 // --- Attention: tiles of queries by tiles of keys, with a running maximum and sum (Dao and others,
 // FlashAttention, arXiv 2205.14135).
 
@@ -505,6 +575,7 @@ const struct nb_loops LEVEL = {
     .round_codes = round_codes,
     .distil = distil,
     .adam = adam,
+    .adam_coded = adam_coded,
     .attend = attend,
     .attend_back = attend_back,
 };

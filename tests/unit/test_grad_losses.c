@@ -187,35 +187,55 @@ static void codes_are_the_devices(void **state)
     free(memory);
 }
 
+enum { N = 40007 };
+static double at[N], average[N], squares[N]; // AdamW's numbers and moments, in doubles
+
+static struct nb_adam adam_of(uint32_t t)
+{
+    return (struct nb_adam){.rate = 0.01f,
+                            .decay = 0.1f,
+                            .scale = 0.5f,
+                            .first = 0.9f,
+                            .second = 0.95f,
+                            .first_by = (float)(1 / (1 - pow(0.9, t))),
+                            .second_by = (float)(1 / (1 - pow(0.95, t))),
+                            .floor = 1e-8f,
+                            .draw = (uint32_t)nb_random(9, t)};
+}
+
+static void begin(float *x)
+{
+    memset(average, 0, sizeof(average));
+    memset(squares, 0, sizeof(squares));
+    for (uint32_t i = 0; i < N; i++)
+        at[i] = x[i] = 1e-9f * (float)(int32_t)nb_random(1, i);
+}
+
+static void step_in_doubles(uint32_t t, const float *g)
+{
+    const double first = 1 - pow(0.9, t), second = 1 - pow(0.95, t);
+    for (uint32_t i = 0; i < N; i++) {
+        const double s = 0.5 * (double)g[i];
+        average[i] = 0.9 * average[i] + 0.1 * s;
+        squares[i] = 0.95 * squares[i] + 0.05 * s * s;
+        at[i] -= 0.01 * (average[i] / first / (sqrt(squares[i] / second) + 1e-8) + 0.1 * at[i]);
+    }
+}
+
 static void adam_beside_doubles(void **state)
 {
     const struct model *m = *state;
-    enum { N = 40007 };
     static float x[N], g[N], first[N], second[N];
-    static double y[N], a[N], b[N];
     double sum, plain = 0;
-    for (uint32_t i = 0; i < N; i++)
-        y[i] = x[i] = 1e-9f * (float)(int32_t)nb_random(1, i);
+    begin(x);
     for (uint32_t t = 1; t <= 5; t++) {
-        const struct nb_adam how = {.rate = 0.01f,
-                                    .decay = 0.1f,
-                                    .scale = 0.5f,
-                                    .first = 0.9f,
-                                    .second = 0.95f,
-                                    .first_by = (float)(1 / (1 - pow(0.9, t))),
-                                    .second_by = (float)(1 / (1 - pow(0.95, t))),
-                                    .floor = 1e-8f};
+        const struct nb_adam how = adam_of(t);
         for (uint32_t i = 0; i < N; i++)
             g[i] = i % 5 ? 1e-9f * (float)(int32_t)nb_random(t + 1, i) : 0;
         nb_adam_step(m->team, &how, g, N, x, first, second);
-        for (uint32_t i = 0; i < N; i++) {
-            const double s = 0.5 * (double)g[i];
-            a[i] = 0.9 * a[i] + 0.1 * s;
-            b[i] = 0.95 * b[i] + 0.05 * s * s;
-            y[i] -= 0.01 * (a[i] / (1 - pow(0.9, t)) / (sqrt(b[i] / (1 - pow(0.95, t))) + 1e-8) +
-                            0.1 * y[i]);
-            assert_true(fabs((double)x[i] - y[i]) < 2e-6);
-        }
+        step_in_doubles(t, g);
+        for (uint32_t i = 0; i < N; i++)
+            assert_true(fabs((double)x[i] - at[i]) < 2e-6);
     }
     assert_int_equal(nb_adam_squares(m->team, g, N, &sum), 0);
     for (uint32_t i = 0; i < N; i++)
@@ -223,12 +243,50 @@ static void adam_beside_doubles(void **state)
     assert_true(fabs(sum - plain) < 1e-6 * plain);
 }
 
+// Gradients of a block's numbers differ by up to ten thousand times, and are noise, the worst for
+// moments. Numbers go nearly their way, and second moments are right on the average, also when
+// they have faded for a while.
+static void coded_moments(void **state)
+{
+    const struct model *m = *state;
+    enum { STEPS = 60, QUIET = 40, GROUPS = 5 };
+    static float x[N], g[N];
+    static struct nb_adam_block blocks[(N + NB_ADAM_BLOCK - 1) / NB_ADAM_BLOCK];
+    double moved[GROUPS] = {0}, apart[GROUPS] = {0}, ratio[GROUPS] = {0};
+    uint32_t n[GROUPS] = {0};
+    begin(x);
+    for (uint32_t t = 1; t <= STEPS + QUIET; t++) {
+        const struct nb_adam how = adam_of(t);
+        for (uint32_t i = 0; i < N; i++)
+            g[i] = t > STEPS ? 0
+                             : 1e-9f * (float)(int32_t)nb_random(t + 1, i) /
+                                   powf(10, (float)(i % GROUPS));
+        nb_adam_step_coded(m->team, &how, g, N, x, blocks);
+        step_in_doubles(t, g);
+    }
+    for (uint32_t i = 0; i < N; i++) {
+        const struct nb_adam_block *b = &blocks[i / NB_ADAM_BLOCK];
+        const double v = (double)b->second_most * pow(b->second[i % NB_ADAM_BLOCK] / 255.0, 8);
+        const double start = (double)(1e-9f * (float)(int32_t)nb_random(1, i));
+        apart[i % GROUPS] += ((double)x[i] - at[i]) * ((double)x[i] - at[i]);
+        moved[i % GROUPS] += (at[i] - start) * (at[i] - start);
+        ratio[i % GROUPS] += v / squares[i];
+        n[i % GROUPS]++;
+    }
+    for (uint32_t i = 0; i < GROUPS; i++) {
+        const double way = sqrt(apart[i] / moved[i]), mean = ratio[i] / n[i];
+        print_message("coded moments, gradients of 1e-%u: %.3f of their way apart, second moments "
+                      "%.3f of what they are\n",
+                      i, way, mean);
+        assert_true(way < 0.2 && fabs(mean - 1) < 0.03);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(losses_beside_doubles),
-        cmocka_unit_test(adam_beside_doubles),
-        cmocka_unit_test(narrowed_to_nearest),
+        cmocka_unit_test(coded_moments),         cmocka_unit_test(losses_beside_doubles),
+        cmocka_unit_test(adam_beside_doubles),   cmocka_unit_test(narrowed_to_nearest),
         cmocka_unit_test(codes_are_the_devices),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
