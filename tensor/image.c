@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "tensor/fail.h"
 #include "tensor/gguf_private.h"
@@ -171,6 +172,50 @@ int nb_image_map(int fd, int require_seals, struct nb_image **ret, struct nb_err
         return rc;
     }
     *ret = img;
+    return 0;
+}
+
+// What is in front of the tensors, and the vectors among them.
+static void copy_small(const struct nb_image *img, uint8_t *to)
+{
+    const struct nb_image_header *h = &img->head;
+    memcpy(to, img->bytes,
+           sizeof(*h) + h->metadata_len + h->n_tensors * sizeof(struct nb_image_entry) +
+               h->names_len);
+    for (uint32_t i = 0; i < h->n_tensors; i++) {
+        const struct nb_image_tensor *t = &img->tensors[i];
+        if (t->f32)
+            memcpy(to + ((const uint8_t *)t->f32 - img->bytes), t->f32, t->dims[0] * sizeof(float));
+    }
+}
+
+// Of the pages that hold nothing else.
+static void forbid(const struct nb_image_tensor *t, uintptr_t page)
+{
+    const uintptr_t at = (uintptr_t)t->packed.data;
+    const uintptr_t first = (at + page - 1) / page * page;
+    const uintptr_t end = (at + t->n_slices * t->slice_bytes) / page * page;
+    if (first < end)
+        mprotect((void *)first, end - first, PROT_NONE);
+}
+
+int nb_image_forget_matrices(struct nb_image *img)
+{
+    void *place = (void *)(uintptr_t)img->bytes;
+    uint8_t *small =
+        mmap(NULL, img->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (small == MAP_FAILED)
+        return -ENOMEM;
+    madvise(small, img->size, MADV_NOHUGEPAGE); // else a vector brings its neighbours back
+    copy_small(img, small);
+    mprotect(small, img->size, PROT_READ);
+    if (mremap(small, img->size, img->size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
+        munmap(small, img->size);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < img->head.n_tensors; i++)
+        if (img->tensors[i].n_slices)
+            forbid(&img->tensors[i], (uintptr_t)sysconf(_SC_PAGESIZE));
     return 0;
 }
 

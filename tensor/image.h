@@ -51,6 +51,10 @@ int nb_image_size(const struct nb_source *source, uint64_t *ret_bytes, struct nb
 // the fd must carry WRITE|SHRINK|GROW|SEAL. The fd is borrowed.
 int nb_image_map(int fd, int require_seals, struct nb_image **ret, struct nb_error *ret_error);
 void nb_image_unmap(struct nb_image *img);
+// Gives back the memory of the matrices, for who has them otherwise: header, metadata, directory
+// and vectors stay where they are. Reading a matrix afterwards is a fault. Where another process
+// maps the image too, it keeps all. -ENOMEM with nothing changed.
+int nb_image_forget_matrices(struct nb_image *img);
 
 const struct nb_gguf *nb_image_metadata(const struct nb_image *img);
 uint32_t nb_image_n_tensors(const struct nb_image *img);

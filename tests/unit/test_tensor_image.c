@@ -159,6 +159,30 @@ static void test_round_trip(void **unused)
     close(fd);
 }
 
+// Vectors, names and metadata stay; whole pages of matrices cannot be read any more.
+static void test_forgotten_matrices(void **unused)
+{
+    struct nb_image *img;
+    uint64_t value;
+    int file = make_file(model, N_MODEL), fd = packed(file);
+    assert_int_equal(nb_image_map(fd, 0, &img, NULL), 0);
+    const struct nb_image_tensor *vector = nb_image_find(img, "vector"), *wide;
+    float before[33];
+    memcpy(before, vector->f32, sizeof(before));
+    assert_int_equal(nb_image_forget_matrices(img), 0);
+    assert_memory_equal(vector->f32, before, sizeof(before));
+    assert_ptr_equal(nb_image_find(img, "vector"), vector);
+    assert_int_equal(nb_gguf_u64(nb_image_metadata(img), "some.key", &value), 0);
+    assert_non_null(wide = nb_image_find(img, "wide"));
+    const int any = new_memfd();
+    assert_int_equal(write(any, wide->packed.data + 4096, 4096), -1);
+    assert_int_equal(errno, EFAULT);
+    close(any);
+    nb_image_unmap(img);
+    close(fd);
+    close(file);
+}
+
 static void assert_not_packed(int file, int code, const char *says)
 {
     struct nb_error error = {""};
@@ -345,7 +369,7 @@ int main(void)
         cmocka_unit_test(test_round_trip),        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_cancel_and_output), cmocka_unit_test(test_any_byte_changed),
         cmocka_unit_test(test_hostile_images),    cmocka_unit_test(test_reserved_bytes),
-        cmocka_unit_test(test_wrong_end),
+        cmocka_unit_test(test_wrong_end),         cmocka_unit_test(test_forgotten_matrices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
