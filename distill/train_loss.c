@@ -35,14 +35,19 @@ static int of_slice(struct nb_train *t, const struct nb_distil_loss *how, uint32
     return back ? nb_grad_head_back(t->grad, n, x, NULL, t->logits, t->d + at * row) : 0;
 }
 
+// Over which losses of tokens are means.
+static float tokens_of(const struct nb_train *t)
+{
+    return t->of_step.counted ? (float)t->of_step.counted : 1;
+}
+
 static int of_logits(struct nb_train *t, bool back)
 {
     const struct nb_train_options *o = &t->options;
-    const float parts = (float)t->n_counted * (float)o->accumulate;
-    const float labels = (float)t->n_labels * (float)o->accumulate;
+    const uint32_t labels = t->of_step.labels;
     const struct nb_distil_loss how = {.temperature = back ? o->temperature : 1,
-                                       .soft = (1 - o->hard) / parts,
-                                       .hard = o->hard / (labels > 0 ? labels : 1),
+                                       .soft = (1 - o->hard) / tokens_of(t),
+                                       .hard = o->hard / (labels ? (float)labels : 1),
                                        .mix = back ? o->mix : 0};
     int rc = 0;
     for (uint32_t at = 0; at < t->n_rows && rc == 0; at += NB_TRAIN_SLICE)
@@ -79,7 +84,7 @@ static void compare_projected(struct nb_train *t, float weight, bool back)
 
 static void of_hidden(struct nb_train *t, bool back)
 {
-    const float weight = t->options.hidden / ((float)t->n_counted * (float)t->options.accumulate);
+    const float weight = t->options.hidden / tokens_of(t);
     if (t->projection)
         compare_projected(t, weight, back);
     else
@@ -98,7 +103,6 @@ static uint32_t common(uint32_t a, uint32_t b)
 static void of_attention(struct nb_train *t, bool back)
 {
     const struct nb_hparams *own = &t->plan->hp, *other = &t->teacher_plan->hp;
-    const float parts = (float)t->n_counted * (float)t->options.accumulate;
     memset(t->attention, 0, t->n_rows * sizeof(*t->attention));
     for (uint32_t of = 0; of < 3; of++) {
         const uint32_t heads =
@@ -107,7 +111,7 @@ static void of_attention(struct nb_train *t, bool back)
                                        .width = nb_train_attended(own, of),
                                        .taught_width = nb_train_attended(other, of),
                                        .causal = own->causal,
-                                       .weight = t->options.attention / parts};
+                                       .weight = t->options.attention / tokens_of(t)};
         float *d = back ? t->d_attended[of] : NULL;
         if (d)
             memset(d, 0, (size_t)t->n_rows * r.width * sizeof(*d));

@@ -35,6 +35,11 @@ static inline float *nb_trained_state(const struct nb_trained *w, size_t *ret_fl
     return w->x;
 }
 
+// Rows that have a label, and that are not left out.
+struct nb_train_counts {
+    uint32_t labels, counted;
+};
+
 struct nb_train {
     const struct nb_plan *plan, *teacher_plan; // NULL: there is no teacher
     struct nb_team *team;
@@ -71,10 +76,11 @@ struct nb_train {
     uint32_t n_own;           // the first of the present batch; NULL, 0: none
     uint32_t *chosen;         // [batch]: the windows of the present one, behind the order
     // The present batch.
-    uint32_t n_rows, n_windows, n_labels, n_counted; // rows with a label; that are not left out
-    struct nb_grad_sequence *sequence;               // [rows]
-    uint32_t *end;                                   // [rows]: where a window's rows end
-    int32_t *label;                                  // [rows], as nb_grad_distil takes them
+    uint32_t n_rows, n_windows;
+    struct nb_train_counts of_batch, of_step; // of_step: of all batches of the step under way
+    struct nb_grad_sequence *sequence;        // [rows]
+    uint32_t *end;                            // [rows]: where a window's rows end
+    int32_t *label;                           // [rows], as nb_grad_distil takes them
 };
 
 // Numbers of a row of queries (0), keys (1) or values (2), all heads.

@@ -15,15 +15,15 @@
 // --- Batches
 
 // Of conversations answers alone are labels, and other rows are left out. What the student has
-// written has none.
-static void set_labels(struct nb_train *t, const int32_t *tokens, const bool *answers, bool own,
-                       uint32_t n, int32_t *label)
+// written has none. Adds to `counts`.
+static void set_labels(const int32_t *tokens, const bool *answers, bool own, uint32_t n,
+                       int32_t *label, struct nb_train_counts *counts)
 {
     for (uint32_t i = 0; i < n; i++) {
         const bool has = i + 1 < n && !own && (!answers || answers[i + 1]);
         label[i] = has ? tokens[i + 1] : answers ? NB_LEFT_OUT : NB_NO_LABEL;
-        t->n_labels += has;
-        t->n_counted += label[i] != NB_LEFT_OUT;
+        counts->labels += has;
+        counts->counted += label[i] != NB_LEFT_OUT;
     }
 }
 
@@ -31,14 +31,14 @@ static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint3
                      uint32_t first, uint32_t n, struct nb_error *e)
 {
     uint32_t rows = 0, length;
-    t->n_labels = t->n_counted = 0;
+    t->of_batch = (struct nb_train_counts){0};
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t at = of ? of[first + i] : first + i;
         const bool own = of && i < t->n_own;
         const int32_t *tokens = nb_window(w, at, &length);
         tokens = own ? t->own + (size_t)i * length : tokens;
         t->sequence[i] = (struct nb_grad_sequence){tokens, length, 0};
-        set_labels(t, tokens, nb_window_answers(w, at), own, length, t->label + rows);
+        set_labels(tokens, nb_window_answers(w, at), own, length, t->label + rows, &t->of_batch);
         rows += length;
         t->end[i] = rows;
     }
@@ -49,7 +49,7 @@ static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint3
 }
 
 // Windows follow each other, epoch after epoch, however many of them are a batch.
-static int take_batch(struct nb_train *t, uint32_t number, struct nb_error *e)
+static void choose(struct nb_train *t, uint32_t number)
 {
     const uint32_t n = t->windows->n;
     uint64_t at = (uint64_t)number * t->options.batch;
@@ -59,6 +59,27 @@ static int take_batch(struct nb_train *t, uint32_t number, struct nb_error *e)
         t->chosen[i] = t->order[at % n];
     }
     t->n_own = nb_train_own(t, number);
+}
+
+// All batches of the step that begins: a token counts the same in whichever it is.
+static void count_step(struct nb_train *t)
+{
+    const uint32_t parts = t->options.accumulate;
+    uint32_t length;
+    t->of_step = (struct nb_train_counts){0};
+    for (uint32_t i = 0; i < parts; i++) {
+        choose(t, t->done * parts + i);
+        for (uint32_t j = 0; j < t->options.batch; j++) {
+            const int32_t *tokens = nb_window(t->windows, t->chosen[j], &length);
+            set_labels(tokens, nb_window_answers(t->windows, t->chosen[j]), j < t->n_own, length,
+                       t->label, &t->of_step);
+        }
+    }
+}
+
+static int take_batch(struct nb_train *t, uint32_t number, struct nb_error *e)
+{
+    choose(t, number);
     int rc = nb_train_write_own(t, number, e);
     return rc == 0 ? set_batch(t, t->windows, t->chosen, 0, t->options.batch, e) : rc;
 }
@@ -94,7 +115,7 @@ static int back(struct nb_train *t)
 static int run_batch(struct nb_train *t, uint32_t number, struct nb_train_loss *sum,
                      struct nb_error *e)
 {
-    const double parts = t->options.accumulate;
+    const struct nb_train_counts *all = &t->of_step, *own = &t->of_batch;
     int rc = take_batch(t, number, e);
     if (rc == 0)
         rc = forward(t, true);
@@ -106,12 +127,14 @@ static int run_batch(struct nb_train *t, uint32_t number, struct nb_train_loss *
     if (!isfinite(loss.hard + loss.soft + loss.hidden + loss.cosine + loss.relation +
                   loss.attention))
         return -EDOM;
-    sum->hard += loss.hard / parts;
-    sum->soft += loss.soft / parts;
-    sum->hidden += loss.hidden / parts;
-    sum->cosine += loss.cosine / parts;
-    sum->relation += loss.relation / parts;
-    sum->attention += loss.attention / parts;
+    const double labels = all->labels ? (double)own->labels / all->labels : 0;
+    const double tokens = all->counted ? (double)own->counted / all->counted : 0;
+    sum->hard += loss.hard * labels;
+    sum->soft += loss.soft * tokens;
+    sum->hidden += loss.hidden * tokens;
+    sum->attention += loss.attention * tokens;
+    sum->cosine += loss.cosine / t->options.accumulate;
+    sum->relation += loss.relation / t->options.accumulate;
     return back(t);
 }
 
@@ -185,6 +208,7 @@ static int run_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_err
     for (uint32_t i = 0; i < t->n_tensors; i++)
         memset(t->tensors[i].gradient, 0, t->tensors[i].floats * sizeof(float));
     const struct nb_train_share *share = t->options.share;
+    count_step(t);
     for (uint32_t i = share ? share->rank : 0; i < t->options.accumulate && rc == 0;
          i += share ? share->ranks : 1)
         rc = run_batch(t, t->done * t->options.accumulate + i, &loss, e);
