@@ -222,7 +222,8 @@ static uint64_t key_of(const struct nb_train *t)
                                 t->n_tensors,
                                 nb_train_weights(t),
                                 o->adapter.rank,
-                                o->bf16};
+                                o->bf16,
+                                o->coded_moments};
     XXH64_hash_t key = XXH3_64bits(w->tokens, nb_windows_tokens(w) * sizeof(*w->tokens));
     if (w->end)
         key = XXH3_64bits_withSeed(w->end, w->n * sizeof(*w->end), key);

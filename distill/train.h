@@ -15,10 +15,10 @@
 // 1909.10351); of vectors, relations among texts (distill/cosine.h).
 //
 // Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
-// nor on where the work was stored and restored. Memory: 16 bytes for each weight that is moved; of
-// both models one layer's matrices (or the head's) as floats, twice; a batch's rows
-// between the student's layers; and the memory that options allow. All calls block and use the
-// team, whose thread 0 is the caller; one call at a time.
+// nor on where the work was stored and restored. Memory: 16 bytes for each weight that is moved,
+// with coded moments 10; of both models one layer's matrices (or the head's) as floats, twice; a
+// batch's rows between the student's layers; and the memory that options allow. All calls block and
+// use the team, whose thread 0 is the caller; one call at a time.
 #pragma once
 
 #include <stdint.h>
@@ -61,20 +61,21 @@ struct nb_train_options {
     uint32_t accumulate;  // batches of a step
     uint32_t steps, warm; // of which so many rise
     enum nb_schedule schedule;
-    float rate, decay; // decay: of matrices alone
-    float clip;        // the largest norm of a step's gradient; 0: any
-    float temperature; // T
-    float mix;         // 0 to 1: which divergence from the teacher (grad/loss.h)
-    float own;         // 0 to 1: the share of windows whose text the student writes itself
-    float hard;        // 0 to 1: the share of labels, the rest is the teacher's
-    float cosine;      // of vectors, in the place of the three above: weight of 1 - cosine,
-    float relation;    // and of the relations' differences
-    float hidden;      // weight of 1 - cosine of the last hidden states; 0: none
-    float attention;   // weight of the relations among tokens in the last layers (relations.h)
-    uint64_t seed;     // of the windows' order, and of random weights
-    bool random;       // the student's matrices begin as random numbers
-    bool bf16;         // products of both models take bf16 operands (nb_grad_narrow)
-    uint64_t memory;   // bytes of tapes of the student's layers, so that less is computed again
+    float rate, decay;  // decay: of matrices alone
+    float clip;         // the largest norm of a step's gradient; 0: any
+    float temperature;  // T
+    float mix;          // 0 to 1: which divergence from the teacher (grad/loss.h)
+    float own;          // 0 to 1: the share of windows whose text the student writes itself
+    float hard;         // 0 to 1: the share of labels, the rest is the teacher's
+    float cosine;       // of vectors, in the place of the three above: weight of 1 - cosine,
+    float relation;     // and of the relations' differences
+    float hidden;       // weight of 1 - cosine of the last hidden states; 0: none
+    float attention;    // weight of the relations among tokens in the last layers (relations.h)
+    uint64_t seed;      // of the windows' order, and of random weights
+    bool random;        // the student's matrices begin as random numbers
+    bool bf16;          // products of both models take bf16 operands (nb_grad_narrow)
+    bool coded_moments; // of 8 bits (grad/adam.h), but for codes that learn
+    uint64_t memory;    // bytes of tapes of the student's layers, so that less is computed again
     struct nb_adapter_choice adapter;
     const struct nb_train_share *share; // outlives the training; NULL: it is alone
     // Which of the teacher's channels each of the student's is, [the student's width], until

@@ -64,6 +64,7 @@ static const struct word {
     {"schedule", offsetof(struct nb_train_recipe, schedule), {"cosine", "linear", "constant"}},
     {"start", offsetof(struct nb_train_recipe, start), {"teacher", "random"}},
     {"precision", offsetof(struct nb_train_recipe, precision), {"fp32", "bf16"}},
+    {"moments", offsetof(struct nb_train_recipe, moments), {"fp32", "int8"}},
     {"layers_by", offsetof(struct nb_train_recipe, layers_by), {"influence", "evenly"}},
     {"cut_by", offsetof(struct nb_train_recipe, cut_by), {"gradient", "activation"}},
     {"scales", offsetof(struct nb_train_recipe, scales), {"learned", "spanned"}},

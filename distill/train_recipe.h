@@ -16,6 +16,7 @@
 enum nb_train_layers { NB_LAYERS_BY_INFLUENCE, NB_LAYERS_EVENLY };
 enum nb_train_scales { NB_SCALES_LEARNT, NB_SCALES_SPANNED }; // these span each group's weights
 enum nb_train_precision { NB_TRAIN_FP32, NB_TRAIN_BF16 };
+enum nb_train_moments { NB_MOMENTS_FP32, NB_MOMENTS_INT8 };
 enum nb_train_start {
     NB_START_TEACHER,
     NB_START_RANDOM
@@ -36,6 +37,7 @@ struct nb_train_recipe {
     double vocabulary;                // tokens at most; up to 1: the share of the model's; 0: all
     enum nb_train_start start;
     enum nb_train_precision precision; // of products
+    enum nb_train_moments moments;     // of AdamW (grad/adam.h)
     char to[32];                       // the type of the student's matrices
     double tokens;                     // to train on
     uint32_t length;                   // tokens of a window

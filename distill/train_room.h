@@ -3,12 +3,13 @@
 #pragma once
 
 #include "distill/train.h"
+#include "grad/adam.h"
 #include "grad/grad.h"
 #include "quant/encode.h"
 #include "quant/latent.h"
 #include "tensor/source.h"
 
-#define NB_TRAIN_SLICE 512 // rows of the heads at once
+#define NB_TRAIN_SLICE 256 // rows of the heads at once
 
 // A tensor that moves: one of the model's, or a factor of an adapter.
 struct nb_trained {
@@ -17,8 +18,11 @@ struct nb_trained {
     bool decays;
     struct nb_grad_tensor *tensor; // the model's; NULL of a factor
     size_t floats;
-    float *x, *first, *second; // [floats], one behind the other; NULL where codes move
-    float *gradient;           // [floats]
+    float *x;                      // [floats], and its moments behind it; NULL where codes move
+    float *first, *second;         // [floats],
+    struct nb_adam_block *moments; // or these; NULL: the other
+    size_t state_floats;           // of x and its moments
+    float *gradient;               // [floats]
     // Of what is computed with as it will be in the file:
     float *rounded;           // [floats]; NULL: it is not
     struct nb_encode how;     // how x is rounded,
@@ -31,7 +35,7 @@ static inline float *nb_trained_state(const struct nb_trained *w, size_t *ret_fl
 {
     if (w->latent)
         return nb_latent_state(w->latent, ret_floats);
-    *ret_floats = 3 * (size_t)(w->first - w->x);
+    *ret_floats = w->state_floats;
     return w->x;
 }
 

@@ -62,6 +62,7 @@ static int start_codes(const struct nb_train *t, struct nb_trained *w, uint32_t 
     w->tensor->values = w->rounded;
     free(w->x);
     w->x = w->first = w->second = NULL;
+    w->moments = NULL;
     return 0;
 }
 

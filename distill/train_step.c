@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "distill/train_room.h"
+#include "engine/sampler.h"
 #include "grad/adam.h"
 #include "grad/loss.h"
 
@@ -190,12 +191,15 @@ static void descend(struct nb_train *t, double norm)
         .second = SECOND,
         .first_by = (float)(1 / (1 - pow((double)FIRST, at))),
         .second_by = (float)(1 / (1 - pow((double)SECOND, at))),
-        .floor = FLOOR};
+        .floor = FLOOR,
+        .draw = (uint32_t)nb_random(o->seed, t->done)};
     for (uint32_t i = 0; i < t->n_tensors; i++) {
         const struct nb_trained *w = &t->tensors[i];
         how.decay = w->decays ? o->decay : 0;
         if (w->latent)
             descend_codes(t, w, &how);
+        else if (w->moments)
+            nb_adam_step_coded(t->team, &how, w->gradient, w->floats, w->x, w->moments);
         else
             nb_adam_step(t->team, &how, w->gradient, w->floats, w->x, w->first, w->second);
     }

@@ -24,15 +24,20 @@ static struct nb_trained *add(struct nb_train *t, struct nb_str name, const char
 {
     struct nb_trained *w = &t->tensors[t->n_tensors++];
     const size_t n = (size_t)rows * cols, room = (n + 15) / 16 * 16;
+    const size_t blocks = (n + NB_ADAM_BLOCK - 1) / NB_ADAM_BLOCK;
+    const bool coded = t->options.coded_moments;
     *w = (struct nb_trained){.rows = rows, .cols = cols, .decays = true, .floats = n};
     snprintf(w->name, sizeof(w->name), "%.*s%s", STR(name), suffix);
-    w->x = nb_grad_floats(3 * room);
+    w->state_floats =
+        room + (coded ? blocks * sizeof(struct nb_adam_block) / sizeof(float) : 2 * room);
+    w->x = nb_grad_floats(w->state_floats);
     w->gradient = nb_grad_floats(n);
     if (!w->x || !w->gradient)
         return NULL;
-    memset(w->x, 0, 3 * room * sizeof(*w->x));
-    w->first = w->x + room;
-    w->second = w->first + room;
+    memset(w->x, 0, w->state_floats * sizeof(*w->x));
+    w->first = coded ? NULL : w->x + room;
+    w->second = coded ? NULL : w->first + room;
+    w->moments = coded ? (struct nb_adam_block *)(w->x + room) : NULL;
     return w;
 }
 
@@ -40,7 +45,7 @@ static int fail_memory(struct nb_error *e)
 {
     return nb_fail(e, -ENOMEM,
                    "no memory for the weights that are trained, their gradients and moments: 16 "
-                   "bytes a weight");
+                   "bytes a weight, with moments of 8 bits 10 (--moments int8)");
 }
 
 // --- All tensors

@@ -64,7 +64,7 @@ void nb_adam_step(struct nb_team *team, const struct nb_adam *how, const float *
 }
 
 void nb_adam_step_coded(struct nb_team *team, const struct nb_adam *how, const float *gradient,
-                        size_t n, float *x, // NOLINT(*non-const-parameter)
+                        size_t n, float *x,           // NOLINT(*non-const-parameter)
                         struct nb_adam_block *blocks) // NOLINT(*non-const-parameter)
 {
     struct work w = {nb_loops_best(), how, gradient, x, NULL, NULL, blocks, n, NULL};

@@ -22,8 +22,9 @@
 
 #define SAVE_NS    UINT64_C(200000000) // between two states, at least,
 #define SAVE_SHARE 50                  // and so many times what saving one took
-#define MEMORY     (UINT64_C(1) << 30) // of tapes
-#define ROWS       2048                // that run at once, or one window where that is longer
+#define MEMORY     (UINT64_C(1) << 29) // of tapes
+#define ROWS       512                 // that run at once, or one window where that is longer:
+#define TOGETHER   2048                // so many where texts are compared, or written by a student
 #define PRUNING    32                  // windows on which it is measured what a model needs
 
 int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
@@ -253,9 +254,10 @@ static void choose_options(struct distilling *k)
     struct nb_train_options *o = &k->options;
     const double length = (double)nb_windows_tokens(&k->learnt) / k->learnt.n;
     const uint32_t ranks = k->work->share ? k->work->share->ranks : 1;
-    const uint32_t wanted = windows_in(r->batch, length), rows = windows_in(ROWS, length);
-    const uint32_t each = (wanted + ranks - 1) / ranks, fit = each < rows ? each : rows;
     const bool vectors = k->learns == NB_TRAIN_VECTORS;
+    const uint32_t wanted = windows_in(r->batch, length);
+    const uint32_t rows = windows_in(vectors || r->own > 0 ? TOGETHER : ROWS, length);
+    const uint32_t each = (wanted + ranks - 1) / ranks, fit = each < rows ? each : rows;
     *o = (struct nb_train_options){.schedule = r->schedule,
                                    .rate = (float)r->rate,
                                    .decay = (float)r->decay,
@@ -271,6 +273,7 @@ static void choose_options(struct distilling *k)
                                    .seed = r->seed,
                                    .random = r->start == NB_START_RANDOM,
                                    .bf16 = r->precision == NB_TRAIN_BF16,
+                                   .coded_moments = r->moments == NB_MOMENTS_INT8,
                                    .memory = MEMORY,
                                    .share = k->work->share,
                                    .adapter = r->adapter};
@@ -394,6 +397,8 @@ static int train(struct distilling *k)
         rc = measure(k, &k->told.before);
     if (rc == 0 && k->work->share)
         rc = nb_jobs_distill_align(k);
+    if (rc == 0 && !k->recipe.adapter.rank && nb_image_forget_matrices(k->student.image) < 0)
+        rc = nb_fail(k->error, -ENOMEM, "no memory for the student");
     return rc == 0 ? run_steps(k) : rc;
 }
 

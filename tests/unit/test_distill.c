@@ -287,14 +287,13 @@ static void own_text(void **state)
     nb_train_destroy(e);
 }
 
-// Of operands with eight bits of precision: nearly the same steps, and the same whatever the
-// threads.
-static void bf16_is_near(void **state)
+// With operands and moments of eight bits: nearly the same, and so whatever the threads.
+static void narrow_is_near(void **state)
 {
     const struct model *m = *state;
     struct nb_train_options narrow = options;
     struct nb_team *one;
-    narrow.bf16 = true;
+    narrow.bf16 = narrow.coded_moments = true;
     assert_int_equal(nb_team_create(1, &one), 0);
     struct nb_train *a = create(m, m->team, &options), *b = create(m, m->team, &narrow);
     struct nb_train *c = create(m, one, &narrow);
@@ -415,6 +414,7 @@ static void goes_on(const struct model *m, const struct nb_adapter_choice *adapt
     struct nb_train_options o = options, other = options;
     struct bytes stored = {0};
     o.adapter = other.adapter = *adapter;
+    o.coded_moments = other.coded_moments = adapter->rank > 0;
     struct nb_train *a = with(m, create(m, m->team, &o)), *b = with(m, create(m, m->team, &o));
     other.rate *= 2;
     struct nb_train *c = with(m, create(m, m->team, &other));
@@ -586,7 +586,7 @@ int main(void)
         cmocka_unit_test(nothing_learns_at_rate_0),
         cmocka_unit_test(threads_and_tapes_change_nothing),
         cmocka_unit_test(own_text),
-        cmocka_unit_test(bf16_is_near),
+        cmocka_unit_test(narrow_is_near),
         cmocka_unit_test(threads_change_no_needs),
         cmocka_unit_test(batches_add_up),
         cmocka_unit_test(adapters_learn),

@@ -14,7 +14,7 @@
 struct distill {
     struct common common;
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
-        *schedule, *precision, *activations, *scales, *vocabulary;
+        *schedule, *precision, *moments, *activations, *scales, *vocabulary;
     struct option_list texts;
     uint64_t tokens;                                 // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;             // 0: not said
@@ -138,6 +138,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                  {"start", d->start},
                  {"schedule", d->schedule},
                  {"precision", d->precision},
+                 {"moments", d->moments},
                  {"scales", d->scales},
                  {"activations", d->activations},
                  {"layers_by", d->layers_by},
@@ -320,6 +321,9 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "the type of the student's matrices (F16), or of an adapter (F32)"},
         {"precision", 0, OPTION_STRING, &d.precision, "P",
          "of products' operands: fp32 (the usual), or bf16: sums and weights stay in fp32"},
+        {"moments", 0, OPTION_STRING, &d.moments, "M",
+         "of AdamW, two a weight: fp32 (the usual), or int8, a quarter of their memory; codes that "
+         "learn keep fp32"},
         {"qat", 0, OPTION_FLAG, &d.qat, NULL,
          "train the matrices as --to rounds them, and inputs as --activations "
          "(quantization-aware)"},
