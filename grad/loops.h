@@ -58,6 +58,9 @@ struct nb_loops {
     // A row of grad/loss.h's nb_grad_distil; reference may be NULL, label below 0.
     void (*distil)(const struct nb_distil_loss *how, const float *reference, int32_t label,
                    float *logits, uint32_t n, float *ret_soft, float *ret_hard);
+    // Of nb_grad_distil_kept.
+    void (*distil_kept)(const struct nb_distil_loss *how, const struct nb_kept *reference,
+                        int32_t label, float *logits, uint32_t n, float *ret_soft, float *ret_hard);
     // A step of nb_adam on n numbers.
     void (*adam)(const struct nb_adam *how, const float *gradient, float *x, float *first,
                  float *second, uint32_t n);

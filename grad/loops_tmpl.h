@@ -574,6 +574,7 @@ const struct nb_loops LEVEL = {
     .narrow = narrow,
     .round_codes = round_codes,
     .distil = distil,
+    .distil_kept = distil_kept,
     .adam = adam,
     .adam_coded = adam_coded,
     .attend = attend,

@@ -30,6 +30,7 @@ struct distilled {
     const struct nb_loops *loops;
     const struct nb_distil_loss *how;
     const float *reference;
+    const struct nb_kept *kept;
     const int32_t *label;
     float *logits, *ret_soft, *ret_hard;
     uint32_t vocab;
@@ -48,7 +49,24 @@ void nb_grad_distil(struct nb_grad *g, uint32_t n, const struct nb_distil_loss *
                     float *logits,                    // NOLINT(*non-const-parameter)
                     float *ret_soft, float *ret_hard) // NOLINT(*non-const-parameter)
 {
-    struct distilled d = {g->loops, how,      reference, label,
-                          logits,   ret_soft, ret_hard,  g->plan->hp.vocab};
+    struct distilled d = {g->loops, how,      reference,        NULL, label, logits,
+                          ret_soft, ret_hard, g->plan->hp.vocab};
     nb_each(g->team, n, distil, &d);
+}
+
+static void distil_kept(void *arg, uint32_t row, uint32_t thread)
+{
+    const struct distilled *d = arg;
+    d->loops->distil_kept(d->how, &d->kept[row], d->label[row], d->logits + (size_t)row * d->vocab,
+                          d->vocab, &d->ret_soft[row], &d->ret_hard[row]);
+}
+
+void nb_grad_distil_kept(struct nb_grad *g, uint32_t n, const struct nb_distil_loss *how,
+                         const struct nb_kept *reference, const int32_t *label,
+                         float *logits,                    // NOLINT(*non-const-parameter)
+                         float *ret_soft, float *ret_hard) // NOLINT(*non-const-parameter)
+{
+    struct distilled d = {g->loops, how,      NULL,     reference,        label,
+                          logits,   ret_soft, ret_hard, g->plan->hp.vocab};
+    nb_each(g->team, n, distil_kept, &d);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "grad/grad.h"
+#include "tensor/lessons.h"
 
 // How far next-token probabilities are from a reference's, in nats, of each of n rows:
 //     KL = sum of p (log p - log q),  p = softmax(reference), q = softmax(logits)
@@ -30,3 +31,17 @@ struct nb_distil_loss {
 void nb_grad_distil(struct nb_grad *g, uint32_t n, const struct nb_distil_loss *how,
                     const float *reference, const int32_t *label, float *logits, float *ret_soft,
                     float *ret_hard);
+
+// What is left of a reference: its likeliest tokens' logits, and log_sum, the logarithm of the sum
+// of exp(logit / T) over all.
+struct nb_kept {
+    const struct nb_kept_logit *logit; // [n], ids ascending
+    uint32_t n;                        // NB_LESSONS_KEPT at most
+    float log_sum;
+};
+// As nb_grad_distil with a `mix` of 0, where all tokens that are not kept are one: D is the KL
+// divergence of the kept ones' probabilities and of what is left over for the others together,
+// which is the whole divergence but for how these differ among each other. reference: [n].
+void nb_grad_distil_kept(struct nb_grad *g, uint32_t n, const struct nb_distil_loss *how,
+                         const struct nb_kept *reference, const int32_t *label, float *logits,
+                         float *ret_soft, float *ret_hard);

@@ -152,3 +152,67 @@ static void distil(const struct nb_distil_loss *how, const float *reference, int
     if (label >= 0)
         logits[label] -= t.hard;
 }
+
+// The gradient's parts where the reference keeps a part of its tokens.
+struct kept {
+    float by, below, others, full; // logarithms of sums: the logits' warm, of those not kept, cold
+    float rest;                    // of what is not kept: the logits' share less the reference's
+    float soft, hard;
+};
+
+// Adds the kept tokens' part of D; what the reference leaves for the others.
+static float compare_kept(const struct kept *k, const struct nb_kept *reference, const float *own,
+                          float *soft)
+{
+    double left = 1;
+    for (uint32_t i = 0; i < reference->n; i++) {
+        const float p = k->by * reference->logit[i].logit - reference->log_sum;
+        const float share = exp_of(p);
+        *soft += share * (p - (k->by * own[i] - k->below));
+        left -= (double)share;
+    }
+    return left > 0 ? (float)left : 0;
+}
+
+static void draw_kept(const struct kept *k, const struct nb_kept *reference, const float *own,
+                      float *logits, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        logits[i] = k->soft * k->rest * exp_of(k->by * logits[i] - k->others) +
+                    k->hard * exp_of(logits[i] - k->full);
+    for (uint32_t i = 0; i < reference->n; i++) {
+        const float p = exp_of(k->by * reference->logit[i].logit - reference->log_sum);
+        logits[reference->logit[i].id] =
+            k->soft * (exp_of(k->by * own[i] - k->below) - p) + k->hard * exp_of(own[i] - k->full);
+    }
+}
+
+static void distil_kept(const struct nb_distil_loss *how, const struct nb_kept *reference,
+                        int32_t label, float *logits, uint32_t n, float *ret_soft, float *ret_hard)
+{
+    const float temperature = how->temperature;
+    float own[NB_LESSONS_KEPT], soft = 0;
+    struct kept k = {.by = 1 / temperature, .soft = how->soft * temperature};
+    k.full = log_sum(logits, 1, n);
+    *ret_hard = label < 0 ? 0 : k.full - logits[label];
+    *ret_soft = 0;
+    if (label == NB_LEFT_OUT) {
+        memset(logits, 0, n * sizeof(*logits));
+        return;
+    }
+    k.hard = label < 0 ? 0 : how->hard;
+    k.below = log_sum(logits, k.by, n);
+    for (uint32_t i = 0; i < reference->n; i++) { // set aside, so that the others have a sum
+        own[i] = logits[reference->logit[i].id];
+        logits[reference->logit[i].id] = -1e30f;
+    }
+    k.others = log_sum(logits, k.by, n);
+    const float left = compare_kept(&k, reference, own, &soft), others = k.others - k.below;
+    if (left > 0)
+        soft += left * (logf(left) - (others < -80 ? -80 : others)); // where there are any
+    k.rest = exp_of(others) - left;
+    draw_kept(&k, reference, own, logits, n);
+    *ret_soft = temperature * temperature * soft;
+    if (label >= 0)
+        logits[label] -= k.hard;
+}

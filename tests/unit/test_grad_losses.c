@@ -141,6 +141,86 @@ static void losses_beside_doubles(void **state)
     nb_grad_close(g);
 }
 
+// The same of what is kept of p; what is left of each is one number.
+static double loss_kept(const struct nb_distil_loss *how, const struct nb_kept *p, const float *q,
+                        int32_t label, double *ret_soft, double *ret_hard)
+{
+    const double by = 1 / (double)how->temperature, below = log_sum(q, by);
+    double of_p = 0, others = 0, apart = 0;
+    for (uint32_t i = 0, next = 0; i < RANDOM_VOCAB; i++)
+        if (next < p->n && p->logit[next].id == i)
+            next++;
+        else
+            others += exp(by * (double)q[i] - below);
+    for (uint32_t i = 0; i < p->n; i++) {
+        const double a = by * (double)p->logit[i].logit - (double)p->log_sum;
+        const double b = by * (double)q[p->logit[i].id] - below;
+        of_p += exp(a);
+        apart += exp(a) * (a - b);
+    }
+    if (of_p < 1)
+        apart += (1 - of_p) * (log1p(-of_p) - log(others));
+    *ret_soft =
+        label == NB_LEFT_OUT ? 0 : (double)how->temperature * (double)how->temperature * apart;
+    *ret_hard = label < 0 ? 0 : log_sum(q, 1) - (double)q[label];
+    return (double)how->soft * *ret_soft + (double)how->hard * *ret_hard;
+}
+
+// Few, half and all but one are kept, of rows that are flat and steep.
+static void kept_beside_doubles(void **state)
+{
+    const struct model *m = *state;
+    const struct nb_distil_loss how = {.temperature = 2.5f, .soft = 0.25f, .hard = 0.5f};
+    static const uint32_t steps[] = {97, 2, 1};
+    enum { N = 5 };
+    static float p[N * RANDOM_VOCAB], q[N * RANDOM_VOCAB], d[N * RANDOM_VOCAB];
+    static struct nb_kept_logit logits[N][RANDOM_VOCAB];
+    static const int32_t label[N] = {3, NB_NO_LABEL, RANDOM_VOCAB - 1, 0, NB_LEFT_OUT};
+    struct nb_kept kept[N];
+    float soft[N], hard[N];
+    struct nb_error error = {""};
+    struct nb_grad *g;
+    double worst = 0;
+    assert_int_equal(nb_grad_open(m->plan, m->team, &g, &error), 0);
+    for (uint32_t i = 0; i < N * RANDOM_VOCAB; i++) {
+        const uint32_t row = i / RANDOM_VOCAB;
+        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 5);
+        q[i] = p[i] + 1e-9f * (float)(int32_t)nb_random(2, i);
+    }
+    for (int kind = 0; kind < 3; kind++) {
+        for (uint32_t r = 0; r < N; r++) {
+            kept[r] = (struct nb_kept){logits[r], 0, 0};
+            for (uint32_t i = 1; i < RANDOM_VOCAB && kept[r].n < NB_LESSONS_KEPT; i += steps[kind])
+                logits[r][kept[r].n++] = (struct nb_kept_logit){i, p[r * RANDOM_VOCAB + i]};
+            kept[r].log_sum =
+                (float)log_sum(p + (size_t)r * RANDOM_VOCAB, 1 / (double)how.temperature);
+        }
+        memcpy(d, q, sizeof(d));
+        nb_grad_distil_kept(g, N, &how, kept, label, d, soft, hard);
+        for (int r = 0; r < N; r++) {
+            float *x = q + r * RANDOM_VOCAB;
+            double s, h;
+            loss_kept(&how, &kept[r], x, label[r], &s, &h);
+            assert_true(fabs((double)soft[r] - s) < 3e-5 * (1 + s));
+            assert_true(fabs((double)hard[r] - h) < 2e-5 * (1 + h));
+            for (int i = 0; i < RANDOM_VOCAB; i++) {
+                const float was = x[i];
+                x[i] = was + 0x1p-10f;
+                const double up = loss_kept(&how, &kept[r], x, label[r], &s, &h),
+                             high = (double)x[i];
+                x[i] = was - 0x1p-10f;
+                const double slope =
+                    (up - loss_kept(&how, &kept[r], x, label[r], &s, &h)) / (high - (double)x[i]);
+                x[i] = was;
+                worst = fmax(worst, fabs((double)d[r * RANDOM_VOCAB + i] - slope));
+            }
+        }
+    }
+    print_message("of what is kept, likewise: %.1e\n", worst);
+    assert_true(worst < 2e-6);
+    nb_grad_close(g);
+}
+
 // As the type's own conversion has it, of every exponent and of numbers that are none.
 static void narrowed_to_nearest(void **state)
 {
@@ -285,9 +365,9 @@ static void coded_moments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(coded_moments),         cmocka_unit_test(losses_beside_doubles),
-        cmocka_unit_test(adam_beside_doubles),   cmocka_unit_test(narrowed_to_nearest),
-        cmocka_unit_test(codes_are_the_devices),
+        cmocka_unit_test(coded_moments),       cmocka_unit_test(losses_beside_doubles),
+        cmocka_unit_test(kept_beside_doubles), cmocka_unit_test(adam_beside_doubles),
+        cmocka_unit_test(narrowed_to_nearest), cmocka_unit_test(codes_are_the_devices),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
