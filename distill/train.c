@@ -39,12 +39,35 @@ static int check_numbers(const struct nb_train *t, struct nb_error *e)
     return 0;
 }
 
+// They are of tokens that a text has, and know nothing but the next ones' probabilities.
+static int check_lessons(const struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_train_options *o = &t->options;
+    const struct nb_lessons_header *h = nb_lessons_header(o->lessons);
+    if (t->teacher_plan)
+        return nb_fail(e, -EINVAL, "lessons take the teacher's place: give one of them");
+    if (o->mix > 0 || o->own > 0 || o->hidden > 0 || o->attention > 0)
+        return nb_fail(e, -EINVAL,
+                       "lessons have the teacher's likeliest tokens alone: \"mix\", \"own\", "
+                       "\"hidden\" and \"attention\" need the teacher itself");
+    if (h->vocab != t->plan->hp.vocab || h->length != t->windows->length || t->windows->end)
+        return nb_fail(e, -EINVAL, "the lessons are of other windows or another vocabulary");
+    if (h->temperature != o->temperature)
+        return nb_fail(e, -EINVAL,
+                       "the lessons are of a temperature of %g, and the training's is %g: both are "
+                       "the same (--temperature)",
+                       (double)h->temperature, (double)o->temperature);
+    return 0;
+}
+
 static int check_logits(const struct nb_train *t, struct nb_error *e)
 {
     const struct nb_train_options *o = &t->options;
     const struct nb_plan *teacher = t->teacher_plan;
     if (o->cosine > 0 || o->relation > 0)
         return nb_fail(e, -EINVAL, "a model that is not made for vectors does not learn them");
+    if (o->lessons)
+        return check_lessons(t, e);
     if (!teacher && (o->hard < 1 || o->hidden > 0 || o->attention > 0))
         return nb_fail(e, -EINVAL, "soft labels, hidden states and attention need a teacher");
     if (o->own > 0 && (!teacher || t->windows->end))
@@ -142,6 +165,9 @@ static int make_rows(struct nb_train *t)
     t->projected = nb_grad_floats(t->projection ? 2 * rows * taught : 0);
     t->logits = nb_grad_floats(slice * vocab);
     t->teacher_logits = nb_grad_floats(t->teacher ? slice * vocab : 0);
+    const size_t kept = t->options.lessons ? nb_lessons_header(t->options.lessons)->kept : 0;
+    t->sums = calloc(kept ? rows : 1, sizeof(*t->sums));
+    t->kept = calloc(rows * kept + 1, sizeof(*t->kept));
     t->vector = nb_grad_floats(pooled * hp->embedding);
     t->teacher_vector = nb_grad_floats(pooled * taught);
     t->d_vector = nb_grad_floats(pooled * hp->embedding);
@@ -155,7 +181,7 @@ static int make_rows(struct nb_train *t)
     t->tapes = calloc(hp->n_layers + 1, sizeof(*t->tapes)); // NOLINT(bugprone-sizeof-expression)
     if (!t->x || !t->d || !t->taught || !t->projected || !t->logits || !t->teacher_logits ||
         !t->vector || !t->teacher_vector || !t->d_vector || !t->d_slice || !t->soft || !t->label ||
-        !t->end || !t->order || !t->sequence || !t->own || !t->tapes)
+        !t->end || !t->order || !t->sequence || !t->own || !t->tapes || !t->sums || !t->kept)
         return -ENOMEM;
     t->chosen = t->order + t->windows->n;
     float **of_rows[] = {&t->hard, &t->hidden, &t->attention, &t->cosine, &t->relation};
@@ -229,6 +255,9 @@ static uint64_t key_of(const struct nb_train *t)
         key = XXH3_64bits_withSeed(w->end, w->n * sizeof(*w->end), key);
     if (w->answers)
         key = XXH3_64bits_withSeed(w->answers, nb_windows_tokens(w) * sizeof(*w->answers), key);
+    if (o->lessons)
+        key = XXH3_64bits_withSeed(nb_lessons_header(o->lessons), sizeof(struct nb_lessons_header),
+                                   key);
     key = XXH3_64bits_withSeed(reals, sizeof(reals), key);
     key = XXH3_64bits_withSeed(numbers, sizeof(numbers), key);
     for (uint32_t i = 0; i < t->n_tensors; i++)
@@ -305,6 +334,8 @@ void nb_train_destroy(struct nb_train *t)
     free(t->projected);
     free(t->logits);
     free(t->teacher_logits);
+    free(t->sums);
+    free(t->kept);
     free(t->vector);
     free(t->teacher_vector);
     free(t->d_vector);

@@ -23,6 +23,7 @@
 
 #include <stdint.h>
 
+#include "distill/lessons.h"
 #include "engine/cpu/threads.h"
 #include "engine/plan.h"
 #include "quant/encode.h"
@@ -77,6 +78,9 @@ struct nb_train_options {
     bool coded_moments; // of 8 bits (grad/adam.h), but for codes that learn
     uint64_t memory;    // bytes of tapes of the student's layers, so that less is computed again
     struct nb_adapter_choice adapter;
+    // What a teacher has said of the windows, in the place of the teacher; NULL: nothing. It
+    // outlives the training.
+    const struct nb_lessons *lessons;
     const struct nb_train_share *share; // outlives the training; NULL: it is alone
     // Which of the teacher's channels each of the student's is, [the student's width], until
     // nb_train_create returns: where their projection begins. NULL: it begins with random numbers.
@@ -84,13 +88,13 @@ struct nb_train_options {
 };
 #define NB_TRAIN_STEPS (1u << 24)
 
-// Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 and
-// `hidden` and `attention` 0; never of vectors. -EINVAL: models whose vocabularies or, with
-// `cosine`, widths differ; windows that are fewer than a batch or longer than a context; tokens
-// outside the vocabulary; numbers out of range; losses that a student of its kind does not have; an
-// adapter of matrices that are not there or smaller than its rank; -ENOTSUP: a teacher without
-// logits, an adapter of experts or of a model for vectors; -ENOMEM. With its line. Of a shared
-// training -EINVAL too: a step of fewer batches than there are ranks.
+// Plans (at `exact`), team and windows must outlive it. teacher: NULL, where `hard` is 1 or
+// there are lessons, and `hidden` and `attention` are 0; never of vectors. -EINVAL: models whose
+// vocabularies or, with `cosine`, widths differ; windows that are fewer than a batch or longer than
+// a context; tokens outside the vocabulary; numbers out of range; losses that a student of its kind
+// does not have; an adapter of matrices that are not there or smaller than its rank; -ENOTSUP: a
+// teacher without logits, an adapter of experts or of a model for vectors; -ENOMEM. With its line.
+// Of a shared training -EINVAL too: a step of fewer batches than there are ranks.
 int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
                     struct nb_team *team, const struct nb_windows *windows,
                     const struct nb_train_options *options, struct nb_train **ret,

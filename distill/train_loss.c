@@ -15,6 +15,21 @@ static uint32_t slice_at(const struct nb_train *t, uint32_t at)
 
 // --- Logits
 
+// Of lessons, in the teacher's place.
+static void follow_lessons(struct nb_train *t, const struct nb_distil_loss *how, uint32_t at,
+                           uint32_t n, bool back)
+{
+    const uint32_t kept = nb_lessons_header(t->options.lessons)->kept;
+    struct nb_kept reference[NB_TRAIN_SLICE];
+    for (uint32_t i = 0; i < n; i++) {
+        const struct nb_lesson *sums = &t->sums[at + i];
+        reference[i] = (struct nb_kept){t->kept + (size_t)(at + i) * kept, kept,
+                                        back ? sums->warm_log_sum : sums->log_sum};
+    }
+    nb_grad_distil_kept(t->grad, n, how, reference, t->label + at, t->logits, t->soft + at,
+                        t->hard + at);
+}
+
 // Both heads of rows [at, at + n), and their losses.
 static int of_slice(struct nb_train *t, const struct nb_distil_loss *how, uint32_t at, uint32_t n,
                     bool back)
@@ -30,8 +45,11 @@ static int of_slice(struct nb_train *t, const struct nb_distil_loss *how, uint32
         rc = nb_grad_head(t->grad, n, x, NULL, t->logits);
     if (rc < 0)
         return rc;
-    nb_grad_distil(t->grad, n, how, reference, t->label + at, t->logits, t->soft + at,
-                   t->hard + at);
+    if (t->options.lessons)
+        follow_lessons(t, how, at, n, back);
+    else
+        nb_grad_distil(t->grad, n, how, reference, t->label + at, t->logits, t->soft + at,
+                       t->hard + at);
     return back ? nb_grad_head_back(t->grad, n, x, NULL, t->logits, t->d + at * row) : 0;
 }
 

@@ -65,6 +65,8 @@ struct nb_train {
     float *taught;                   // [2][rows][the teacher's embedding]: at last x_L in the first
     float *projected; // [2][rows][the teacher's embedding]: x_L, and the gradient in it
     float *logits, *teacher_logits; // [slice][vocab]
+    struct nb_lesson *sums;         // [rows]: of the present batch, what its lessons say;
+    struct nb_kept_logit *kept;     // [rows][kept]; NULL: there are none
     float *vector, *teacher_vector; // [rows][embedding] of each: of texts
     float *d_vector;                // [rows][embedding]
     float *d_slice;                 // [slice][embedding]: in what vectors are made of

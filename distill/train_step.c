@@ -28,24 +28,43 @@ static void set_labels(const int32_t *tokens, const bool *answers, bool own, uin
     }
 }
 
+static int read_lessons(struct nb_train *t, const int32_t *tokens, uint32_t row, struct nb_error *e)
+{
+    const struct nb_lessons *l = t->options.lessons;
+    if (!l)
+        return 0;
+    const uint32_t kept = nb_lessons_header(l)->kept;
+    int rc = nb_lessons_read(l, tokens, t->sums + row, t->kept + (size_t)row * kept);
+    return rc == 0 ? 0
+                   : nb_fail(e, rc,
+                             rc == -ENOENT ? "a window of the text is none of the lessons%s"
+                                           : "the lessons cannot be read: %s",
+                             rc == -ENOENT    ? ""
+                             : rc == -EBADMSG ? "they have changed, or were damaged"
+                                              : strerror(-rc));
+}
+
 static int set_batch(struct nb_train *t, const struct nb_windows *w, const uint32_t *of,
                      uint32_t first, uint32_t n, struct nb_error *e)
 {
     uint32_t rows = 0, length;
+    int rc = 0;
     t->of_batch = (struct nb_train_counts){0};
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n && rc == 0; i++) {
         const uint32_t at = of ? of[first + i] : first + i;
         const bool own = of && i < t->n_own;
         const int32_t *tokens = nb_window(w, at, &length);
         tokens = own ? t->own + (size_t)i * length : tokens;
         t->sequence[i] = (struct nb_grad_sequence){tokens, length, 0};
         set_labels(tokens, nb_window_answers(w, at), own, length, t->label + rows, &t->of_batch);
+        rc = read_lessons(t, tokens, rows, e);
         rows += length;
         t->end[i] = rows;
     }
     t->n_rows = rows;
     t->n_windows = n;
-    int rc = nb_grad_batch(t->grad, t->sequence, n, e);
+    if (rc == 0)
+        rc = nb_grad_batch(t->grad, t->sequence, n, e);
     return rc == 0 && t->teacher ? nb_grad_batch(t->teacher, t->sequence, n, e) : rc;
 }
 
@@ -233,7 +252,8 @@ int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error
 {
     if (t->done >= t->options.steps)
         return nb_fail(ret_error, -EALREADY, "all %u steps of the training are done", t->done);
-    int rc = run_step(t, ret, ret_error);
+    struct nb_error why = {""};
+    int rc = run_step(t, ret, &why);
     return rc == 0 ? 0
                    : nb_fail(ret_error, rc,
                              rc == -EDOM ? "the loss of step %u of the training, or its gradient, "
@@ -242,6 +262,7 @@ int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error
                              t->done + 1,
                              rc == -EDOM        ? ""
                              : rc == -ECANCELED ? "another process has failed"
+                             : *why.text        ? why.text
                                                 : strerror(-rc));
 }
 

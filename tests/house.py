@@ -26,7 +26,7 @@ FLOORS = {
     "daemon": ["machine/", "libclient/"],
     "tools/report": [],  # figures and charts, of whatever
     "tools": ["libclient/include/nibble.h", "nibble.h",
-              "libclient/files.h", "tensor/convert.h", "tensor/fail.h", "tensor/hf/folder.h", "tensor/hf/write.h",
+              "libclient/files.h", "tensor/convert.h", "tensor/fail.h", "tensor/hf/folder.h", "tensor/hf/write.h", "tensor/lessons.h",
               "tensor/type.h"],  # `nibble convert`
 }
 

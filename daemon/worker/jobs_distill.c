@@ -58,7 +58,8 @@ static int load(struct model *m, uint32_t length, struct nb_error *e)
 static bool has_teacher(const struct distilling *k)
 {
     const struct nb_train_recipe *r = &k->recipe;
-    return k->learns == NB_TRAIN_VECTORS || r->hard < 1 || r->hidden > 0 || r->attention > 0;
+    return !k->lessons &&
+           (k->learns == NB_TRAIN_VECTORS || r->hard < 1 || r->hidden > 0 || r->attention > 0);
 }
 
 // Before any of the model is packed.
@@ -152,10 +153,25 @@ static int cut_chats(struct distilling *k, const struct nb_tokenizer *t)
     return rc;
 }
 
+static int take_lessons(struct distilling *k, const struct nb_tokenizer *t)
+{
+    const struct nb_jobs_given *g = &k->given;
+    if (g->n_texts > 1 || g->n_teacher || k->recipe.vocabulary > 0 || k->learns == NB_TRAIN_VECTORS)
+        return nb_fail(k->error, -EINVAL,
+                       "lessons are text and teacher, of all tokens: they go with no other text, "
+                       "no --teacher, no --vocabulary, and with no encoder");
+    int rc = nb_lessons_open(&g->texts[0], t, &k->lessons, k->error);
+    if (rc == 0 && nb_lessons_windows(k->lessons, &k->learnt) < 0)
+        rc = nb_fail(k->error, -ENOMEM, "no memory for the text");
+    return rc;
+}
+
 static int cut_text(struct distilling *k, const struct nb_tokenizer *t)
 {
     const struct nb_source_file *texts = k->given.texts;
     const uint32_t n = k->given.n_texts, length = k->recipe.length;
+    if (nb_lessons_are(texts, n))
+        return take_lessons(k, t);
     if (k->learns == NB_TRAIN_VECTORS)
         return nb_windows_lines(t, texts, n, length, &k->learnt, k->error);
     if (nb_texts_are_chats(texts, n))
@@ -275,6 +291,7 @@ static void choose_options(struct distilling *k)
                                    .bf16 = r->precision == NB_TRAIN_BF16,
                                    .coded_moments = r->moments == NB_MOMENTS_INT8,
                                    .memory = MEMORY,
+                                   .lessons = k->lessons,
                                    .share = k->work->share,
                                    .adapter = r->adapter};
     if (k->teacher == &k->model)
@@ -436,6 +453,7 @@ int nb_jobs_distill(struct nb_work *work, struct nb_error *e)
     nb_recipe_free(k.types);
     nb_source_close(k.adapter);
     nb_train_destroy(k.train);
+    nb_lessons_close(k.lessons);
     free(k.trained.tensors);
     nb_windows_finish(&k.learnt);
     nb_windows_finish(&k.held);

@@ -35,6 +35,7 @@ struct distilling {
     struct model model, student; // what the student is a part of, and it
     struct model own_teacher;    // where another model teaches,
     struct model *teacher;       // or the model
+    struct nb_lessons *lessons;  // or what one has said; NULL: nothing
     struct nb_source trained;    // the student with what it has learnt
     struct nb_source *adapter;   // in the place of `trained`; NULL: none
     struct nb_windows learnt, held;

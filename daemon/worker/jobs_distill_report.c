@@ -14,7 +14,7 @@ static json_t *loss_json(const struct distilling *k, const struct nb_train_loss 
                           by * (vectors ? loss->relation : loss->hard));
     if (vectors && k->student.plan->hp.embedding == k->teacher->plan->hp.embedding)
         json_object_set_new(o, "cosine", json_real(by * loss->cosine));
-    if (!vectors && k->teacher->plan)
+    if (!vectors && (k->teacher->plan || k->lessons))
         json_object_set_new(o, "divergence", json_real(by * loss->soft));
     if (k->recipe.hidden > 0)
         json_object_set_new(o, "hidden", json_real(by * loss->hidden));

@@ -127,6 +127,7 @@ class Real(CliTest):
                  ["compress", MODEL, "--to", "Q8_0", "--detach"], ["jobs"], ["pause", "3"], ["resume", "3"],
                  ["cancel", "3"], ["wait", "1"], ["result", "1", "-o", self.daemon.dir.name + "/small.gguf"],
                  ["distill", MODEL, "--text", text, "--detach"],
+                 ["teach", "smol", "--text", text, "--length", "16", "--force", "-o", self.daemon.dir.name + "/lessons"],
                  ["pipeline", MODEL, "-o", self.daemon.dir.name + "/work", "--recipe", recipe]]
         once = "load", "unload", "pause", "resume", "cancel", "result"
         known = set(re.findall(r"^  (\w+) ", self.nibble("--help")[0], re.M))

@@ -156,6 +156,7 @@ int cli_load(const struct common *common, const char *path, struct nibble_load_o
 int verb_load(const struct verb *verb, int argc, char **argv);
 int verb_convert(const struct verb *verb, int argc, char **argv);
 int verb_compress(const struct verb *verb, int argc, char **argv);
+int verb_teach(const struct verb *verb, int argc, char **argv);
 int verb_distill(const struct verb *verb, int argc, char **argv);
 int verb_pipeline(const struct verb *verb, int argc, char **argv);
 int verb_jobs(const struct verb *verb, int argc, char **argv);

@@ -17,6 +17,7 @@ static const struct verb verbs[] = {
     {"convert", "FILE|DIR", "write a model's files as one GGUF file", verb_convert},
     {"compress", "FILE|DIR", "write a model in smaller types, as a job of the service",
      verb_compress},
+    {"teach", "NAME", "write what a model makes of a text, for students to learn from", verb_teach},
     {"distill", "FILE|DIR", "train a smaller model by a larger one, as a job of the service",
      verb_distill},
     {"pipeline", "FILE|DIR", "make a model smaller in steps that are judged, to given targets",

@@ -1,0 +1,375 @@
+// `nibble teach`: what a loaded model makes of a text, as lessons for students (tensor/lessons.h).
+// To the service it is a client like any other, so the teacher may be on any device.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tensor/lessons.h"
+#include "tools/cli/cli.h"
+
+#define ARENA (32u << 20) // rows of logits
+
+struct teach {
+    struct common common;
+    const char *out;
+    struct option_list texts;
+    uint32_t length, windows, keep;
+    float temperature;
+    bool force;
+    // The model
+    const char *name;
+    nibble *connection;
+    nibble_session *session;
+    struct nibble_model about;
+    // The text
+    char *text[OPTION_LIST_MAX];
+    size_t text_bytes[OPTION_LIST_MAX];
+    char sample[NB_LESSONS_SAMPLE];
+    size_t sample_bytes;
+    int32_t *tokens; // of all texts, one behind the other
+    size_t n;
+    // The window under way: rows as in the file
+    uint8_t *rows;
+    struct nb_kept_logit *kept; // the likeliest so far, the least likely first: a heap
+};
+
+// --- The text
+
+static int tokenize(struct teach *t, const char *text, size_t len, unsigned flags, int32_t **ret)
+{
+    int32_t *ids = cli_alloc(len + 16, sizeof(*ids));
+    int n = nibble_tokenize(t->session, text, len, flags, ids, len + 16);
+    if (n < 0) {
+        free(ids);
+        cli_failed(t->connection, t->name, n);
+        return n;
+    }
+    *ret = ids;
+    return n;
+}
+
+// As many of the first bytes as there is room for, in whole characters.
+static void take_sample(struct teach *t, const char *text, size_t len)
+{
+    size_t n = len < sizeof(t->sample) ? len : sizeof(t->sample);
+    while (n < len && n && ((unsigned char)text[n] & 0xc0) == 0x80)
+        n--;
+    memcpy(t->sample, text, n);
+    t->sample_bytes = n;
+}
+
+static int add(struct teach *t, const char *text, size_t len)
+{
+    int32_t *ids = NULL;
+    const int n = tokenize(t, text, len, 0, &ids);
+    if (n < 0)
+        return CLI_FAILED;
+    if (!t->n)
+        take_sample(t, text, len);
+    int32_t *all = realloc(t->tokens, (t->n + (size_t)n + 1) * sizeof(*all));
+    if (!all)
+        exit(cli_error("out of memory"));
+    memcpy(all + t->n, ids, (size_t)n * sizeof(*ids));
+    t->tokens = all;
+    t->n += (size_t)n;
+    free(ids);
+    return CLI_OK;
+}
+
+static bool are_lines(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && (!strcmp(dot, ".jsonl") || !strcmp(dot, ".ndjson"));
+}
+
+// The "text" of each.
+static int add_lines(struct teach *t, const char *name, char *text)
+{
+    size_t line = 0;
+    int status = CLI_OK;
+    for (char *at = text, *next; status == CLI_OK && at; at = next) {
+        if ((next = strchr(at, '\n')))
+            *next++ = '\0';
+        line++;
+        if (!at[strspn(at, " \t\r")])
+            continue;
+        json_t *object = json_loads(at, 0, NULL);
+        const char *of = json_string_value(json_object_get(object, "text"));
+        status = of ? add(t, of, strlen(of))
+                    : cli_error("%s:%zu is no JSON object with a \"text\"%s", name, line,
+                                json_object_get(object, "messages")
+                                    ? ": conversations are learnt with the teacher itself "
+                                      "(nibble distill --teacher)"
+                                    : "");
+        json_decref(object);
+    }
+    return status;
+}
+
+static int read_texts(struct teach *t)
+{
+    for (size_t i = 0; i < t->texts.n; i++)
+        if (!(t->text[i] = cli_read_file(t->texts.items[i], &t->text_bytes[i])))
+            return CLI_FAILED;
+    return CLI_OK;
+}
+
+static int take_texts(struct teach *t)
+{
+    int status = CLI_OK;
+    for (size_t i = 0; i < t->texts.n && status == CLI_OK; i++)
+        status = are_lines(t->texts.items[i]) ? add_lines(t, t->texts.items[i], t->text[i])
+                                              : add(t, t->text[i], t->text_bytes[i]);
+    return status;
+}
+
+// [windows][length], evenly over the text's tokens, each with what the model wants at a text's
+// begin: those that a student would learn from the text itself.
+static int cut(struct teach *t, int32_t **ret)
+{
+    int32_t *begin = NULL;
+    int n = tokenize(t, "", 0, NIBBLE_TOKENIZE_BOS, &begin);
+    if (n < 0)
+        return CLI_FAILED;
+    const size_t body = t->length - (size_t)n, most = t->n / body;
+    if (!t->windows || t->windows > most)
+        t->windows = most < NB_LESSONS_WINDOWS ? (uint32_t)most : NB_LESSONS_WINDOWS;
+    int32_t *windows = cli_alloc((size_t)t->windows * t->length + 1, sizeof(*windows));
+    for (size_t i = 0; i < t->windows; i++) {
+        const size_t first = t->windows > 1 ? i * (t->n - body) / (t->windows - 1) : 0;
+        memcpy(windows + i * t->length, begin, (size_t)n * sizeof(*begin));
+        memcpy(windows + i * t->length + n, t->tokens + first, body * sizeof(*begin));
+    }
+    free(begin);
+    *ret = windows;
+    return t->windows ? CLI_OK
+                      : cli_error("the text has %zu tokens, less than one window of %u (--length)",
+                                  t->n, t->length);
+}
+
+// --- A row
+
+static void sift_down(struct nb_kept_logit *heap, uint32_t n)
+{
+    for (uint32_t i = 0, child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && heap[child + 1].logit < heap[child].logit)
+            child++;
+        if (heap[i].logit <= heap[child].logit)
+            return;
+        const struct nb_kept_logit parent = heap[i];
+        heap[i] = heap[child];
+        heap[child] = parent;
+    }
+}
+
+static int by_id(const void *a, const void *b)
+{
+    const struct nb_kept_logit *x = a, *y = b;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+// The likeliest, ids ascending; of equal ones the first. The largest logit.
+static float keep_likeliest(struct teach *t, const float *logits, size_t vocab)
+{
+    const struct nb_kept_logit none = {0, -INFINITY};
+    float most = -INFINITY;
+    for (uint32_t i = 0; i < t->keep; i++)
+        t->kept[i] = none;
+    for (size_t i = 0; i < vocab; i++) {
+        most = logits[i] > most ? logits[i] : most;
+        if (!(logits[i] > t->kept[0].logit))
+            continue;
+        t->kept[0] = (struct nb_kept_logit){(uint32_t)i, logits[i]};
+        sift_down(t->kept, t->keep);
+    }
+    qsort(t->kept, t->keep, sizeof(*t->kept), by_id);
+    return most;
+}
+
+static float log_sum(const float *logits, size_t vocab, float most, float by)
+{
+    double sum = 0;
+    for (size_t i = 0; i < vocab; i++) {
+        const float away = by * (logits[i] - most);
+        if (away > -25) // what is less adds nothing that counts
+            sum += (double)expf(away);
+    }
+    return (float)((double)(by * most) + log(sum));
+}
+
+#define NOT_FINITE 1
+
+static int take_row(void *user, size_t position, const float *logits, size_t vocab)
+{
+    struct teach *t = user;
+    const size_t bytes = sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept);
+    const float most = keep_likeliest(t, logits, vocab);
+    const struct nb_lesson sums = {log_sum(logits, vocab, most, 1),
+                                   log_sum(logits, vocab, most, 1 / t->temperature)};
+    memcpy(t->rows + position * bytes, &sums, sizeof(sums));
+    memcpy(t->rows + position * bytes + sizeof(sums), t->kept, t->keep * sizeof(*t->kept));
+    return isfinite(sums.log_sum) && isfinite(t->kept[0].logit) ? 0 : NOT_FINITE;
+}
+
+// --- The file
+
+static int put(const struct teach *t, int fd, const void *data, size_t bytes)
+{
+    const uint8_t *at = data;
+    for (ssize_t n; bytes; at += n, bytes -= (size_t)n)
+        if ((n = write(fd, at, bytes)) < 0)
+            return cli_error("%s cannot be written: %m", t->out);
+    return CLI_OK;
+}
+
+static int put_front(struct teach *t, int fd, const int32_t *windows)
+{
+    int32_t *ids = NULL;
+    const int n = tokenize(t, t->sample, t->sample_bytes, 0, &ids);
+    if (n < 0)
+        return CLI_FAILED;
+    struct nb_lessons_header h = {.version = 1,
+                                  .vocab = t->about.vocab,
+                                  .length = t->length,
+                                  .windows = t->windows,
+                                  .kept = t->keep,
+                                  .temperature = t->temperature,
+                                  .sample_bytes = (uint32_t)t->sample_bytes,
+                                  .sample_tokens = (uint32_t)n};
+    memcpy(h.magic, NB_LESSONS_MAGIC, sizeof(h.magic));
+    int status = put(t, fd, &h, sizeof(h));
+    if (status == CLI_OK)
+        status = put(t, fd, t->sample, (t->sample_bytes + 3) / 4 * 4);
+    if (status == CLI_OK)
+        status = put(t, fd, ids, (size_t)n * sizeof(*ids));
+    if (status == CLI_OK)
+        status = put(t, fd, windows, (size_t)t->windows * t->length * sizeof(*windows));
+    free(ids);
+    return status;
+}
+
+static int put_rows(struct teach *t, int fd, const int32_t *windows)
+{
+    const size_t bytes = sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept);
+    int status = CLI_OK;
+    t->rows = cli_alloc(t->length, bytes);
+    t->kept = cli_alloc(t->keep, sizeof(*t->kept));
+    for (uint32_t i = 0; i < t->windows && status == CLI_OK; i++) {
+        int rc =
+            nibble_logits(t->session, windows + (size_t)i * t->length, t->length, 0, take_row, t);
+        status = rc == NOT_FINITE ? cli_error("%s gives logits that are not finite", t->name)
+                 : rc != 0        ? cli_failed(t->connection, t->name, rc)
+                                  : put(t, fd, t->rows, t->length * bytes);
+        cli_progress("teaching", i + 1, t->windows);
+    }
+    free(t->rows);
+    free(t->kept);
+    return status;
+}
+
+static int write_lessons(struct teach *t, const int32_t *windows)
+{
+    int fd, status = cli_output_open(t->out, t->force, &fd);
+    if (status != CLI_OK)
+        return status;
+    status = put_front(t, fd, windows);
+    if (status == CLI_OK)
+        status = put_rows(t, fd, windows);
+    return cli_output_close(t->out, t->force, fd, status);
+}
+
+// --- All of it
+
+static int check(const struct teach *t)
+{
+    int status = cli_generates(&t->about);
+    if (status == CLI_OK && t->length > t->about.context)
+        status =
+            cli_usage_error("--length %u: the model's context is %u", t->length, t->about.context);
+    if (status == CLI_OK && t->keep > t->about.vocab)
+        status = cli_usage_error("--keep %u: the model has %u tokens", t->keep, t->about.vocab);
+    return status;
+}
+
+static int report(const struct teach *t, double seconds)
+{
+    const size_t tokens = (size_t)t->windows * t->length;
+    if (t->common.json)
+        return cli_print_json(
+            json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:I, s:f}", "file", t->out, "model", t->name,
+                      "windows", t->windows, "length", t->length, "kept", t->keep, "temperature",
+                      (double)t->temperature, "tokens", (json_int_t)tokens, "seconds", seconds),
+            JSON_INDENT(2));
+    printf("%s: %u windows of %u tokens, the %u likeliest of each; %.0f tokens a second\n", t->out,
+           t->windows, t->length, t->keep, (double)tokens / seconds);
+    return CLI_OK;
+}
+
+// Room for rows of logits, and for the longest text with its tokens.
+static uint64_t arena_bytes(const struct teach *t)
+{
+    uint64_t most = ARENA;
+    for (size_t i = 0; i < t->texts.n; i++)
+        most = cli_room(t->text_bytes[i]) > most ? cli_room(t->text_bytes[i]) : most;
+    return most;
+}
+
+static int teach(struct teach *t)
+{
+    int32_t *windows = NULL;
+    const double began = cli_now();
+    int status = read_texts(t);
+    if (status != CLI_OK)
+        return status;
+    if (!(t->connection = cli_connect(&t->common)) ||
+        !(t->session =
+              cli_session(t->connection, t->name, NULL, arena_bytes(t), NIBBLE_DRAFTS_OFF)))
+        return CLI_FAILED;
+    t->about = *nibble_session_model(t->session);
+    status = check(t);
+    if (status == CLI_OK)
+        status = take_texts(t);
+    if (status == CLI_OK)
+        status = cut(t, &windows);
+    if (status == CLI_OK)
+        status = write_lessons(t, windows);
+    free(windows);
+    return status == CLI_OK ? report(t, cli_now() - began) : status;
+}
+
+int verb_teach(const struct verb *verb, int argc, char **argv)
+{
+    struct teach t = {.length = 256, .keep = 64, .temperature = 2};
+    const struct option_spec specs[] = {
+        {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &t.texts, "F", "what it makes lessons of"},
+        {"output", 'o', OPTION_STRING, &t.out, "F.lessons", "where they go"},
+        {"length", 0, OPTION_UINT(NB_LESSONS_LEAST, NB_LESSONS_LENGTH), &t.length, "N",
+         "tokens of a window (256)"},
+        {"windows", 0, OPTION_UINT(1, NB_LESSONS_WINDOWS), &t.windows, "N",
+         "so many at most (all of the text)"},
+        {"keep", 0, OPTION_UINT(1, NB_LESSONS_KEPT), &t.keep, "K",
+         "of each token's next ones so many, the likeliest (64)"},
+        {"temperature", 0, OPTION_FLOAT(0.01, 100), &t.temperature, "T",
+         "that students will be trained at (2)"},
+        {"force", 'f', OPTION_FLAG, &t.force, NULL, "replace a file that is there"},
+        {0},
+    };
+    char **args, name[CLI_NAME_SIZE];
+    int n = cli_parse(verb, specs, &t.common, argc, argv, 1, 1, &args);
+    if (n < 0)
+        return CLI_EXIT(n);
+    if (!t.texts.n || !t.out)
+        return cli_usage_error("give a text (--text) and where the lessons go (-o)");
+    int status = cli_name(args[0], name);
+    t.name = name;
+    if (status == CLI_OK)
+        status = teach(&t);
+    for (size_t i = 0; i < t.texts.n; i++)
+        free(t.text[i]);
+    free(t.tokens);
+    nibble_session_close(t.session);
+    nibble_close(t.connection);
+    return status;
+}
