@@ -40,8 +40,8 @@ static int make_scratch(struct nb_grad *g, struct nb_error *error)
     return g->scratch ? 0 : nb_fail(error, -ENOMEM, "out of memory");
 }
 
-int nb_grad_open(const struct nb_plan *plan, struct nb_team *team, struct nb_grad **ret,
-                 struct nb_error *ret_error)
+int nb_grad_open_on(const struct nb_plan *plan, struct nb_team *team, struct nb_device *device,
+                    struct nb_grad **ret, struct nb_error *ret_error)
 {
     if (!plan->begins || !plan->ends)
         return nb_fail(ret_error, -EINVAL, "the float engine takes whole models");
@@ -50,6 +50,7 @@ int nb_grad_open(const struct nb_plan *plan, struct nb_team *team, struct nb_gra
         return nb_fail(ret_error, -ENOMEM, "out of memory");
     g->plan = plan;
     g->team = team;
+    g->backend = &nb_backend_cpu;
     g->kernels = nb_kernels_best();
     g->loops = nb_loops_best();
     int rc =
@@ -60,12 +61,25 @@ int nb_grad_open(const struct nb_plan *plan, struct nb_team *team, struct nb_gra
         rc = nb_tensors_create(g, ret_error);
     if (rc == 0)
         rc = nb_spans_create(g, ret_error);
+    if (rc == 0 && device)
+        rc = nb_grad_vulkan_open(g, device, ret_error);
     if (rc < 0) {
         nb_grad_close(g);
         return rc;
     }
     *ret = g;
     return 0;
+}
+
+int nb_grad_open(const struct nb_plan *plan, struct nb_team *team, struct nb_grad **ret,
+                 struct nb_error *ret_error)
+{
+    return nb_grad_open_on(plan, team, NULL, ret, ret_error);
+}
+
+void nb_grad_changed(struct nb_grad *g)
+{
+    g->changed++;
 }
 
 static void finish_batch(struct nb_batch *b)
@@ -80,6 +94,8 @@ void nb_grad_close(struct nb_grad *g)
 {
     if (!g)
         return;
+    if (g->backend->close)
+        g->backend->close(g);
     nb_spans_destroy(g);
     finish_batch(&g->batch);
     nb_tape_finish(&g->values);
@@ -162,12 +178,16 @@ static int reserve_batch(const struct nb_hparams *hp, struct nb_batch *b)
     return b->sequence && b->token && b->position && b->rope ? 0 : -ENOMEM;
 }
 
+struct turning {
+    const struct nb_hparams *hp;
+    const struct nb_batch *batch;
+};
+
 static void turn_row(void *arg, uint32_t row, uint32_t thread)
 {
-    const struct nb_grad *g = arg;
-    const struct nb_hparams *hp = &g->plan->hp;
-    nb_rope_row(hp, g->batch.position[row],
-                g->batch.rope + (size_t)row * hp->n_ropes * hp->rope_dims);
+    const struct turning *t = arg;
+    nb_rope_row(t->hp, t->batch->position[row],
+                t->batch->rope + (size_t)row * t->hp->n_ropes * t->hp->rope_dims);
 }
 
 static void fill_batch(struct nb_batch *b, const struct nb_grad_sequence *sequence)
@@ -194,8 +214,11 @@ int nb_grad_batch(struct nb_grad *g, const struct nb_grad_sequence *sequence, ui
         return nb_fail(ret_error, -ENOMEM, "out of memory for a batch of %u tokens", b.rows);
     }
     fill_batch(&b, sequence);
-    finish_batch(&g->batch);
-    g->batch = b;
-    nb_each(g->team, b.rows, turn_row, g);
-    return 0;
+    struct turning t = {&g->plan->hp, &b};
+    nb_each(g->team, b.rows, turn_row, &t);
+    rc = g->backend->batch ? g->backend->batch(g, &b, ret_error) : 0;
+    finish_batch(rc < 0 ? &b : &g->batch);
+    if (rc == 0)
+        g->batch = b;
+    return rc;
 }

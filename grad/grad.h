@@ -67,6 +67,20 @@ struct nb_grad_sequence {
 // -EINVAL for a part of a plan, -ENOMEM.
 int nb_grad_open(const struct nb_plan *plan, struct nb_team *team, struct nb_grad **ret,
                  struct nb_error *ret_error);
+// The same on a Vulkan device (engine/device.h), which must outlive it and is the caller's thread's
+// alone meanwhile; NULL: on the CPU. Results are within 1e-5 of the CPU's, of the largest, and have
+// the same bits whenever the device and its driver are the same. All tensors lie there as floats,
+// with what one span makes of a batch and its gradients. A device has no tapes, factors, rounded
+// inputs, stages, nb_grad_narrow, nb_grad_see or nb_grad_tap: passes with one of them return
+// -ENOTSUP. Passes also return -E2BIG, of a head whose rows a shader cannot see, and -EIO, -ENODEV
+// or -ETIMEDOUT, after which the device is lost (nb_device_ops.fault says why). -ENOTSUP: no Vulkan
+// device, or a model with experts; -E2BIG: a part of the model is larger than what a shader sees;
+// the errors of a device; with its line.
+struct nb_device;
+int nb_grad_open_on(const struct nb_plan *plan, struct nb_team *team, struct nb_device *device,
+                    struct nb_grad **ret, struct nb_error *ret_error);
+// Says that floats of some `values` are others than in the last pass: a device has a copy of them.
+void nb_grad_changed(struct nb_grad *g);
 void nb_grad_close(struct nb_grad *g); // NULL is fine
 
 // All tensors, each once, also one that serves twice; NULL: there is none of this name. A router's

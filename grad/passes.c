@@ -69,6 +69,8 @@ static void mark_kept(const struct nb_span *s, bool *ret)
 
 int nb_tape_create(const struct nb_grad *g, uint32_t layer, struct nb_tape **ret)
 {
+    if (!g->backend->tapes)
+        return -ENOTSUP;
     struct nb_tape *tape = calloc(1, sizeof(*tape));
     if (!tape)
         return -ENOMEM;
@@ -112,7 +114,7 @@ void nb_tape_destroy(struct nb_tape *tape)
 int nb_tapes_create(const struct nb_grad *g, uint64_t bytes, struct nb_tape **ret)
 {
     int rc = 0;
-    for (uint32_t i = 0; i < g->plan->n_layers && rc == 0; i++) {
+    for (uint32_t i = 0; i < g->plan->n_layers && rc == 0 && g->backend->tapes; i++) {
         const uint64_t wanted = nb_tape_bytes(g, i);
         if (wanted > bytes)
             continue;
@@ -129,33 +131,44 @@ float *nb_grad_floats(size_t n)
 
 // --- Forward
 
-// The first n steps, for a result: [rows] of the span's last value, or NULL.
-static int forward(struct nb_grad *g, const struct nb_span *s, uint32_t rows, const float *x,
-                   const struct nb_tape *keep, uint32_t n, float *ret)
+static int forward(struct nb_grad *g, const struct nb_run *r)
 {
+    const struct nb_span *s = r->span;
     // A tape keeps what the caller gets too, where backward needs it.
     const bool direct =
-        ret && s->out.buffer != NB_INPUT && !(keep && s->buffers[s->out.buffer].needed);
-    int rc = place_values(g, s, rows, keep, false, direct ? s->out.buffer : NB_NOWHERE);
-    if (rc == 0 && n == s->n_steps)
-        rc = nb_floats_load(g, s, rows);
+        r->ret && s->out.buffer != NB_INPUT && !(r->tape && s->buffers[s->out.buffer].needed);
+    int rc = place_values(g, s, r->rows, r->tape, false, direct ? s->out.buffer : NB_NOWHERE);
+    if (rc == 0 && r->steps == s->n_steps)
+        rc = nb_floats_load(g, s, r->rows);
     if (rc < 0)
         return rc;
-    struct nb_pass p = pass_of(g, s, rows, x, keep);
+    struct nb_pass p = pass_of(g, s, r->rows, r->x, r->tape);
     p.shows = true;
     if (direct)
-        g->data[s->out.buffer] = ret;
-    for (uint32_t i = 0; i < n; i++)
+        g->data[s->out.buffer] = r->ret;
+    for (uint32_t i = 0; i < r->steps; i++)
         s->steps[i].kind->forward(&p, &s->steps[i]);
-    if (ret && !direct)
-        copy_rows(&p, &s->out, ret);
+    if (r->ret && !direct)
+        copy_rows(&p, &s->out, r->ret);
+    if (r->ret_result)
+        copy_rows(&p, &s->result, r->ret_result);
     return 0;
+}
+
+static int run_forward(struct nb_grad *g, const struct nb_span *s, const float *x,
+                       const struct nb_tape *keep, float *ret)
+{
+    return g->backend->forward(g, &(struct nb_run){.span = s,
+                                                   .rows = g->batch.rows,
+                                                   .x = x,
+                                                   .tape = keep,
+                                                   .steps = s->n_steps,
+                                                   .ret = ret});
 }
 
 int nb_grad_begin(struct nb_grad *g, float *ret_x)
 {
-    const struct nb_span *s = begin_span(g);
-    return forward(g, s, g->batch.rows, NULL, NULL, s->n_steps, ret_x);
+    return run_forward(g, begin_span(g), NULL, NULL, ret_x);
 }
 
 int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_tape *keep,
@@ -163,7 +176,7 @@ int nb_grad_layer(struct nb_grad *g, uint32_t layer, const float *x, struct nb_t
 {
     const struct nb_span *s = layer_span(g, layer);
     int rc = keep ? refit(g, s, keep) : 0;
-    return rc == 0 ? forward(g, s, g->batch.rows, x, keep, s->n_steps, ret_x) : rc;
+    return rc == 0 ? run_forward(g, s, x, keep, ret_x) : rc;
 }
 
 int nb_grad_forward(struct nb_grad *g, float *x, size_t apart)
@@ -180,12 +193,13 @@ int nb_grad_head(struct nb_grad *g, uint32_t n, const float *x, float *ret_vecto
                  float *ret_logits)
 {
     const struct nb_span *s = head_span(g);
-    int rc = forward(g, s, n, x, NULL, ret_logits ? s->n_steps : s->result_steps, ret_logits);
-    if (rc == 0 && ret_vectors) {
-        const struct nb_pass p = pass_of(g, s, n, x, NULL);
-        copy_rows(&p, &s->result, ret_vectors);
-    }
-    return rc;
+    return g->backend->forward(g,
+                               &(struct nb_run){.span = s,
+                                                .rows = n,
+                                                .x = x,
+                                                .steps = ret_logits ? s->n_steps : s->result_steps,
+                                                .ret = ret_logits,
+                                                .ret_result = ret_vectors});
 }
 
 // --- Backward
@@ -202,7 +216,7 @@ static bool is_marked(const bool *marks, const struct nb_place *p)
 
 // The gradients that lead to what the caller wants: from x on if that is wanted, and from each
 // tensor on that is.
-static void mark_wanted(const struct nb_span *s, bool to_input, bool *ret)
+void nb_mark_wanted(const struct nb_span *s, bool to_input, bool *ret)
 {
     memset(ret, 0, s->n_buffers * sizeof(*ret));
     ret[NB_INPUT] = to_input;
@@ -221,7 +235,7 @@ static int place_gradients(struct nb_grad *g, const struct nb_span *s, uint32_t 
                            float *d)
 {
     bool *wanted = g->marks;
-    mark_wanted(s, to_input, wanted);
+    nb_mark_wanted(s, to_input, wanted);
     const bool last = s->out.buffer != NB_INPUT;
     const bool leads = !last || wanted[s->out.buffer];
     if (last)
@@ -247,44 +261,56 @@ static void add_result(const struct nb_pass *p, const float *d)
             nb_gradient(p, a, i)[j] += d[(size_t)i * a->width + j];
 }
 
-// d: the gradient of the span's last value, d_result that in its text's vectors; each may be
-// NULL. ret_d: that in x, or NULL.
-static int backward(struct nb_grad *g, const struct nb_span *s, uint32_t rows, const float *x,
-                    const struct nb_tape *kept, float *d, const float *d_result, float *ret_d)
+static int backward(struct nb_grad *g, const struct nb_run *r)
 {
-    int rc = place_values(g, s, rows, kept, true, NB_NOWHERE);
+    const struct nb_span *s = r->span;
+    int rc = place_values(g, s, r->rows, r->tape, true, NB_NOWHERE);
     if (rc == 0)
-        rc = place_gradients(g, s, rows, ret_d != NULL, d);
-    if (rc == 0 && d)
-        rc = nb_floats_load(g, s, rows);
+        rc = place_gradients(g, s, r->rows, r->ret_d != NULL, r->d);
+    if (rc == 0 && r->d)
+        rc = nb_floats_load(g, s, r->rows);
     if (rc < 0)
         return rc;
-    struct nb_pass p = pass_of(g, s, rows, x, kept);
-    for (uint32_t i = 0; i < (d ? s->n_steps : s->result_steps) && !kept; i++)
+    struct nb_pass p = pass_of(g, s, r->rows, r->x, r->tape);
+    for (uint32_t i = 0; i < (r->d ? s->n_steps : s->result_steps) && !r->tape; i++)
         if (s->steps[i].again)
             s->steps[i].kind->forward(&p, &s->steps[i]);
-    add_result(&p, d_result);
+    add_result(&p, r->d_result);
     for (uint32_t i = s->n_steps; i > 0; i--)
         if (nb_is_wanted(&p, &s->steps[i - 1].out))
             s->steps[i - 1].kind->backward(&p, &s->steps[i - 1]);
-    if (ret_d)
-        memcpy(ret_d, g->d_data[NB_INPUT], (size_t)rows * g->plan->hp.embedding * sizeof(*ret_d));
+    if (r->ret_d)
+        memcpy(r->ret_d, g->d_data[NB_INPUT],
+               (size_t)r->rows * g->plan->hp.embedding * sizeof(*r->ret_d));
     return 0;
 }
+
+const struct nb_backend nb_backend_cpu = {.forward = forward, .backward = backward, .tapes = true};
 
 int nb_grad_head_back(struct nb_grad *g, uint32_t n, const float *x, const float *d_vectors,
                       float *d_logits, float *ret_d)
 {
-    return backward(g, head_span(g), n, x, NULL, d_logits, d_vectors, ret_d);
+    return g->backend->backward(g, &(struct nb_run){.span = head_span(g),
+                                                    .rows = n,
+                                                    .x = x,
+                                                    .d = d_logits,
+                                                    .d_result = d_vectors,
+                                                    .ret_d = ret_d});
 }
 
 int nb_grad_layer_back(struct nb_grad *g, uint32_t layer, const float *x,
                        const struct nb_tape *kept, float *d, bool to_input)
 {
-    return backward(g, layer_span(g, layer), g->batch.rows, x, kept, d, NULL, to_input ? d : NULL);
+    return g->backend->backward(g, &(struct nb_run){.span = layer_span(g, layer),
+                                                    .rows = g->batch.rows,
+                                                    .x = x,
+                                                    .tape = kept,
+                                                    .d = d,
+                                                    .ret_d = to_input ? d : NULL});
 }
 
 int nb_grad_begin_back(struct nb_grad *g, float *d)
 {
-    return backward(g, begin_span(g), g->batch.rows, NULL, NULL, d, NULL, NULL);
+    return g->backend->backward(
+        g, &(struct nb_run){.span = begin_span(g), .rows = g->batch.rows, .d = d});
 }

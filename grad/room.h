@@ -98,8 +98,37 @@ struct nb_floats {
     size_t narrow_n[2];
 };
 
+// A span's run over some rows. Forward: the first `steps`, to ret [rows] of the span's last value
+// and ret_result of what a text's vector is made of; each may be NULL. Backward: d is the gradient
+// of the last value, d_result that in its text's vectors; each may be NULL; ret_d: that in x, or
+// NULL. `tape`: what forward keeps and backward has; NULL: nothing.
+struct nb_run {
+    const struct nb_span *span;
+    uint32_t rows;
+    const float *x;
+    const struct nb_tape *tape;
+    uint32_t steps;
+    float *ret, *ret_result;
+    float *d, *ret_d;
+    const float *d_result;
+};
+
+// Who runs spans: the CPU (passes.c), or a device (vulkan/). 0 or a negative errno.
+struct nb_backend {
+    // Of a batch that is about to be the present one; with its line. NULL: nothing is to be done.
+    int (*batch)(struct nb_grad *g, const struct nb_batch *b, struct nb_error *error);
+    int (*forward)(struct nb_grad *g, const struct nb_run *r);
+    int (*backward)(struct nb_grad *g, const struct nb_run *r);
+    void (*close)(struct nb_grad *g); // NULL: it has nothing of its own
+    bool tapes;                       // whether it keeps any
+};
+
+struct nb_grad_vulkan; // vulkan/room.h
+
 struct nb_grad {
     const struct nb_plan *plan;
+    const struct nb_backend *backend;
+    struct nb_grad_vulkan *device; // NULL: the CPU
     struct nb_team *team;
     const struct nb_kernels *kernels;
     const struct nb_loops *loops;
@@ -121,7 +150,8 @@ struct nb_grad {
         float *ret[3]; // nb_grad_tap; NULL: not wanted
         const float *d[3];
     } tap;
-    bool bf16; // nb_grad_narrow
+    bool bf16;        // nb_grad_narrow
+    uint64_t changed; // how often nb_grad_changed was called
 };
 
 // A span's run over some rows.
@@ -205,6 +235,15 @@ int nb_tape_fit(const struct nb_grad *g, const struct nb_span *s, uint32_t rows,
 size_t nb_tape_size(const struct nb_grad *g, const struct nb_span *s, uint32_t rows,
                     const bool *kept);
 void nb_tape_finish(struct nb_tape *tape);
+
+// passes.c
+extern const struct nb_backend nb_backend_cpu;
+// Which buffers' gradients lead to one that is wanted.
+void nb_mark_wanted(const struct nb_span *s, bool to_input, bool *ret);
+
+// vulkan/: makes g->device and its back-end, behind spans and tensors. -ENOTSUP: the device cannot
+// compute this model; -E2BIG: it is too large; -EIO and the like of a device; with its line.
+int nb_grad_vulkan_open(struct nb_grad *g, struct nb_device *device, struct nb_error *error);
 
 // linear.c
 void nb_linear(const struct nb_pass *p, const struct nb_step *s);

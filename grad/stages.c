@@ -1,5 +1,6 @@
 // A layer in stages: what lies between two of them is a state, buffer behind buffer as the span has
 // them, and behind these the experts that each token takes.
+#include <errno.h>
 #include <string.h>
 
 #include "grad/room.h"
@@ -163,6 +164,8 @@ int nb_grad_stage(struct nb_grad *g, uint32_t layer, uint32_t stage, const float
 {
     const struct nb_span *s = span_of(g, layer);
     const uint32_t first = stage ? step_of(s, stage - 1) : 0, end = step_of(s, stage);
+    if (g->device)
+        return -ENOTSUP;
     for (uint32_t i = 0; i < s->n_buffers; i++)
         g->marks[i] = true;
     int rc = nb_tape_fit(g, s, g->batch.rows, g->marks, &g->values);

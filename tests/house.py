@@ -19,7 +19,7 @@ FLOORS = {
     "tensor/hf": ["tensor/"],
     "engine/text": ["tensor/"],
     "engine": ["machine/", "tensor/", "shaders/abi.h"],
-    "grad": ["machine/", "tensor/", "engine/"],
+    "grad": ["machine/", "tensor/", "engine/", "shaders/train.h"],
     "quant": ["machine/", "tensor/", "engine/", "grad/"],
     "distill": ["machine/", "tensor/", "engine/", "grad/", "quant/"],
     "daemon/worker": ["machine/", "libclient/", "daemon/", "tensor/", "engine/", "grad/", "quant/", "distill/"],

@@ -49,6 +49,10 @@ static void read_limits(struct nb_vulkan_device *d, const struct nb_device_optio
     d->can_import = d->can_import && d->import_alignment <= (VkDeviceSize)sysconf(_SC_PAGESIZE);
     d->max_groups = l->maxComputeWorkGroupCount[0];
     d->max_groups_y = l->maxComputeWorkGroupCount[1];
+    d->max_local = l->maxComputeWorkGroupInvocations < l->maxComputeWorkGroupSize[0]
+                       ? l->maxComputeWorkGroupInvocations
+                       : l->maxComputeWorkGroupSize[0];
+    d->max_shared = l->maxComputeSharedMemorySize;
 }
 
 static int make_device(struct nb_vulkan_device *d, const struct nb_device_options *o)

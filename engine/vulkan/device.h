@@ -54,6 +54,7 @@ struct nb_vulkan_device {
     VkDeviceSize max_buffer; // of weights
     VkDeviceSize max_allocation;
     uint32_t max_groups, max_groups_y; // workgroups of a dispatch
+    uint32_t max_local, max_shared;    // invocations of a workgroup, and bytes that they share
     double tick_ns;                    // of a timestamp, of whose bits these count
     uint64_t tick_mask;
     VkPhysicalDeviceMemoryProperties memory;
@@ -127,6 +128,7 @@ int nb_vulkan_run_once(struct nb_vulkan_device *d, VkCommandBuffer commands); //
 // Whether the driver cuts loops short, and the longest context whose loops it runs to their end
 // (UINT32_MAX: any).
 bool nb_vulkan_cuts_loops(const struct nb_vulkan_device_info *info);
+uint32_t nb_vulkan_steps(const struct nb_vulkan_device *d); // that its loops may have, together
 uint32_t nb_vulkan_longest_context(const struct nb_vulkan_device *d, uint32_t k_dim,
                                    uint32_t v_dim);
 // The same of columns: of one matrix, or of two that a dispatch takes one after the other, whose

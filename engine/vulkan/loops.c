@@ -18,6 +18,11 @@ bool nb_vulkan_cuts_loops(const struct nb_vulkan_device_info *info)
     return sscanf(info->driver, "llvmpipe Mesa %u", &major) == 1 && major < 25;
 }
 
+uint32_t nb_vulkan_steps(const struct nb_vulkan_device *d)
+{
+    return nb_vulkan_cuts_loops(&d->info) ? CUT_AFTER - UNCOUNTED : UINT32_MAX;
+}
+
 // Of one block of positions: a loop over the key's elements, two of which attention.comp takes at a
 // time, and one over the values that a lane takes (attention_team.glsl).
 static uint32_t of_block(const struct nb_vulkan_device *d, uint32_t k_dim, uint32_t v_dim)

@@ -51,6 +51,11 @@ enum nb_module {
     NB_MODULE_TOP_TEAM,
     NB_MODULE_ADAPTER,
     NB_MODULE_ADAPTER_TEAM,
+    NB_MODULE_TRAIN_ATTENTION, // of the float engine (grad/vulkan/)
+    NB_MODULE_TRAIN_GEMM,
+    NB_MODULE_TRAIN_NORM,
+    NB_MODULE_TRAIN_ROWS,
+    NB_MODULE_TRAIN_SUMS,
     NB_MODULES,
 };
 

@@ -6,6 +6,11 @@
 // cross-entropy of each sequence's next tokens, of vectors the sum of y_i sin(i) over all of their
 // numbers, in the order of rows. All is computed again with one thread, and with everything kept:
 // another bit ends it with status 1.
+//
+// gradients --device NAME TOKENS.bin LENGTH,LENGTH MODEL.gguf...
+// The same of several models on a device, beside the CPU: a line for each, with how far results and
+// the worst tensor's gradients are off, of the largest. Status 1: over 1e-5, or the first has other
+// bits when it is done again.
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -15,6 +20,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "engine/device.h"
 #include "engine/plan.h"
 #include "grad/grad.h"
 #include "tensor/image.h"
@@ -30,6 +36,7 @@ struct run {
     bool embeds;
     uint32_t threads, slice; // rows of the head at once
     bool keeps;
+    struct nb_device *device; // NULL: the CPU
 };
 
 struct result {
@@ -157,7 +164,7 @@ static struct result compute(const struct run *r)
     struct nb_grad *g;
     uint32_t n;
     need_ok(nb_team_create(r->threads, &team), "team");
-    need_ok(nb_grad_open(r->plan, team, &g, &error), error.text);
+    need_ok(nb_grad_open_on(r->plan, team, r->device, &g, &error), error.text);
     need_ok(nb_grad_batch(g, r->sequence, r->n_sequences, &error), error.text);
     struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
     const size_t y = (size_t)r->rows * (r->embeds ? r->plan->hp.embedding : r->plan->hp.vocab);
@@ -208,13 +215,13 @@ static struct nb_plan *open_plan(const char *path)
     return plan;
 }
 
-static void read_sequences(int argc, char **argv, struct run *r)
+static void read_sequences(const char *path, char *const *lengths, int n_lengths, struct run *r)
 {
-    FILE *f = need(fopen(argv[2], "rb"));
-    for (int i = 5; i < argc && r->n_sequences < SEQUENCES; i++) {
-        const uint32_t n = (uint32_t)strtoul(argv[i], NULL, 10);
+    FILE *f = need(fopen(path, "rb"));
+    for (int i = 0; i < n_lengths && r->n_sequences < SEQUENCES; i++) {
+        const uint32_t n = (uint32_t)strtoul(lengths[i], NULL, 10);
         int32_t *token = need(calloc(n + 1, sizeof(*token)));
-        need_ok(fread(token, sizeof(*token), n, f) == n ? 0 : -ENODATA, argv[2]);
+        need_ok(fread(token, sizeof(*token), n, f) == n ? 0 : -ENODATA, path);
         r->sequence[r->n_sequences++] = (struct nb_grad_sequence){token, n, 0};
         r->rows += n;
     }
@@ -238,14 +245,96 @@ static int compare(const struct result *a, const struct result *b, const char *w
     return 0;
 }
 
+// --- On a device
+
+#define DEVICE_BOUND 1e-5
+
+static double largest(const float *x, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs((double)x[i]));
+    return most;
+}
+
+// Of the largest, or of `least` where that is more.
+static double off(const float *found, const float *expected, size_t n, double least)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, isfinite(found[i]) ? fabs((double)found[i] - (double)expected[i]) : 1e30);
+    return most / fmax(largest(expected, n), least);
+}
+
+// Where a tensor's gradients are nothing but rounding they are held beside the model's largest.
+#define SMALL 0.03
+
+static int compare_device(struct run *r, const char *name, bool again)
+{
+    const struct result cpu = compute(&(struct run){.plan = r->plan,
+                                                    .sequence = {r->sequence[0], r->sequence[1]},
+                                                    .n_sequences = r->n_sequences,
+                                                    .rows = r->rows,
+                                                    .embeds = r->embeds,
+                                                    .threads = r->threads,
+                                                    .slice = r->slice});
+    const struct result found = compute(r), second = again ? compute(r) : found;
+    const size_t y = (size_t)r->rows * (r->embeds ? r->plan->hp.embedding : r->plan->hp.vocab);
+    const double results = off(found.numbers, cpu.numbers, y, 0);
+    const double all = largest(cpu.numbers + y + 1, cpu.n - y - 1);
+    struct nb_error error = {""};
+    struct nb_team *team;
+    struct nb_grad *g;
+    uint32_t n, worst = 0;
+    double most = 0;
+    need_ok(nb_team_create(1, &team), "team");
+    need_ok(nb_grad_open(r->plan, team, &g, &error), error.text);
+    const struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
+    size_t at = y + 1;
+    for (uint32_t i = 0; i < n; at += size_of(&t[i++])) {
+        const double one = off(found.numbers + at, cpu.numbers + at, size_of(&t[i]), SMALL * all);
+        worst = one > most ? i : worst;
+        most = fmax(most, one);
+    }
+    printf("%s results %.1e, %u gradients %.1e (%.*s)\n", name, results, n, most,
+           (int)t[worst].name.len, t[worst].name.data);
+    fflush(stdout);
+    nb_grad_close(g);
+    nb_team_destroy(team);
+    return !(results <= DEVICE_BOUND && most <= DEVICE_BOUND) +
+           compare(&found, &second, "a second time");
+}
+
+static int beside_device(const char *device, const char *tokens, char *lengths, char **models,
+                         int n_models)
+{
+    struct run r = {.threads = 2, .slice = 64};
+    struct nb_error error = {""};
+    char *const all[] = {strtok(lengths, ","), strtok(NULL, ",")};
+    read_sequences(tokens, all, 2, &r);
+    need_ok(nb_device_create(device, &(struct nb_device_options){.threads = 2}, &r.device, &error),
+            error.text);
+    int failed = 0;
+    for (int i = 0; i < n_models; i++) {
+        r.plan = open_plan(models[i]);
+        r.embeds = r.plan->hp.for_vectors;
+        failed += compare_device(&r, models[i], i == 0);
+    }
+    r.device->ops->destroy(r.device);
+    return failed || n_models == 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc > 5 && !strcmp(argv[1], "--device"))
+        return beside_device(argv[2], argv[3], argv[4], argv + 5, argc - 5);
     if (argc < 6) {
-        fprintf(stderr, "usage: gradients MODEL.gguf TOKENS.bin logits|vectors OUT LENGTH...\n");
+        fprintf(stderr, "usage: gradients MODEL.gguf TOKENS.bin logits|vectors OUT LENGTH...\n"
+                        "       gradients --device NAME TOKENS.bin LENGTH,LENGTH MODEL.gguf...\n");
         return 2;
     }
     struct run r = {.plan = open_plan(argv[1]), .threads = 2};
-    read_sequences(argc, argv, &r);
+    read_sequences(argv[2], argv + 5, argc - 5, &r);
     r.embeds = !strcmp(argv[3], "vectors");
     r.slice = 50;
     const struct result first = compute(&r);

@@ -1,5 +1,8 @@
 // Each op of the float engine by itself, on odd sizes and also in forms that no family has: plans
 // of one layer made by hand, and gradients along random directions beside finite differences.
+//
+// test-grad-ops vulkan: on Mesa's CPU driver, beside the CPU instead.
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,10 +13,12 @@
 
 #include <cmocka.h>
 
+#include "engine/device.h"
 #include "engine/plan.h"
 #include "engine/sampler.h"
 #include "grad/grad.h"
 #include "tensor/layout.h"
+#include "tests/support/cpu_driver.h"
 
 #define OPS   12
 #define ROWS  23 // of three sequences
@@ -155,10 +160,16 @@ struct machine {
     float x[ROWS * E], slope[ROWS * E], along[ROWS * E];
 };
 
-static void open_machine(struct model *m, struct machine *machine)
+static void begin_batch(struct nb_grad *g)
 {
     static const int32_t token[] = {1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 3, 5, 7};
     const struct nb_grad_sequence sequence[] = {{token, 13, 0}, {token, 1, 9}, {token + 2, 9, 4}};
+    struct nb_error error;
+    assert_int_equal(nb_grad_batch(g, sequence, 3, &error), 0);
+}
+
+static void open_machine(struct model *m, struct machine *machine)
+{
     struct nb_error error;
     m->plan.hp.arch = &m->arch;
     m->plan.hp.layer = &m->layer;
@@ -172,7 +183,7 @@ static void open_machine(struct model *m, struct machine *machine)
         m->freq[i] = 1.0 / (i + 1);
     assert_int_equal(nb_team_create(2, &machine->team), 0);
     assert_int_equal(nb_grad_open(&m->plan, machine->team, &machine->g, &error), 0);
-    assert_int_equal(nb_grad_batch(machine->g, sequence, 3, &error), 0);
+    begin_batch(machine->g);
     for (uint32_t i = 0; i < ROWS * E; i++) {
         machine->x[i] = uniform(m);
         machine->slope[i] = uniform(m);
@@ -251,10 +262,116 @@ static void check_tensor(struct model *m, struct machine *machine, struct nb_gra
     free(along);
 }
 
+// --- On a device
+
+static struct nb_device *device; // NULL: differences are looked at
+
+// All that a pass gives: the result, the gradient in x, and those in all tensors.
+struct found {
+    float y[ROWS * E], d[ROWS * E], *tensor[3 * OPS];
+};
+
+static void pass_on(struct model *m, struct nb_grad *g, const struct machine *machine,
+                    const float *x, struct found *ret)
+{
+    const bool begins = m->layer_ops[0] > 0;
+    uint32_t n;
+    struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
+    for (uint32_t i = 0; i < n; i++)
+        t[i].gradient = ret->tensor[i] =
+            calloc((size_t)t[i].experts * t[i].rows * t[i].cols, sizeof(float));
+    memcpy(ret->d, machine->slope, sizeof(ret->d));
+    assert_int_equal(begins ? nb_grad_begin(g, ret->y) : nb_grad_layer(g, 0, x, NULL, ret->y), 0);
+    assert_int_equal(begins ? nb_grad_begin_back(g, ret->d)
+                            : nb_grad_layer_back(g, 0, x, NULL, ret->d, true),
+                     0);
+    if (begins) // which is of no use afterwards
+        memset(ret->d, 0, sizeof(ret->d));
+    for (uint32_t i = 0; i < n; i++)
+        t[i].gradient = NULL;
+}
+
+// Random numbers; the same so small that their squares vanish, and so large that functions are at
+// their ends, where slopes are differences of numbers that are nearly equal; a row of zeros; a
+// number that is none. `bound`: of the largest.
+static const struct input {
+    const char *name;
+    float size, bound;
+    bool zeros, none;
+} inputs[] = {
+    {"random numbers", 1, 1e-5f, false, false}, {"tiny ones", 1e-25f, 1e-5f, false, false},
+    {"large ones", 30, 1e-3f, false, false},    {"zeros", 0, 1e-5f, false, false},
+    {"a row of zeros", 1, 1e-5f, true, false},  {"a NaN", 1, 1e-5f, false, true},
+};
+
+// What is not finite is so on the device too, which may have more of it: a driver may take a
+// comparison with a NaN for its opposite.
+static bool is_near(const struct input *in, float found, float expected, float most)
+{
+    if (!isfinite(expected) || (in->none && !isfinite(found)))
+        return !isfinite(found);
+    return fabsf(found - expected) <= in->bound * most;
+}
+
+static void expect_near(const struct input *in, const float *found, const float *expected, size_t n,
+                        const char *what)
+{
+    float most = 1e-30f;
+    for (size_t i = 0; i < n; i++)
+        most = isfinite(expected[i]) && fabsf(expected[i]) > most ? fabsf(expected[i]) : most;
+    for (size_t i = 0; i < n; i++)
+        if (!is_near(in, found[i], expected[i], most))
+            fail_msg("of %s: number %zu of %s is %g, on the CPU %g, and the largest %g", in->name,
+                     i, what, (double)found[i], (double)expected[i], (double)most);
+}
+
+static void compare(struct model *m, struct nb_grad *g, const struct machine *machine,
+                    const struct input *in)
+{
+    float x[ROWS * E];
+    for (uint32_t i = 0; i < ROWS * E; i++)
+        x[i] = in->zeros && i / E == 3 ? 0 : in->size * machine->x[i];
+    x[7 * E + 2] = in->none ? NAN : x[7 * E + 2];
+    struct found cpu, own;
+    uint32_t n;
+    const struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
+    pass_on(m, machine->g, machine, x, &cpu);
+    pass_on(m, g, machine, x, &own);
+    expect_near(in, own.y, cpu.y, ROWS * E, "the result");
+    expect_near(in, own.d, cpu.d, ROWS * E, "the gradient in x");
+    for (uint32_t i = 0; i < n; i++) {
+        expect_near(in, own.tensor[i], cpu.tensor[i], (size_t)t[i].experts * t[i].rows * t[i].cols,
+                    "a tensor's gradient");
+        free(cpu.tensor[i]);
+        free(own.tensor[i]);
+    }
+}
+
+static void check_on_device(struct model *m, const struct machine *machine)
+{
+    struct nb_error error = {""};
+    struct nb_grad *g = NULL;
+    int rc = nb_grad_open_on(&m->plan, machine->team, device, &g, &error);
+    if (rc == -ENOTSUP) {
+        assert_non_null(strstr(error.text, "experts"));
+        return;
+    }
+    assert_int_equal(rc, 0);
+    begin_batch(g);
+    for (size_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]); i++)
+        compare(m, g, machine, &inputs[i]);
+    nb_grad_close(g);
+}
+
 static void check(struct model *m)
 {
     struct machine machine;
     open_machine(m, &machine);
+    if (device) {
+        check_on_device(m, &machine);
+        close_machine(m, &machine);
+        return;
+    }
     const bool begins = m->layer_ops[0] > 0;
     float d[ROWS * E], *gradient[3 * OPS] = {NULL};
     uint32_t n;
@@ -439,13 +556,26 @@ static void embeddings(void **state)
     check(&m);
 }
 
-int main(void)
+static int open_device(void)
 {
+    const char *name = test_cpu_driver();
+    struct nb_error error = {""};
+    return name ? nb_device_create(name, &(struct nb_device_options){.threads = 2}, &device, &error)
+                : -ENODEV;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && open_device() < 0)
+        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(norms),       cmocka_unit_test(norm_in_place),
         cmocka_unit_test(linear),      cmocka_unit_test(attention),
         cmocka_unit_test(activations), cmocka_unit_test(sums_and_caps),
         cmocka_unit_test(experts),     cmocka_unit_test(embeddings),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (device)
+        device->ops->destroy(device);
+    return failed;
 }

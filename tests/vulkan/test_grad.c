@@ -1,0 +1,274 @@
+// What the float engine promises on a device beside its results (unit/test_grad_ops.c and
+// oracle/test_device_gradients.py compare those): tensors that change are sent again, gradients add
+// up, and what the device lacks is refused by name or by -ENOTSUP.
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/vulkan/device.h"
+#include "grad/grad.h"
+#include "tensor/image.h"
+#include "tests/support/cpu_driver.h"
+#include "tests/support/pack.h"
+#include "tests/support/random_model.h"
+
+#define E    64
+#define ROWS 40
+
+struct machine {
+    struct nb_device *device;
+    struct nb_image *image;
+    struct nb_plan *plan;
+    struct nb_team *team;
+    struct nb_grad *g, *cpu;
+    float x[ROWS * E], y[ROWS * E], expected[ROWS * E];
+};
+
+static struct nb_plan *plan_of(struct random_model r, uint32_t experts, struct nb_image **ret_image)
+{
+    const struct nb_plan_options options = {.precision = NB_PRECISION_EXACT};
+    struct nb_error error = {""};
+    struct nb_plan *plan = NULL;
+    uint64_t bytes;
+    const int file =
+                  experts ? random_model_create_experts(&r, experts, 2) : random_model_create(&r),
+              image = memfd_create("image", MFD_CLOEXEC);
+    assert_true(file >= 0 && image >= 0);
+    assert_int_equal(test_pack(file, image, NULL, &bytes, &error), 0);
+    assert_int_equal(nb_image_map(image, 0, ret_image, &error), 0);
+    close(file);
+    close(image);
+    assert_int_equal(nb_plan_create(*ret_image, &options, &plan, &error), 0);
+    return plan;
+}
+
+static void begin(struct nb_grad *g)
+{
+    struct nb_error error = {""};
+    int32_t token[ROWS];
+    for (int32_t i = 0; i < ROWS; i++)
+        token[i] = i * 7 % RANDOM_VOCAB;
+    const struct nb_grad_sequence sequence[] = {{token, 33, 0}, {token + 33, ROWS - 33, 3}};
+    assert_int_equal(nb_grad_batch(g, sequence, 2, &error), 0);
+}
+
+static int open_machine(void **state)
+{
+    struct nb_error error = {""};
+    struct machine *m = calloc(1, sizeof(*m));
+    const char *name = test_cpu_driver();
+    assert_true(m && name);
+    m->plan = plan_of((struct random_model){1, E, 96, 4, 2, 65536, 1, NB_TYPE_Q4_1}, 0, &m->image);
+    assert_int_equal(nb_team_create(2, &m->team), 0);
+    assert_int_equal(
+        nb_device_create(name, &(struct nb_device_options){.threads = 2}, &m->device, &error), 0);
+    assert_int_equal(nb_grad_open(m->plan, m->team, &m->cpu, &error), 0);
+    assert_int_equal(nb_grad_open_on(m->plan, m->team, m->device, &m->g, &error), 0);
+    begin(m->cpu);
+    begin(m->g);
+    assert_int_equal(nb_grad_begin(m->cpu, m->x), 0);
+    *state = m;
+    return 0;
+}
+
+static int close_machine(void **state)
+{
+    struct machine *m = *state;
+    nb_grad_close(m->g);
+    nb_grad_close(m->cpu);
+    m->device->ops->destroy(m->device);
+    nb_team_destroy(m->team);
+    nb_plan_destroy(m->plan);
+    nb_image_unmap(m->image);
+    free(m);
+    return 0;
+}
+
+static size_t size_of(const struct nb_grad_tensor *t)
+{
+    return (size_t)t->experts * t->rows * t->cols;
+}
+
+// The layer's result is the CPU's.
+static void expect_layer(struct machine *m)
+{
+    float most = 0;
+    assert_int_equal(nb_grad_layer(m->cpu, 0, m->x, NULL, m->expected), 0);
+    assert_int_equal(nb_grad_layer(m->g, 0, m->x, NULL, m->y), 0);
+    for (int i = 0; i < ROWS * E; i++)
+        most = fmaxf(most, fabsf(m->expected[i]));
+    for (int i = 0; i < ROWS * E; i++)
+        assert_float_equal(m->y[i], m->expected[i], 1e-5f * most);
+}
+
+static void tensors_that_change(void **state)
+{
+    static const char *const names[] = {"blk.0.attn_v.weight", "blk.0.ffn_norm.weight"};
+    struct machine *m = *state;
+    expect_layer(m);
+    for (int i = 0; i < 2; i++) {
+        struct nb_grad_tensor *on[] = {nb_grad_find(m->g, names[i]),
+                                       nb_grad_find(m->cpu, names[i])};
+        float *w = nb_grad_floats(size_of(on[0]));
+        nb_grad_dequantize(m->cpu, on[1], w);
+        on[0]->values = on[1]->values = w;
+        for (int step = 0; step < 2; step++) {
+            w[3] += 5;
+            nb_grad_changed(m->g);
+            expect_layer(m);
+        }
+        on[0]->values = on[1]->values = NULL;
+        expect_layer(m);
+        free(w);
+    }
+}
+
+static void replaced_matrix(void **state)
+{
+    struct machine *m = *state;
+    const struct nb_grad_tensor *t = nb_grad_find(m->g, "blk.0.ffn_up.weight");
+    const struct nb_packed before = t->matrix->packed;
+    struct nb_packed other;
+    assert_int_equal(nb_packed_init(&other, NB_TYPE_F32, t->rows, t->cols), 0);
+    uint8_t *data = aligned_alloc(64, nb_packed_bytes(&other));
+    assert_non_null(data);
+    memset(data, 0, nb_packed_bytes(&other));
+    other.data = data;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(nb_plan_replace(m->plan, t->name, i ? &before : &other, 0), 0);
+        expect_layer(m);
+    }
+    free(data);
+}
+
+static void back(struct machine *m, bool to_input)
+{
+    for (int i = 0; i < ROWS * E; i++)
+        m->y[i] = sinf((float)i);
+    assert_int_equal(nb_grad_layer_back(m->g, 0, m->x, NULL, m->y, to_input), 0);
+}
+
+static void gradients_add_up(void **state)
+{
+    struct machine *m = *state;
+    struct nb_grad_tensor *t = nb_grad_find(m->g, "blk.0.ffn_gate.weight");
+    float *once = calloc(size_of(t), sizeof(*once)), *twice = calloc(size_of(t), sizeof(*twice));
+    assert_true(once && twice);
+    t->gradient = once;
+    back(m, true);
+    t->gradient = twice;
+    back(m, false);
+    back(m, true);
+    for (size_t i = 0; i < size_of(t); i++)
+        assert_true(twice[i] == 2 * once[i]);
+    t->gradient = NULL;
+    free(once);
+    free(twice);
+}
+
+// --- Refusals
+
+static void see(void *user, const struct nb_grad_tensor *w, uint32_t expert, const float *x,
+                size_t stride, uint32_t n)
+{
+}
+
+static int layer(struct machine *m)
+{
+    return nb_grad_layer(m->g, 0, m->x, NULL, m->y);
+}
+
+static void what_a_device_lacks(void **state)
+{
+    struct machine *m = *state;
+    struct nb_tape *tape = NULL;
+    struct nb_grad_tensor *t = nb_grad_find(m->g, "blk.0.attn_q.weight");
+    const struct nb_grad_factors factors = {.rank = 1};
+    float *const taps[] = {m->y, NULL, NULL};
+    nb_grad_narrow(m->g, true);
+    assert_int_equal(layer(m), -ENOTSUP);
+    nb_grad_narrow(m->g, false);
+    nb_grad_see(m->g, see, NULL);
+    assert_int_equal(layer(m), -ENOTSUP);
+    nb_grad_see(m->g, NULL, NULL);
+    nb_grad_tap(m->g, 0, taps, NULL);
+    assert_int_equal(layer(m), -ENOTSUP);
+    nb_grad_tap(m->g, 0, NULL, NULL);
+    t->factors = &factors;
+    assert_int_equal(layer(m), -ENOTSUP);
+    t->factors = NULL;
+    t->inputs = NB_INPUT_ROW;
+    assert_int_equal(layer(m), -ENOTSUP);
+    t->inputs = NB_INPUT_BLOCK;
+    assert_int_equal(nb_grad_stage(m->g, 0, 0, m->x, m->y), -ENOTSUP);
+    assert_int_equal(nb_tape_create(m->g, 0, &tape), -ENOTSUP);
+    assert_int_equal(nb_tapes_create(m->g, 1 << 30, &tape), 0);
+    assert_null(tape);
+    assert_int_equal(layer(m), 0);
+}
+
+static void refused_models(void **state)
+{
+    struct machine *m = *state;
+    struct nb_image *image;
+    struct nb_plan *plan =
+        plan_of((struct random_model){1, E, 96, 4, 2, 128, 1, NB_TYPE_Q4_1}, 4, &image);
+    struct nb_grad *g = NULL;
+    struct nb_device *cpu;
+    struct nb_error error = {""};
+    assert_int_equal(nb_grad_open_on(plan, m->team, m->device, &g, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "experts"));
+    assert_non_null(strstr(error.text, "on the CPU"));
+    assert_int_equal(
+        nb_device_create("cpu", &(struct nb_device_options){.threads = 1}, &cpu, &error), 0);
+    assert_int_equal(nb_grad_open_on(m->plan, m->team, cpu, &g, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "no device to train on"));
+    struct nb_vulkan_device *d = (struct nb_vulkan_device *)m->device;
+    const uint32_t shared = d->max_shared;
+    d->max_shared = 16384;
+    assert_int_equal(nb_grad_open_on(m->plan, m->team, m->device, &g, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "share 16384 bytes"));
+    d->max_shared = shared;
+    assert_null(g);
+    cpu->ops->destroy(cpu);
+    nb_plan_destroy(plan);
+    nb_image_unmap(image);
+}
+
+static void refused_windows(void **state)
+{
+    struct machine *m = *state;
+    const bool cuts = nb_vulkan_cuts_loops(&((struct nb_vulkan_device *)m->device)->info);
+    struct nb_error error = {""};
+    int32_t *token = calloc(60000, sizeof(*token));
+    assert_non_null(token);
+    struct nb_grad_sequence s = {token, 60000, 0};
+    assert_int_equal(nb_grad_batch(m->g, &s, 1, &error), -E2BIG);
+    assert_non_null(strstr(error.text, "MB at once"));
+    s.n = 8000;
+    assert_int_equal(nb_grad_batch(m->g, &s, 1, &error), cuts ? -E2BIG : 0);
+    assert_true(!cuts || strstr(error.text, "cuts longer loops short"));
+    if (!cuts)
+        begin(m->g);
+    expect_layer(m); // the batch of before is still there
+    free(token);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tensors_that_change), cmocka_unit_test(replaced_matrix),
+        cmocka_unit_test(gradients_add_up),    cmocka_unit_test(what_a_device_lacks),
+        cmocka_unit_test(refused_models),      cmocka_unit_test(refused_windows),
+    };
+    return cmocka_run_group_tests(tests, open_machine, close_machine);
+}
