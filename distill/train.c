@@ -107,10 +107,24 @@ static int check_vectors(const struct nb_train *t, struct nb_error *e)
     return 0;
 }
 
+// What the float engine has on the CPU alone (grad/grad.h).
+static int check_device(const struct nb_train *t, struct nb_error *e)
+{
+    const struct nb_train_options *o = &t->options;
+    const char *lacks = !o->device         ? NULL
+                        : o->bf16          ? "in bf16"
+                        : o->adapter.rank  ? "adapters"
+                        : o->attention > 0 ? "the last attention's relations"
+                                           : NULL;
+    return lacks ? nb_fail(e, -ENOTSUP, "the device does not train %s: the CPU does", lacks) : 0;
+}
+
 static int check(const struct nb_train *t, struct nb_error *e)
 {
     const struct nb_plan *s = t->plan, *teacher = t->teacher_plan;
     int rc = check_numbers(t, e);
+    if (rc == 0)
+        rc = check_device(t, e);
     if (rc == 0)
         rc = nb_windows_check(t->windows, s->hp.context, s->hp.vocab, "student", e);
     if (rc == 0 && teacher)
@@ -272,9 +286,9 @@ static int create(struct nb_train *t, struct nb_error *e)
     if (rc == 0)
         rc = count_rows(t, e);
     if (rc == 0)
-        rc = nb_grad_open(t->plan, t->team, &t->grad, e);
+        rc = nb_grad_open_on(t->plan, t->team, t->options.device, &t->grad, e);
     if (rc == 0 && t->teacher_plan)
-        rc = nb_grad_open(t->teacher_plan, t->team, &t->teacher, e);
+        rc = nb_grad_open_on(t->teacher_plan, t->team, t->options.device, &t->teacher, e);
     if (rc < 0)
         return rc;
     nb_grad_narrow(t->grad, t->options.bf16);

@@ -14,11 +14,12 @@
 // width through a projection that is trained beside it (TinyBERT: Jiao and others, arXiv
 // 1909.10351); of vectors, relations among texts (distill/cosine.h).
 //
-// Deterministic: bits depend on the arguments and the processor's ISA level, never on the threads,
-// nor on where the work was stored and restored. Memory: 16 bytes for each weight that is moved,
-// with coded moments 10; of both models one layer's matrices (or the head's) as floats, twice; a
-// batch's rows between the student's layers; and the memory that options allow. All calls block and
-// use the team, whose thread 0 is the caller; one call at a time.
+// Deterministic: bits depend on the arguments and the processor's ISA level, or the device and its
+// driver, never on the threads, nor on where the work was stored and restored. Memory: 16 bytes for
+// each weight that is moved, with coded moments 10; of both models one layer's matrices (or the
+// head's) as floats, twice; a batch's rows between the student's layers; and the memory that
+// options allow. All calls block and use the team, whose thread 0 is the caller; one call at a
+// time.
 #pragma once
 
 #include <stdint.h>
@@ -57,6 +58,8 @@ struct nb_train_share {
     int (*copy)(void *user, void *data, size_t bytes);   // rank 0's, to all
 };
 
+struct nb_device;
+
 struct nb_train_options {
     uint32_t batch;       // windows that run at once
     uint32_t accumulate;  // batches of a step
@@ -82,6 +85,7 @@ struct nb_train_options {
     // outlives the training.
     const struct nb_lessons *lessons;
     const struct nb_train_share *share; // outlives the training; NULL: it is alone
+    struct nb_device *device; // passes of both models run on it (nb_grad_open_on); NULL: on the CPU
     // Which of the teacher's channels each of the student's is, [the student's width], until
     // nb_train_create returns: where their projection begins. NULL: it begins with random numbers.
     const uint32_t *channel;
@@ -93,8 +97,9 @@ struct nb_train_options {
 // vocabularies or, with `cosine`, widths differ; windows that are fewer than a batch or longer than
 // a context; tokens outside the vocabulary; numbers out of range; losses that a student of its kind
 // does not have; an adapter of matrices that are not there or smaller than its rank; -ENOTSUP: a
-// teacher without logits, an adapter of experts or of a model for vectors; -ENOMEM. With its line.
-// Of a shared training -EINVAL too: a step of fewer batches than there are ranks.
+// teacher without logits, an adapter of experts or of a model for vectors, what a device lacks;
+// -ENOMEM; with a device what nb_grad_open_on returns. With its line. Of a shared training -EINVAL
+// too: a step of fewer batches than there are ranks.
 int nb_train_create(const struct nb_plan *student, const struct nb_plan *teacher,
                     struct nb_team *team, const struct nb_windows *windows,
                     const struct nb_train_options *options, struct nb_train **ret,
@@ -119,7 +124,8 @@ int nb_train_learn_codes(struct nb_train *t, struct nb_str name, uint32_t type, 
 // Such a tensor as it is now: [rows] of its type, or NULL, to ask alone. false: it is none.
 bool nb_train_encode(const struct nb_train *t, struct nb_str name, void *ret);
 // And its inputs as the int8 codes that a device will make of them under such a scale; gradients
-// pass straight through. `range`: of NB_INPUT_FIXED. When and errors as above.
+// pass straight through. `range`: of NB_INPUT_FIXED. When and errors as above; -ENOTSUP: a device
+// does not round inputs.
 int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_scale scale,
                           float range, struct nb_error *ret_error);
 
@@ -133,8 +139,8 @@ struct nb_train_loss {
 };
 
 // One step. ret: the means of its tokens, before it. -EALREADY after the last step; -EDOM: a loss
-// or gradient is not finite, and nothing has moved; -ECANCELED: another rank has failed; -ENOMEM.
-// With its line.
+// or gradient is not finite, and nothing has moved; -ECANCELED: another rank has failed; -ENOMEM;
+// the errors of a device. With its line.
 int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error *ret_error);
 uint32_t nb_train_done(const struct nb_train *t); // steps
 // As it is now on other windows, which are no longer than a batch of its own; as many as fit are

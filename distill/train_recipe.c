@@ -197,6 +197,41 @@ static int check_adapter(const struct nb_train_recipe *r, struct nb_error *e)
     return 0;
 }
 
+static int read_device(struct nb_train_recipe *r, const json_t *value, struct nb_error *e)
+{
+    static const char kind[] = "vulkan";
+    const char *name = json_string_value(value);
+    const size_t n = json_string_length(value), before = sizeof(kind) - 1;
+    if (name && n == 3 && !strcmp(name, "cpu")) {
+        r->device[0] = '\0';
+        return 0;
+    }
+    if (!name || n <= before || n > before + 4 || strncmp(name, kind, before) != 0 ||
+        strspn(name + before, "0123456789") != n - before)
+        return nb_fail(e, -EINVAL, "the recipe's \"device\" is cpu, or one as vulkan0");
+    memcpy(r->device, name, n + 1);
+    return 0;
+}
+
+// What is trained on the CPU alone.
+static int check_device(const struct nb_train_recipe *r, struct nb_error *e)
+{
+    const struct {
+        bool said;
+        const char *what;
+    } lacks[] = {{r->precision == NB_TRAIN_BF16, "\"precision\": \"bf16\""},
+                 {r->adapter.rank > 0, "\"adapter\""},
+                 {r->activations != NB_INPUT_BLOCK, "\"activations\": \"dynamic\""},
+                 {r->attention > 0, "\"attention\""}};
+    for (size_t i = 0; i < sizeof(lacks) / sizeof(lacks[0]) && r->device[0]; i++)
+        if (lacks[i].said)
+            return nb_fail(e, -EINVAL,
+                           "the recipe's %s is trained on the CPU alone: leave it out, or "
+                           "\"device\": \"%s\"",
+                           lacks[i].what, r->device);
+    return 0;
+}
+
 static int read_key(struct nb_train_recipe *r, const char *key, const json_t *value,
                     struct nb_error *e)
 {
@@ -214,6 +249,8 @@ static int read_key(struct nb_train_recipe *r, const char *key, const json_t *va
     }
     if (!strcmp(key, "adapter"))
         return read_adapter(r, value, e);
+    if (!strcmp(key, "device"))
+        return read_device(r, value, e);
     if (!strcmp(key, "to") && json_is_string(value) && json_string_length(value) < sizeof(r->to)) {
         snprintf(r->to, sizeof(r->to), "%s", json_string_value(value));
         return 0;
@@ -244,6 +281,8 @@ int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *
             rc = read_key(ret, key, value, ret_error);
     if (rc == 0)
         rc = check_adapter(ret, ret_error);
+    if (rc == 0)
+        rc = check_device(ret, ret_error);
     json_decref(root);
     return rc;
 }

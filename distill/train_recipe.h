@@ -26,6 +26,8 @@ enum nb_train_start {
 // other logits.
 enum nb_train_kind { NB_TRAIN_LOGITS, NB_TRAIN_VECTORS, NB_TRAIN_KINDS };
 
+#define NB_TRAIN_DEVICE 12 // bytes of a device's name, with the NUL
+
 struct nb_train_recipe {
     uint32_t layers;                  // of the student; 0: all of the teacher's
     uint32_t from[NB_STUDENT_LAYERS]; // those of the teacher, where n_from == layers
@@ -38,6 +40,7 @@ struct nb_train_recipe {
     enum nb_train_start start;
     enum nb_train_precision precision; // of products
     enum nb_train_moments moments;     // of AdamW (grad/adam.h)
+    char device[NB_TRAIN_DEVICE];      // where passes run: "vulkan0"; "": on the CPU
     char to[32];                       // the type of the student's matrices
     double tokens;                     // to train on
     uint32_t length;                   // tokens of a window

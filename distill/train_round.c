@@ -99,6 +99,11 @@ int nb_train_round_inputs(struct nb_train *t, struct nb_str name, enum nb_input_
     const struct nb_trained *w = nb_train_find(t, name);
     if (!w || !w->tensor)
         return fail_untrained(name, e);
+    if (t->options.device)
+        return nb_fail(e, -ENOTSUP,
+                       "the device does not train with rounded inputs, as those of %.*s are: train "
+                       "on the CPU, or with \"activations\" of block",
+                       (int)name.len, name.data);
     w->tensor->inputs = scale;
     w->tensor->range = range;
     t->key = XXH3_64bits_withSeed(w->name, strlen(w->name), t->key + scale);
@@ -159,6 +164,8 @@ static int round_weights(const struct nb_train *t, struct nb_trained *w)
 int nb_train_refresh(struct nb_train *t)
 {
     int rc = 0;
+    if (t->stale)
+        nb_grad_changed(t->grad);
     for (uint32_t i = 0; i < t->n_tensors && t->stale && rc == 0; i++) {
         struct nb_trained *w = &t->tensors[i];
         if (w->latent)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "distill/train_room.h"
+#include "engine/device.h"
 #include "engine/sampler.h"
 #include "grad/adam.h"
 #include "grad/loss.h"
@@ -248,6 +249,14 @@ static int run_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_err
     return 0;
 }
 
+// Of the device, where it was that.
+static const char *cause_of(const struct nb_train *t, int rc)
+{
+    const struct nb_device *d = t->options.device;
+    const char *fault = d && d->ops->fault ? d->ops->fault(d) : NULL;
+    return fault ? fault : rc == -ECANCELED ? "another process has failed" : strerror(-rc);
+}
+
 int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error *ret_error)
 {
     if (t->done >= t->options.steps)
@@ -260,10 +269,9 @@ int nb_train_step(struct nb_train *t, struct nb_train_loss *ret, struct nb_error
                                            "is not finite: its rate is too high%s"
                                          : "step %u of the training failed: %s",
                              t->done + 1,
-                             rc == -EDOM        ? ""
-                             : rc == -ECANCELED ? "another process has failed"
-                             : *why.text        ? why.text
-                                                : strerror(-rc));
+                             rc == -EDOM ? ""
+                             : *why.text ? why.text
+                                         : cause_of(t, rc));
 }
 
 // --- Measuring
@@ -279,7 +287,7 @@ static int measure(struct nb_train *t, const struct nb_windows *w, uint32_t firs
         rc = forward(t, false);
     if (rc == 0)
         rc = nb_train_losses(t, false);
-    return rc < 0 ? nb_fail(e, rc, "a measurement failed: %s", strerror(-rc)) : 0;
+    return rc < 0 ? nb_fail(e, rc, "a measurement failed: %s", cause_of(t, rc)) : 0;
 }
 
 // How many of the windows from the first on are a batch.

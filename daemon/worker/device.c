@@ -1,7 +1,9 @@
-// A device of the engine as the broker lists it.
+// A device of the engine as the broker lists it, and the limits of drivers.
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/worker/cache_guard.h"
+#include "daemon/worker/sandbox.h"
 #include "daemon/worker/worker.h"
 
 static const char *const kinds[] = {
@@ -24,4 +26,13 @@ void nb_worker_device_describe(const struct nb_device_info *info, struct nb_link
     snprintf(d->state, sizeof(d->state), "%s", info->fault[0] ? "unusable" : "ready");
     for (size_t i = 0; info->has_uuid && i < sizeof(info->uuid); i++)
         snprintf(d->uuid + 2 * i, 3, "%02x", info->uuid[i]);
+}
+
+void nb_worker_limit_drivers(void)
+{
+    nb_cache_guard();
+    int rc = nb_sandbox_files();
+    if (rc < 0)
+        nb_log("no Landlock here (%s): a driver may open what the service's user may",
+               strerror(-rc));
 }

@@ -33,21 +33,35 @@
 #define IOPRIO_PROCESS 1
 
 static const struct nb_work_kind kinds[] = {
-    {"round", {"model.gguf", "report.json"}, false, false, nb_jobs_round_check, nb_jobs_round},
+    {"round",
+     {"model.gguf", "report.json"},
+     false,
+     false,
+     nb_jobs_round_check,
+     nb_jobs_round,
+     NULL},
     {"weighted",
      {"model.gguf", "report.json", "imatrix.gguf"},
      true,
      true,
      nb_jobs_round_check,
-     nb_jobs_weighted},
+     nb_jobs_weighted,
+     NULL},
     {"folder",
      {"model.safetensors", "report.json", "texts.json"},
      false,
      false,
      nb_jobs_folder_check,
-     nb_jobs_folder},
-    {"distill", {"model.gguf", "report.json"}, true, false, nb_jobs_distill_check, nb_jobs_distill},
-    {"onnx", {"model.onnx", "report.json"}, false, false, nb_jobs_onnx_check, nb_jobs_onnx},
+     nb_jobs_folder,
+     NULL},
+    {"distill",
+     {"model.gguf", "report.json"},
+     true,
+     false,
+     nb_jobs_distill_check,
+     nb_jobs_distill,
+     nb_jobs_distill_device},
+    {"onnx", {"model.onnx", "report.json"}, false, false, nb_jobs_onnx_check, nb_jobs_onnx, NULL},
 };
 
 static const struct nb_work_kind *kind_of(const char *name)
@@ -141,10 +155,10 @@ static int finish(int rc, const struct nb_work_kind *kind, const struct nb_error
     return EXIT_SUCCESS;
 }
 
-static int enter(struct nb_error *e)
+static int enter(enum nb_sandbox profile, struct nb_error *e)
 {
     json_object_seed(0); // of hash tables, which needs a file that the sandbox has not
-    int rc = nb_sandbox_enter(NB_SANDBOX_JOB);
+    int rc = nb_sandbox_enter(profile);
     return rc < 0 ? nb_fail(e, rc, "the sandbox cannot be entered: %s", strerror(-rc)) : 0;
 }
 
@@ -177,7 +191,9 @@ static int store(const struct nb_link_job *job, struct nb_error *e)
 {
     static struct nb_jobs_files files;
     static char recipe[NB_JOB_RECIPE_MAX];
+    char device[NB_JOB_DEVICE] = "";
     size_t len = 0;
+    int device_fd = -1;
     const struct nb_work_kind *kind = find_kind(job, e);
     int rc = kind ? nb_jobs_files_receive(job->files, &files, e) : -ENOTSUP;
     if (rc == 0)
@@ -185,11 +201,18 @@ static int store(const struct nb_link_job *job, struct nb_error *e)
     if (rc == 0)
         rc = nb_jobs_files_store(&files, e);
     if (rc == 0)
+        rc = nb_jobs_device_begin(&device_fd, e);
+    if (rc == 0)
         rc = sync_folder(e);
     // The recipe is looked into last, behind the sandbox's door.
     if (rc == 0)
-        rc = enter(e);
-    return rc == 0 ? kind->check(recipe, len, e) : rc;
+        rc = enter(NB_SANDBOX_JOB, e);
+    if (rc == 0)
+        rc = kind->check(recipe, len, e);
+    if (rc < 0 || !kind->device)
+        return rc;
+    kind->device(recipe, len, device);
+    return nb_jobs_device_keep(device_fd, device, e);
 }
 
 // ---- run
@@ -291,6 +314,8 @@ static int prepare(const struct nb_work_kind *kind, struct nb_work *work,
         rc = make_team(work, e);
     memcpy(work->files, files->items, sizeof(work->files));
     work->n_files = files->n;
+    if (rc == 0)
+        rc = nb_jobs_device_open(work, e);
     close(NB_JOB_FOLDER_FD);
     return rc;
 }
@@ -303,9 +328,11 @@ static int run(const struct nb_work_kind *kind, bool idle, struct nb_error *e)
         step_back();
     int rc = prepare(kind, &work, &files, e);
     if (rc == 0)
-        rc = enter(e);
+        rc = enter(work.device ? NB_SANDBOX_JOB_VULKAN : NB_SANDBOX_JOB, e);
     if (rc == 0)
         rc = kind->run(&work, e);
+    if (work.device)
+        work.device->ops->destroy(work.device);
     return rc == 0 ? nb_jobs_files_check(&files, e) : rc;
 }
 

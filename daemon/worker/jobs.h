@@ -14,6 +14,7 @@
 #include "tensor/source.h"
 
 #define NB_JOB_SCRATCH 2
+#define NB_JOB_DEVICE  16 // bytes of a device's name, with the NUL
 
 struct nb_train_share;
 
@@ -32,6 +33,7 @@ struct nb_work {
     struct nb_team *team;
     struct nb_cpu_allowed allowed;      // what the team is of
     const struct nb_train_share *share; // of a distillation by several processes; NULL: it is alone
+    struct nb_device *device;           // that it computes on; NULL: the CPU
     // Progress, while it runs
     float figure; // told with it: what the work lowers, a loss; NaN: nothing
     double pace;  // nanoseconds of one of its units, as far as it is known before; 0: unknown
@@ -46,6 +48,8 @@ struct nb_work_kind {
     // Whether the recipe says what the kind can do, as far as that is known without the files.
     int (*check)(const char *recipe, size_t len, struct nb_error *ret_error);
     int (*run)(struct nb_work *work, struct nb_error *ret_error);
+    // Which device a recipe names that was checked; "": the CPU. NULL: it knows no others.
+    void (*device)(const char *recipe, size_t len, char ret[NB_JOB_DEVICE]);
 };
 int nb_jobs_round_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_round(struct nb_work *work, struct nb_error *ret_error);
@@ -54,6 +58,7 @@ int nb_jobs_folder_check(const char *recipe, size_t len, struct nb_error *ret_er
 int nb_jobs_folder(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_distill(struct nb_work *work, struct nb_error *ret_error);
+void nb_jobs_distill_device(const char *recipe, size_t len, char ret[NB_JOB_DEVICE]);
 int nb_jobs_onnx_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_onnx(struct nb_work *work, struct nb_error *ret_error);
 
@@ -97,6 +102,15 @@ int nb_jobs_files_store(const struct nb_jobs_files *files, struct nb_error *ret_
 int nb_jobs_files_open(struct nb_jobs_files *ret, struct nb_error *ret_error);
 // Whether they are still as they were when they were taken in.
 int nb_jobs_files_check(const struct nb_jobs_files *files, struct nb_error *ret_error);
+
+// jobs_device.c: a job's device. Its file, which is empty at first, before the sandbox is entered;
+// the name that its recipe has, behind its door. -errno with its line.
+int nb_jobs_device_begin(int *ret_fd, struct nb_error *ret_error);
+int nb_jobs_device_keep(int fd, const char *name, struct nb_error *ret_error);
+// Opens work->device where one was kept, and limits what drivers may open. Before the folder is
+// closed and the sandbox entered. What nb_device_create returns, with its line.
+int nb_jobs_device_open(struct nb_work *work, struct nb_error *ret_error);
+
 // A file of the folder, read whole: its bytes, malloc'ed, with a NUL behind them.
 int nb_jobs_read(const char *name, size_t most, char **ret, size_t *ret_len);
 int nb_jobs_write(const char *name, const void *data, size_t len); // and makes it durable

@@ -38,6 +38,15 @@ int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *e)
     return rc;
 }
 
+void nb_jobs_distill_device(const char *recipe, size_t len, char ret[NB_JOB_DEVICE])
+{
+    static struct nb_train_recipe r;
+    struct nb_error ignored;
+    _Static_assert(NB_TRAIN_DEVICE <= NB_JOB_DEVICE, "a device's name fits");
+    const bool good = nb_train_recipe_parse(recipe, len, &r, &ignored) == 0;
+    snprintf(ret, NB_JOB_DEVICE, "%s", good ? r.device : "");
+}
+
 // ---- Both models
 
 static void unload(struct model *m)
@@ -293,6 +302,7 @@ static void choose_options(struct distilling *k)
                                    .memory = MEMORY,
                                    .lessons = k->lessons,
                                    .share = k->work->share,
+                                   .device = k->work->device,
                                    .adapter = r->adapter};
     if (k->teacher == &k->model)
         o->channel = k->pruned.kept.of[NB_CUT_WIDTH];
@@ -405,7 +415,8 @@ static int train(struct distilling *k)
         rc = nb_jobs_distill_make_room(k);
     if (rc < 0)
         return rc;
-    nb_jobs_pace(k->work, operations(k) / NB_DISTILL_TOLD);
+    if (!k->work->device) // whose speed nothing says before the first step
+        nb_jobs_pace(k->work, operations(k) / NB_DISTILL_TOLD);
     nb_jobs_tell(k->work, "judging the student that it begins with", 0,
                  ((uint64_t)k->options.steps + 1) * NB_DISTILL_TOLD);
     if (k->n_saved)
@@ -422,6 +433,9 @@ static int train(struct distilling *k)
 static int run(struct distilling *k)
 {
     int rc = nb_train_recipe_parse(k->work->recipe, k->work->recipe_len, &k->recipe, k->error);
+    if (rc == 0 && k->recipe.device[0] && !k->work->device)
+        rc = nb_fail(k->error, -ENOTSUP,
+                     "processes that share a training compute on their CPUs: leave out \"device\"");
     if (rc == 0)
         rc = open_sources(k);
     if (rc == 0)

@@ -83,6 +83,18 @@ static uint64_t answers_of(const struct nb_windows *w)
     return n;
 }
 
+// Its name, and of a device what it is.
+static json_t *device_json(const struct distilling *k)
+{
+    struct nb_device_info info;
+    char what[sizeof(info.name) + sizeof(info.description) + sizeof(info.driver) + 8];
+    if (!k->work->device)
+        return json_string("cpu");
+    k->work->device->ops->info(k->work->device, &info);
+    snprintf(what, sizeof(what), "%s: %s, %s", info.name, info.description, info.driver);
+    return json_string(what);
+}
+
 int nb_jobs_distill_report(struct distilling *k)
 {
     const struct nb_train_options *o = &k->options;
@@ -95,6 +107,7 @@ int nb_jobs_distill_report(struct distilling *k)
                   loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
                   curve_json(k));
     json_object_update_new(root, shape_json(k));
+    json_object_set_new(root, "device", device_json(k));
     if (k->learnt.answers)
         json_object_set_new(root, "answers", json_integer((json_int_t)answers_of(&k->learnt)));
     if (k->n_tokens)

@@ -141,6 +141,7 @@ struct profile {
 static const struct profile profiles[] = {
     [NB_SANDBOX_LOAD] = {load, sizeof(load) / sizeof(load[0]), 0, 16},
     [NB_SANDBOX_JOB] = {job, sizeof(job) / sizeof(job[0]), THREADS, 16},
+    [NB_SANDBOX_JOB_VULKAN] = {job, sizeof(job) / sizeof(job[0]), THREADS | DRIVER, 4096},
     // A channel has two fds while it is mapped, one after.
     [NB_SANDBOX_SERVE] = {serve, sizeof(serve) / sizeof(serve[0]), THREADS, 512},
     // Drivers hold an fd for each of their memory's objects.

@@ -5,6 +5,7 @@
 enum nb_sandbox {
     NB_SANDBOX_LOAD,
     NB_SANDBOX_JOB,          // as LOAD, with threads and answers from the broker
+    NB_SANDBOX_JOB_VULKAN,   // with a driver in the process too
     NB_SANDBOX_SERVE,        // on the CPU
     NB_SANDBOX_SERVE_VULKAN, // with a driver in the process
 };

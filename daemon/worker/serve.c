@@ -14,7 +14,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "daemon/worker/cache_guard.h"
 #include "daemon/worker/channel.h"
 #include "daemon/worker/matrices.h"
 #include "daemon/worker/submissions.h"
@@ -464,16 +463,6 @@ static void tell_failure(int status, const char *why)
     nb_link_send(&device, NB_LINK_DEVICE, sizeof(device));
 }
 
-// Before the first driver comes.
-static void limit_drivers(void)
-{
-    nb_cache_guard();
-    int rc = nb_sandbox_files();
-    if (rc < 0)
-        nb_log("no Landlock here (%s): a driver may open what the service's user may",
-               strerror(-rc));
-}
-
 // Each object of a driver's memory may be a descriptor.
 static void name_low_limit(enum nb_device_kind kind)
 {
@@ -513,7 +502,7 @@ static int start(struct nb_serve *s, struct nb_device_info *ret_info, bool *ret_
     if (rc == 0)
         rc = nb_cpu_allowed(&allowed); // while its files can be read
     if (rc == 0 && strcmp(s->device_name, "cpu"))
-        limit_drivers();
+        nb_worker_limit_drivers();
     if (rc == 0)
         *ret_told = (rc = open_device(s, &allowed)) < 0;
     if (rc < 0)

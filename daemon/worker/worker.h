@@ -34,3 +34,5 @@ void nb_cache_send(struct nb_device *device); // when there is something new
 
 // device.c: a device of the engine as the broker lists it.
 void nb_worker_device_describe(const struct nb_device_info *info, struct nb_link_device *ret);
+// What drivers may open and keep from now on (files.c, cache_guard.h); before the first one comes.
+void nb_worker_limit_drivers(void);

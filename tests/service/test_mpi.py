@@ -87,6 +87,7 @@ class MpiTest(StreamTest):
     def test_refusals(self):
         for recipe, text, complaint in (({**RECIPE, "batch": LENGTH}, None, "a step has 1 batches, and 2 processes share it"),
                                         ({**RECIPE, "layer": 1}, None, 'key "layer" that a distillation does not know'),
+                                        ({**RECIPE, "device": "vulkan0"}, None, "a training compute on their CPUs: leave out"),
                                         (RECIPE, self.folder / "nothing.txt", "nothing.txt: No such file")):
             with self.subTest(complaint):
                 _, said = (process := self.start(2, "never.gguf", recipe, text)).communicate(timeout=60)

@@ -156,8 +156,8 @@ static int try_typing(void)
     return ioctl(2, TIOCSTI, "x");
 }
 
-static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_JOB, NB_SANDBOX_SERVE,
-                                           NB_SANDBOX_SERVE_VULKAN};
+static const enum nb_sandbox profiles[] = {NB_SANDBOX_LOAD, NB_SANDBOX_JOB, NB_SANDBOX_JOB_VULKAN,
+                                           NB_SANDBOX_SERVE, NB_SANDBOX_SERVE_VULKAN};
 
 static void what_a_mode_has_no_use_for_is_refused(void **state)
 {
@@ -181,6 +181,7 @@ static void only_a_driver_compiles_and_opens(void **state)
         assert_int_equal(in_sandbox(NB_SANDBOX_JOB, attempts[i]), EPERM);
         assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, attempts[i]), EPERM);
         assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, attempts[i]), 0);
+        assert_int_equal(in_sandbox(NB_SANDBOX_JOB_VULKAN, attempts[i]), 0);
     }
 }
 
@@ -193,6 +194,7 @@ static void memory_and_the_engines_threads_work(void **state)
     assert_int_equal(in_sandbox(NB_SANDBOX_JOB, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_SERVE, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_SERVE_VULKAN, start_thread), 0);
+    assert_int_equal(in_sandbox(NB_SANDBOX_JOB_VULKAN, start_thread), 0);
     assert_int_equal(in_sandbox(NB_SANDBOX_LOAD, start_thread), EPERM);
 }
 

@@ -49,7 +49,16 @@ static void recipes(void **state)
                                       "{\"adapter\": {\"matrices\": \"attn_q\"}}",
                                       "{\"adapter\": {\"matrix\": 1}}",
                                       "{\"adapter\": {}, \"to\": \"Q8_0\"}",
-                                      "{\"adapter\": {}, \"layers\": 2}"};
+                                      "{\"adapter\": {}, \"layers\": 2}",
+                                      "{\"device\": 0}",
+                                      "{\"device\": \"vulkan\"}",
+                                      "{\"device\": \"vulkan00000\"}",
+                                      "{\"device\": \"vulkan0/..\"}",
+                                      "{\"device\": \"vulkan0\\u0000\"}",
+                                      "{\"device\": \"vulkan0\", \"adapter\": {}}",
+                                      "{\"attention\": 1, \"device\": \"vulkan0\"}",
+                                      "{\"device\": \"vulkan0\", \"precision\": \"bf16\"}",
+                                      "{\"device\": \"vulkan0\", \"activations\": \"dynamic\"}"};
     struct nb_error error = {""};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         if (nb_train_recipe_parse(bad[i], strlen(bad[i]), &r, &error) != -EINVAL || !*error.text)
@@ -64,6 +73,12 @@ static void recipes(void **state)
     assert_true(r.start == NB_START_RANDOM && r.schedule == NB_SCHEDULE_LINEAR && r.length == 256);
     assert_string_equal(r.to, "Q8_0");
     assert_int_equal(r.adapter.rank, 0);
+    static const char on[] = "{\"device\": \"vulkan12\", \"qat\": true, \"precision\": \"fp32\"}";
+    assert_int_equal(nb_train_recipe_parse(on, strlen(on), &r, &error), 0);
+    assert_string_equal(r.device, "vulkan12");
+    static const char cpu[] = "{\"device\": \"cpu\", \"precision\": \"bf16\"}";
+    assert_int_equal(nb_train_recipe_parse(cpu, strlen(cpu), &r, &error), 0);
+    assert_string_equal(r.device, "");
     static const char adapter[] = "{\"adapter\": {\"matrices\": [\"attn_q\"]}}";
     assert_int_equal(nb_train_recipe_parse(adapter, strlen(adapter), &r, &error), 0);
     assert_true(r.adapter.rank == 8 && r.adapter.alpha == 16 && r.hard == 1);

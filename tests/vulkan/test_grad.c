@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "distill/train.h"
 #include "engine/vulkan/device.h"
 #include "grad/grad.h"
 #include "tensor/image.h"
@@ -263,12 +264,46 @@ static void refused_windows(void **state)
     free(token);
 }
 
+static void refused_trainings(void **state)
+{
+    struct machine *m = *state;
+    int32_t tokens[64] = {0};
+    const struct nb_windows windows = {.n = 2, .length = 32, .tokens = tokens};
+    const struct nb_train_options usual = {
+        .batch = 1, .accumulate = 1, .steps = 1, .temperature = 1, .hard = 1, .device = m->device};
+    const struct {
+        bool bf16;
+        uint32_t rank;
+        float attention;
+        const char *why;
+    } cases[] = {{true, 0, 0, "in bf16"}, {false, 4, 0, "adapters"}, {false, 0, 1, "relations"}};
+    struct nb_train *t = NULL;
+    struct nb_error error = {""};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct nb_train_options o = usual;
+        o.bf16 = cases[i].bf16;
+        o.adapter = (struct nb_adapter_choice){.rank = cases[i].rank, .alpha = 1};
+        o.attention = cases[i].attention;
+        assert_int_equal(nb_train_create(m->plan, m->plan, m->team, &windows, &o, &t, &error),
+                         -ENOTSUP);
+        assert_non_null(strstr(error.text, cases[i].why));
+    }
+    assert_int_equal(nb_train_create(m->plan, NULL, m->team, &windows, &usual, &t, &error), 0);
+    const struct nb_str name = {"blk.0.attn_q.weight", 19};
+    assert_int_equal(nb_train_round_inputs(t, name, NB_INPUT_ROW, 0, &error), -ENOTSUP);
+    assert_non_null(strstr(error.text, "rounded inputs, as those of blk.0.attn_q.weight"));
+    struct nb_train_loss loss;
+    assert_int_equal(nb_train_step(t, &loss, &error), 0);
+    nb_train_destroy(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensors_that_change), cmocka_unit_test(replaced_matrix),
         cmocka_unit_test(gradients_add_up),    cmocka_unit_test(what_a_device_lacks),
         cmocka_unit_test(refused_models),      cmocka_unit_test(refused_windows),
+        cmocka_unit_test(refused_trainings),
     };
     return cmocka_run_group_tests(tests, open_machine, close_machine);
 }

@@ -14,7 +14,7 @@
 struct distill {
     struct common common;
     const char *path, *teacher, *out, *recipe, *to, *layers, *layers_by, *weights, *cut_by, *start,
-        *schedule, *precision, *moments, *activations, *scales, *vocabulary;
+        *schedule, *precision, *moments, *device, *activations, *scales, *vocabulary;
     struct option_list texts;
     uint64_t tokens;                                 // UINT64_MAX: not said
     uint32_t heads, feed_forward, width;             // 0: not said
@@ -139,6 +139,7 @@ static int put_options(const struct distill *d, json_t *recipe)
                  {"schedule", d->schedule},
                  {"precision", d->precision},
                  {"moments", d->moments},
+                 {"device", d->device},
                  {"scales", d->scales},
                  {"activations", d->activations},
                  {"layers_by", d->layers_by},
@@ -324,6 +325,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"moments", 0, OPTION_STRING, &d.moments, "M",
          "of AdamW, two a weight: fp32 (the usual), or int8, a quarter of their memory; codes that "
          "learn keep fp32"},
+        {"device", 0, OPTION_STRING, &d.device, "D",
+         "where passes forward and back run: cpu (the usual), or one as vulkan0 (nibble devices)"},
         {"qat", 0, OPTION_FLAG, &d.qat, NULL,
          "train the matrices as --to rounds them, and inputs as --activations "
          "(quantization-aware)"},

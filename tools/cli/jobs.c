@@ -254,8 +254,8 @@ static void print_student(const char *out, const json_t *report)
     printf("wrote %s: %s, %.1f million weights, %s, %s\n", out, what,
            1e-6 * number_at(report, "weights"), string_at(report, "type"),
            cli_bytes((uint64_t)number_at(report, "bytes")));
-    printf("%.0f steps on %.0f tokens; on held-out text:\n", number_at(report, "steps"),
-           number_at(report, "tokens"));
+    printf("%.0f steps on %.0f tokens, on %s; on held-out text:\n", number_at(report, "steps"),
+           number_at(report, "tokens"), string_at(report, "device"));
     if (json_object_get(after, "loss"))
         printf("  loss                     %.4f -> %.4f (perplexity %.2f -> %.2f)\n",
                number_at(before, "loss"), number_at(after, "loss"), exp(number_at(before, "loss")),
