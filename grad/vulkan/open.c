@@ -5,7 +5,9 @@
 
 #include "grad/vulkan/room.h"
 
-#define HEAD_ROWS 512 // as trainers give a head at once (distill/train_room.h)
+#define OPERATIONS 4e9
+#define DEPTH      2048
+#define HEAD_ROWS  512 // as trainers give a head at once (distill/train_room.h)
 
 static int check_device(const struct nb_device *device, const char *name, struct nb_error *error)
 {
@@ -138,6 +140,8 @@ int nb_grad_vulkan_open(struct nb_grad *g, struct nb_device *device, struct nb_e
         return nb_fail(error, -ENOMEM, "out of memory");
     v->device = (struct nb_vulkan_device *)device;
     snprintf(v->name, sizeof(v->name), "%s", info.name);
+    v->operations = OPERATIONS;
+    v->depth = DEPTH;
     g->device = v;
     g->backend = &backend;
     return make(g, error);

@@ -4,10 +4,9 @@
 
 #include "grad/vulkan/room.h"
 
-#define STAGING    (16u << 20) // bytes that cross at once
-#define OPERATIONS 4e9 // of a submission: milliseconds of a GPU, seconds of Mesa's CPU driver
-#define BLOCK      8
-#define DEPTH      16
+#define STAGING (16u << 20) // bytes that cross at once
+#define BLOCK   8
+#define DEPTH   16
 
 static const struct nb_tier_variant variants[NB_TRAIN_SHADERS] = {
     [NB_TRAIN_ATTENTION] = {.module = NB_MODULE_TRAIN_ATTENTION, .local = TRAIN_TEAM},
@@ -121,7 +120,7 @@ void nb_record(struct nb_recording *r, const struct nb_train_dispatch *d)
     VkPipelineLayout layout = r->v->device->layout;
     if (r->rc < 0)
         return;
-    if (r->operations > 0 && r->operations + d->operations > OPERATIONS && submit(r) == 0)
+    if (r->operations > 0 && r->operations + d->operations > r->v->operations && submit(r) == 0)
         begin(r);
     VkPipeline pipeline = r->rc == 0 ? pipeline_of(r, d) : VK_NULL_HANDLE;
     if (r->rc < 0)

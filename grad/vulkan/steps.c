@@ -2,9 +2,7 @@
 // same offset of two buffers, so one place says where both are.
 #include "grad/vulkan/room.h"
 
-#define DEPTH 16384 // of a sum in one dispatch: Mesa's CPU driver before 25 cuts longer loops short
-#define MOST  4e9   // operations of a dispatch
-#define SIDE  16    // of a workgroup of attention
+#define SIDE 16 // of a workgroup of attention
 
 static uint32_t at(const struct nb_recording *r, const struct nb_place *p)
 {
@@ -33,9 +31,9 @@ static void multiply(struct nb_recording *r, uint32_t mode, const struct push_tr
 {
     const bool a_by_k = mode != TRAIN_TO_WEIGHT, b_by_k = mode == TRAIN_FORWARD;
     for (uint32_t k = 0, of; k < whole->k; k += of) {
-        of = nb_least(whole->k - k, DEPTH);
+        of = nb_least(whole->k - k, r->v->depth);
         const double row = 2.0 * whole->n * of;
-        const uint32_t fit = (uint32_t)(MOST / row) / NB_TRAIN_TILE * NB_TRAIN_TILE,
+        const uint32_t fit = (uint32_t)(r->v->operations / row) / NB_TRAIN_TILE * NB_TRAIN_TILE,
                        band = fit ? fit : NB_TRAIN_TILE;
         for (uint32_t m = 0; m < whole->m; m += band) {
             struct push_train_gemm p = *whole;
@@ -377,7 +375,7 @@ static void attend_in(struct nb_recording *r, const struct nb_step *s, uint32_t 
                                      .softcap = hp->attn_softcap};
     const uint32_t dim = hp->k_dim > hp->v_dim ? hp->k_dim : hp->v_dim;
     const double tile = 4.0 * TRAIN_QUERIES * r->v->longest * dim * hp->n_heads;
-    const uint32_t fit = (uint32_t)(MOST / tile), band = fit ? fit : 1;
+    const uint32_t fit = (uint32_t)(r->v->operations / tile), band = fit ? fit : 1;
     for (uint32_t i = 0, n; i < r->v->n_tiles; i += n, p.tiles += n * TRAIN_TILE_WORDS) {
         n = nb_least(r->v->n_tiles - i, band);
         nb_record(r, &(struct nb_train_dispatch){.shader = NB_TRAIN_ATTENTION,

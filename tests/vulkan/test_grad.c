@@ -16,7 +16,7 @@
 
 #include "distill/train.h"
 #include "engine/vulkan/device.h"
-#include "grad/grad.h"
+#include "grad/vulkan/room.h"
 #include "tensor/image.h"
 #include "tests/support/cpu_driver.h"
 #include "tests/support/pack.h"
@@ -99,16 +99,21 @@ static size_t size_of(const struct nb_grad_tensor *t)
     return (size_t)t->experts * t->rows * t->cols;
 }
 
+static void expect_near(const float *found, const float *expected, size_t n)
+{
+    float most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmaxf(most, fabsf(expected[i]));
+    for (size_t i = 0; i < n; i++)
+        assert_float_equal(found[i], expected[i], 1e-5f * most);
+}
+
 // The layer's result is the CPU's.
 static void expect_layer(struct machine *m)
 {
-    float most = 0;
     assert_int_equal(nb_grad_layer(m->cpu, 0, m->x, NULL, m->expected), 0);
     assert_int_equal(nb_grad_layer(m->g, 0, m->x, NULL, m->y), 0);
-    for (int i = 0; i < ROWS * E; i++)
-        most = fmaxf(most, fabsf(m->expected[i]));
-    for (int i = 0; i < ROWS * E; i++)
-        assert_float_equal(m->y[i], m->expected[i], 1e-5f * most);
+    expect_near(m->y, m->expected, (size_t)ROWS * E);
 }
 
 static void tensors_that_change(void **state)
@@ -174,6 +179,35 @@ static void gradients_add_up(void **state)
     t->gradient = NULL;
     free(once);
     free(twice);
+}
+
+// What is long goes in several dispatches, bands of products and parts of their sums, and in
+// several submissions.
+static void in_parts(void **state)
+{
+    struct machine *m = *state;
+    struct nb_grad_vulkan *v = m->g->device;
+    struct nb_grad_tensor *on[] = {nb_grad_find(m->g, "blk.0.ffn_down.weight"),
+                                   nb_grad_find(m->cpu, "blk.0.ffn_down.weight")};
+    const double operations = v->operations;
+    const uint32_t depth = v->depth;
+    v->operations = 2e5;
+    v->depth = 40;
+    expect_layer(m);
+    for (int i = 0; i < 2; i++)
+        on[i]->gradient = calloc(size_of(on[i]), sizeof(float));
+    for (int i = 0; i < ROWS * E; i++)
+        m->y[i] = m->expected[i] = sinf((float)i);
+    assert_int_equal(nb_grad_layer_back(m->g, 0, m->x, NULL, m->y, true), 0);
+    assert_int_equal(nb_grad_layer_back(m->cpu, 0, m->x, NULL, m->expected, true), 0);
+    expect_near(m->y, m->expected, (size_t)ROWS * E);
+    expect_near(on[0]->gradient, on[1]->gradient, size_of(on[0]));
+    for (int i = 0; i < 2; i++) {
+        free(on[i]->gradient);
+        on[i]->gradient = NULL;
+    }
+    v->operations = operations;
+    v->depth = depth;
 }
 
 // --- Refusals
@@ -301,9 +335,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensors_that_change), cmocka_unit_test(replaced_matrix),
-        cmocka_unit_test(gradients_add_up),    cmocka_unit_test(what_a_device_lacks),
-        cmocka_unit_test(refused_models),      cmocka_unit_test(refused_windows),
-        cmocka_unit_test(refused_trainings),
+        cmocka_unit_test(gradients_add_up),    cmocka_unit_test(in_parts),
+        cmocka_unit_test(what_a_device_lacks), cmocka_unit_test(refused_models),
+        cmocka_unit_test(refused_windows),     cmocka_unit_test(refused_trainings),
     };
     return cmocka_run_group_tests(tests, open_machine, close_machine);
 }
