@@ -18,6 +18,7 @@ int gpu_limits(int argc, char **argv);
 int gpu_gaps(int argc, char **argv);
 int gpu_logits(int argc, char **argv);
 int gpu_speed(int argc, char **argv);
+int gpu_training(int argc, char **argv);
 int gpu_model(int argc, char **argv);
 int gpu_order(int argc, char **argv);
 int gpu_loader(int argc, char **argv);

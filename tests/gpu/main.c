@@ -20,6 +20,7 @@ static const struct {
     {"gaps", gpu_gaps, "--device vulkanN"},
     {"logits", gpu_logits, "--device vulkanN --tier TIER [IMAGE]"},
     {"speed", gpu_speed, "--device vulkanN --seconds S [--model SHAPE:TYPE] [--quick] IMAGE"},
+    {"training", gpu_training, "--device vulkanN [--brief]"},
     {"model", gpu_model, "SHAPE:TYPE FILE.gguf|FILE.image"},
     {"order", gpu_order, "FILE none|lost|full submit|wait|allocate COUNTDOWN"},
     {"loader", gpu_loader, ""},

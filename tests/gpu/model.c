@@ -315,14 +315,18 @@ int gpu_image(const char *path)
     return fd;
 }
 
-int gpu_image_random(int type)
+int gpu_image_of(const struct random_model *model)
 {
-    const struct random_model model = {1, 256, 256, 4, 2, 512, 3, type};
-    int gguf = random_model_create(&model), fd = in_memory();
+    int gguf = random_model_create(model), fd = in_memory();
     gpu_check(gguf, "a random model");
     pack(gguf, fd, "a random model");
     close(gguf);
     return fd;
+}
+
+int gpu_image_random(int type)
+{
+    return gpu_image_of(&(struct random_model){1, 256, 256, 4, 2, 512, 3, type});
 }
 
 void gpu_model_open(int image, const char *device, const struct nb_device_options *how,

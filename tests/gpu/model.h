@@ -6,6 +6,7 @@
 
 #include "engine/engine.h"
 #include "tests/support/model_file.h"
+#include "tests/support/random_model.h"
 
 // Makes the file (GGUF, or its packed image by the name's end) of "SHAPE:TYPE", unless it is there.
 // Ends the program where it cannot, as skipped where the machine has no room.
@@ -14,6 +15,7 @@ void gpu_model_make(const char *what, const char *path);
 // where there is none.
 int gpu_image(const char *path);
 int gpu_image_random(int type);
+int gpu_image_of(const struct random_model *model);
 // Opens it on the device; ends the program where that fails.
 void gpu_model_open(int image, const char *device, const struct nb_device_options *how,
                     const struct nb_model_options *options, struct test_model *ret);

@@ -178,6 +178,28 @@ static void put_logits(FILE *f, const json_t *row, size_t i)
             json_is_true(json_object_get(row, "same_alone")) ? "the same bits" : "OTHER BITS");
 }
 
+static void put_training(FILE *f, const json_t *row, size_t i)
+{
+    if (i == 0)
+        fprintf(f, "\n## Training beside the CPU\n| model | results | gradients | bound | again |\n"
+                   "| --- | --- | --- | --- | --- |\n");
+    fprintf(f, "| %s | %.2g | %.2g | %.2g | %s |\n", text(row, "model"), number(row, "results"),
+            number(row, "gradients"), number(row, "bound"),
+            json_is_true(json_object_get(row, "same_again")) ? "the same bits" : "OTHER BITS");
+}
+
+static void put_training_speed(FILE *f, const json_t *row, size_t i)
+{
+    if (i == 0)
+        fprintf(f,
+                "\n## Training, a layer\nWith what crosses to the host; products alone are "
+                "counted.\n\n| model | rows | forward | TFLOP/s | back | TFLOP/s |\n| --- | --- | "
+                "--- | --- | --- | --- |\n");
+    fprintf(f, "| %s | %.0f | %.1f ms | %.3f | %.1f ms | %.3f |\n", text(row, "model"),
+            number(row, "rows"), number(row, "forward_ms"), number(row, "forward_tflops"),
+            number(row, "back_ms"), number(row, "back_tflops"));
+}
+
 static void put_decode(FILE *f, const json_t *row, size_t i)
 {
     if (i == 0)
@@ -243,6 +265,8 @@ static void put_page(FILE *f, const json_t *root)
     each_row(root, "matrix shape", put_shape, f);
     each_row(root, "gaps", put_gaps, f);
     each_row(root, "logits", put_logits, f);
+    each_row(root, "training", put_training, f);
+    each_row(root, "training speed", put_training_speed, f);
     each_row(root, "decode", put_decode, f);
     each_row(root, "prefill", put_prefill, f);
     each_row(root, "decode", put_ops, f);
