@@ -168,7 +168,8 @@ static void gradients_add_up(void **state)
     struct machine *m = *state;
     struct nb_grad_tensor *t = nb_grad_find(m->g, "blk.0.ffn_gate.weight");
     float *once = calloc(size_of(t), sizeof(*once)), *twice = calloc(size_of(t), sizeof(*twice));
-    assert_true(once && twice);
+    assert_non_null(once);
+    assert_non_null(twice);
     t->gradient = once;
     back(m, true);
     t->gradient = twice;
