@@ -1,13 +1,13 @@
 """Training beside jax: tokens a second and peak memory of one model, batch and precision, on this machine's processors.
 
 usage: tests/oracle/run tests/peers/distillation/training.py [--build build] [--batch 4096] [--length 256] [--steps 4] [--runs 5]
-                                                             [--precision fp32]
+                                                             [--precision fp32] [--moments fp32]
 
 The packaged model learns text by its labels alone (`nibble distill --hard 1`), all weights, AdamW, clipped. jax has the same:
 one jitted step that gives its buffers away, layers by lax.scan, each computed again in the backward pass (jax.checkpoint), as
 ours are; loss in slices of rows, so that not all logits are there at once. Our seconds are the difference of a job of --steps
 steps more, so that reading, judging and writing are left out; jax's leave its compiler out. Memory is the process's peak. Runs
-alternate, and medians count. It wants a machine that does nothing else.
+alternate, and medians count. --moments is of ours alone: jax's are fp32. It wants a machine that does nothing else.
 """
 import argparse
 import json
@@ -150,7 +150,7 @@ def run_nibble(options, service, folder):
         report = json.loads(service.run(
             "distill", llama.f32_model(), "-o", folder / "trained.gguf", "--force", "--text", TEXT / "handbook.txt", "--hard", 1,
             "--rate", RATE, "--tokens", steps * options.batch, "--batch", options.batch, "--length", options.length, "--held-out",
-            1, "--precision", options.precision, "--json"))
+            1, "--precision", options.precision, "--moments", options.moments, "--json"))
         taken.append(time.monotonic() - began)
         most = watch.stop()[0]
     return (taken[1] - taken[0]) / options.steps, most, report["curve"][0]["loss"]
@@ -162,6 +162,7 @@ def main():
     for name, usual in (("batch", 4096), ("length", 256), ("steps", 4), ("runs", 5)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--moments", choices=["fp32", "int8"], default="fp32")
     options = parser.parse_args()
     service = compare.Service(options.build.resolve())
     rows = {"jax": [], "nibble": []}
