@@ -89,9 +89,10 @@ static struct found compute(const struct subject *s, struct nb_device *device)
     struct found f = {.n = x_n};
     for (uint32_t i = 0; i < n; i++)
         f.n += size_of(&t[i]);
-    float *x = calloc((layers + 2) * x_n, sizeof(*x)), *d = x + (layers + 1) * x_n;
+    float *x = calloc((layers + 2) * x_n, sizeof(*x));
     f.numbers = calloc(f.n, sizeof(*f.numbers));
     gpu_check(x && f.numbers ? 0 : -12, "memory");
+    float *d = x + (layers + 1) * x_n;
     for (uint32_t i = 0, at = 0; i < n; at += (uint32_t)size_of(&t[i++]))
         t[i].gradient = f.numbers + x_n + at;
     gpu_check(nb_grad_begin(g, x), "the begin");
@@ -174,11 +175,12 @@ static void measure(const struct subject *s, struct nb_device *device, const cha
 {
     struct nb_grad *g = open_engine(s, device, rows, length);
     const size_t x_n = (size_t)rows * s->plan->hp.embedding;
-    float *x = calloc(3 * x_n, sizeof(*x)), *y = x + x_n, *d = y + x_n;
+    float *x = calloc(3 * x_n, sizeof(*x));
     double forward = 0, back = 0, weights = 0;
     uint32_t n;
     struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
     gpu_check(x ? 0 : -12, "memory");
+    float *y = x + x_n, *d = y + x_n;
     for (uint32_t i = 0; i < n; i++) {
         const bool first = t[i].name.len > 6 && !memcmp(t[i].name.data, "blk.0.", 6);
         t[i].gradient = first ? calloc(size_of(&t[i]), sizeof(float)) : NULL;
