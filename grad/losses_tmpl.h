@@ -127,18 +127,25 @@ static float distil_forward(const struct targets *t, const float *reference, flo
     return fold(partial);
 }
 
+// What the label says of a row; false: the row is left out, and has no gradient. full: log_sum.
+static bool judge_label(int32_t label, float full, float *logits, uint32_t n, float *ret_soft,
+                        float *ret_hard)
+{
+    *ret_hard = label < 0 ? 0 : full - logits[label];
+    *ret_soft = 0;
+    if (label == NB_LEFT_OUT)
+        memset(logits, 0, n * sizeof(*logits));
+    return label != NB_LEFT_OUT;
+}
+
 static void distil(const struct nb_distil_loss *how, const float *reference, int32_t label,
                    float *logits, uint32_t n, float *ret_soft, float *ret_hard)
 {
     const float temperature = how->temperature, full = log_sum(logits, 1, n);
     struct targets t = {
         .by = 1 / temperature, .full = full, .soft = how->soft * temperature, .mix = how->mix};
-    *ret_hard = label < 0 ? 0 : full - logits[label];
-    *ret_soft = 0;
-    if (label == NB_LEFT_OUT) {
-        memset(logits, 0, n * sizeof(*logits));
+    if (!judge_label(label, full, logits, n, ret_soft, ret_hard))
         return;
-    }
     t.hard = label < 0 ? 0 : how->hard;
     if (reference) {
         t.above = log_sum(reference, t.by, n);
@@ -194,12 +201,8 @@ static void distil_kept(const struct nb_distil_loss *how, const struct nb_kept *
     float own[NB_LESSONS_KEPT], soft = 0;
     struct kept k = {.by = 1 / temperature, .soft = how->soft * temperature};
     k.full = log_sum(logits, 1, n);
-    *ret_hard = label < 0 ? 0 : k.full - logits[label];
-    *ret_soft = 0;
-    if (label == NB_LEFT_OUT) {
-        memset(logits, 0, n * sizeof(*logits));
+    if (!judge_label(label, k.full, logits, n, ret_soft, ret_hard))
         return;
-    }
     k.hard = label < 0 ? 0 : how->hard;
     k.below = log_sum(logits, k.by, n);
     for (uint32_t i = 0; i < reference->n; i++) { // set aside, so that the others have a sum
