@@ -91,6 +91,10 @@ uint64_t cli_room(uint64_t text_bytes);
 // Whether the session's model is on the device still that it was on at first; says so when not,
 // because figures of two devices are none. CLI_OK or CLI_FAILED.
 int cli_stayed(const nibble_session *session, const char *device);
+// The text's ids by the session's model, malloc'ed; flags: NIBBLE_TOKENIZE_*. How many; negative
+// after saying why not, where `what` is what was asked.
+int cli_tokenize(nibble *connection, nibble_session *session, const char *what, const char *text,
+                 size_t len, unsigned flags, int32_t **ret_ids);
 // What follows "the model" of one that has no template to go by, with the reason; returns `ret`.
 #define CLI_LACK_SIZE 256
 const char *cli_template_lack(const struct nibble_model *model, char ret[CLI_LACK_SIZE]);

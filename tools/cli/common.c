@@ -130,6 +130,20 @@ nibble_session *cli_session(nibble *connection, const char *model, const char *a
     return session;
 }
 
+int cli_tokenize(nibble *connection, nibble_session *session, const char *what, const char *text,
+                 size_t len, unsigned flags, int32_t **ret_ids)
+{
+    int32_t *ids = cli_alloc(len + 16, sizeof(*ids));
+    int n = nibble_tokenize(session, text, len, flags, ids, len + 16);
+    if (n < 0) {
+        free(ids);
+        cli_failed(connection, what, n);
+        return n;
+    }
+    *ret_ids = ids;
+    return n;
+}
+
 uint64_t cli_room(uint64_t text_bytes)
 {
     return text_bytes > (1 << 19) ? 8 * text_bytes : 0;

@@ -39,15 +39,7 @@ struct teach {
 
 static int tokenize(struct teach *t, const char *text, size_t len, unsigned flags, int32_t **ret)
 {
-    int32_t *ids = cli_alloc(len + 16, sizeof(*ids));
-    int n = nibble_tokenize(t->session, text, len, flags, ids, len + 16);
-    if (n < 0) {
-        free(ids);
-        cli_failed(t->connection, t->name, n);
-        return n;
-    }
-    *ret = ids;
-    return n;
+    return cli_tokenize(t->connection, t->session, t->name, text, len, flags, ret);
 }
 
 // As many of the first bytes as there is room for, in whole characters.
@@ -196,7 +188,7 @@ static float log_sum(const float *logits, size_t vocab, float most, float by)
         if (away > -25) // what is less adds nothing that counts
             sum += (double)expf(away);
     }
-    return (float)((double)(by * most) + log(sum));
+    return sum > 0 ? (float)((double)(by * most) + log(sum)) : NAN;
 }
 
 #define NOT_FINITE 1

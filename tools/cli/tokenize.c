@@ -26,12 +26,9 @@ static int tokenize(nibble *connection, const char *model, const char *text, siz
     // Room for the text, an id for each byte, and the channel's alignment.
     nibble_session *session =
         cli_session(connection, model, NULL, len + 4 * (len + 16) + 65536, NIBBLE_DRAFTS_OFF);
-    int32_t *ids = malloc((len + 16) * sizeof(*ids));
-    int status = CLI_FAILED;
-    if (session && ids) {
-        int n = nibble_tokenize(session, text, len, flags, ids, len + 16);
-        status = n < 0 ? cli_failed(connection, model, n) : print_ids(ids, (size_t)n, json);
-    }
+    int32_t *ids = NULL;
+    int n = session ? cli_tokenize(connection, session, model, text, len, flags, &ids) : -1;
+    int status = n < 0 ? CLI_FAILED : print_ids(ids, (size_t)n, json);
     free(ids);
     nibble_session_close(session);
     return status;

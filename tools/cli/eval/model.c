@@ -48,15 +48,7 @@ void eval_model_close(struct eval_model *m)
 int eval_tokenize(struct eval_model *m, const char *text, size_t len, unsigned flags,
                   int32_t **ret_ids)
 {
-    int32_t *ids = cli_alloc(len + 16, sizeof(*ids));
-    int n = nibble_tokenize(m->session, text, len, flags, ids, len + 16);
-    if (n < 0) {
-        free(ids);
-        cli_failed(m->connection, m->given, n);
-        return n;
-    }
-    *ret_ids = ids;
-    return n;
+    return cli_tokenize(m->connection, m->session, m->given, text, len, flags, ret_ids);
 }
 
 static uint64_t file_bytes(const char *path)
