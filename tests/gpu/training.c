@@ -13,6 +13,7 @@
 #include "tensor/image.h"
 #include "tests/gpu/gpu.h"
 #include "tests/gpu/model.h"
+#include "tests/support/apart.h"
 #include "tests/support/random_model.h"
 
 #define ROWS       105 // of two sequences
@@ -113,29 +114,12 @@ static struct found compute(const struct subject *s, struct nb_device *device)
     return f;
 }
 
-static double largest(const float *x, size_t n)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++)
-        most = fmax(most, fabs((double)x[i]));
-    return most;
-}
-
-// Of the largest, or of `least` where that is more; what is not finite is far off.
-static double off(const float *found, const float *expected, size_t n, double least)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++)
-        most = fmax(most, isfinite(found[i]) ? fabs((double)found[i] - (double)expected[i]) : 1e30);
-    return most / fmax(largest(expected, n), least);
-}
-
 static bool compare(const struct subject *s, struct nb_device *device, const char *name)
 {
     const struct found cpu = compute(s, NULL), own = compute(s, device), again = compute(s, device);
     const size_t x_n = (size_t)ROWS * s->plan->hp.embedding;
-    const double all = largest(cpu.numbers + x_n, cpu.n - x_n);
-    const double results = off(own.numbers, cpu.numbers, x_n, 0);
+    const double all = largest_of(cpu.numbers + x_n, cpu.n - x_n);
+    const double results = apart_of(own.numbers, cpu.numbers, x_n, 0);
     const bool same = !memcmp(own.numbers, again.numbers, own.n * sizeof(*own.numbers));
     struct nb_grad *g = open_engine(s, NULL, ROWS, LONGER);
     uint32_t n, worst = 0;
@@ -143,7 +127,8 @@ static bool compare(const struct subject *s, struct nb_device *device, const cha
     double most = 0;
     size_t at = x_n;
     for (uint32_t i = 0; i < n; at += size_of(&t[i++])) {
-        const double one = off(own.numbers + at, cpu.numbers + at, size_of(&t[i]), SMALL * all);
+        const double one =
+            apart_of(own.numbers + at, cpu.numbers + at, size_of(&t[i]), SMALL * all);
         worst = one > most ? i : worst;
         most = fmax(most, one);
     }

@@ -24,6 +24,7 @@
 #include "engine/plan.h"
 #include "grad/grad.h"
 #include "tensor/image.h"
+#include "tests/support/apart.h"
 #include "tests/support/pack.h"
 
 #define SEQUENCES 8
@@ -249,23 +250,6 @@ static int compare(const struct result *a, const struct result *b, const char *w
 
 #define DEVICE_BOUND 1e-5
 
-static double largest(const float *x, size_t n)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++)
-        most = fmax(most, fabs((double)x[i]));
-    return most;
-}
-
-// Of the largest, or of `least` where that is more.
-static double off(const float *found, const float *expected, size_t n, double least)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++)
-        most = fmax(most, isfinite(found[i]) ? fabs((double)found[i] - (double)expected[i]) : 1e30);
-    return most / fmax(largest(expected, n), least);
-}
-
 // Where a tensor's gradients are nothing but rounding they are held beside the model's largest.
 #define SMALL 0.03
 
@@ -280,8 +264,8 @@ static int compare_device(struct run *r, const char *name, bool again)
                                                     .slice = r->slice});
     const struct result found = compute(r), second = again ? compute(r) : found;
     const size_t y = (size_t)r->rows * (r->embeds ? r->plan->hp.embedding : r->plan->hp.vocab);
-    const double results = off(found.numbers, cpu.numbers, y, 0);
-    const double all = largest(cpu.numbers + y + 1, cpu.n - y - 1);
+    const double results = apart_of(found.numbers, cpu.numbers, y, 0);
+    const double all = largest_of(cpu.numbers + y + 1, cpu.n - y - 1);
     struct nb_error error = {""};
     struct nb_team *team;
     struct nb_grad *g;
@@ -292,7 +276,8 @@ static int compare_device(struct run *r, const char *name, bool again)
     const struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
     size_t at = y + 1;
     for (uint32_t i = 0; i < n; at += size_of(&t[i++])) {
-        const double one = off(found.numbers + at, cpu.numbers + at, size_of(&t[i]), SMALL * all);
+        const double one =
+            apart_of(found.numbers + at, cpu.numbers + at, size_of(&t[i]), SMALL * all);
         worst = one > most ? i : worst;
         most = fmax(most, one);
     }

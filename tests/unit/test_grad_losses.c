@@ -89,43 +89,50 @@ static double loss_of(const struct nb_distil_loss *how, const float *p, const fl
     return (double)how->soft * *ret_soft + (double)how->hard * *ret_hard;
 }
 
+// Rows of both losses, each steeper than the one before; q: near p.
+#define JUDGED 5
+static const int32_t labels[JUDGED] = {3, NB_NO_LABEL, RANDOM_VOCAB - 1, 0, NB_LEFT_OUT};
+
+static void make_logits(float *p, float *q)
+{
+    for (uint32_t i = 0; i < JUDGED * RANDOM_VOCAB; i++) {
+        const uint32_t row = i / RANDOM_VOCAB;
+        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 5);
+        q[i] = p[i] + 1e-9f * (float)(int32_t)nb_random(2, i);
+    }
+}
+
 static void losses_beside_doubles(void **state)
 {
     const struct model *m = *state;
     static const float mixes[] = {0, 0.3f, 0.9f, 1};
     struct nb_distil_loss how = {.temperature = 2.5f, .soft = 0.25f, .hard = 0.5f};
-    enum { N = 5 };
-    static float p[N * RANDOM_VOCAB], q[N * RANDOM_VOCAB], d[N * RANDOM_VOCAB];
-    static const int32_t label[N] = {3, NB_NO_LABEL, RANDOM_VOCAB - 1, 0, NB_LEFT_OUT};
-    float soft[N], hard[N];
+    static float p[JUDGED * RANDOM_VOCAB], q[JUDGED * RANDOM_VOCAB], d[JUDGED * RANDOM_VOCAB];
+    float soft[JUDGED], hard[JUDGED];
     struct nb_error error = {""};
     struct nb_grad *g;
     double worst = 0;
     assert_int_equal(nb_grad_open(m->plan, m->team, &g, &error), 0);
-    for (uint32_t i = 0; i < N * RANDOM_VOCAB; i++) {
-        const uint32_t row = i / RANDOM_VOCAB;
-        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 5);
-        q[i] = p[i] + 1e-9f * (float)(int32_t)nb_random(2, i);
-    }
+    make_logits(p, q);
     for (int kind = 0; kind < 5; kind++) {
         const bool taught = kind < 4; // last without a teacher
         how.mix = mixes[kind % 4];
         memcpy(d, q, sizeof(d));
-        nb_grad_distil(g, N, &how, taught ? p : NULL, label, d, soft, hard);
-        for (int r = 0; r < N; r++) {
+        nb_grad_distil(g, JUDGED, &how, taught ? p : NULL, labels, d, soft, hard);
+        for (int r = 0; r < JUDGED; r++) {
             const float *of = taught ? p + r * RANDOM_VOCAB : NULL;
             float *x = q + r * RANDOM_VOCAB;
             double s, h;
-            loss_of(&how, of, x, label[r], &s, &h);
+            loss_of(&how, of, x, labels[r], &s, &h);
             assert_true(fabs((double)soft[r] - s) < 2e-5 * (1 + s));
             assert_true(fabs((double)hard[r] - h) < 2e-5 * (1 + h));
             for (int i = 0; i < RANDOM_VOCAB; i += 3) {
                 const float kept = x[i];
                 x[i] = kept + 0x1p-10f;
-                const double up = loss_of(&how, of, x, label[r], &s, &h), high = (double)x[i];
+                const double up = loss_of(&how, of, x, labels[r], &s, &h), high = (double)x[i];
                 x[i] = kept - 0x1p-10f;
                 const double slope =
-                    (up - loss_of(&how, of, x, label[r], &s, &h)) / (high - (double)x[i]);
+                    (up - loss_of(&how, of, x, labels[r], &s, &h)) / (high - (double)x[i]);
                 x[i] = kept;
                 const double off = fabs((double)d[r * RANDOM_VOCAB + i] - slope);
                 worst = off > worst ? off : worst;
@@ -136,7 +143,7 @@ static void losses_beside_doubles(void **state)
     assert_true(worst < 2e-6);
     memcpy(d, q, sizeof(d));
     d[5] = NAN;
-    nb_grad_distil(g, 1, &how, p, label, d, soft, hard);
+    nb_grad_distil(g, 1, &how, p, labels, d, soft, hard);
     assert_true(isnan(soft[0]) && isnan(hard[0]));
     nb_grad_close(g);
 }
@@ -172,23 +179,17 @@ static void kept_beside_doubles(void **state)
     const struct model *m = *state;
     const struct nb_distil_loss how = {.temperature = 2.5f, .soft = 0.25f, .hard = 0.5f};
     static const uint32_t steps[] = {97, 2, 1};
-    enum { N = 5 };
-    static float p[N * RANDOM_VOCAB], q[N * RANDOM_VOCAB], d[N * RANDOM_VOCAB];
-    static struct nb_kept_logit logits[N][RANDOM_VOCAB];
-    static const int32_t label[N] = {3, NB_NO_LABEL, RANDOM_VOCAB - 1, 0, NB_LEFT_OUT};
-    struct nb_kept kept[N];
-    float soft[N], hard[N];
+    static float p[JUDGED * RANDOM_VOCAB], q[JUDGED * RANDOM_VOCAB], d[JUDGED * RANDOM_VOCAB];
+    static struct nb_kept_logit logits[JUDGED][RANDOM_VOCAB];
+    struct nb_kept kept[JUDGED];
+    float soft[JUDGED], hard[JUDGED];
     struct nb_error error = {""};
     struct nb_grad *g;
     double worst = 0;
     assert_int_equal(nb_grad_open(m->plan, m->team, &g, &error), 0);
-    for (uint32_t i = 0; i < N * RANDOM_VOCAB; i++) {
-        const uint32_t row = i / RANDOM_VOCAB;
-        p[i] = 1e-9f * (float)(int32_t)nb_random(1, i) * (float)(1 + row * 5);
-        q[i] = p[i] + 1e-9f * (float)(int32_t)nb_random(2, i);
-    }
+    make_logits(p, q);
     for (int kind = 0; kind < 3; kind++) {
-        for (uint32_t r = 0; r < N; r++) {
+        for (uint32_t r = 0; r < JUDGED; r++) {
             kept[r] = (struct nb_kept){logits[r], 0, 0};
             for (uint32_t i = 1; i < RANDOM_VOCAB && kept[r].n < NB_LESSONS_KEPT; i += steps[kind])
                 logits[r][kept[r].n++] = (struct nb_kept_logit){i, p[r * RANDOM_VOCAB + i]};
@@ -196,21 +197,21 @@ static void kept_beside_doubles(void **state)
                 (float)log_sum(p + (size_t)r * RANDOM_VOCAB, 1 / (double)how.temperature);
         }
         memcpy(d, q, sizeof(d));
-        nb_grad_distil_kept(g, N, &how, kept, label, d, soft, hard);
-        for (int r = 0; r < N; r++) {
+        nb_grad_distil_kept(g, JUDGED, &how, kept, labels, d, soft, hard);
+        for (int r = 0; r < JUDGED; r++) {
             float *x = q + r * RANDOM_VOCAB;
             double s, h;
-            loss_kept(&how, &kept[r], x, label[r], &s, &h);
+            loss_kept(&how, &kept[r], x, labels[r], &s, &h);
             assert_true(fabs((double)soft[r] - s) < 3e-5 * (1 + s));
             assert_true(fabs((double)hard[r] - h) < 2e-5 * (1 + h));
             for (int i = 0; i < RANDOM_VOCAB; i++) {
                 const float was = x[i];
                 x[i] = was + 0x1p-10f;
-                const double up = loss_kept(&how, &kept[r], x, label[r], &s, &h),
+                const double up = loss_kept(&how, &kept[r], x, labels[r], &s, &h),
                              high = (double)x[i];
                 x[i] = was - 0x1p-10f;
                 const double slope =
-                    (up - loss_kept(&how, &kept[r], x, label[r], &s, &h)) / (high - (double)x[i]);
+                    (up - loss_kept(&how, &kept[r], x, labels[r], &s, &h)) / (high - (double)x[i]);
                 x[i] = was;
                 worst = fmax(worst, fabs((double)d[r * RANDOM_VOCAB + i] - slope));
             }
