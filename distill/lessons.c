@@ -97,8 +97,7 @@ static int check_sample(const struct nb_lessons *l, const struct nb_tokenizer *t
 static int read_sample(const struct nb_lessons *l, const struct nb_tokenizer *t, struct nb_error *e)
 {
     char text[NB_LESSONS_SAMPLE];
-    static const size_t most = NB_LESSONS_SAMPLE;
-    int32_t *tokens = malloc(most * sizeof(*tokens));
+    int32_t *tokens = malloc(NB_LESSONS_SAMPLE * sizeof(*tokens));
     const uint32_t bytes = padded(l->head.sample_bytes);
     int rc = tokens ? read_at(l, sizeof(l->head), text, bytes) : -ENOMEM;
     if (rc == 0)
