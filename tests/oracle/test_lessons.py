@@ -1,6 +1,6 @@
 """What `nibble teach` writes and a student learns from it: the losses of a step are those of llama.cpp's logits of both models,
 with the tokens that are not kept as one; where nearly all are kept, the teacher itself gives the same; a worker that is killed
-while it teaches changes no byte; files that are not what they say are refused.
+while it teaches changes no byte; a command that is interrupted goes on; files that are not what they say are refused.
 
 usage: test_lessons.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's programs, as in tests/service)
 """
@@ -98,6 +98,38 @@ class Lessons(Trainings):
         self.assertEqual(process.wait(), 0)
         self.assertGreater(kills, 0)
         self.assertEqual(again.read_bytes(), alone)
+
+    def test_interrupted(self):
+        """The same command goes on where it was: to the same bytes, and of the same teacher alone."""
+        how = ("--keep", "3", "--length", LENGTH)
+        whole, again = self.teach(self.path / "whole.lessons", "--keep", "3").read_bytes(), self.path / "cut.lessons"
+        part = again.with_name(again.name + ".part")
+        process = subprocess.Popen([NIBBLE, "teach", "teacher", "--text", self.long, "-o", again, *map(str, how), "--socket",
+                                    self.daemon.runtime / "nibble.sock"], stdout=subprocess.DEVNULL)
+        row = LENGTH * (8 + 3 * 8)
+        while process.poll() is None and (not part.exists() or part.stat().st_size < len(whole) // 2):
+            time.sleep(0.01)
+        done = self.nibble("teach", "teacher", "--text", self.long, "-o", again, *how)
+        self.assertIn("another process writes", done.stderr)
+        process.send_signal(signal.SIGINT)
+        self.assertNotEqual(process.wait(), 0)
+        self.assertFalse(again.exists())
+        left = part.read_bytes()
+        self.assertEqual(left, whole[:len(left)])
+        for there in (left, whole[:-row * 3 // 2], whole, whole + bytes(row), whole[:100]):
+            with self.subTest(bytes=len(there)):
+                part.write_bytes(there)
+                done = self.nibble("teach", "teacher", "--text", self.long, "-o", again, *how, "--force")
+                self.assertEqual((done.returncode, again.read_bytes() == whole), (0, True), done.stderr)
+                self.assertEqual("windows already" in done.stderr, len(there) > 100)
+                self.assertFalse(part.exists())
+        again.unlink()
+        for why, there, words in (("of other lessons", whole, ("--temperature", "3")), ("by another teacher", whole[:-1] + b"?", ())):
+            part.write_bytes(there)
+            with self.subTest(why):
+                done = self.nibble("teach", "teacher", "--text", self.long, "-o", again, *how, *words)
+                self.assertEqual((done.returncode, again.exists()), (1, False))
+                self.assertIn(why, done.stderr)
 
     def test_refusals(self):
         lessons = self.teach(self.lessons, "--keep", "4", "--windows", "34")

@@ -133,8 +133,11 @@ void cli_progress(const char *what, uint64_t done, uint64_t total);
 // which is removed when a signal ends the process. One at a time. Without `force` none is replaced.
 // An exit status.
 int cli_output_open(const char *out, bool force, int *ret_fd);
+// One whose writing takes long: OUT.part, which stays when it is interrupted, is opened for reading
+// too, at its begin, with what an earlier call has left in it. No other process has it meanwhile.
+int cli_output_resume(const char *out, bool force, int *ret_fd);
 // Closes it. With CLI_OK it is made durable and gets its name; with any other `status`, or where
-// that fails, it is removed. The exit status then.
+// that fails, it is removed (OUT.part stays). The exit status then.
 int cli_output_close(const char *out, bool force, int fd, int status);
 
 // A model's name as it was given, in the form in which names are compared (NFC); or the one that a

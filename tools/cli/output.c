@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 
 // The file that is being written, for the handler of signals.
 static char part[PATH_MAX];
+static bool stays; // when it is not whole
 
 static void on_signal(int signal)
 {
@@ -28,17 +30,49 @@ static void catch_signals(void)
         sigaction(signals[i], &action, NULL);
 }
 
-int cli_output_open(const char *out, bool force, int *ret_fd)
+// `middle`: of the name of what is not whole yet.
+static int open_part(const char *out, const char *middle, bool force, int flags, int *ret_fd)
 {
     struct stat st;
     if (!force && lstat(out, &st) == 0)
         return cli_error("%s exists: --force replaces it", out);
-    if (snprintf(part, sizeof(part), "%s.%ld.part", out, (long)getpid()) >= (int)sizeof(part))
+    if (snprintf(part, sizeof(part), "%s%s.part", out, middle) >= (int)sizeof(part))
         return cli_error("%s: %s", out, strerror(ENAMETOOLONG));
-    int fd = open(part, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    int fd = open(part, flags | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (fd < 0)
         return cli_error("%s: %s", part, strerror(errno));
-    catch_signals();
+    *ret_fd = fd;
+    return CLI_OK;
+}
+
+int cli_output_open(const char *out, bool force, int *ret_fd)
+{
+    char middle[32];
+    snprintf(middle, sizeof(middle), ".%ld", (long)getpid());
+    int status = open_part(out, middle, force, O_WRONLY | O_EXCL, ret_fd);
+    if (status == CLI_OK)
+        catch_signals();
+    return status;
+}
+
+// The lock is of a file that may have got its name, or gone, before it was had.
+static bool is_ours(int fd)
+{
+    struct stat here, there;
+    return flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &here) == 0 && lstat(part, &there) == 0 &&
+           here.st_dev == there.st_dev && here.st_ino == there.st_ino;
+}
+
+int cli_output_resume(const char *out, bool force, int *ret_fd)
+{
+    int fd = -1, status = open_part(out, "", force, O_RDWR, &fd);
+    if (status != CLI_OK)
+        return status;
+    if (!is_ours(fd)) {
+        close(fd);
+        return cli_error("another process writes %s", part);
+    }
+    stays = true;
     *ret_fd = fd;
     return CLI_OK;
 }
@@ -60,7 +94,7 @@ int cli_output_close(const char *out, bool force, int fd, int status)
     close(fd);
     if (status == CLI_OK)
         status = name_part(out, force);
-    if (status != CLI_OK)
+    if (status != CLI_OK && !stays)
         unlink(part);
     return status;
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tensor/lessons.h"
@@ -212,11 +213,12 @@ static int put(const struct teach *t, int fd, const void *data, size_t bytes)
     const uint8_t *at = data;
     for (ssize_t n; bytes; at += n, bytes -= (size_t)n)
         if ((n = write(fd, at, bytes)) < 0)
-            return cli_error("%s cannot be written: %m", t->out);
+            return cli_error("%s.part cannot be written: %m", t->out);
     return CLI_OK;
 }
 
-static int put_front(struct teach *t, int fd, const int32_t *windows)
+// All before the rows.
+static int front_of(struct teach *t, const int32_t *windows, uint8_t **ret, size_t *ret_bytes)
 {
     int32_t *ids = NULL;
     const int n = tokenize(t, t->sample, t->sample_bytes, 0, &ids);
@@ -231,44 +233,115 @@ static int put_front(struct teach *t, int fd, const int32_t *windows)
                                   .sample_bytes = (uint32_t)t->sample_bytes,
                                   .sample_tokens = (uint32_t)n};
     memcpy(h.magic, NB_LESSONS_MAGIC, sizeof(h.magic));
-    int status = put(t, fd, &h, sizeof(h));
-    if (status == CLI_OK)
-        status = put(t, fd, t->sample, (t->sample_bytes + 3) / 4 * 4);
-    if (status == CLI_OK)
-        status = put(t, fd, ids, (size_t)n * sizeof(*ids));
-    if (status == CLI_OK)
-        status = put(t, fd, windows, (size_t)t->windows * t->length * sizeof(*windows));
+    const struct {
+        const void *data;
+        size_t bytes;
+    } parts[] = {{&h, sizeof(h)},
+                 {t->sample, (t->sample_bytes + 3) / 4 * 4},
+                 {ids, (size_t)n * sizeof(*ids)},
+                 {windows, (size_t)t->windows * t->length * sizeof(*windows)}};
+    size_t bytes = 0;
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
+        bytes += parts[i].bytes;
+    uint8_t *front = cli_alloc(bytes, 1), *at = front;
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); at += parts[i].bytes, i++)
+        memcpy(at, parts[i].data, parts[i].bytes);
     free(ids);
-    return status;
+    *ret = front;
+    *ret_bytes = bytes;
+    return CLI_OK;
 }
 
-static int put_rows(struct teach *t, int fd, const int32_t *windows)
+static bool has(int fd, size_t at, const void *data, size_t bytes)
 {
-    const size_t bytes = sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept);
+    uint8_t *there = cli_alloc(bytes, 1);
+    const bool same =
+        pread(fd, there, bytes, (off_t)at) == (ssize_t)bytes && memcmp(there, data, bytes) == 0;
+    free(there);
+    return same;
+}
+
+static size_t bytes_of_window(const struct teach *t)
+{
+    return t->length * (sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept));
+}
+
+// Puts the front, or finds it there. ret_done: the whole windows behind it.
+static int begin(struct teach *t, int fd, const uint8_t *front, size_t bytes, uint32_t *ret_done)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return cli_error("%s.part: %m", t->out);
+    const bool here = (size_t)st.st_size >= bytes && has(fd, 0, front, bytes);
+    size_t done = here ? ((size_t)st.st_size - bytes) / bytes_of_window(t) : 0;
+    done = done < t->windows ? done : t->windows;
+    if (st.st_size && !here && !t->force)
+        return cli_error("%s.part is what was interrupted of other lessons: remove it, or begin "
+                         "anew with --force",
+                         t->out);
+    const off_t end = here ? (off_t)(bytes + done * bytes_of_window(t)) : 0;
+    if (ftruncate(fd, end) < 0 || lseek(fd, end, SEEK_SET) < 0)
+        return cli_error("%s.part: %m", t->out);
+    *ret_done = (uint32_t)done;
+    return here ? CLI_OK : put(t, fd, front, bytes);
+}
+
+static int teach_window(struct teach *t, const int32_t *windows, uint32_t i)
+{
+    const int rc =
+        nibble_logits(t->session, windows + (size_t)i * t->length, t->length, 0, take_row, t);
+    return rc == NOT_FINITE ? cli_error("%s gives logits that are not finite", t->name)
+           : rc != 0        ? cli_failed(t->connection, t->name, rc)
+                            : CLI_OK;
+}
+
+// The same model at the same precision gives the same bytes: one window shows it.
+static int check_teacher(struct teach *t, int fd, const int32_t *windows, size_t front,
+                         uint32_t done)
+{
+    int status = teach_window(t, windows, done - 1);
+    if (status != CLI_OK)
+        return status;
+    if (!has(fd, front + (done - 1) * bytes_of_window(t), t->rows, bytes_of_window(t)))
+        return cli_error("%s.part was begun by another teacher than %s as it is loaded now: remove "
+                         "it to begin anew",
+                         t->out, t->name);
+    fprintf(stderr, "%s.part has %u of %u windows already\n", t->out, done, t->windows);
+    return CLI_OK;
+}
+
+static int put_rows(struct teach *t, int fd, const int32_t *windows, uint32_t done)
+{
     int status = CLI_OK;
-    t->rows = cli_alloc(t->length, bytes);
-    t->kept = cli_alloc(t->keep, sizeof(*t->kept));
-    for (uint32_t i = 0; i < t->windows && status == CLI_OK; i++) {
-        int rc =
-            nibble_logits(t->session, windows + (size_t)i * t->length, t->length, 0, take_row, t);
-        status = rc == NOT_FINITE ? cli_error("%s gives logits that are not finite", t->name)
-                 : rc != 0        ? cli_failed(t->connection, t->name, rc)
-                                  : put(t, fd, t->rows, t->length * bytes);
+    for (uint32_t i = done; i < t->windows && status == CLI_OK; i++) {
+        status = teach_window(t, windows, i);
+        if (status == CLI_OK)
+            status = put(t, fd, t->rows, bytes_of_window(t));
         cli_progress("teaching", i + 1, t->windows);
     }
-    free(t->rows);
-    free(t->kept);
     return status;
 }
 
 static int write_lessons(struct teach *t, const int32_t *windows)
 {
-    int fd, status = cli_output_open(t->out, t->force, &fd);
+    uint8_t *front = NULL;
+    size_t bytes;
+    uint32_t done = 0;
+    int fd, status = cli_output_resume(t->out, t->force, &fd);
     if (status != CLI_OK)
         return status;
-    status = put_front(t, fd, windows);
+    t->rows = cli_alloc(bytes_of_window(t), 1);
+    t->kept = cli_alloc(t->keep, sizeof(*t->kept));
+    status = front_of(t, windows, &front, &bytes);
     if (status == CLI_OK)
-        status = put_rows(t, fd, windows);
+        status = begin(t, fd, front, bytes, &done);
+    if (status == CLI_OK && done)
+        status = check_teacher(t, fd, windows, bytes, done);
+    if (status == CLI_OK)
+        status = put_rows(t, fd, windows, done);
+    free(front);
+    free(t->rows);
+    free(t->kept);
     return cli_output_close(t->out, t->force, fd, status);
 }
 
