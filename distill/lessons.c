@@ -85,7 +85,7 @@ static int check_sample(const struct nb_lessons *l, const struct nb_tokenizer *t
     const uint32_t n = l->head.sample_tokens;
     int rc = nb_tokenizer_encode(t, text, l->head.sample_bytes, false, false, &own);
     const bool same = rc == 0 && nb_tokenizer_vocab(t) == l->head.vocab && own.n == n &&
-                      !memcmp(own.id, tokens, n * sizeof(*tokens));
+                      (!n || !memcmp(own.id, tokens, n * sizeof(*tokens)));
     nb_tokens_finish(&own);
     return same ? 0
                 : nb_fail(e, -EINVAL,

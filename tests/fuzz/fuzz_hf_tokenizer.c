@@ -1,23 +1,15 @@
 // Any bytes as the tokenizer of a Hugging Face folder: a byte for the embedding's rows, then the
 // files, a NUL between each two. What is converted must be metadata that parses, and a tokenizer
 // that we read.
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/text/tokenizer.h"
 #include "tensor/fail.h"
 #include "tensor/hf/tokenizer.h"
+#include "tests/fuzz/check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool good, const char *what)
-{
-    if (good)
-        return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
 
 // The next file; data is NULL past the last.
 static struct nb_str next(const char **at, const char *end)

@@ -10,18 +10,11 @@
 #include "engine/text/chat_template.h"
 #include "tensor/fail.h"
 #include "tensor/gguf_write.h"
+#include "tests/fuzz/check.h"
 
 #define STR(s) ((struct nb_str){(s), strlen(s)})
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool good, const char *what)
-{
-    if (good)
-        return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
 
 // A vocabulary of the bytes that SentencePiece falls back to, and special tokens.
 static struct nb_tokenizer *make_tokenizer(void)

@@ -1,7 +1,7 @@
 // The seed corpora: `seeds DIR` writes DIR/fuzz_gguf/TYPE, a small model of each type with every
 // kind of metadata, DIR/fuzz_image/TYPE, the same packed, DIR/fuzz_folder (seeds_folder.c),
 // DIR/fuzz_plan (seeds_plan.c), DIR/fuzz_template (seeds_template.c), DIR/fuzz_hf_tokenizer
-// (seeds_hf.c), and DIR/fuzz_client (client_input.h).
+// (seeds_hf.c), DIR/fuzz_lessons (seeds_lessons.c), and DIR/fuzz_client (client_input.h).
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -100,6 +100,7 @@ int main(int argc, char **argv)
     write_folder_seeds(argv[1]);
     write_hf_seeds(argv[1]);
     write_plan_seeds(argv[1]);
+    write_lessons_seeds(argv[1]);
     write_template_seeds(argv[1]);
     return 0;
 }

@@ -7,4 +7,5 @@ int seed_create(const char *dir, const char *target, const char *name); // the f
 void write_folder_seeds(const char *dir);
 void write_hf_seeds(const char *dir);
 void write_plan_seeds(const char *dir);
+void write_lessons_seeds(const char *dir);
 void write_template_seeds(const char *dir);
