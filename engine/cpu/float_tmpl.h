@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/cpu/result_tmpl.h"
+#include "tensor/block.h"
 
 // Sixteen weights at one k, as floats.
 FORCED vf float_weights(int planes, const uint8_t *p, size_t k)
@@ -13,30 +14,12 @@ FORCED vf float_weights(int planes, const uint8_t *p, size_t k)
     return planes == NB_PLANES_F16 ? f_of_half(h) : f_of_bits(i_sll32(i_of_u16(h), 16));
 }
 
-// The values of NF4 by their codes.
-static const float nf4_values[16] = {-1.0f,
-                                     -0.6961928009986877f,
-                                     -0.5250730514526367f,
-                                     -0.39491748809814453f,
-                                     -0.28444138169288635f,
-                                     -0.18477343022823334f,
-                                     -0.09105003625154495f,
-                                     0.0f,
-                                     0.07958029955625534f,
-                                     0.16093020141124725f,
-                                     0.24611230194568634f,
-                                     0.33791524171829224f,
-                                     0.44070982933044434f,
-                                     0.5626170039176941f,
-                                     0.7229568362236023f,
-                                     1.0f};
-
 // Sixteen weights of NF4 at one k: a cell of 32 columns is four words of each row, whose low
 // nibbles come first. Scales are [k / 64][16].
 FORCED vf nf4_weights(const uint8_t *codes, const float *scales, size_t k)
 {
     vi words = i_load(codes + (k / 32 * 4 + k % 16 / 4) * 64);
-    vf w = f_lookup(nf4_values, i_srl32(words, (int)(k % 4 * 8 + k % 32 / 16 * 4)));
+    vf w = f_lookup(nb_nf4_values, i_srl32(words, (int)(k % 4 * 8 + k % 32 / 16 * 4)));
     return f_mul(w, f_load(scales + k / 64 * 16));
 }
 
@@ -112,7 +95,7 @@ FORCED void run_nf4_tile(int tokens, const struct float_tile *t, float *out)
             vi codes = i_srl32(i_load(words + j % 4 * 64), (int)(j / 4 * 4));
             UNROLL
             for (int i = 0; i < 4; i++) {
-                vf w = f_mul(f_lookup(nf4_values, i_srl32(codes, 8 * i)), scale);
+                vf w = f_mul(f_lookup(nb_nf4_values, i_srl32(codes, 8 * i)), scale);
                 UNROLL
                 for (int n = 0; n < tokens; n++)
                     acc[n] = f_fma(w, f_set1(x[(size_t)n * t->ldx + (size_t)i]), acc[n]);

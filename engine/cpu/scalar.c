@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/cpu/isa.h"
+#include "tensor/block.h"
 
 static float half(const uint8_t *p)
 {
@@ -342,24 +343,6 @@ static void scales(const struct nb_packed *w, const uint8_t *group, uint32_t r, 
         *wm = -(*wm * (float)min);
 }
 
-// The 16 values of NF4, as bitsandbytes documents them.
-static const float nf4[16] = {-1.0f,
-                              -0.6961928009986877f,
-                              -0.5250730514526367f,
-                              -0.39491748809814453f,
-                              -0.28444138169288635f,
-                              -0.18477343022823334f,
-                              -0.09105003625154495f,
-                              0.0f,
-                              0.07958029955625534f,
-                              0.16093020141124725f,
-                              0.24611230194568634f,
-                              0.33791524171829224f,
-                              0.44070982933044434f,
-                              0.5626170039176941f,
-                              0.7229568362236023f,
-                              1.0f};
-
 static float float_weight(const struct nb_packed *w, const uint8_t *group, uint32_t r, uint32_t k)
 {
     size_t at = (size_t)k * 16 + r;
@@ -367,7 +350,7 @@ static float float_weight(const struct nb_packed *w, const uint8_t *group, uint3
     float f, ws, wm;
     if (w->layout->codebook == NB_CODEBOOK_NF4) {
         scales(w, group, r, k, &ws, &wm);
-        return nf4[plane_bits(group, 4, r, k)] * ws;
+        return nb_nf4_values[plane_bits(group, 4, r, k)] * ws;
     }
     if (w->layout->planes == NB_PLANES_F32) {
         memcpy(&f, group + at * 4, sizeof(f));

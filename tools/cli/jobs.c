@@ -12,8 +12,8 @@
 
 #include "tools/cli/table.h"
 
-#define REPORT_MAX (16u << 20)
-#define SOME       (UINT64_C(64) << 20)
+#define JSON_MAX (256u << 20)
+#define SOME     (UINT64_C(64) << 20)
 
 // ---- Figures
 
@@ -131,21 +131,21 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
     return status;
 }
 
-json_t *jobs_report(nibble *connection, uint64_t job)
+json_t *jobs_json(nibble *connection, uint64_t job, enum jobs_result which)
 {
     struct nibble_jobs_result info;
-    json_t *report = NULL;
+    json_t *json = NULL;
     int fd;
-    if (nibble_jobs_result(connection, job, JOBS_REPORT, &fd, &info) < 0)
+    if (nibble_jobs_result(connection, job, which, &fd, &info) < 0)
         return NULL;
-    if (info.bytes <= REPORT_MAX) {
+    if (info.bytes <= JSON_MAX) {
         char *text = cli_alloc(info.bytes + 1, 1);
         if (pread(fd, text, info.bytes, 0) == (ssize_t)info.bytes)
-            report = json_loadb(text, info.bytes, 0, NULL);
+            json = json_loadb(text, info.bytes, 0, NULL);
         free(text);
     }
     close(fd);
-    return report;
+    return json;
 }
 
 struct tensor_line {
@@ -323,7 +323,7 @@ int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bo
                      : jobs_save(connection, job, JOBS_MODEL, out, force);
     if (status != CLI_OK)
         return status;
-    json_t *report = jobs_report(connection, job);
+    json_t *report = jobs_json(connection, job, JOBS_REPORT);
     if (!report)
         status = cli_error("job %" PRIu64 " has no report that can be read", job);
     if (status == CLI_OK && json) {

@@ -22,8 +22,8 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
               bool force);
 // The whole of a file to another, from its start. -errno.
 int jobs_copy(int from, int to, uint64_t bytes);
-// The job's report; NULL: there is none that can be read.
-json_t *jobs_report(nibble *connection, uint64_t job);
+// One of them that is JSON; NULL: there is none that can be read.
+json_t *jobs_json(nibble *connection, uint64_t job, enum jobs_result which);
 // Whether the job's model is a folder; and that folder as `out`. An exit status.
 bool jobs_is_folder(nibble *connection, uint64_t job);
 int jobs_save_folder(nibble *connection, uint64_t job, const char *out);

@@ -1,13 +1,10 @@
 // A job's result that is a Hugging Face folder: its small files come in one file of JSON.
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tools/cli/folder.h"
 #include "tools/cli/jobs.h"
-
-#define TEXTS_MAX (256u << 20)
 
 bool jobs_is_folder(nibble *connection, uint64_t job)
 {
@@ -17,23 +14,6 @@ bool jobs_is_folder(nibble *connection, uint64_t job)
         return false;
     close(fd);
     return !strcmp(info.name, "model.safetensors");
-}
-
-static json_t *fetch_list(nibble *connection, uint64_t job)
-{
-    struct nibble_jobs_result info;
-    json_t *list = NULL;
-    int fd;
-    if (nibble_jobs_result(connection, job, JOBS_TEXTS, &fd, &info) < 0)
-        return NULL;
-    if (info.bytes <= TEXTS_MAX) {
-        char *text = cli_alloc(info.bytes + 1, 1);
-        if (pread(fd, text, info.bytes, 0) == (ssize_t)info.bytes)
-            list = json_loadb(text, info.bytes, 0, NULL);
-        free(text);
-    }
-    close(fd);
-    return list;
 }
 
 static int save_tensors(nibble *connection, uint64_t job, struct folder *f, const char *name)
@@ -59,7 +39,7 @@ int jobs_save_folder(nibble *connection, uint64_t job, const char *out)
 {
     struct folder *f = NULL;
     const char *name;
-    json_t *text, *list = fetch_list(connection, job);
+    json_t *text, *list = jobs_json(connection, job, JOBS_TEXTS);
     const char *tensors = json_string_value(json_object_get(list, "tensors"));
     int status =
         tensors ? folder_open(out, &f) : cli_error("the job's list of files cannot be read");

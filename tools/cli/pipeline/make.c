@@ -167,7 +167,7 @@ static int fetch(const struct pipeline *p, const struct pipeline_job *job, uint6
                  json_t *story)
 {
     char *path = pipeline_path(p, job->name, ".gguf");
-    json_t *report = jobs_report(p->connection, id);
+    json_t *report = jobs_json(p->connection, id, JOBS_REPORT);
     int status = report ? CLI_OK : cli_error("job %" PRIu64 " has no report that can be read", id);
     json_object_set_new(story, "report", report ? report : json_null());
     if (status == CLI_OK)
