@@ -241,6 +241,17 @@ static int make_tapes(struct nb_train *t, struct nb_error *e)
     return rc == 0 ? nb_tapes_create(t->grad, t->options.memory, t->tapes) : rc;
 }
 
+// Of the windows that the student writes.
+static int make_cache(struct nb_train *t)
+{
+    const struct nb_train_options *o = &t->options;
+    const uint32_t most = (uint32_t)ceil((double)o->own * o->batch);
+    if (!most)
+        return 0;
+    int rc = nb_grad_cache_create(t->grad, most, t->windows->length, &t->cache);
+    return rc == -ENOTSUP ? 0 : rc;
+}
+
 // --- Creation
 
 static uint64_t key_of(const struct nb_train *t)
@@ -298,7 +309,7 @@ static int create(struct nb_train *t, struct nb_error *e)
     if (rc < 0)
         return rc;
     t->key = key_of(t);
-    if (make_rows(t) < 0 || tap_attention(t) < 0)
+    if (make_rows(t) < 0 || tap_attention(t) < 0 || make_cache(t) < 0)
         return nb_fail(e, -ENOMEM, "no memory for batches of %u tokens", t->rows);
     rc = make_tapes(t, e);
     return rc == -ENOMEM ? nb_fail(e, rc, "no memory for the tapes of %u tokens", t->rows) : rc;
@@ -337,6 +348,7 @@ void nb_train_destroy(struct nb_train *t)
         free(t->tensors[i].gradient);
         free(t->tensors[i].rounded);
     }
+    nb_grad_cache_destroy(t->cache);
     nb_grad_close(t->grad);
     nb_grad_close(t->teacher);
     free(t->tensors);

@@ -21,18 +21,19 @@ uint32_t nb_train_own(const struct nb_train *t, uint32_t number)
     return n < most ? n : most;
 }
 
-// x_L of each window's last row, one behind the other, to t->d.
-static int run_prompts(struct nb_train *t, uint32_t at, struct nb_error *e)
+// x_L of each window's last row of tokens [from, at), one behind the other, to t->d. Those before
+// are in the cache.
+static int run_prompts(struct nb_train *t, uint32_t from, uint32_t at, struct nb_error *e)
 {
-    const uint32_t length = t->windows->length;
+    const uint32_t length = t->windows->length, n = at - from;
     const size_t row = t->plan->hp.embedding;
     for (uint32_t i = 0; i < t->n_own; i++)
-        t->sequence[i] = (struct nb_grad_sequence){t->own + (size_t)i * length, at, 0};
+        t->sequence[i] = (struct nb_grad_sequence){t->own + (size_t)i * length + from, n, from};
     int rc = nb_grad_batch(t->grad, t->sequence, t->n_own, e);
     if (rc == 0)
         rc = nb_grad_forward(t->grad, t->x, (size_t)t->rows * row);
     for (uint32_t i = 0; i < t->n_own && rc == 0; i++)
-        memcpy(t->d + i * row, t->x + (((size_t)i + 1) * at - 1) * row, row * sizeof(*t->d));
+        memcpy(t->d + i * row, t->x + (((size_t)i + 1) * n - 1) * row, row * sizeof(*t->d));
     return rc;
 }
 
@@ -50,10 +51,11 @@ static int draw(const struct nb_train *t, float *logits, uint32_t batch, uint32_
     return rc == -EBADMSG ? -EDOM : rc;
 }
 
-static int write_token(struct nb_train *t, uint32_t number, uint32_t at, struct nb_error *e)
+static int write_token(struct nb_train *t, uint32_t number, uint32_t from, uint32_t at,
+                       struct nb_error *e)
 {
     const size_t row = t->plan->hp.embedding, vocab = t->plan->hp.vocab;
-    int rc = run_prompts(t, at, e);
+    int rc = run_prompts(t, from, at, e);
     for (uint32_t i = 0, n; i < t->n_own && rc == 0; i += n) {
         n = t->n_own - i < NB_TRAIN_SLICE ? t->n_own - i : NB_TRAIN_SLICE;
         rc = nb_grad_head(t->grad, n, t->d + i * row, NULL, t->logits);
@@ -72,7 +74,12 @@ int nb_train_write_own(struct nb_train *t, uint32_t number, struct nb_error *e)
     for (uint32_t i = 0; i < t->n_own; i++)
         memcpy(t->own + (size_t)i * length, nb_window(t->windows, t->chosen[i], &all),
                prompt * sizeof(*t->own));
-    for (uint32_t at = prompt; at < length && t->n_own && rc == 0; at++)
-        rc = write_token(t, number, at, e);
+    // Without a cache (a device has none) all of a window is run for each token.
+    nb_grad_continue(t->grad, t->cache);
+    for (uint32_t at = prompt, from = 0; at < length && t->n_own && rc == 0; at++) {
+        rc = write_token(t, number, from, at, e);
+        from = t->cache ? at : 0;
+    }
+    nb_grad_continue(t->grad, NULL);
     return rc;
 }

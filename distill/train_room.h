@@ -75,12 +75,13 @@ struct nb_train {
     // Queries, keys and values of the last layers, [rows][heads * dimension] each, with the
     // gradient in the student's; NULL: they are not compared.
     float *attended[3], *attended_teacher[3], *d_attended[3];
-    float *relating;          // what comparing them needs
-    float *cosine, *relation; // [rows]: of texts
-    uint32_t *order;          // [windows->n]: of the epoch
-    int32_t *own;             // [batch][length]: windows that the student has written,
-    uint32_t n_own;           // the first of the present batch; NULL, 0: none
-    uint32_t *chosen;         // [batch]: the windows of the present one, behind the order
+    float *relating;             // what comparing them needs
+    float *cosine, *relation;    // [rows]: of texts
+    uint32_t *order;             // [windows->n]: of the epoch
+    int32_t *own;                // [batch][length]: windows that the student has written,
+    uint32_t n_own;              // the first of the present batch; NULL, 0: none
+    struct nb_grad_cache *cache; // of these; NULL: none, or on a device
+    uint32_t *chosen;            // [batch]: the windows of the present one, behind the order
     // The present batch.
     uint32_t n_rows, n_windows;
     struct nb_train_counts of_batch, of_step; // of_step: of all batches of the step under way

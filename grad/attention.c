@@ -15,13 +15,18 @@ static uint32_t first_row(const struct nb_batch *b, uint32_t sequence)
     return (uint32_t)(b->sequence[sequence].token - b->token);
 }
 
+static bool continues(const struct nb_pass *p)
+{
+    return p->g->cache && p->shows;
+}
+
 static struct nb_attend_head head_of(const struct nb_pass *p, const struct nb_step *s,
                                      uint32_t sequence, uint32_t head)
 {
     const struct nb_hparams *hp = &p->g->plan->hp;
     const uint32_t row = first_row(&p->g->batch, sequence);
     const uint32_t kv = head / (hp->n_heads / hp->n_kv_heads);
-    return (struct nb_attend_head){
+    struct nb_attend_head a = {
         .q = nb_value(p, &s->in, row) + (size_t)head * hp->k_dim,
         .k = nb_value(p, &s->other, row) + (size_t)kv * hp->k_dim,
         .v = nb_value(p, &s->third, row) + (size_t)kv * hp->v_dim,
@@ -40,6 +45,15 @@ static struct nb_attend_head head_of(const struct nb_pass *p, const struct nb_st
         .window = s->op->window,
         .causal = hp->causal,
     };
+    if (!continues(p))
+        return a;
+    const struct nb_cached c = nb_cache_of(p->g, s->op->layer, sequence);
+    a.k = c.k + (size_t)kv * hp->k_dim;
+    a.v = c.v + (size_t)kv * hp->v_dim;
+    a.ldk = a.ldv = c.stride;
+    a.first = p->g->batch.sequence[sequence].position;
+    a.n += a.first;
+    return a;
 }
 
 size_t nb_attend_scratch(const struct nb_hparams *hp)
@@ -71,7 +85,8 @@ static void attend_unit(void *arg, uint32_t unit, uint32_t thread)
     const uint32_t sequence = sequence_of(&w->p->g->batch, &tile);
     const struct nb_attend_head a = head_of(w->p, w->s, sequence, unit % heads);
     const uint32_t q0 = tile * NB_QUERY_TILE;
-    w->p->g->loops->attend(&a, q0, nb_least(a.n - q0, NB_QUERY_TILE), nb_scratch(w->p, thread));
+    const uint32_t left = a.n - a.first - q0;
+    w->p->g->loops->attend(&a, q0, nb_least(left, NB_QUERY_TILE), nb_scratch(w->p, thread));
 }
 
 static bool is_tapped(const struct nb_pass *p)
@@ -96,11 +111,25 @@ static void tap(const struct nb_pass *p, const struct nb_step *s)
     }
 }
 
+static void put(const struct nb_pass *p, const struct nb_step *s, uint32_t sequence)
+{
+    const struct nb_grad_sequence *of = &p->g->batch.sequence[sequence];
+    const struct nb_cached c = nb_cache_of(p->g, s->op->layer, sequence);
+    const uint32_t row = first_row(&p->g->batch, sequence);
+    for (uint32_t i = 0; i < of->n; i++) {
+        const size_t at = (of->position + i) * c.stride;
+        memcpy(c.k + at, nb_value(p, &s->other, row + i), s->other.width * sizeof(float));
+        memcpy(c.v + at, nb_value(p, &s->third, row + i), s->third.width * sizeof(float));
+    }
+}
+
 void nb_attend(const struct nb_pass *p, const struct nb_step *s)
 {
     if (p->shows && is_tapped(p))
         tap(p, s);
     const struct nb_batch *b = &p->g->batch;
+    for (uint32_t i = 0; continues(p) && i < b->n_sequences; i++)
+        put(p, s, i);
     struct work w = {p, s};
     uint32_t tiles = 0;
     for (uint32_t i = 0; i < b->n_sequences; i++)

@@ -207,6 +207,8 @@ int nb_grad_batch(struct nb_grad *g, const struct nb_grad_sequence *sequence, ui
 {
     struct nb_batch b = {.n_sequences = n};
     int rc = check_batch(&g->plan->hp, sequence, n, &b.rows, ret_error);
+    if (rc == 0 && g->cache && !nb_cache_fits(g->cache, sequence, n))
+        rc = nb_fail(ret_error, -EINVAL, "a batch of other sequences than those that go on");
     if (rc < 0)
         return rc;
     if (reserve_batch(&g->plan->hp, &b) < 0) {

@@ -115,6 +115,19 @@ void nb_grad_narrow(struct nb_grad *g, bool bf16);
 int nb_grad_batch(struct nb_grad *g, const struct nb_grad_sequence *sequence, uint32_t n,
                   struct nb_error *ret_error);
 
+// Keys and values of so many sequences of so many tokens, for who writes a text token by token: the
+// passes of a batch need not compute what earlier ones have. -ENOTSUP: a device, or a model whose
+// tokens see those behind them; -ENOMEM.
+struct nb_grad_cache;
+int nb_grad_cache_create(const struct nb_grad *g, uint32_t sequences, uint32_t length,
+                         struct nb_grad_cache **ret);
+void nb_grad_cache_destroy(struct nb_grad_cache *c); // NULL is fine
+// From now on forward passes put the keys and values of sequence i of a batch into sequence i of
+// the cache, at its positions, and attend to all that is there before them too: of each layer, what
+// earlier batches have put there. nb_grad_batch returns -EINVAL where a batch does not fit. Nothing
+// goes back through such passes. NULL: to the batch alone.
+void nb_grad_continue(struct nb_grad *g, struct nb_grad_cache *c);
+
 // Forward passes. x, ret_x: [rows][embedding] of the batch, which may not overlap; layer: below the
 // model's n_layers. All return 0, or -ENOMEM with nothing written.
 int nb_grad_begin(struct nb_grad *g, float *ret_x);

@@ -12,12 +12,13 @@
 #include "grad/adam.h"
 #include "grad/loss.h"
 
-// One head of one sequence: queries, keys and values [n][..] at their strides.
+// One head of one sequence: keys and values [n][..] at their strides, queries of those from `first`
+// on.
 struct nb_attend_head {
     const float *q, *k, *v;
     float *out, *sum; // sum: the logarithm of the softmax's sum, for each query
     size_t ldq, ldk, ldv, ldo, lds;
-    uint32_t n, k_dim, v_dim;
+    uint32_t n, first, k_dim, v_dim;
     float scale, softcap; // 0: none
     uint32_t window;      // 0: none
     bool causal;
@@ -69,7 +70,7 @@ struct nb_loops {
                        struct nb_adam_block *block, uint32_t n);
     // Queries [q0, q0 + n) with n <= NB_QUERY_TILE. scratch: nb_attend_floats.
     void (*attend)(const struct nb_attend_head *a, uint32_t q0, uint32_t n, float *scratch);
-    // All queries of the head.
+    // All queries of the head; `first` is 0.
     void (*attend_back)(const struct nb_attend_head *a, const struct nb_attend_gradients *d,
                         float *scratch);
 };

@@ -390,7 +390,7 @@ struct tile {
 // Keys that a query sees: [*from, return).
 static uint32_t sees(const struct nb_attend_head *a, uint32_t query, uint32_t *from)
 {
-    const uint32_t end = a->causal ? query + 1 : a->n;
+    const uint32_t end = a->causal ? a->first + query + 1 : a->n;
     *from = a->window && a->window < end ? end - a->window : 0;
     return end;
 }

@@ -285,7 +285,8 @@ static int backward(struct nb_grad *g, const struct nb_run *r)
     return 0;
 }
 
-const struct nb_backend nb_backend_cpu = {.forward = forward, .backward = backward, .tapes = true};
+const struct nb_backend nb_backend_cpu = {
+    .forward = forward, .backward = backward, .tapes = true, .caches = true};
 
 int nb_grad_head_back(struct nb_grad *g, uint32_t n, const float *x, const float *d_vectors,
                       float *d_logits, float *ret_d)

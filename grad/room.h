@@ -121,6 +121,7 @@ struct nb_backend {
     int (*backward)(struct nb_grad *g, const struct nb_run *r);
     void (*close)(struct nb_grad *g); // NULL: it has nothing of its own
     bool tapes;                       // whether it keeps any
+    bool caches;                      // and nb_grad_continue's
 };
 
 struct nb_grad_vulkan; // vulkan/room.h
@@ -150,8 +151,9 @@ struct nb_grad {
         float *ret[3]; // nb_grad_tap; NULL: not wanted
         const float *d[3];
     } tap;
-    bool bf16;        // nb_grad_narrow
-    uint64_t changed; // how often nb_grad_changed was called
+    struct nb_grad_cache *cache; // nb_grad_continue; NULL: none
+    bool bf16;                   // nb_grad_narrow
+    uint64_t changed;            // how often nb_grad_changed was called
 };
 
 // A span's run over some rows.
@@ -235,6 +237,20 @@ int nb_tape_fit(const struct nb_grad *g, const struct nb_span *s, uint32_t rows,
 size_t nb_tape_size(const struct nb_grad *g, const struct nb_span *s, uint32_t rows,
                     const bool *kept);
 void nb_tape_finish(struct nb_tape *tape);
+
+// cache.c
+struct nb_grad_cache {
+    uint32_t sequences, length;
+    float *rows;
+};
+// A sequence's keys and values from its first token on, `stride` floats apart.
+struct nb_cached {
+    float *k, *v;
+    size_t stride;
+};
+bool nb_cache_fits(const struct nb_grad_cache *c, const struct nb_grad_sequence *sequence,
+                   uint32_t n);
+struct nb_cached nb_cache_of(const struct nb_grad *g, uint32_t layer, uint32_t sequence);
 
 // passes.c
 extern const struct nb_backend nb_backend_cpu;

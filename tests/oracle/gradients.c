@@ -5,7 +5,8 @@
 // tensor, whose names and sizes go to stdout, a line each. Of logits the loss is the mean
 // cross-entropy of each sequence's next tokens, of vectors the sum of y_i sin(i) over all of their
 // numbers, in the order of rows. All is computed again with one thread, and with everything kept:
-// another bit ends it with status 1.
+// another bit ends it with status 1. So do logits that are more than 1e-5 of the largest off when
+// tokens come one after the other, and earlier ones' keys and values are kept.
 //
 // gradients --device NAME TOKENS.bin LENGTH,LENGTH MODEL.gguf...
 // The same of several models on a device, beside the CPU: a line for each, with how far results and
@@ -246,6 +247,53 @@ static int compare(const struct result *a, const struct result *b, const char *w
     return 0;
 }
 
+// --- Token by token
+
+#define PIECES_BOUND 1e-5
+
+// The logits of a sequence.
+static void run_pieces(const struct run *r, struct nb_grad *g, const struct nb_grad_sequence *s,
+                       float *ret)
+{
+    const uint32_t e = r->plan->hp.embedding;
+    struct nb_grad_cache *cache;
+    struct nb_error error = {""};
+    float *x = need(malloc(2 * e * sizeof(*x)));
+    need_ok(nb_grad_cache_create(g, 1, s->n, &cache), "cache");
+    nb_grad_continue(g, cache);
+    for (uint32_t i = 0; i < s->n; i++, ret += r->plan->hp.vocab) {
+        const struct nb_grad_sequence piece = {s->token + i, 1, i};
+        need_ok(nb_grad_batch(g, &piece, 1, &error), error.text);
+        need_ok(nb_grad_forward(g, x, e), "forward");
+        need_ok(nb_grad_head(g, 1, x, NULL, ret), "head");
+    }
+    nb_grad_continue(g, NULL);
+    nb_grad_cache_destroy(cache);
+    free(x);
+}
+
+static int check_pieces(const struct run *r, const struct result *whole)
+{
+    struct nb_error error = {""};
+    struct nb_team *team;
+    struct nb_grad *g;
+    const size_t logits = (size_t)r->rows * r->plan->hp.vocab;
+    if (r->embeds)
+        return 0;
+    float *found = need(malloc(logits * sizeof(*found))), *at = found;
+    need_ok(nb_team_create(r->threads, &team), "team");
+    need_ok(nb_grad_open(r->plan, team, &g, &error), error.text);
+    for (uint32_t i = 0; i < r->n_sequences; at += r->sequence[i++].n * r->plan->hp.vocab)
+        run_pieces(r, g, &r->sequence[i], at);
+    const double off = apart_of(found, whole->numbers, logits, 0);
+    if (off > PIECES_BOUND)
+        fprintf(stderr, "gradients: token by token logits are %.1e off\n", off);
+    nb_grad_close(g);
+    nb_team_destroy(team);
+    free(found);
+    return off > PIECES_BOUND;
+}
+
 // --- On a device
 
 #define DEVICE_BOUND 1e-5
@@ -328,7 +376,8 @@ int main(int argc, char **argv)
     r.threads = 2;
     r.keeps = true;
     const struct result kept = compute(&r);
-    int status = compare(&first, &alone, "one thread") + compare(&first, &kept, "all kept");
+    int status = compare(&first, &alone, "one thread") + compare(&first, &kept, "all kept") +
+                 check_pieces(&r, &first);
     FILE *f = need(fopen(argv[4], "wb"));
     if (fwrite(first.numbers, sizeof(float), first.n, f) != first.n || fclose(f))
         status = 1;

@@ -353,6 +353,63 @@ static void stages_of_a_layer(void **state)
     free(at);
 }
 
+// --- Going on
+
+static int32_t token_of(uint32_t i)
+{
+    return (int32_t)(i * 7 % RANDOM_VOCAB);
+}
+
+// The two sequences' tokens [from, at) of 70, through all layers: the last rows of both to `ret`.
+static void run_piece(struct machine *m, uint32_t from, uint32_t at, float *ret)
+{
+    struct nb_error error = {""};
+    int32_t token[2][70];
+    struct nb_grad_sequence s[2];
+    const size_t n = at - from;
+    for (uint32_t i = 0; i < 2; i++) {
+        for (uint32_t j = 0; j < 70; j++)
+            token[i][j] = token_of(i * 31 + j);
+        s[i] = (struct nb_grad_sequence){token[i] + from, at - from, from};
+    }
+    float *x = zeros(4 * n * E);
+    assert_int_equal(nb_grad_batch(m->g, s, 2, &error), 0);
+    assert_int_equal(nb_grad_forward(m->g, x, 2 * n * E), 0);
+    for (uint32_t i = 0; i < 2; i++)
+        memcpy(ret + (size_t)i * E, x + ((i + 1) * n - 1) * E, E * sizeof(*x));
+    free(x);
+}
+
+// Pieces of 1, 2 and 64 tokens and more, by a cache that held other text before.
+static void going_on(void **state)
+{
+    static const uint32_t ends[] = {3, 4, 5, 6, 66, 68, 69, 70};
+    struct machine *m = *state;
+    struct nb_grad_cache *cache;
+    struct nb_error error = {""};
+    float whole[2 * E], pieces[2 * E];
+    assert_int_equal(nb_grad_cache_create(m->g, 2, 70, &cache), 0);
+    for (uint32_t turn = 0; turn < 2; turn++)
+        for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+            nb_grad_continue(m->g, cache);
+            run_piece(m, i ? ends[i - 1] : 0, ends[i], pieces);
+            nb_grad_continue(m->g, NULL);
+            run_piece(m, 0, ends[i], whole);
+            for (int j = 0; j < 2 * E; j++)
+                assert_true(fabsf(pieces[j] - whole[j]) < 1e-5f * (1 + fabsf(whole[j])));
+        }
+    nb_grad_continue(m->g, cache);
+    const int32_t token[] = {1, 2, 3};
+    const struct nb_grad_sequence three[] = {{token, 1, 0}, {token, 1, 0}, {token, 1, 0}},
+                                  late = {token, 3, 68};
+    expect_refused(m, three, 3, -EINVAL, "other sequences");
+    expect_refused(m, &late, 1, -EINVAL, "other sequences");
+    nb_grad_continue(m->g, NULL);
+    assert_int_equal(nb_grad_batch(m->g, &late, 1, &error), 0);
+    nb_grad_cache_destroy(cache);
+    begin(m, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -366,6 +423,7 @@ int main(void)
         cmocka_unit_test(tape_of_a_layer),
         cmocka_unit_test(tape_of_smaller_batches),
         cmocka_unit_test(stages_of_a_layer),
+        cmocka_unit_test(going_on),
     };
     return cmocka_run_group_tests(tests, open_machine, close_machine);
 }
