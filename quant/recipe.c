@@ -49,7 +49,7 @@ bool nb_recipe_automatic(const struct nb_recipe *r)
 struct nb_tuning_plan nb_recipe_tuning(const struct nb_recipe *r)
 {
     static const uint32_t tokens[] = {
-        [NB_PACE_FAST] = 1u << 14, [NB_PACE_NORMAL] = 3u << 15, [NB_PACE_BEST] = 3u << 18};
+        [NB_PACE_FAST] = 1u << 14, [NB_PACE_NORMAL] = 3u << 15, [NB_PACE_BEST] = 3u << 17};
     struct nb_tuning_plan p = r->tuning;
     p.on &= !r->automatic || r->target.effort > NB_PACE_FAST;
     p.tokens = p.tokens ? p.tokens : tokens[r->target.effort];
