@@ -25,10 +25,10 @@ static json_t *loss_json(const struct distilling *k, const struct nb_train_loss 
 
 static json_t *curve_json(const struct distilling *k)
 {
-    const uint32_t all = k->options.steps;
+    const uint32_t done = nb_train_done(k->train);
     json_t *curve = json_array();
-    for (uint32_t i = 0, first = 0, end; i < k->points; i++, first = end) {
-        for (end = first; end < all && nb_jobs_distill_point(k, end) == i;)
+    for (uint32_t i = 0, first = 0, end; first < done; i++, first = end) {
+        for (end = first; end < done && nb_jobs_distill_point(k, end) == i;)
             end++;
         json_t *point = loss_json(k, &k->told.curve[i], 1.0 / (end - first));
         if (k->recipe.own >= 1) // no step has had a label
@@ -97,17 +97,19 @@ static json_t *device_json(const struct distilling *k)
 
 int nb_jobs_distill_report(struct distilling *k)
 {
-    const struct nb_train_options *o = &k->options;
+    const uint32_t done = nb_train_done(k->train);
     json_t *root =
         json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:o, s:o}, s:o}", "type", k->recipe.to,
                   "bytes", (json_int_t)nb_compress_size(k->compress), "weights",
-                  (json_int_t)nb_train_weights(k->train), "steps", (json_int_t)o->steps, "tokens",
-                  llround(nb_jobs_distill_tokens(k, o->steps)), "windows", (json_int_t)k->learnt.n,
+                  (json_int_t)nb_train_weights(k->train), "steps", (json_int_t)done, "tokens",
+                  llround(nb_jobs_distill_tokens(k, done)), "windows", (json_int_t)k->learnt.n,
                   "held_out", "tokens", (json_int_t)nb_windows_tokens(&k->held), "before",
                   loss_json(k, &k->told.before, 1), "after", loss_json(k, &k->after, 1), "curve",
                   curve_json(k));
     json_object_update_new(root, shape_json(k));
     json_object_set_new(root, "device", device_json(k));
+    if (*k->stopped)
+        json_object_set_new(root, "warnings", json_pack("[s]", k->stopped));
     if (k->learnt.answers)
         json_object_set_new(root, "answers", json_integer((json_int_t)answers_of(&k->learnt)));
     if (k->n_tokens)

@@ -424,17 +424,29 @@ class Distill(Trainings):
         self.assertEqual(results(job), alone)
 
     def test_not_finite(self):
-        """The step, and from which the last state is; and nothing is written."""
+        """The student of the steps before, as if there had been no more; of none nothing is written."""
         case, text = dataclasses.replace(case_of("starcoder2"), tensors="output V E; "), self.path / "rare.txt"
         arrays, model = families.weights(case), self.path / "large.gguf"
         arrays["token_embd.weight"][ord("~")] = 3e38  # whose mean is none
         families.write(model, case, arrays)
         text.write_text(counted(3000)[:24000] + "~" * 24)
-        how = ("--text", text, "--length", "24", "--held-out", "1", "--batch", "24", "--hard", "1", "--tokens", "24000")
-        self.refused(r"the loss of step \d+ of the training, or its gradient, is not finite: its rate is too high; the last state is "
-                     r"of step [1-9]\d*$", model, *how)
+        recipe = self.path / "constant.json"
+        recipe.write_text('{"to": "F32", "warm": 0, "schedule": "constant", "hard": 1, "length": 24, "held_out": 1, "batch": 24}')
+        how = ("--text", text, "--recipe", recipe)
+        report = self.distill(model, *how, "--tokens", "24000")
+        stopped = (self.path / "student.gguf").read_bytes()
+        why, = report["warnings"]
+        steps = report["steps"]
+        self.assertRegex(why, rf"^the loss of step {steps + 1} of the training, or its gradient, is not finite: its rate is too high; "
+                              rf"the student is that of the {steps} steps before, of 1000$")
+        self.assertEqual((report["tokens"], report["curve"][-1]["step"]), (24 * steps, steps))
+        short = self.distill(model, *how, "--tokens", 24 * steps)
+        self.assertEqual(short["held_out"], report["held_out"])
+        self.assertEqual((self.path / "student.gguf").read_bytes(), stopped)
+        done = self.nibble("distill", model, "-o", self.path / "student.gguf", "--force", *how, "--tokens", "24000")
+        self.assertEqual((done.returncode, done.stderr.strip().splitlines()[-1]), (0, "warning: " + why))
         text.write_text("~" * 240)
-        self.refused("the loss of step 1 of the training.*; no state was saved before$", model, *how)
+        self.refused("the loss of step 1 of the training.*; no state was saved before$", model, *how, "--tokens", "24000")
 
     def test_refusals(self):
         empty, recipe, encoder = self.path / "empty.txt", self.path / "bad.json", self.path / "encoder.gguf"

@@ -217,18 +217,22 @@ static void print_tried(const json_t *report)
     }
 }
 
+static void print_warnings(const json_t *report)
+{
+    const json_t *warnings = json_object_get(report, "warnings");
+    for (size_t i = 0; i < json_array_size(warnings); i++)
+        fprintf(stderr, "warning: %s\n", json_string_value(json_array_get(warnings, i)));
+}
+
 static int print_report(const char *out, const json_t *report)
 {
     const json_t *tensors = json_object_get(report, "tensors");
-    const json_t *warnings = json_object_get(report, "warnings");
     const size_t n = json_array_size(tensors);
     struct tensor_line *lines = cli_alloc(n ? n : 1, sizeof(*lines));
     for (size_t i = 0; i < n; i++)
         write_tensor(json_array_get(tensors, i), &lines[i]);
     int status = table_print("tensors", tensor_columns, lines, n, sizeof(*lines), false);
     free(lines);
-    for (size_t i = 0; i < json_array_size(warnings); i++)
-        fprintf(stderr, "warning: %s\n", json_string_value(json_array_get(warnings, i)));
     printf("wrote %s: %zu tensors, %s, %.2f bits a weight\n", out, n,
            cli_bytes((uint64_t)json_integer_value(json_object_get(report, "bytes"))),
            json_number_value(json_object_get(report, "bits")));
@@ -330,6 +334,7 @@ int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bo
         json_object_set_new(report, "file", json_string(out));
         status = cli_print_json(json_incref(report), JSON_INDENT(1) | JSON_REAL_PRECISION(5));
     } else if (status == CLI_OK) {
+        print_warnings(report);
         if (json_object_get(report, "layers"))
             print_student(out, report);
         else
