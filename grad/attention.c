@@ -15,6 +15,7 @@ static uint32_t first_row(const struct nb_batch *b, uint32_t sequence)
     return (uint32_t)(b->sequence[sequence].token - b->token);
 }
 
+// What a backward pass runs again is of the batch alone.
 static bool continues(const struct nb_pass *p)
 {
     return p->g->cache && p->shows;
