@@ -145,7 +145,7 @@ def quantize(source, to, ftype, importance):
         data[i].name, data[i].size = name.encode(), x.size
         data[i].data = x.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     params = ll.llama_model_quantize_default_params()
-    params.ftype, params.nthread, params.imatrix = ftype, 2, data
+    params.ftype, params.nthread, params.imatrix, params.allow_requantize = ftype, 2, data, True
     if ll.llama_model_quantize(str(source).encode(), str(to).encode(), ctypes.byref(params)):
         raise RuntimeError(f"llama.cpp cannot write {to}")
 

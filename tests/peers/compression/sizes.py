@@ -5,7 +5,7 @@ usage: tests/oracle/run tests/peers/compression/sizes.py --keep DIR [--build bui
 
 Each size is a job with a target; --type (all but Q4_1 and Q5_1, whose grids hold the packaged model's weights exactly, in
 presets too) and --recipe (a JSON object, as {"method": "gptq"}) go to it. Presets get the importance matrix that Nibble
-measured of the same text. All are judged by one `nibble eval` at `exact`, on texts that are no part of the calibration: its
+measured of the same text; of types that it does not load, the floats that llama.cpp makes of the file are judged. All are judged by one `nibble eval` at `exact`, on texts that are no part of the calibration: its
 report with charts, and all files, lie in DIR, and a file that is there already is not made again. A row of ours has
 beside it the best preset that is no larger than 1.005 of it.
 """
@@ -19,6 +19,7 @@ import llama_cpp
 
 EXACT = {"Q4_1", "Q5_1", "F16", "BF16", "F32"}
 TYPES = ["Q2_0", "Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0"]
+LOADED = {*TYPES, *EXACT}
 SIZES = ["60M", "70M", "84.5M", "92M", "106M", "113M", "125M", "145M"]
 
 
@@ -52,12 +53,22 @@ def make_ours(options, service):
         print(f"{name}: {seconds:.0f} s, {processor:.0f} s of processor time, {most:.0f} MB of memory", flush=True)
 
 
+def judged(path):
+    if set(compare.types(path).values()) <= LOADED:
+        return path
+    floats = path.parent / "floats" / path.name
+    if not floats.exists():
+        floats.parent.mkdir(exist_ok=True)
+        compare.llama.quantize(path, floats, 0, {})
+    return floats
+
+
 def sizes_and_divergences(options, service):
     """{name: (bytes, mean KL, [of each text])}, and the report in the folder."""
     files = sorted(options.keep.glob("*.gguf"), key=lambda path: path.stat().st_size)
     files = [path for path in files if path.name not in ("imatrix.gguf", "first.gguf")]
     texts = [word for path in compare.HELD_OUT for word in ("--text", path)]
-    report = json.loads(service.run("eval", *files, "--reference", compare.llama.f32_model(), *texts, "--windows",
+    report = json.loads(service.run("eval", *map(judged, files), "--reference", compare.llama.f32_model(), *texts, "--windows",
                                     options.windows, "--precision", "exact", "--report", options.keep / "report", "--json"))
     of = {pathlib.Path(model["model"]).stem: model for model in report.get("models", [report])}
     return {path.stem: (path.stat().st_size, of[path.stem]["kld_mean"], [t["kld_mean"] for t in of[path.stem]["texts"]])
