@@ -53,8 +53,15 @@ def make_ours(options, service):
         print(f"{name}: {seconds:.0f} s, {processor:.0f} s of processor time, {most:.0f} MB of memory", flush=True)
 
 
+def is_loaded(path):
+    try:
+        return set(compare.types(path).values()) <= LOADED
+    except ValueError:  # gguf's reader does not know Q2_0
+        return True
+
+
 def judged(path):
-    if set(compare.types(path).values()) <= LOADED:
+    if is_loaded(path):
         return path
     floats = path.parent / "floats" / path.name
     if not floats.exists():
