@@ -348,23 +348,16 @@ uint32_t nb_jobs_distill_point(const struct distilling *k, uint32_t step)
     return (uint32_t)((uint64_t)step * k->points / k->options.steps);
 }
 
-// A loss that is not finite has moved nothing: what was learnt before it is good still. Of several
-// processes only one may have seen it.
-static bool stops(struct distilling *k, int rc)
-{
-    const uint32_t done = nb_train_done(k->train);
-    if (rc != -EDOM || !done || k->work->share)
-        return false;
-    snprintf(k->stopped, sizeof(k->stopped),
-             "%s; the student is that of the %u steps before, of %u", k->error->text, done,
-             k->options.steps);
-    return true;
-}
-
-// What is left of a training that has failed.
-static int tell_state(struct distilling *k, int rc)
+// What is left of a training whose next step has failed. A loss that is not finite has moved
+// nothing: what was learnt before it is the student. Of several processes only one may have seen
+// it.
+static int end_early(struct distilling *k, int rc)
 {
     const struct nb_error why = *k->error;
+    const uint32_t done = nb_train_done(k->train);
+    if (rc == -EDOM && done && !k->work->share)
+        return nb_fail(&k->stopped, 0, "%s; the student is that of the %u steps before, of %u",
+                       why.text, done, k->options.steps);
     if (!k->n_saved)
         return nb_fail(k->error, rc, "%s; no state was saved before", why.text);
     return nb_fail(k->error, rc, "%s; the last state is of step %u", why.text, k->saved_step);
@@ -380,12 +373,10 @@ static int run_steps(struct distilling *k)
         struct nb_train_loss loss;
         const uint32_t step = nb_train_done(k->train);
         rc = nb_train_step(k->train, &loss, k->error);
-        if (rc < 0 && stops(k, rc)) {
-            rc = 0;
+        if (rc < 0) {
+            rc = end_early(k, rc);
             break;
         }
-        if (rc < 0)
-            return tell_state(k, rc);
         add(&k->told.curve[nb_jobs_distill_point(k, step)], &loss, 1);
         nb_jobs_distill_tell(k, step, &loss);
         if (step + 1 == all || nb_now_ns() - k->saved_ns > SAVE_NS + SAVE_SHARE * k->saving_ns)

@@ -52,7 +52,7 @@ struct distilling {
     uint64_t began_ns;            // this process with its steps,
     uint32_t began_at;            // at this one
     struct told told;
-    char stopped[sizeof(struct nb_error) + 80]; // why before the last step; "": it was not
+    struct nb_error stopped; // why before the last step; "": it was not
     struct nb_train_loss after;
     struct nb_error *error;
 };

@@ -108,8 +108,8 @@ int nb_jobs_distill_report(struct distilling *k)
                   curve_json(k));
     json_object_update_new(root, shape_json(k));
     json_object_set_new(root, "device", device_json(k));
-    if (*k->stopped)
-        json_object_set_new(root, "warnings", json_pack("[s]", k->stopped));
+    if (*k->stopped.text)
+        json_object_set_new(root, "warnings", json_pack("[s]", k->stopped.text));
     if (k->learnt.answers)
         json_object_set_new(root, "answers", json_integer((json_int_t)answers_of(&k->learnt)));
     if (k->n_tokens)
