@@ -133,12 +133,13 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
 
 json_t *jobs_json(nibble *connection, uint64_t job, enum jobs_result which)
 {
+    static const uint64_t most[] = {[JOBS_REPORT] = 16u << 20, [JOBS_TEXTS] = 256u << 20};
     struct nibble_jobs_result info;
     json_t *json = NULL;
     int fd;
     if (nibble_jobs_result(connection, job, which, &fd, &info) < 0)
         return NULL;
-    if (info.bytes <= JSON_MAX) {
+    if (info.bytes <= most[which]) {
         char *text = cli_alloc(info.bytes + 1, 1);
         if (pread(fd, text, info.bytes, 0) == (ssize_t)info.bytes)
             json = json_loadb(text, info.bytes, 0, NULL);
@@ -217,7 +218,7 @@ static void print_tried(const json_t *report)
     }
 }
 
-static void print_warnings(const json_t *report)
+void jobs_warn(const json_t *report)
 {
     const json_t *warnings = json_object_get(report, "warnings");
     for (size_t i = 0; i < json_array_size(warnings); i++)
@@ -334,7 +335,7 @@ int jobs_fetch(nibble *connection, uint64_t job, const char *out, bool force, bo
         json_object_set_new(report, "file", json_string(out));
         status = cli_print_json(json_incref(report), JSON_INDENT(1) | JSON_REAL_PRECISION(5));
     } else if (status == CLI_OK) {
-        print_warnings(report);
+        jobs_warn(report);
         if (json_object_get(report, "layers"))
             print_student(out, report);
         else

@@ -24,6 +24,8 @@ int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const ch
 int jobs_copy(int from, int to, uint64_t bytes);
 // One of them that is JSON; NULL: there is none that can be read.
 json_t *jobs_json(nibble *connection, uint64_t job, enum jobs_result which);
+// Tells what a report warns of, on stderr.
+void jobs_warn(const json_t *report);
 // Whether the job's model is a folder; and that folder as `out`. An exit status.
 bool jobs_is_folder(nibble *connection, uint64_t job);
 int jobs_save_folder(nibble *connection, uint64_t job, const char *out);

@@ -170,6 +170,7 @@ static int fetch(const struct pipeline *p, const struct pipeline_job *job, uint6
     json_t *report = jobs_json(p->connection, id, JOBS_REPORT);
     int status = report ? CLI_OK : cli_error("job %" PRIu64 " has no report that can be read", id);
     json_object_set_new(story, "report", report ? report : json_null());
+    jobs_warn(report);
     if (status == CLI_OK)
         status = pipeline_keep(p, job->name, PIPELINE_STORY, story);
     if (status == CLI_OK)
