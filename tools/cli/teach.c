@@ -192,17 +192,27 @@ static float log_sum(const float *logits, size_t vocab, float most, float by)
     return sum > 0 ? (float)((double)(by * most) + log(sum)) : NAN;
 }
 
+static size_t bytes_of_row(const struct teach *t)
+{
+    return sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept);
+}
+
+static size_t bytes_of_window(const struct teach *t)
+{
+    return t->length * bytes_of_row(t);
+}
+
 #define NOT_FINITE 1
 
 static int take_row(void *user, size_t position, const float *logits, size_t vocab)
 {
     struct teach *t = user;
-    const size_t bytes = sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept);
     const float most = keep_likeliest(t, logits, vocab);
     const struct nb_lesson sums = {log_sum(logits, vocab, most, 1),
                                    log_sum(logits, vocab, most, 1 / t->temperature)};
-    memcpy(t->rows + position * bytes, &sums, sizeof(sums));
-    memcpy(t->rows + position * bytes + sizeof(sums), t->kept, t->keep * sizeof(*t->kept));
+    uint8_t *row = t->rows + position * bytes_of_row(t);
+    memcpy(row, &sums, sizeof(sums));
+    memcpy(row + sizeof(sums), t->kept, t->keep * sizeof(*t->kept));
     return isfinite(sums.log_sum) && isfinite(t->kept[0].logit) ? 0 : NOT_FINITE;
 }
 
@@ -259,11 +269,6 @@ static bool has(int fd, size_t at, const void *data, size_t bytes)
         pread(fd, there, bytes, (off_t)at) == (ssize_t)bytes && memcmp(there, data, bytes) == 0;
     free(there);
     return same;
-}
-
-static size_t bytes_of_window(const struct teach *t)
-{
-    return t->length * (sizeof(struct nb_lesson) + t->keep * sizeof(*t->kept));
 }
 
 // Puts the front, or finds it there. ret_done: the whole windows behind it.
