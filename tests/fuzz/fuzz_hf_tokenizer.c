@@ -1,13 +1,9 @@
 // Any bytes as the tokenizer of a Hugging Face folder: a byte for the embedding's rows, then the
 // files, a NUL between each two. What is converted must be metadata that parses, and a tokenizer
 // that we read.
-#include <stdlib.h>
 #include <string.h>
 
-#include "engine/text/tokenizer.h"
-#include "tensor/fail.h"
-#include "tensor/hf/tokenizer.h"
-#include "tests/fuzz/check.h"
+#include "tests/fuzz/hf.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -26,20 +22,11 @@ static void read_back(const struct nb_gguf_kvs *kvs)
 {
     static const char text[] = "a b\xc3\xa9 \xe4\xb8\xad<s>[CLS] \n\n12 \xff";
     struct nb_tokens ids = {0};
-    struct nb_gguf *meta = NULL;
-    struct nb_tokenizer *t;
-    struct nb_error error;
-    size_t len;
-    void *section = nb_gguf_kvs_section(kvs, 0, &len);
-
-    check(section && nb_gguf_parse_metadata(section, len, &meta, &error) == 0, error.text);
-    check(nb_tokenizer_create(meta, &t, &error) == 0, error.text);
+    struct nb_tokenizer *t = read_tokenizer(kvs);
     // A vocabulary without an unknown token may lack a byte.
     (void)nb_tokenizer_encode(t, text, sizeof(text) - 1, true, true, &ids);
     nb_tokens_finish(&ids);
     nb_tokenizer_destroy(t);
-    nb_gguf_close(meta);
-    free(section);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -6,9 +6,7 @@
 #include <unistd.h>
 
 #include "distill/lessons.h"
-#include "tensor/fail.h"
-#include "tensor/hf/tokenizer.h"
-#include "tests/fuzz/check.h"
+#include "tests/fuzz/hf.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -21,18 +19,12 @@ static struct nb_tokenizer *tokenizer(void)
                                "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2}}}";
     struct nb_gguf_kvs kvs = {.n = 0};
     const struct nb_hf_texts texts = {.tokenizer = {text, sizeof(text) - 1}};
-    struct nb_gguf *meta;
     struct nb_error error = {""};
-    size_t len;
     if (t)
         return t;
     check(nb_hf_tokenizer(&texts, 3, &kvs, &error) == 0, error.text);
-    void *section = nb_gguf_kvs_section(&kvs, 0, &len);
-    check(section && nb_gguf_parse_metadata(section, len, &meta, &error) == 0, error.text);
-    check(nb_tokenizer_create(meta, &t, &error) == 0, error.text);
-    nb_gguf_close(meta);
+    t = read_tokenizer(&kvs);
     nb_gguf_kvs_finish(&kvs);
-    free(section);
     return t;
 }
 

@@ -107,6 +107,28 @@ static double sines(const struct run *r, uint32_t row, const float *y, float *d)
 
 // --- Passes
 
+// An engine with threads of its own.
+struct engine {
+    struct nb_team *team;
+    struct nb_grad *g;
+};
+
+static struct engine open_engine(const struct nb_plan *plan, uint32_t threads,
+                                 struct nb_device *device)
+{
+    struct nb_error error = {""};
+    struct engine e;
+    need_ok(nb_team_create(threads, &e.team), "team");
+    need_ok(nb_grad_open_on(plan, e.team, device, &e.g, &error), error.text);
+    return e;
+}
+
+static void close_engine(const struct engine *e)
+{
+    nb_grad_close(e->g);
+    nb_team_destroy(e->team);
+}
+
 // The head forward and backward by slices of rows.
 static double head(const struct run *r, struct nb_grad *g, const float *x, float *ret_y,
                    float *ret_d)
@@ -162,13 +184,10 @@ static size_t size_of(const struct nb_grad_tensor *t)
 static struct result compute(const struct run *r)
 {
     struct nb_error error = {""};
-    struct nb_team *team;
-    struct nb_grad *g;
+    const struct engine e = open_engine(r->plan, r->threads, r->device);
     uint32_t n;
-    need_ok(nb_team_create(r->threads, &team), "team");
-    need_ok(nb_grad_open_on(r->plan, team, r->device, &g, &error), error.text);
-    need_ok(nb_grad_batch(g, r->sequence, r->n_sequences, &error), error.text);
-    struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
+    need_ok(nb_grad_batch(e.g, r->sequence, r->n_sequences, &error), error.text);
+    struct nb_grad_tensor *t = nb_grad_tensors(e.g, &n);
     const size_t y = (size_t)r->rows * (r->embeds ? r->plan->hp.embedding : r->plan->hp.vocab);
     struct result out = {.n = y + 1};
     for (uint32_t i = 0; i < n; i++)
@@ -177,9 +196,8 @@ static struct result compute(const struct run *r)
     float *at = out.numbers + y + 1;
     for (uint32_t i = 0; i < n; at += size_of(&t[i++]))
         t[i].gradient = at;
-    out.numbers[y] = (float)pass(r, g, out.numbers);
-    nb_grad_close(g);
-    nb_team_destroy(team);
+    out.numbers[y] = (float)pass(r, e.g, out.numbers);
+    close_engine(&e);
     return out;
 }
 
@@ -187,18 +205,13 @@ static struct result compute(const struct run *r)
 
 static void name_tensors(const struct nb_plan *plan)
 {
-    struct nb_error error = {""};
-    struct nb_team *team;
-    struct nb_grad *g;
+    const struct engine e = open_engine(plan, 1, NULL);
     uint32_t n;
-    need_ok(nb_team_create(1, &team), "team");
-    need_ok(nb_grad_open(plan, team, &g, &error), error.text);
-    const struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
+    const struct nb_grad_tensor *t = nb_grad_tensors(e.g, &n);
     for (uint32_t i = 0; i < n; i++)
         printf("%.*s %u %u %u\n", (int)t[i].name.len, t[i].name.data, t[i].experts, t[i].rows,
                t[i].cols);
-    nb_grad_close(g);
-    nb_team_destroy(team);
+    close_engine(&e);
 }
 
 static struct nb_plan *open_plan(const char *path)
@@ -274,22 +287,17 @@ static void run_pieces(const struct run *r, struct nb_grad *g, const struct nb_g
 
 static int check_pieces(const struct run *r, const struct result *whole)
 {
-    struct nb_error error = {""};
-    struct nb_team *team;
-    struct nb_grad *g;
     const size_t logits = (size_t)r->rows * r->plan->hp.vocab;
     if (r->embeds)
         return 0;
     float *found = need(malloc(logits * sizeof(*found))), *at = found;
-    need_ok(nb_team_create(r->threads, &team), "team");
-    need_ok(nb_grad_open(r->plan, team, &g, &error), error.text);
+    const struct engine e = open_engine(r->plan, r->threads, NULL);
     for (uint32_t i = 0; i < r->n_sequences; at += r->sequence[i++].n * r->plan->hp.vocab)
-        run_pieces(r, g, &r->sequence[i], at);
+        run_pieces(r, e.g, &r->sequence[i], at);
     const double off = apart_of(found, whole->numbers, logits, 0);
     if (off > PIECES_BOUND)
         fprintf(stderr, "gradients: token by token logits are %.1e off\n", off);
-    nb_grad_close(g);
-    nb_team_destroy(team);
+    close_engine(&e);
     free(found);
     return off > PIECES_BOUND;
 }
@@ -314,14 +322,10 @@ static int compare_device(struct run *r, const char *name, bool again)
     const size_t y = (size_t)r->rows * (r->embeds ? r->plan->hp.embedding : r->plan->hp.vocab);
     const double results = apart_of(found.numbers, cpu.numbers, y, 0);
     const double all = largest_of(cpu.numbers + y + 1, cpu.n - y - 1);
-    struct nb_error error = {""};
-    struct nb_team *team;
-    struct nb_grad *g;
+    const struct engine e = open_engine(r->plan, 1, NULL);
     uint32_t n, worst = 0;
     double most = 0;
-    need_ok(nb_team_create(1, &team), "team");
-    need_ok(nb_grad_open(r->plan, team, &g, &error), error.text);
-    const struct nb_grad_tensor *t = nb_grad_tensors(g, &n);
+    const struct nb_grad_tensor *t = nb_grad_tensors(e.g, &n);
     size_t at = y + 1;
     for (uint32_t i = 0; i < n; at += size_of(&t[i++])) {
         const double one =
@@ -332,8 +336,7 @@ static int compare_device(struct run *r, const char *name, bool again)
     printf("%s results %.1e, %u gradients %.1e (%.*s)\n", name, results, n, most,
            (int)t[worst].name.len, t[worst].name.data);
     fflush(stdout);
-    nb_grad_close(g);
-    nb_team_destroy(team);
+    close_engine(&e);
     return !(results <= DEVICE_BOUND && most <= DEVICE_BOUND) +
            compare(&found, &second, "a second time");
 }

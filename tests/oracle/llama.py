@@ -125,27 +125,23 @@ def derived(name, ftype, source=None):
     path = CACHE / "models" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        params = ll.llama_model_quantize_default_params()
-        params.ftype = ftype
-        params.nthread = 2
-        params.allow_requantize = True
         part = path.with_suffix(f".part{os.getpid()}")
-        if ll.llama_model_quantize(str(source or PACKAGED).encode(), str(part).encode(),
-                                   ctypes.byref(params)):
-            raise RuntimeError(f"llama.cpp cannot write {path}")
+        quantize(source or PACKAGED, part, ftype)
         part.rename(path)
     return path
 
 
-def quantize(source, to, ftype, importance):
-    """A file that llama.cpp quantizes with the importance of each matrix's columns, by name."""
+def quantize(source, to, ftype, importance=None):
+    """A file that llama.cpp quantizes, with the importance of each matrix's columns, by name, where it is given."""
+    params = ll.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.allow_requantize = ftype, 2, True
+    importance = importance or {}
     kept = [np.ascontiguousarray(x, dtype=np.float32) for x in importance.values()]
     data = (ll.llama_model_imatrix_data * (len(kept) + 1))()  # the last one is empty, which ends the list
     for i, (name, x) in enumerate(zip(importance, kept)):
         data[i].name, data[i].size = name.encode(), x.size
         data[i].data = x.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    params = ll.llama_model_quantize_default_params()
-    params.ftype, params.nthread, params.imatrix, params.allow_requantize = ftype, 2, data, True
+    params.imatrix = data if importance else None
     if ll.llama_model_quantize(str(source).encode(), str(to).encode(), ctypes.byref(params)):
         raise RuntimeError(f"llama.cpp cannot write {to}")
 

@@ -29,13 +29,18 @@ struct machine {
     float x[ROWS * E], y[ROWS * E], d[ROWS * E];
 };
 
+static int32_t token_of(uint32_t i)
+{
+    return (int32_t)(i * 7 % RANDOM_VOCAB);
+}
+
 // x of a batch of one sequence or both.
 static void begin(struct machine *m, uint32_t sequences)
 {
     struct nb_error error = {""};
     int32_t token[ROWS];
-    for (int32_t i = 0; i < ROWS; i++)
-        token[i] = i * 7 % RANDOM_VOCAB;
+    for (uint32_t i = 0; i < ROWS; i++)
+        token[i] = token_of(i);
     const struct nb_grad_sequence sequence[] = {{token, 71, 0}, {token + 71, ROWS - 71, 3}};
     assert_int_equal(nb_grad_batch(m->g, sequence, sequences, &error), 0);
     assert_int_equal(nb_grad_begin(m->g, m->x), 0);
@@ -354,11 +359,6 @@ static void stages_of_a_layer(void **state)
 }
 
 // --- Going on
-
-static int32_t token_of(uint32_t i)
-{
-    return (int32_t)(i * 7 % RANDOM_VOCAB);
-}
 
 // The two sequences' tokens [from, at) of 70, through all layers: the last rows of both to `ret`.
 static void run_piece(struct machine *m, uint32_t from, uint32_t at, float *ret)

@@ -5,9 +5,10 @@ usage: tests/oracle/run tests/peers/compression/sizes.py --keep DIR [--build bui
 
 Each size is a job with a target; --type (all but Q4_1 and Q5_1, whose grids hold the packaged model's weights exactly, in
 presets too) and --recipe (a JSON object, as {"method": "gptq"}) go to it. Presets get the importance matrix that Nibble
-measured of the same text; of types that it does not load, the floats that llama.cpp makes of the file are judged. All are judged by one `nibble eval` at `exact`, on texts that are no part of the calibration: its
-report with charts, and all files, lie in DIR, and a file that is there already is not made again. A row of ours has
-beside it the best preset that is no larger than 1.005 of it.
+measured of the same text. All are judged by one `nibble eval` at `exact`, on texts that are no part of the calibration; of
+types that Nibble does not load, the floats that llama.cpp makes of the file are. The report with charts, and all files, lie in
+DIR, and a file that is there already is not made again. A row of ours has beside it the best preset that is no larger than
+1.005 of it.
 """
 import argparse
 import json
@@ -66,7 +67,7 @@ def judged(path):
     floats = path.parent / "floats" / path.name
     if not floats.exists():
         floats.parent.mkdir(exist_ok=True)
-        compare.llama.quantize(path, floats, 0, {})
+        compare.llama.quantize(path, floats, 0)
     return floats
 
 
