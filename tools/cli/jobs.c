@@ -90,8 +90,8 @@ int jobs_wait(nibble *connection, uint64_t job, const char *what)
 
 // ---- Results
 
-// By the kernel where it can.
-int jobs_copy(int from, int to, uint64_t bytes)
+// The whole of a file to another, from its start: by the kernel where it can. -errno.
+static int copy_bytes(int from, int to, uint64_t bytes)
 {
     loff_t at = 0;
     static char some[1 << 16];
@@ -112,22 +112,25 @@ int jobs_copy(int from, int to, uint64_t bytes)
     return 0;
 }
 
-int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const char *out, bool force)
+int jobs_copy(nibble *connection, uint64_t job, enum jobs_result which, const char *name, int to)
 {
     struct nibble_jobs_result info;
-    int to, from;
+    int from;
     int rc = nibble_jobs_result(connection, job, which, &from, &info);
     if (rc < 0)
         return cli_failed(connection, "result", rc);
-    int status = cli_output_open(out, force, &to);
-    if (status == CLI_OK) {
-        errno = 0;
-        rc = jobs_copy(from, to, info.bytes);
-        if (rc < 0)
-            status = cli_error("%s: %s", out, strerror(-rc));
-        status = cli_output_close(out, force, to, status);
-    }
+    errno = 0;
+    rc = copy_bytes(from, to, info.bytes);
     close(from);
+    return rc < 0 ? cli_error("%s: %s", name, strerror(-rc)) : CLI_OK;
+}
+
+int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const char *out, bool force)
+{
+    int to;
+    int status = cli_output_open(out, force, &to);
+    if (status == CLI_OK)
+        status = cli_output_close(out, force, to, jobs_copy(connection, job, which, out, to));
     return status;
 }
 

@@ -20,8 +20,8 @@ enum jobs_result { JOBS_MODEL, JOBS_REPORT, JOBS_IMATRIX, JOBS_TEXTS = JOBS_IMAT
 // Writes one of them to `out`. An exit status.
 int jobs_save(nibble *connection, uint64_t job, enum jobs_result which, const char *out,
               bool force);
-// The whole of a file to another, from its start. -errno.
-int jobs_copy(int from, int to, uint64_t bytes);
+// Or to the descriptor `to`, which is `name` to its user.
+int jobs_copy(nibble *connection, uint64_t job, enum jobs_result which, const char *name, int to);
 // One of them that is JSON; NULL: there is none that can be read.
 json_t *jobs_json(nibble *connection, uint64_t job, enum jobs_result which);
 // Tells what a report warns of, on stderr.

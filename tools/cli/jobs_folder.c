@@ -1,5 +1,4 @@
 // A job's result that is a Hugging Face folder: its small files come in one file of JSON.
-#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -18,21 +17,11 @@ bool jobs_is_folder(nibble *connection, uint64_t job)
 
 static int save_tensors(nibble *connection, uint64_t job, struct folder *f, const char *name)
 {
-    struct nibble_jobs_result info;
-    int from, to;
-    int rc = nibble_jobs_result(connection, job, JOBS_MODEL, &from, &info);
-    if (rc < 0)
-        return cli_failed(connection, "result", rc);
+    int to;
     int status = folder_create(f, name, &to);
-    if (status == CLI_OK) {
-        errno = 0;
-        rc = jobs_copy(from, to, info.bytes);
-        if (rc < 0)
-            status = cli_error("%s: %s", name, strerror(-rc));
-        status = folder_end(f, name, to, status);
-    }
-    close(from);
-    return status;
+    return status == CLI_OK
+               ? folder_end(f, name, to, jobs_copy(connection, job, JOBS_MODEL, name, to))
+               : status;
 }
 
 int jobs_save_folder(nibble *connection, uint64_t job, const char *out)
