@@ -33,8 +33,8 @@ struct nb_hf_writer;
 
 // `to`: F32, F16, BF16, INT8 or NF4 of enum nb_type, or NB_HF_WRITE_KEEP: float types as they are,
 // quantized ones as F16. With INT8 and NF4 the embedding, the head and what else is no linear layer
-// are BF16 where they were, else F16. Vectors are F32 always. The source is borrowed. -errno with
-// its line.
+// are BF16 where they were, else F16. What is NF4 already keeps its codes. Vectors are F32 always.
+// The source is borrowed. -errno with its line.
 int nb_hf_writer_create(const struct nb_source *s, uint32_t to, struct nb_hf_writer **ret,
                         struct nb_error *ret_error);
 void nb_hf_writer_destroy(struct nb_hf_writer *w); // NULL is fine

@@ -195,7 +195,10 @@ static int write_nf4(const struct writing *p, uint64_t first, uint64_t n)
     const struct nb_type_info *nf4 = nb_type_info(NB_TYPE_NF4);
     const uint64_t cols = p->out->t->dims[0], blocks = n * cols / nf4->block;
     const uint64_t half = nf4->block / 2;
-    nf4->quantize(p->floats, p->coded, blocks);
+    if (p->out->t->type == NB_TYPE_NF4) // its codes are kept
+        memcpy(p->coded, p->in, blocks * nf4->bytes);
+    else
+        nf4->quantize(p->floats, p->coded, blocks);
     for (uint64_t b = 0; b < blocks; b++) { // to the front, over what is done
         const uint8_t *block = p->coded + b * nf4->bytes;
         memcpy(&p->scales[first * cols / nf4->block + b], block, sizeof(float));
