@@ -19,25 +19,16 @@ static inline struct span group_of(const struct span *block, unsigned g)
     return (struct span){block->shape, block->x + g * n, block->w + g * n, n};
 }
 
-// Where the next of nb_iq4_values is nearer, and how far away it is.
-static const struct step {
-    float edge, gap;
-} table_steps[15] = {
-    {-115.5f, 23}, {-93.5f, 21}, {-74, 18},   {-57, 16}, {-42, 14},
-    {-28.5f, 13},  {-16, 12},    {-4.5f, 11}, {7, 12},   {19, 12},
-    {31.5f, 13},   {45.5f, 15},  {61, 16},    {79, 20},  {101, 24},
-};
-
 // The v of `shape` that is nearest to t. What is not a number gives the lowest.
 FORCED vf nearest(const struct nb_shape *shape, vf t)
 {
     t = f_min(f_max(t, f_set1(shape->low)), f_set1(shape->high));
     if (!shape->table)
         return f_rint(t);
-    vf v = f_set1(shape->low);
+    vf v = f_set1(shape->value[0]);
     for (unsigned k = 0; k < 15; k++) {
-        vmask above = m_sign(f_sub(f_set1(table_steps[k].edge), t));
-        v = f_add(v, f_select(above, f_set1(table_steps[k].gap), f_zero()));
+        vmask above = m_sign(f_sub(f_set1(shape->edge[k]), t));
+        v = f_select(above, f_set1(shape->value[k + 1]), v);
     }
     return v;
 }
@@ -50,7 +41,7 @@ static inline unsigned codes_of(const struct nb_shape *shape)
 // What the i-th code stands for, from the lowest.
 static inline float value_of(const struct nb_shape *shape, unsigned i)
 {
-    return shape->table ? (float)nb_iq4_values[i] : shape->low + (float)i;
+    return shape->table ? shape->value[i] : shape->low + (float)i;
 }
 
 // 0 for a scale that is zero or whose inverse is not a number to multiply with.
@@ -120,7 +111,7 @@ static inline void put_codes(const struct nb_shape *shape, const float *x, float
             }
             unsigned c = 0;
             for (unsigned k = 0; k < 15; k++)
-                c += v[i] > table_steps[k].edge;
+                c += v[i] > shape->edge[k];
             code[j + i] = (uint8_t)c;
         }
     }

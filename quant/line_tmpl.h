@@ -63,7 +63,7 @@ static inline void find_symmetric(struct finder *f, float end, struct extent e, 
 {
     const float extreme = extreme_of(e), opposite = e.least + e.most - extreme;
     static const float clips[] = {0.75f, 1, 1.4f, 2, 3};
-    float tenth = f->s->shape->table ? 1 : 0.1f;
+    float tenth = f->s->shape->table ? nb_shape_unit(f->s->shape) : 0.1f;
     for (int k = -TENTHS; k <= TENTHS; k++)
         try_symmetric(f, (end + tenth * (float)k) / extreme);
     for (int k = -TENTHS; fabsf(opposite) > 0.5f * fabsf(extreme) && k <= TENTHS; k += 3)

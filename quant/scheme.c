@@ -15,9 +15,10 @@
     {                                                                                              \
         name, bits, group, min, NB_TYPE_##type, false, NULL                                        \
     }
-#define NONE(name, bits, group, min, instead)                                                      \
+#define FOLDER(name, bits, group, min, type)                                                       \
     {                                                                                              \
-        name, bits, group, min, NB_TYPE_END, false, instead                                        \
+        name, bits, group, min, NB_TYPE_##type, true,                                              \
+            "a Hugging Face folder does (--format safetensors)"                                    \
     }
 #define ROW    NB_GROUP_ROW
 #define TENSOR NB_GROUP_TENSOR
@@ -49,7 +50,7 @@ static const struct nb_scheme schemes[] = {
     EXACT("q4_k", 4, 32, true, Q4_K),
     EXACT("iq4_nl", 4, 32, false, IQ4_NL),
     EXACT("iq4_xs", 4, 32, false, IQ4_XS),
-    NONE("nf4", 4, 64, false, "a Hugging Face folder does (--format safetensors)"),
+    FOLDER("nf4", 4, 64, false, NF4),
     EXACT("q3_k", 3, 16, false, Q3_K),
     HELD("int3-g32", 3, 32, false, Q4_0),
     HELD("int3-g32-min", 3, 32, true, Q4_1),
@@ -111,8 +112,11 @@ bool nb_scheme_has_zero(const struct nb_scheme *s)
 {
     struct nb_shape shape;
     if (nb_shape_init(&shape, s->type) < 0) // floats; a zero point is a code
-        return s->type != NB_TYPE_END;
-    return !shape.has_min && !shape.table;
+        return true;
+    bool table = false;
+    for (unsigned i = 0; shape.table && i < 16; i++)
+        table = table || shape.value[i] == 0;
+    return shape.table ? table : !shape.has_min;
 }
 
 void nb_scheme_codes(const struct nb_scheme *s, float *ret_low, float *ret_high)

@@ -17,9 +17,9 @@ struct nb_scheme {
     const char *name;     // "int4-g64-min"; one that is a type alone has the type's name
     uint32_t bits, group; // of a code; weights under one scale
     bool has_min;         // as int8-*-zero: a zero point
-    uint32_t type;        // that holds it; NB_TYPE_END: none does
+    uint32_t type;        // that holds it
     bool exact;           // the type is the scheme
-    const char *instead;  // where no type holds it: what to do, the end of a sentence
+    const char *instead;  // where the type is none of GGUF's: what has it, the end of a sentence
 };
 
 // All schemes, ordered by bits. ret_n: how many.

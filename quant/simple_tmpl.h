@@ -36,7 +36,7 @@ static inline bool shake_stored(const struct span *s, struct stored *best)
     const float before = best->error, d = nb_f16_to_f32(best->d), m = nb_f16_to_f32(best->m);
     struct finder f = {.s = s, .stored = best, .error = INFINITY};
     for (unsigned i = 0; d != 0 && i < sizeof(parts) / sizeof(parts[0]); i++) {
-        float scaled = d * (1 + parts[i] / s->shape->high);
+        float scaled = d * (1 + parts[i] * nb_shape_unit(s->shape) / s->shape->high);
         if (s->shape->has_min) {
             try_affine(&f, m + parts[i] * d, inverse(d));
             try_affine(&f, m, inverse(scaled));

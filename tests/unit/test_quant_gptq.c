@@ -203,8 +203,8 @@ static void a_team_chooses_the_same_zeros(void **state)
 
 static void a_team_gives_the_same_bytes(void **state)
 {
-    static const uint32_t types[] = {NB_TYPE_Q4_0,   NB_TYPE_Q5_1, NB_TYPE_Q2_0,
-                                     NB_TYPE_IQ4_NL, NB_TYPE_Q3_K, NB_TYPE_Q4_K};
+    static const uint32_t types[] = {NB_TYPE_Q4_0, NB_TYPE_Q5_1, NB_TYPE_Q2_0, NB_TYPE_IQ4_NL,
+                                     NB_TYPE_Q3_K, NB_TYPE_Q4_K, NB_TYPE_NF4};
     struct nb_team *alone = NULL;
     assert_int_equal(nb_team_create(1, &alone), 0);
     for (int by_size = 0; by_size < 2; by_size++) {
