@@ -39,8 +39,9 @@ struct nb_compress {
     const struct nb_ranges *ranges; // of inputs; NULL: not yet, or never
     struct told *told;              // by the journal, of each tensor; without bytes: nothing
     bool *has;
-    uint64_t bytes, done; // of all tensors
-    uint64_t synced_ns;   // when
+    struct nb_source result; // without tensors: not yet
+    uint64_t bytes, done;    // of all tensors
+    uint64_t synced_ns;      // when
 };
 
 // ---- The plan
@@ -106,6 +107,8 @@ static int list(const struct nb_compress *c, struct nb_gguf_writer **ret,
 {
     struct nb_gguf_writer *w = NULL;
     int rc = nb_gguf_writer_create(&w);
+    if (rc == 0 && nb_recipe_folder(c->recipe))
+        nb_gguf_writer_own(w);
     if (rc == 0)
         rc = nb_convert_put_type(w, nb_compress_type(c));
     if (rc == 0)
@@ -214,6 +217,7 @@ void nb_compress_destroy(struct nb_compress *c)
     free(c->choices);
     free(c->told);
     free(c->has);
+    free(c->result.tensors);
     free(c);
 }
 
@@ -335,6 +339,34 @@ static int read_at(const struct nb_compress *c, uint8_t *ret, uint64_t bytes, ui
 int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb_error *ret_error)
 {
     return read_at(c, ret, nb_compress_bytes(c, tensor), nb_gguf_offset(c->w, tensor), ret_error);
+}
+
+static int read_result(void *user, const struct nb_source_tensor *t, uint64_t first, uint64_t n,
+                       void *dst, struct nb_error *ret_error)
+{
+    const struct nb_compress *c = user;
+    const uint64_t each = nb_type_row_bytes(t->type, t->dims[0]);
+    const uint32_t i = (uint32_t)(t - c->result.tensors);
+    return read_at(c, dst, n * each, nb_gguf_offset(c->w, i) + first * each, ret_error);
+}
+
+const struct nb_source *nb_compress_result(struct nb_compress *c)
+{
+    const uint32_t n = c->s->n_tensors;
+    if (c->result.tensors)
+        return &c->result;
+    c->result = *c->s;
+    c->result.read = read_result;
+    c->result.read_user = c;
+    c->result.tensors = calloc(n + 1, sizeof(*c->result.tensors));
+    if (!c->result.tensors)
+        return NULL;
+    memcpy(c->result.tensors, c->s->tensors, n * sizeof(*c->s->tensors));
+    for (uint32_t i = 0; i < n; i++) {
+        c->result.tensors[i].type = c->choices[i].type;
+        c->result.tensors[i].bytes = nb_compress_bytes(c, i);
+    }
+    return &c->result;
 }
 
 // ---- Tensors

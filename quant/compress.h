@@ -64,6 +64,9 @@ int nb_compress_get(struct nb_compress *c, uint32_t tensor, void *ret, struct nb
 // How many of its weights are zeros, in the file. Blocks; -errno with its line.
 int nb_compress_zeros(const struct nb_compress *c, uint32_t tensor, uint64_t *ret,
                       struct nb_error *ret_error);
+// The file, once it is whole, as a source of the same tensors in the types that they have there.
+// Valid as long as `c`. NULL without memory.
+const struct nb_source *nb_compress_result(struct nb_compress *c);
 // Writes one that somebody has encoded; the journal tells of it. -errno with its line.
 int nb_compress_put(struct nb_compress *c, uint32_t tensor, const void *bytes,
                     struct nb_error *ret_error);

@@ -61,6 +61,11 @@ const struct nb_recipe_target *nb_recipe_target(const struct nb_recipe *r)
     return &r->target;
 }
 
+bool nb_recipe_folder(const struct nb_recipe *r)
+{
+    return r->folder;
+}
+
 uint32_t nb_recipe_folds(const struct nb_recipe *r)
 {
     return r->folds;
@@ -78,18 +83,19 @@ const struct nb_scheme *nb_recipe_to(const struct nb_recipe *r)
 
 // ---- Reading
 
-static int read_scheme(const char *key, const json_t *value, const struct nb_scheme **ret,
-                       struct nb_error *ret_error)
+static int read_scheme(const struct nb_recipe *r, const char *key, const json_t *value,
+                       const struct nb_scheme **ret, struct nb_error *ret_error)
 {
     char known[NB_ROUNDING_LIST];
     const char *name = json_string_value(value);
     const struct nb_scheme *scheme = name ? nb_scheme_by_name(name) : NULL;
     if (!name)
         return nb_fail(ret_error, -EINVAL, "the recipe's \"%s\" is no type's name", key);
-    if (scheme && scheme->instead)
+    const bool of_folder = scheme && scheme->instead;
+    if (of_folder && !r->folder)
         return nb_fail(ret_error, -EINVAL, "the recipe's \"%s\": no type of GGUF holds %s: %s", key,
                        scheme->name, scheme->instead);
-    if (!scheme || !nb_rounding_has(scheme->type))
+    if (!scheme || (!of_folder && !nb_rounding_has(scheme->type)))
         return nb_fail(ret_error, -EINVAL,
                        "the recipe's \"%s\": \"%.32s\" is no type that Nibble writes; these are: "
                        "%s; nor a scheme as int8-channel or int4-g128-min",
@@ -127,7 +133,7 @@ static int read_rule(struct nb_recipe *r, const json_t *object, struct nb_error 
                        "each of the recipe's \"tensors\" has a \"match\", and a \"to\" or a "
                        "\"sparse\" or both, and nothing else");
     rule->text = json_string_value(match);
-    int rc = to ? read_scheme("to", to, &rule->to, ret_error) : 0;
+    int rc = to ? read_scheme(r, "to", to, &rule->to, ret_error) : 0;
     if (rc == 0 && sparse)
         rc = nb_recipe_read_zeros(rule, sparse, ret_error);
     if (rc == 0)
@@ -307,7 +313,7 @@ static int read_types(struct nb_recipe *r, const json_t *array, struct nb_error 
                        NB_RECIPE_TYPES);
     for (size_t i = 0; i < n && rc == 0; i++) {
         const struct nb_scheme *scheme = NULL;
-        rc = read_scheme("types", json_array_get(array, i), &scheme, ret_error);
+        rc = read_scheme(r, "types", json_array_get(array, i), &scheme, ret_error);
         if (rc == 0 && scheme && !scheme->exact)
             rc = nb_fail(ret_error, -EINVAL, "the recipe's \"types\": %s is no type", scheme->name);
         r->target.types[i] = rc == 0 && scheme ? scheme->type : 0;
@@ -468,7 +474,7 @@ static int read_key(struct nb_recipe *r, const char *key, const json_t *value,
                    {"else", &r->otherwise}};
     for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
         if (!strcmp(key, schemes[i].key))
-            return read_scheme(key, value, schemes[i].scheme, ret_error);
+            return read_scheme(r, key, value, schemes[i].scheme, ret_error);
     const struct {
         const char *key;
         int (*read)(struct nb_recipe *r, const json_t *value, struct nb_error *ret_error);
@@ -523,7 +529,7 @@ static int read_all(struct nb_recipe *r, struct nb_error *ret_error)
     return rc == 0 ? prepare(r, ret_error) : rc;
 }
 
-int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
+int nb_recipe_parse(const char *text, size_t len, bool folder, struct nb_recipe **ret,
                     struct nb_error *ret_error)
 {
     json_error_t e;
@@ -532,6 +538,7 @@ int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
     struct nb_recipe *r = calloc(1, sizeof(*r));
     if (!r)
         return nb_fail(ret_error, -ENOMEM, "no memory for the recipe");
+    r->folder = folder;
     r->calibration = (struct nb_sampling_plan){.length = 256, .seed = 1};
     r->feedback = (struct nb_feedback_plan){false, 0.03f, -1.0f, 2};
     // What gains after error feedback (docs/numbers.md): higher rates, and codes that flip, undo

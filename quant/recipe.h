@@ -27,10 +27,13 @@
 
 struct nb_recipe;
 
-// -EINVAL with what is wrong in one line, by the key's name; -ENOMEM.
-int nb_recipe_parse(const char *text, size_t len, struct nb_recipe **ret,
+// folder: of what is written as a Hugging Face folder, which has NF4 too. -EINVAL with what is
+// wrong in one line, by the key's name; -ENOMEM.
+int nb_recipe_parse(const char *text, size_t len, bool folder, struct nb_recipe **ret,
                     struct nb_error *ret_error);
 void nb_recipe_free(struct nb_recipe *recipe); // NULL is fine
+
+bool nb_recipe_folder(const struct nb_recipe *recipe);
 
 // "calibration": windows of text, where the job has one.
 struct nb_sampling_plan {

@@ -19,6 +19,7 @@ struct nb_recipe_rule {
 
 struct nb_recipe {
     json_t *json;
+    bool folder;                                                 // NF4 is a type
     const struct nb_scheme *to, *embedding, *output, *otherwise; // NULL: not said
     struct nb_sampling_plan calibration;
     struct nb_feedback_plan feedback;

@@ -197,6 +197,13 @@ static json_t *tried_json(const struct nb_report *r)
     return tried;
 }
 
+json_t *nb_report_calibration(const struct nb_recipe *recipe, const char *text)
+{
+    const struct nb_sampling_plan plan = nb_recipe_calibration(recipe);
+    return json_pack("{s:s, s:I, s:I}", "text", text, "samples", (json_int_t)plan.samples, "length",
+                     (json_int_t)plan.length);
+}
+
 static json_t *whole_json(const struct nb_report *r)
 {
     json_t *tensors = json_array(), *warnings = json_array();
@@ -225,12 +232,8 @@ static json_t *whole_json(const struct nb_report *r)
                   (json_int_t)bytes, "bits", 8.0 * (double)bytes / (double)elements, "scheme_bits",
                   scheme_bits / (double)elements, "activations", scales[activations.scale],
                   "warnings", warnings, "tensors", tensors);
-    if (whole && r->text) {
-        const struct nb_sampling_plan plan = nb_recipe_calibration(r->recipe);
-        json_object_set_new(whole, "calibration",
-                            json_pack("{s:s, s:I, s:I}", "text", r->text, "samples",
-                                      (json_int_t)plan.samples, "length", (json_int_t)plan.length));
-    }
+    if (whole && r->text)
+        json_object_set_new(whole, "calibration", nb_report_calibration(r->recipe, r->text));
     if (whole && r->zeros)
         json_object_set_new(whole, "sparse", sparse_json(r, warnings));
     if (whole && r->allocated)

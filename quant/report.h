@@ -2,6 +2,8 @@
 // know what is in the file.
 #pragma once
 
+#include <jansson.h>
+
 #include "quant/allocation.h"
 #include "quant/fold.h"
 #include "quant/gain.h"
@@ -29,6 +31,9 @@ struct nb_report {
     const struct nb_allocated *allocated;
     const struct nb_divergence *divergence;
 };
+
+// What was learnt from: `text` as above. The caller owns it; NULL without memory.
+json_t *nb_report_calibration(const struct nb_recipe *recipe, const char *text);
 
 // Writes to `fd`, from its start: the type, bits a weight and bytes of each tensor and of all, and
 // what the user is to be warned of. -errno.

@@ -24,7 +24,7 @@ struct nb_gguf_writer {
     uint64_t data;   // where it begins in the file
     int fd;
     uint64_t current, done; // the tensor being written, and its bytes that are
-    bool begun;
+    bool begun, own;
 };
 
 int nb_gguf_writer_create(struct nb_gguf_writer **ret)
@@ -81,12 +81,16 @@ static uint64_t align(uint64_t n)
 }
 
 // Bytes of a tensor; 0 when type and shape do not fit.
+void nb_gguf_writer_own(struct nb_gguf_writer *w)
+{
+    w->own = true;
+}
+
 static uint64_t tensor_bytes(uint32_t type, uint32_t n_dims, const uint64_t *dims)
 {
     const struct nb_type_info *info = nb_type_info(type);
     uint64_t n = 1, bytes;
-    if (!info || type >= NB_TYPE_GGUF_END || n_dims < 1 || n_dims > NB_GGUF_MAX_DIMS ||
-        dims[0] % info->block)
+    if (!info || n_dims < 1 || n_dims > NB_GGUF_MAX_DIMS || dims[0] % info->block)
         return 0;
     for (uint32_t d = 0; d < n_dims; d++)
         if (__builtin_mul_overflow(n, dims[d], &n))
@@ -107,7 +111,8 @@ int nb_gguf_add_tensor(struct nb_gguf_writer *w, const char *name, uint32_t type
 {
     struct nb_str s = {name, strlen(name)};
     uint64_t bytes = tensor_bytes(type, n_dims, dims);
-    if (w->begun || !bytes || !nb_name_ok(s) || s.len > NB_GGUF_MAX_NAME || has_tensor(w, name))
+    if (w->begun || (type >= NB_TYPE_GGUF_END && !w->own) || !bytes || !nb_name_ok(s) ||
+        s.len > NB_GGUF_MAX_NAME || has_tensor(w, name))
         return -EINVAL;
     struct entry *grown = realloc(w->tensors, (w->n_tensors + 1) * sizeof(*grown));
     if (!grown)

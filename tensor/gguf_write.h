@@ -9,6 +9,8 @@ struct nb_gguf_writer;
 
 int nb_gguf_writer_create(struct nb_gguf_writer **ret);
 void nb_gguf_writer_destroy(struct nb_gguf_writer *w); // NULL is fine
+// The file is the writer's own: its tensors may be of a folder's types too, and no reader takes it.
+void nb_gguf_writer_own(struct nb_gguf_writer *w);
 
 // Metadata, by the rules of gguf_kvs.h: put overrides first, then copy the rest. After
 // nb_gguf_begin -EINVAL.
@@ -23,7 +25,7 @@ int nb_gguf_put_strs(struct nb_gguf_writer *w, const char *key, const struct nb_
 int nb_gguf_copy_metadata(struct nb_gguf_writer *w, const struct nb_gguf *source);
 
 // A tensor that will be written, at the place in the order of these calls. -EINVAL for a type that
-// Nibble does not load, a shape that does not fit it, a name that is there already.
+// no GGUF has or Nibble does not load, a shape that does not fit it, a name that is there already.
 int nb_gguf_add_tensor(struct nb_gguf_writer *w, const char *name, uint32_t type, uint32_t n_dims,
                        const uint64_t *dims);
 

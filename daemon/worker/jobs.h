@@ -54,6 +54,16 @@ struct nb_work_kind {
 int nb_jobs_round_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_round(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_weighted(struct nb_work *work, struct nb_error *ret_error);
+// The same for another kind of job: tensors of the types of a folder's recipe lie in the first
+// scratch file, and results are for `then`, which gets them as a source, with what they were learnt
+// from; both are borrowed.
+struct nb_jobs_then {
+    int (*run)(void *user, const struct nb_source *rounded, const json_t *calibration,
+               struct nb_error *ret_error);
+    void *user;
+};
+int nb_jobs_weigh(struct nb_work *work, const char *recipe, const struct nb_jobs_then *then,
+                  struct nb_error *ret_error);
 int nb_jobs_folder_check(const char *recipe, size_t len, struct nb_error *ret_error);
 int nb_jobs_folder(struct nb_work *work, struct nb_error *ret_error);
 int nb_jobs_distill_check(const char *recipe, size_t len, struct nb_error *ret_error);
@@ -79,10 +89,9 @@ struct nb_jobs_given {
     uint32_t n_model, n_texts, n_teacher, n_imatrix;
 };
 void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret);
-// The whole room of the first result at once, so that a full disk is met before the work, not after
-// it; and leave of the broker for `more` bytes beside. -errno with its line.
-int nb_jobs_make_room(const struct nb_work *work, uint64_t bytes, uint64_t more,
-                      struct nb_error *ret_error);
+// The whole room of a file (a result) at once, so that a full disk is met before the work, not
+// after it; and leave of the broker for it and `more` bytes beside. -errno with its line.
+int nb_jobs_make_room(int fd, uint64_t bytes, uint64_t more, struct nb_error *ret_error);
 
 // A result that is one JSON object, from its start and durable; takes it. flags: of json_dumps.
 // NULL is no memory for it. -errno with its line.

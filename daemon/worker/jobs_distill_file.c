@@ -19,7 +19,7 @@ int nb_jobs_distill_types(const struct nb_train_recipe *r, struct nb_recipe **re
     json_t *root = json_pack("{s:s, s:s, s:{s:s}}", "to", r->to, "else", "F16", "activations",
                              "scheme", schemes[r->activations]);
     char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    int rc = text ? nb_recipe_parse(text, strlen(text), ret, e)
+    int rc = text ? nb_recipe_parse(text, strlen(text), false, ret, e)
                   : nb_fail(e, -ENOMEM, "no memory for the recipe");
     free(text);
     json_decref(root);
@@ -200,7 +200,7 @@ int nb_jobs_distill_round(struct distilling *k)
 
 int nb_jobs_distill_make_room(struct distilling *k)
 {
-    return nb_jobs_make_room(k->work, nb_compress_size(k->compress),
+    return nb_jobs_make_room(k->work->results[NB_DISTILL_MODEL], nb_compress_size(k->compress),
                              k->recipe.states * nb_jobs_distill_state_bytes(k) + REPORT_ROOM,
                              k->error);
 }

@@ -28,13 +28,12 @@ void nb_jobs_sort(const struct nb_work *work, struct nb_jobs_given *ret)
     }
 }
 
-int nb_jobs_make_room(const struct nb_work *work, uint64_t bytes, uint64_t more,
-                      struct nb_error *ret_error)
+int nb_jobs_make_room(int fd, uint64_t bytes, uint64_t more, struct nb_error *ret_error)
 {
     int rc = nb_jobs_need(bytes + more);
     if (rc < 0)
         return nb_fail(ret_error, rc, "the daemon did not answer");
-    if (fallocate(work->results[0], 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
+    if (fallocate(fd, 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
         return 0;
     return nb_fail(ret_error, -errno,
                    "the state directory has no room for the result of %llu bytes: %s",

@@ -23,8 +23,8 @@
 
 enum { MODEL, REPORT, IMATRIX }; // results
 
-// A job of either kind. What is not there is NULL; an allocation, a tuning and the method auto come
-// with a calibration.
+// A job of either kind. What is not there is NULL; an allocation, a tuning, the method auto and
+// what comes then come with a calibration.
 struct job {
     struct nb_work *work;
     const struct nb_source *source;
@@ -34,6 +34,8 @@ struct job {
     struct nb_jobs_allocation *allocation;
     struct nb_jobs_tuning *tuning;
     struct nb_jobs_auto *automatic;
+    const struct nb_jobs_then *then; // of another kind of job; NULL: the file is the result
+    int fd;                          // of the file
     // What is not a tensor's rounding counts as so many bytes of tensors: what comes before them;
     // error feedback and tuning, and how far these two are.
     uint64_t before, feedback, descent, fed;
@@ -93,7 +95,10 @@ static int make_room(const struct job *k)
 {
     const uint64_t bytes = most_bytes(k);
     const uint64_t scratch = k->tuning ? nb_jobs_tune_bytes(k->source, bytes) : 0;
-    return nb_jobs_make_room(k->work, bytes, scratch + REPORT_ROOM, k->error);
+    int rc = nb_jobs_make_room(k->fd, bytes, scratch + REPORT_ROOM, k->error);
+    if (rc == 0 && k->then) // whose result is about as large
+        rc = nb_jobs_make_room(k->work->results[MODEL], bytes, bytes + REPORT_ROOM, k->error);
+    return rc;
 }
 
 // ---- Stages
@@ -169,7 +174,7 @@ static int round_calibrated(struct job *k)
 // Tensors are counted once more after each judgement.
 static int round_judged(struct job *k)
 {
-    const struct nb_jobs_auto_run run = {k->calibration, k->c, k->work->results[MODEL]};
+    const struct nb_jobs_auto_run run = {k->calibration, k->c, k->fd};
     int rc = nb_jobs_auto_searched(&run, k->automatic, k->error);
     if (rc == 0 && nb_jobs_auto_feeds(k->automatic))
         rc = round_calibrated(k);
@@ -259,8 +264,8 @@ static int tell_all(struct job *k)
     if (rc == 0 && k->allocation) {
         r.allocated = nb_allocation_result(k->allocation->allocation);
         r.divergence = &divergence;
-        rc = nb_jobs_calibrate_judge(k->calibration, k->work->results[MODEL], UINT32_MAX,
-                                     &divergence, NULL, k->error);
+        rc =
+            nb_jobs_calibrate_judge(k->calibration, k->fd, UINT32_MAX, &divergence, NULL, k->error);
     }
     if (rc == 0)
         rc = report(k, &r);
@@ -268,9 +273,21 @@ static int tell_all(struct job *k)
     return rc == 0 && k->calibration ? export(k) : rc;
 }
 
+static int hand_over(struct job *k)
+{
+    const struct nb_source *rounded = nb_compress_result(k->c);
+    json_t *calibration = nb_report_calibration(k->recipe, text_of(k->calibration));
+    int rc = rounded && calibration ? 0 : nb_fail(k->error, -ENOMEM, "no memory for the report");
+    nb_jobs_calibrate_keep(k->calibration);
+    if (rc == 0)
+        rc = k->then->run(k->then->user, rounded, calibration, k->error);
+    json_decref(calibration);
+    return rc;
+}
+
 static int compress(struct job *k)
 {
-    const struct nb_compress_options options = {.fd = k->work->results[MODEL],
+    const struct nb_compress_options options = {.fd = k->fd,
                                                 .journal = k->work->journal,
                                                 .key = k->work->key,
                                                 .team = k->work->team,
@@ -286,7 +303,7 @@ static int compress(struct job *k)
     if (rc == 0)
         rc = k->calibration ? write_calibrated(k) : write_plain(k);
     if (rc == 0)
-        rc = tell_all(k);
+        rc = k->then && k->calibration ? hand_over(k) : tell_all(k);
     nb_compress_destroy(k->c);
     return rc;
 }
@@ -294,7 +311,7 @@ static int compress(struct job *k)
 int nb_jobs_round_check(const char *text, size_t len, struct nb_error *e)
 {
     struct nb_recipe *recipe = NULL;
-    int rc = nb_recipe_parse(text, len, &recipe, e);
+    int rc = nb_recipe_parse(text, len, false, &recipe, e);
     nb_recipe_free(recipe);
     return rc;
 }
@@ -303,7 +320,7 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
 {
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
-    int rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
+    int rc = nb_recipe_parse(work->recipe, work->recipe_len, false, &recipe, e);
     if (rc == 0 && (nb_recipe_target(recipe)->kind || nb_recipe_feedback(recipe).on))
         rc = nb_fail(
             e, -EINVAL,
@@ -317,7 +334,11 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
     if (rc == 0)
         rc = nb_source_open(work->files, work->n_files, &source, e);
     if (rc == 0) {
-        struct job job = {.work = work, .source = source, .recipe = recipe, .error = e};
+        struct job job = {.work = work,
+                          .source = source,
+                          .recipe = recipe,
+                          .fd = work->results[MODEL],
+                          .error = e};
         rc = compress(&job);
     }
     nb_source_close(source);
@@ -354,7 +375,7 @@ static int check_text(const struct nb_recipe *recipe, const struct nb_jobs_given
 
 static int compress_calibrated(struct nb_work *work, struct nb_source *source,
                                struct nb_recipe *recipe, const struct nb_jobs_given *g,
-                               struct nb_error *e)
+                               const struct nb_jobs_then *then, struct nb_error *e)
 {
     const bool ranges = nb_recipe_activations(recipe).scale == NB_INPUT_FIXED;
     struct nb_jobs_calibration calibration = {.work = work,
@@ -377,6 +398,8 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
                       .allocation = nb_recipe_target(recipe)->kind ? &allocation : NULL,
                       .tuning = nb_recipe_tuning(recipe).on ? &tuning : NULL,
                       .automatic = nb_recipe_automatic(recipe) ? &automatic : NULL,
+                      .then = then,
+                      .fd = then ? work->scratch[0] : work->results[MODEL],
                       .error = e};
     int rc = compress(&job);
     nb_jobs_allocate_finish(&allocation);
@@ -384,7 +407,8 @@ static int compress_calibrated(struct nb_work *work, struct nb_source *source,
     return rc;
 }
 
-int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
+static int weigh(struct nb_work *work, const char *text, size_t len,
+                 const struct nb_jobs_then *then, struct nb_error *e)
 {
     static struct nb_jobs_given g;
     struct nb_source *source = NULL;
@@ -392,7 +416,7 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
     nb_jobs_sort(work, &g);
     int rc = check_files(&g, e);
     if (rc == 0)
-        rc = nb_recipe_parse(work->recipe, work->recipe_len, &recipe, e);
+        rc = nb_recipe_parse(text, len, then != NULL, &recipe, e);
     if (rc == 0)
         rc = check_text(recipe, &g, e);
     if (rc == 0)
@@ -400,8 +424,19 @@ int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
     if (rc == 0 && (nb_recipe_folds(recipe) & NB_FOLD_ROTATE_STREAM))
         rc = nb_fold_untie(source, e);
     if (rc == 0)
-        rc = compress_calibrated(work, source, recipe, &g, e);
+        rc = compress_calibrated(work, source, recipe, &g, then, e);
     nb_source_close(source);
     nb_recipe_free(recipe);
     return rc;
+}
+
+int nb_jobs_weighted(struct nb_work *work, struct nb_error *e)
+{
+    return weigh(work, work->recipe, work->recipe_len, NULL, e);
+}
+
+int nb_jobs_weigh(struct nb_work *work, const char *recipe, const struct nb_jobs_then *then,
+                  struct nb_error *e)
+{
+    return weigh(work, recipe, strlen(recipe), then, e);
 }

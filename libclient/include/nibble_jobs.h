@@ -40,8 +40,9 @@ struct nibble_compress_options {
     int detached;       /* else it is cancelled when this connection ends before it is finished */
     const char *recipe; /* required; JSON as {"to": "Q8_0"}, see nibble(1); 64 KiB at most */
     const char *kind;   /* NULL: "weighted" with one of the following, else "round". "weighted"
-                         * without   either: on text that the model writes by itself. "distill":
-                         * trains a student on the texts below, by another recipe (nibble(1)) */
+                         * without either: on text that the model writes by itself. "folder": a
+                         * Hugging Face folder, of NF4 with the following too. "distill": trains a
+                         * student on the texts below, by another recipe (nibble(1)) */
     /* Files of text (plain, or JSON lines with "text"), or folders with such files in them, on
      * which the model is run to learn which columns of its matrices matter; or what llama-imatrix
      * has learnt of them. */

@@ -171,8 +171,17 @@ class Calibrate(unittest.TestCase):
         """What the head reads changes least, on the text that was learnt from, in a float64 model of both files."""
         def change(to, method):
             self.compress(self.model, "--to", to, "--method", method, "--calibration", self.text, *HOW)
+            return of_file()
+
+        def of_file():
             oracle = Llama(self.model, floats(self.path / "out.gguf"))
             return sum(((oracle.run(w) - x) ** 2).sum() for w, x in zip(parts, exact))
+
+        def of_folder(name, *words):
+            for done in (self.nibble("compress", self.model, "-o", self.path / name, "--to", "NF4", *words),
+                         self.nibble("convert", self.path / name, "-o", self.path / "out.gguf", "--to", "F32", "--force")):
+                self.assertEqual(done.returncode, 0, done.stderr)
+            return of_file()
 
         theirs, oracle = llama.Model(self.model), Llama(self.model)
         parts = windows(theirs.tokenize(TEXT))
@@ -182,6 +191,11 @@ class Calibrate(unittest.TestCase):
             search, gptq = change(to, "search"), change(to, "gptq")
             print(f"{to}: error feedback leaves {gptq / search:.3f} of the search's error")
             self.assertLess(gptq, 0.8 * search, to)
+        how = ("--calibration", self.text, *HOW)
+        nearest, search, gptq = of_folder("nearest"), of_folder("search", *how), of_folder("gptq", "--method", "gptq", *how)
+        print(f"NF4: error feedback leaves {gptq / search:.3f} of the search's error, {gptq / nearest:.3f} of rounding's")
+        self.assertLess(search, nearest)
+        self.assertLess(gptq, 0.8 * search)
         self.refused("method gptq learns from text", "--method", "gptq", "--imatrix", self.path / "kept.gguf")
         self.refused('"method" is "search"', "--method", "magic", "--calibration", self.text)
 
@@ -261,7 +275,11 @@ class Calibrate(unittest.TestCase):
                  for method, by in (("search", "magnitude"), ("search", "wanda"), ("gptq", "sparsegpt"))]
         for way in ways:
             with self.subTest(way):
-                self.kill({"to": "Q4_0", "calibration": {"samples": 40, "length": 32}, "activations": {"scheme": "static"}, **way})
+                kills = self.kill({"to": "Q4_0", "calibration": {"samples": 40, "length": 32},
+                                   "activations": {"scheme": "static"}, **way}, "weighted")
+                self.assertIn(b"calibrating", kills)
+        with self.subTest("a folder"):
+            self.assertTrue(self.kill({"to": "NF4", "method": "gptq", "calibration": {"samples": 40, "length": 32}}, "folder"))
 
     def test_estimate(self):
         """The time that is left is told before any of it has passed."""
@@ -313,17 +331,19 @@ class Calibrate(unittest.TestCase):
                 self.assertEqual([t["kept"] for t in json.loads(done.stdout)["tried"]], [True, False])
         self.assertEqual(out.read_bytes(), searched.read_bytes())
 
-    def kill(self, recipe):
+    def kill(self, recipe, kind):
+        """A job that is killed gives the same bytes. What it was at, each time, in a word."""
         client = self.daemon.client()
         self.addCleanup(client.close)
 
         def start():
-            return client.start_job(recipe, self.model, self.text, kind="weighted",
-                                    names=["model.gguf", "calibration/text.txt"])
+            return client.start_job(recipe, self.model, self.text, kind=kind, names=["model.gguf", "calibration/text.txt"])
 
         def results(job):
             client.wait_job(job)
-            return [client.job_result(job, i) for i in range(3)]
+            found = [client.job_result(job, i) for i in range(3)]
+            client.control_job(job, harness.JOB_CANCEL)  # of one that is over: away with it
+            return found
 
         alone = results(start())
         for file in self.statistics():
@@ -331,7 +351,7 @@ class Calibrate(unittest.TestCase):
         job = start()
         kills = {word for text in self.daemon.kill_job(client, job, 8, 0.01) for word in text.split()[:1]}
         self.assertEqual(results(job), alone)
-        self.assertIn(b"calibrating", kills)
+        return kills
 
 
 if __name__ == "__main__":

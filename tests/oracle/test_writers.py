@@ -113,6 +113,9 @@ class Writers(unittest.TestCase):
             self.assertLess((off > 0).mean(), 0.01)
             self.assertLess(np.abs(quantized.decode_nf4(found, name) - w).max(), 0.16 * np.abs(w).max())
         self.assertEqual(found["model.embed_tokens.weight"].dtype, np.float16)
+        again = quantized.read(self.convert(self.path / "nf4", "again", "--to", "NF4"))  # keeps its codes
+        for name in self.linear(weights):
+            self.assertEqual(again[name].tobytes(), found[name].tobytes(), name)
 
     def test_int8(self):
         folder, weights = self.model()
@@ -256,8 +259,12 @@ class Writers(unittest.TestCase):
                 done = nibble("eval", out, "-r", floats, "-t", text, "-c", 64, "--precision", "exact", "--json", *socket)
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertLessEqual(json.loads(done.stdout)["kld_mean"], most)
-        done = nibble("compress", folder, "-o", self.path / "x", "--to", "NF4", "--recipe", "r.json", *socket)
-        self.assertIn("a folder is rounded to nearest", done.stderr)
+        for words, says in ((["--to", "NF4", "--fold", "awq"], "a folder is of --to F32"),
+                            (["--to", "INT8", "--calibration", text], "methods and text are of NF4"),
+                            (["--to", "NF4", "--method", "tune"], 'a folder\'s "method" is search or gptq')):
+            done = nibble("compress", folder, "-o", self.path / "x", *words, *socket)
+            self.assertIn(says, done.stderr)
+            self.assertFalse((self.path / "x").exists())
 
 
 if __name__ == "__main__":

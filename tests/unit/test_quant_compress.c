@@ -55,7 +55,7 @@ static int run(int model, uint32_t threads, int result, int journal, uint32_t ca
     struct nb_team *team = NULL;
     struct nb_error error = {""};
     assert_int_equal(nb_source_open_gguf(&file, 1, &source, &error), 0);
-    assert_int_equal(nb_recipe_parse(recipe_text, strlen(recipe_text), &recipe, &error), 0);
+    assert_int_equal(nb_recipe_parse(recipe_text, strlen(recipe_text), false, &recipe, &error), 0);
     assert_int_equal(nb_team_create(threads, &team), 0);
     const struct nb_compress_options options = {.fd = result,
                                                 .journal = journal,

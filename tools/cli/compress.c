@@ -174,15 +174,16 @@ static bool calibrates(const struct compress *c)
 static int check_format(struct compress *c)
 {
     const bool graph = is_graph(c);
-    const bool more = !c->to || c->recipe || c->otherwise || c->method || c->fold ||
-                      c->calibration.n || c->imatrix || c->range || c->spread >= 0 || targets(c) ||
-                      c->sparse || c->sparse_by;
+    const bool learns = c->method || c->calibration.n || c->imatrix || c->recipe;
+    const bool more = !c->to || c->otherwise || c->fold || c->range || c->spread >= 0 ||
+                      targets(c) || c->sparse || c->sparse_by;
     bool folder = false;
     int status = graph ? CLI_OK : folder_wanted(c->format, c->to, c->out, &folder);
-    if (status == CLI_OK && folder && (more || c->activations))
-        return cli_usage_error("a folder is rounded to nearest, by --to alone: F32, F16, BF16, "
-                               "INT8 or NF4");
-    if (graph && more)
+    if (status == CLI_OK && folder && (more || c->activations || c->save_imatrix))
+        return cli_usage_error(
+            "a folder is of --to F32, F16, BF16, INT8 or NF4; NF4 takes --method "
+            "search or gptq, --calibration and --imatrix too");
+    if (graph && (more || learns))
         return cli_usage_error("a graph takes --to INT8 or F32, --layer and --activations alone");
     if (!graph && c->layer != UINT32_MAX)
         return cli_usage_error("--layer is of --format onnx");
