@@ -244,7 +244,7 @@ class Writers(unittest.TestCase):
                                 os.environ["NIBBLE_TEST_WORKER"])
         self.addCleanup(daemon.finish)
         socket = "--socket", daemon.runtime / "nibble.sock"
-        folder, _ = self.model()
+        folder, weights = self.model()
         text = self.path / "text"
         text.write_text("the sea was calm and nobody spoke of the storm " * 20)
         for kind, most in (("NF4", 0), ("INT8", 1e-7)):
@@ -259,6 +259,13 @@ class Writers(unittest.TestCase):
                 done = nibble("eval", out, "-r", floats, "-t", text, "-c", 64, "--precision", "exact", "--json", *socket)
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertLessEqual(json.loads(done.stdout)["kld_mean"], most)
+        done = nibble("compress", folder, "-o", self.path / "fed", "--to", "NF4", "--method", "gptq", "--calibration", text,
+                      "--samples", 4, "--length", 16, *socket)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = quantized.read(self.path / "fed")
+        for name, w in weights.items():
+            error = np.abs(quantized.decode(found, name) - w)
+            self.assertLess(error.mean(), 0.2 * np.abs(w).mean(), name)
         for words, says in ((["--to", "NF4", "--fold", "awq"], "a folder is of --to F32"),
                             (["--to", "INT8", "--calibration", text], "methods and text are of NF4"),
                             (["--to", "NF4", "--method", "tune"], 'a folder\'s "method" is search or gptq')):

@@ -3,7 +3,7 @@ beside llama-quantize, what W8A8 loses with and without SmoothQuant, what the mo
 zeros lose by each method, what time buys; and on MiniLM what the DistilBERT recipe's steps lose and gain.
 
 usage: tests/oracle/run tests/peers/compression/claims.py --keep DIR [--build build] [--only weights ...] [--samples 64]
-                                                          [--windows 6] [--runs 5] [--efforts fast ...]
+                                                          [--windows 6] [--runs 5] [--efforts fast ...] [--tasks DIR]
 
 Each table is one `nibble eval` against the F32 file, with its report (Markdown, JSON, charts) in DIR/TABLE. Files lie in DIR,
 and one that is there already is not made again. Calibration as in compare.py, none of which is judged on. Speeds (`speed`:
@@ -94,11 +94,14 @@ def speed(maker):
 
 
 def tasks(maker):
+    """Ours of one type throughout, and of llama-quantize's types, of the same bytes."""
+    alike = maker.options.keep / "alike.json"
+    alike.write_text('{"embedding": "Q8_0"}')
     files = [maker.make("int8-group", PLAIN["int8-group"]), maker.theirs()]
-    files += [maker.make("q4_0-gptq", ["--to", "Q4_0", *GPTQ], compare.LEARNT)]
-    folder = llama.CACHE / "tasks"
+    files += [maker.make("q4_0-gptq", ["--to", "Q4_0", *GPTQ], compare.LEARNT),
+              maker.make("q4_0-gptq-alike", ["--to", "Q4_0", *GPTQ, "--recipe", alike], compare.LEARNT)]
     maker.evaluate("tasks", files, *maker.texts(), "--precision", "exact",
-                   *(word for path in sorted(folder.glob("*.jsonl")) for word in ("--tasks", path)))
+                   *(word for path in sorted(maker.options.tasks.glob("*.jsonl")) for word in ("--tasks", path)))
 
 
 def activations(maker):
@@ -145,6 +148,7 @@ def main():
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--efforts", nargs="+", default=["fast", "normal", "best"])
+    parser.add_argument("--tasks", type=pathlib.Path, default=llama.CACHE / "tasks")
     compare.run_tables(parser, TABLES, Maker)
 
 
