@@ -245,28 +245,6 @@ static int sync_now(struct nb_compress *c, struct nb_error *ret_error)
     return rc < 0 ? fail_write(rc, ret_error) : 0;
 }
 
-static int hash_file(int fd, uint64_t offset, uint64_t bytes, uint64_t *ret)
-{
-    XXH3_state_t *hash = XXH3_createState();
-    uint8_t *some = malloc(1u << 20);
-    int rc = hash && some ? 0 : -ENOMEM;
-    if (rc == 0)
-        XXH3_64bits_reset(hash);
-    for (ssize_t n; bytes && rc == 0; offset += (uint64_t)n, bytes -= (uint64_t)n) {
-        n = pread(fd, some, bytes < 1u << 20 ? bytes : 1u << 20, (off_t)offset);
-        if (n <= 0) {
-            rc = n < 0 ? -errno : -EIO; // -EIO: the file ends before
-            break;
-        }
-        XXH3_64bits_update(hash, some, (size_t)n);
-    }
-    if (rc == 0)
-        *ret = XXH3_64bits_digest(hash);
-    XXH3_freeState(hash);
-    free(some);
-    return rc;
-}
-
 // Whether the tensor that the journal tells of is the one that is wanted, and lies in the file.
 static int find_told(struct nb_compress *c, uint32_t i)
 {
@@ -275,7 +253,8 @@ static int find_told(struct nb_compress *c, uint32_t i)
     if (told->type != c->choices[i].type || told->bytes != nb_compress_bytes(c, i) ||
         told->offset != nb_gguf_offset(c->w, i))
         return 0;
-    int rc = hash_file(c->options.fd, told->offset, told->bytes, &hash);
+    const struct nb_journal_place place = {told->offset, told->bytes};
+    int rc = nb_journal_hash(c->options.fd, &place, 1, &hash);
     c->has[i] = rc == 0 && hash == told->hash;
     c->done += c->has[i] ? told->bytes : 0;
     return rc == -ENOMEM ? rc : 0;

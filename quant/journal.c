@@ -12,6 +12,7 @@
 
 #define MAGIC   0x314a424eu // "NBJ1"
 #define VERSION 1
+#define SOME    (1u << 20) // bytes of a file that are hashed at a time
 
 struct header {
     uint32_t magic, version;
@@ -201,4 +202,31 @@ int nb_journal_keep(struct nb_journal *j, uint32_t kind, const void *data, uint3
         rc = nb_journal_sync(j, fds, n);
     return rc < 0 ? nb_fail(ret_error, rc, "the job's journal cannot be written: %s", strerror(-rc))
                   : 0;
+}
+
+static int hash_place(XXH3_state_t *hash, int fd, struct nb_journal_place place, uint8_t *some)
+{
+    for (ssize_t n; place.bytes; place.offset += (uint64_t)n, place.bytes -= (uint64_t)n) {
+        n = pread(fd, some, place.bytes < SOME ? place.bytes : SOME, (off_t)place.offset);
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        XXH3_64bits_update(hash, some, (size_t)n);
+    }
+    return 0;
+}
+
+int nb_journal_hash(int fd, const struct nb_journal_place *places, uint32_t n, uint64_t *ret)
+{
+    XXH3_state_t *hash = XXH3_createState();
+    uint8_t *some = malloc(SOME);
+    int rc = hash && some ? 0 : -ENOMEM;
+    if (rc == 0)
+        XXH3_64bits_reset(hash);
+    for (uint32_t i = 0; i < n && rc == 0; i++)
+        rc = hash_place(hash, fd, places[i], some);
+    if (rc == 0)
+        *ret = XXH3_64bits_digest(hash);
+    XXH3_freeState(hash);
+    free(some);
+    return rc;
 }

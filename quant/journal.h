@@ -32,3 +32,10 @@ int nb_journal_sync(struct nb_journal *journal, const int *fds, uint32_t n);
 // Both, one after the other; -errno with its line.
 int nb_journal_keep(struct nb_journal *journal, uint32_t kind, const void *data, uint32_t bytes,
                     const int *fds, uint32_t n, struct nb_error *ret_error);
+
+// The hash of what lies at n places of a file, for records that tell of it. It equals
+// XXH3_64bits(), of all bytes one behind the other. -EIO: the file ends before; -errno.
+struct nb_journal_place {
+    uint64_t offset, bytes;
+};
+int nb_journal_hash(int fd, const struct nb_journal_place *places, uint32_t n, uint64_t *ret);

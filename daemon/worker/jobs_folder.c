@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "daemon/worker/jobs_scratch.h"
 #include "daemon/worker/worker.h"
@@ -19,7 +18,6 @@
 #include "tensor/type.h"
 
 #define LEAST_ROOM (1u << 20)  // bytes for the report
-#define SOME       (1u << 20)  // bytes that are hashed at a time
 #define SYNC_NS    1000000000u // between two syncs
 #define TENSOR     1           // a journal's kind
 #define EMBEDDING  "token_embd.weight"
@@ -134,29 +132,14 @@ static int hash_tensor(const struct running *r, uint32_t tensor, uint64_t *ret_h
                        uint64_t *ret_bytes)
 {
     struct nb_hf_extent extents[NB_HF_WRITER_EXTENTS];
+    struct nb_journal_place places[NB_HF_WRITER_EXTENTS];
     const uint32_t n = nb_hf_writer_extents(r->w, tensor, extents);
-    XXH3_state_t *hash = XXH3_createState();
-    uint8_t *some = malloc(SOME);
-    int rc = hash && some ? 0 : -ENOMEM;
     *ret_bytes = 0;
-    if (rc == 0)
-        XXH3_64bits_reset(hash);
-    for (uint32_t i = 0; i < n && rc == 0; i++)
-        for (uint64_t at = 0; at < extents[i].bytes && rc == 0;) {
-            const uint64_t left = extents[i].bytes - at;
-            ssize_t got = pread(r->work->results[TENSORS], some, left < SOME ? left : SOME,
-                                (off_t)(extents[i].offset + at));
-            rc = got < 0 ? -errno : got ? 0 : -EIO; // -EIO: the file ends before
-            if (rc == 0)
-                XXH3_64bits_update(hash, some, (size_t)got);
-            at += got > 0 ? (uint64_t)got : 0;
-            *ret_bytes += got > 0 ? (uint64_t)got : 0;
-        }
-    if (rc == 0)
-        *ret_hash = XXH3_64bits_digest(hash);
-    XXH3_freeState(hash);
-    free(some);
-    return rc;
+    for (uint32_t i = 0; i < n; i++) {
+        places[i] = (struct nb_journal_place){extents[i].offset, extents[i].bytes};
+        *ret_bytes += extents[i].bytes;
+    }
+    return nb_journal_hash(r->work->results[TENSORS], places, n, ret_hash);
 }
 
 // Whether the tensor that a record tells of is the next one and lies in the file.

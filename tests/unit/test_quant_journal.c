@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <xxhash.h>
+
 #include "quant/journal.h"
 
 #define RECORDS 5
@@ -166,6 +168,25 @@ static void a_file_that_cannot_be_read_is_no_journal(void **state)
     close(fd);
 }
 
+static void places_are_hashed_as_one(void **state)
+{
+    enum { BYTES = 3 << 20 };
+    static uint8_t data[BYTES];
+    uint64_t found;
+    int fd = memfd_create("file", MFD_CLOEXEC);
+    for (uint32_t i = 0; i < BYTES; i++)
+        data[i] = (uint8_t)(i * 2654435761u >> 24);
+    assert_int_equal(pwrite(fd, data + 5, BYTES - 5, 5), BYTES - 5);
+    const struct nb_journal_place all = {5, BYTES - 5}, past = {BYTES - 4, 5},
+                                  two[] = {{5, 7}, {12, BYTES - 12}};
+    assert_int_equal(nb_journal_hash(fd, &all, 1, &found), 0);
+    assert_true(found == XXH3_64bits(data + 5, BYTES - 5));
+    assert_int_equal(nb_journal_hash(fd, two, 2, &found), 0);
+    assert_true(found == XXH3_64bits(data + 5, BYTES - 5));
+    assert_int_equal(nb_journal_hash(fd, &past, 1, &found), -EIO);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -175,6 +196,7 @@ int main(void)
         cmocka_unit_test(an_untrue_record_ends_it),
         cmocka_unit_test(other_work_is_refused),
         cmocka_unit_test(a_file_that_cannot_be_read_is_no_journal),
+        cmocka_unit_test(places_are_hashed_as_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
