@@ -1,13 +1,14 @@
-// Threads that spin for 50 us at most and then sleep on a futex: a decode step has some 150 points
-// of synchronisation of less than a microsecond, and an idle service must cost nothing. Who is
-// waited for may wait for this very processor, so a longer spin gives it away each time.
+// Threads that spin for some microseconds and then sleep on a futex: a decode step has some 150
+// points of synchronisation of less than a microsecond, and an idle service must cost nothing. Who
+// is waited for may wait for this very processor, so the spin is short. It never yields: whoever
+// yields to a thread at idle priority has the processor back with the next tick, milliseconds
+// later, while one that sleeps has it as soon as it is woken.
 #include "engine/cpu/threads.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -15,9 +16,8 @@
 
 #include "machine/clock.h"
 
-#define SPIN_NS     50000
-#define ALONE_NS    3000 // of them before it gives the processor away
-#define TAKE_BITS   24   // of a cursor: units taken; the rest is the share's id
+#define SPIN_NS     6000
+#define TAKE_BITS   24 // of a cursor: units taken; the rest is the share's id
 #define MAX_THREADS 256
 #define LINE        64
 
@@ -55,22 +55,17 @@ static void relax(void)
 static bool spin(struct gate *g, unsigned seen)
 {
     uint64_t begin = 0;
-    bool yields = false;
     for (unsigned i = 1;; i++) {
         if (atomic_load_explicit(&g->word, memory_order_acquire) != seen)
             return true;
-        if (yields)
-            sched_yield();
-        else
-            relax();
-        if (!yields && i % 64)
+        relax();
+        if (i % 64)
             continue;
         const uint64_t now = nb_now_ns();
         if (!begin)
             begin = now;
         if (now - begin >= SPIN_NS)
             return false;
-        yields = now - begin >= ALONE_NS;
     }
 }
 
