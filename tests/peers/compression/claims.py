@@ -134,7 +134,7 @@ def encoder(maker):
         learns = "static" in how or "gptq" in how
         files.append(maker.make(f"minilm-{name}", how, compare.LEARNT[2:] if learns else [], MINILM))
     passages = ["--passages", llama.CACHE / "tasks" / "passages.txt"]
-    maker.evaluate("encoder", files, *passages, "--cost", "--request", "32,1", "--runs", maker.options.runs, "--precision",
+    maker.evaluate("encoder", files, *passages, "--cost", "--request", "32,2", "--runs", maker.options.runs, "--precision",
                    "fast", reference=MINILM)
 
 
