@@ -24,7 +24,7 @@
 enum { MODEL, REPORT, IMATRIX }; // results
 
 // A job of either kind. What is not there is NULL; an allocation, a tuning, the method auto and
-// what comes then come with a calibration.
+// `then` go with a calibration.
 struct job {
     struct nb_work *work;
     const struct nb_source *source;
