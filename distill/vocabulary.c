@@ -29,19 +29,25 @@ static void keep(struct choosing *c, int32_t id)
 
 // --- What any text needs
 
-static void keep_named(struct choosing *c)
+bool nb_vocabulary_names_token(const char *key)
 {
     static const char first[] = "tokenizer.ggml.", last[] = "_token_id";
+    const size_t len = strlen(key), ends = sizeof(last) - 1;
+    return len >= sizeof(first) + ends && !strncmp(key, first, sizeof(first) - 1) &&
+           !strcmp(key + len - ends, last);
+}
+
+static void keep_named(struct choosing *c)
+{
     for (uint64_t i = 0; i < nb_gguf_n_keys(c->meta); i++) {
         enum nb_gguf_type type;
         char key[96];
         uint64_t id;
         const struct nb_str name = nb_gguf_key(c->meta, i, &type);
-        if (name.len >= sizeof(key) || name.len < sizeof(first) + sizeof(last))
+        if (name.len >= sizeof(key))
             continue;
         snprintf(key, sizeof(key), "%.*s", (int)name.len, name.data);
-        if (!strncmp(key, first, sizeof(first) - 1) &&
-            !strcmp(key + name.len + 1 - sizeof(last), last) && nb_gguf_u64(c->meta, key, &id) == 0)
+        if (nb_vocabulary_names_token(key) && nb_gguf_u64(c->meta, key, &id) == 0)
             keep(c, id < c->all ? (int32_t)id : NB_TOKEN_NONE);
     }
     for (int i = 0; i < NB_SPECIALS; i++)

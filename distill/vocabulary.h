@@ -4,6 +4,7 @@
 // such vocabulary have one tokenizer, and the teacher's probabilities are of what is kept.
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/text/tokenizer.h"
@@ -22,6 +23,9 @@ int nb_vocabulary_choose(const struct nb_gguf *meta, const struct nb_tokenizer *
                          const uint64_t *uses, double asked, struct nb_vocabulary *ret,
                          struct nb_error *ret_error);
 void nb_vocabulary_finish(struct nb_vocabulary *v); // all zero is fine
+
+// Whether a key of the tokenizer's metadata has a token's number, as tokenizer.ggml.bos_token_id.
+bool nb_vocabulary_names_token(const char *key);
 
 // The model with these tokens alone, numbered anew; rows stay in their type. The model must outlive
 // it, the other arguments need not. -ENOTSUP: an array of the tokenizer's metadata, or a tensor,

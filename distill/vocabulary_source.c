@@ -140,7 +140,6 @@ static int put_key(struct cutting *c, const char *key, enum nb_gguf_type type)
                   {"scores", put_scores},
                   {"token_type", put_types},
                   {"merges", put_merges}};
-    static const char last[] = "_token_id";
     const char *name = key + sizeof(PREFIX) - 1;
     uint64_t id;
     for (size_t i = 0; i < sizeof(arrays) / sizeof(arrays[0]) && type == NB_GGUF_ARRAY; i++)
@@ -151,9 +150,8 @@ static int put_key(struct cutting *c, const char *key, enum nb_gguf_type type)
                        "the model has a list %.200s, which is not known to follow fewer tokens: "
                        "leave out \"vocabulary\"",
                        key);
-    const bool named =
-        strlen(name) >= sizeof(last) && !strcmp(name + strlen(name) + 1 - sizeof(last), last);
-    return named && nb_gguf_u64(c->g, key, &id) == 0 ? put_id(c, key, id) : 0;
+    return nb_vocabulary_names_token(key) && nb_gguf_u64(c->g, key, &id) == 0 ? put_id(c, key, id)
+                                                                              : 0;
 }
 
 // What files leave to usual numbers, which are others now.
