@@ -15,7 +15,7 @@ int nb_grad_cache_create(const struct nb_grad *g, uint32_t sequences, uint32_t l
                          struct nb_grad_cache **ret)
 {
     const struct nb_hparams *hp = &g->plan->hp;
-    if (!g->backend->caches || !hp->causal)
+    if (!g->backend->keeps || !hp->causal)
         return -ENOTSUP;
     struct nb_grad_cache *c = calloc(1, sizeof(*c));
     if (!c)

@@ -69,7 +69,7 @@ static void mark_kept(const struct nb_span *s, bool *ret)
 
 int nb_tape_create(const struct nb_grad *g, uint32_t layer, struct nb_tape **ret)
 {
-    if (!g->backend->tapes)
+    if (!g->backend->keeps)
         return -ENOTSUP;
     struct nb_tape *tape = calloc(1, sizeof(*tape));
     if (!tape)
@@ -114,7 +114,7 @@ void nb_tape_destroy(struct nb_tape *tape)
 int nb_tapes_create(const struct nb_grad *g, uint64_t bytes, struct nb_tape **ret)
 {
     int rc = 0;
-    for (uint32_t i = 0; i < g->plan->n_layers && rc == 0 && g->backend->tapes; i++) {
+    for (uint32_t i = 0; i < g->plan->n_layers && rc == 0 && g->backend->keeps; i++) {
         const uint64_t wanted = nb_tape_bytes(g, i);
         if (wanted > bytes)
             continue;
@@ -285,8 +285,7 @@ static int backward(struct nb_grad *g, const struct nb_run *r)
     return 0;
 }
 
-const struct nb_backend nb_backend_cpu = {
-    .forward = forward, .backward = backward, .tapes = true, .caches = true};
+const struct nb_backend nb_backend_cpu = {.forward = forward, .backward = backward, .keeps = true};
 
 int nb_grad_head_back(struct nb_grad *g, uint32_t n, const float *x, const float *d_vectors,
                       float *d_logits, float *ret_d)

@@ -120,8 +120,7 @@ struct nb_backend {
     int (*forward)(struct nb_grad *g, const struct nb_run *r);
     int (*backward)(struct nb_grad *g, const struct nb_run *r);
     void (*close)(struct nb_grad *g); // NULL: it has nothing of its own
-    bool tapes;                       // whether it keeps any
-    bool caches;                      // and nb_grad_continue's
+    bool keeps;                       // tapes, and the keys and values of nb_grad_continue
 };
 
 struct nb_grad_vulkan; // vulkan/room.h
