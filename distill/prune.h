@@ -8,6 +8,7 @@
 #include "distill/needs.h"
 #include "distill/student.h"
 #include "distill/train_recipe.h"
+#include "quant/recipe.h"
 #include "tensor/fail.h"
 
 struct nb_pruned {
@@ -18,12 +19,18 @@ struct nb_pruned {
 // Whether a plan of the model and windows are needed to choose.
 bool nb_prune_measures(const struct nb_train_recipe *r);
 
-// `plan`: of the whole `model`, and `windows` to measure on; NULL both, where nothing is measured.
+struct nb_pruning {
+    const struct nb_train_recipe *recipe;
+    struct nb_recipe *types; // of the student's file
+    const struct nb_source *model;
+    const struct nb_plan *plan;       // of the whole model; NULL where nothing is measured
+    const struct nb_windows *windows; // to measure on
+    struct nb_team *team;
+};
+
 // Blocks, on the team. Errors as of nb_needs_measure; -EINVAL: the model has fewer layers,
 // heads, rows or channels, or no part of it is as small as that; -ENOTSUP: inner rows of experts;
 // with its line.
-int nb_prune_choose(const struct nb_train_recipe *r, const struct nb_source *model,
-                    const struct nb_plan *plan, struct nb_team *team,
-                    const struct nb_windows *windows, struct nb_pruned *ret,
+int nb_prune_choose(const struct nb_pruning *how, struct nb_pruned *ret,
                     struct nb_error *ret_error);
 void nb_pruned_finish(struct nb_pruned *p); // all zero is fine

@@ -48,6 +48,7 @@ static const struct number numbers[] = {
     WHOLE(seed, 0, UINT32_MAX, 1),
     WHOLE(states, 2, 16, 2),
     REAL(weights, 0, 1e12, 0, ALL),
+    REAL(size, 0, 1e15, 0, ALL),
     REAL(vocabulary, 0, 1 << 24, 0, ALL),
     {"heads", offsetof(struct nb_train_recipe, cut[NB_CUT_HEADS]), 1, 1024, 0, true, ALL},
     {"feed_forward", offsetof(struct nb_train_recipe, cut[NB_CUT_FEED_FORWARD]), 1, 1 << 20, 0,

@@ -35,6 +35,7 @@ struct nb_train_recipe {
     enum nb_train_layers layers_by;   // which, where only their number is said
     uint32_t cut[NB_CUTS];            // how many of each the student has; 0: all
     double weights;                   // at most; up to 1: the share of the teacher's; 0: any number
+    double size;                      // of the file, in bytes, at most; 0: any
     enum nb_needs_by cut_by;          // what of these goes
     double vocabulary;                // tokens at most; up to 1: the share of the model's; 0: all
     enum nb_train_start start;

@@ -126,15 +126,22 @@ static int list(const struct nb_compress *c, struct nb_gguf_writer **ret,
     return rc;
 }
 
-uint64_t nb_compress_size(const struct nb_compress *c)
+static int measure(const struct nb_compress *c, uint64_t *ret, struct nb_error *ret_error)
 {
     struct nb_gguf_writer *w = NULL;
-    struct nb_error error;
-    if (list(c, &w, &error) < 0)
-        return 0;
-    const uint64_t size = nb_gguf_size(w);
+    int rc = list(c, &w, ret_error);
+    if (rc < 0)
+        return rc;
+    *ret = nb_gguf_size(w);
     nb_gguf_writer_destroy(w);
-    return size;
+    return *ret ? 0 : nb_fail(ret_error, -ENOMEM, "no memory for the list of tensors");
+}
+
+uint64_t nb_compress_size(const struct nb_compress *c)
+{
+    uint64_t size = 0;
+    struct nb_error error;
+    return measure(c, &size, &error) == 0 ? size : 0;
 }
 
 static int choose_all(struct nb_compress *c, struct nb_error *ret_error)
@@ -145,6 +152,19 @@ static int choose_all(struct nb_compress *c, struct nb_error *ret_error)
         if (rc == 0)
             rc = nb_recipe_choose(c->recipe, &c->s->tensors[i], &c->choices[i], ret_error);
     }
+    return rc;
+}
+
+int nb_compress_measure(const struct nb_source *s, struct nb_recipe *recipe, uint64_t *ret,
+                        struct nb_error *ret_error)
+{
+    struct nb_compress c = {.s = s, .recipe = recipe};
+    c.choices = calloc((size_t)s->n_tensors + 1, sizeof(*c.choices));
+    int rc = c.choices ? choose_all(&c, ret_error)
+                       : nb_fail(ret_error, -ENOMEM, "no memory for the list of tensors");
+    if (rc == 0)
+        rc = measure(&c, ret, ret_error);
+    free(c.choices);
     return rc;
 }
 

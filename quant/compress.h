@@ -49,6 +49,9 @@ struct nb_choice *nb_compress_choices(struct nb_compress *c);
 uint32_t nb_compress_type(const struct nb_compress *c);
 
 uint64_t nb_compress_size(const struct nb_compress *c); // of the file; 0 without memory
+// The same of a source by a recipe, before there is a file. -errno with its line.
+int nb_compress_measure(const struct nb_source *s, struct nb_recipe *recipe, uint64_t *ret,
+                        struct nb_error *ret_error);
 
 // Of static activations: what calibration has seen, before nb_compress_begin, where it is read.
 void nb_compress_set_ranges(struct nb_compress *c, const struct nb_ranges *ranges);

@@ -113,13 +113,19 @@ static int prune(struct distilling *k)
 {
     const uint32_t n = k->learnt.n < PRUNING ? k->learnt.n : PRUNING;
     struct nb_windows windows;
-    struct model *m = &k->model;
+    struct nb_pruning how = {.recipe = &k->recipe,
+                             .model = k->model.source,
+                             .plan = k->model.plan,
+                             .windows = &windows,
+                             .team = k->work->team};
     nb_jobs_tell(k->work, "measuring what the model needs", 0, 1);
     int rc = nb_windows_spread(&k->learnt, n, &windows);
     if (rc < 0)
         return nb_fail(k->error, rc, "no memory for the text");
-    rc = nb_prune_choose(&k->recipe, m->source, m->plan, k->work->team, &windows, &k->pruned,
-                         k->error);
+    rc = nb_jobs_distill_types(&k->recipe, &how.types, k->error);
+    if (rc == 0)
+        rc = nb_prune_choose(&how, &k->pruned, k->error);
+    nb_recipe_free(how.types);
     nb_windows_finish(&windows);
     return rc;
 }
@@ -130,12 +136,11 @@ static int open_models(struct distilling *k)
     const uint32_t length = k->learnt.length;
     struct model *m = &k->model;
     const bool measures = nb_prune_measures(&k->recipe), taught = has_teacher(k);
+    const struct nb_pruning plain = {.recipe = &k->recipe, .model = m->source};
     const bool teaches = taught && k->teacher == m;
     int rc = measures || teaches ? load(m, length, k->error) : 0;
     if (rc == 0)
-        rc = measures
-                 ? prune(k)
-                 : nb_prune_choose(&k->recipe, m->source, NULL, NULL, NULL, &k->pruned, k->error);
+        rc = measures ? prune(k) : nb_prune_choose(&plain, &k->pruned, k->error);
     if (rc == 0)
         rc = nb_student_open(m->source, m->plan ? &m->plan->hp : NULL, &k->pruned.kept,
                              &k->student.source, k->error);

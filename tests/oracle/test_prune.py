@@ -212,6 +212,27 @@ class Prune(unittest.TestCase):
                 for name, x in more.items():
                     self.assertEqual(len(report[name]) if name == "layers" else report[name], x)
 
+    def test_size(self):
+        """The file is no larger than asked, and one of 32 more inner rows in each layer would be."""
+        case = families.Case("llama", "large rows", families.size(64, 640, 4, 2, 16, L=6))
+        arrays = families.weights(case)
+        families.write(self.model, case, arrays)
+        for kind, block in (("F32", 4), ("Q8_0", 34 / 32), ("int8-channel", 34 / 32)):
+            self.prune(to=kind)
+            whole = self.student.stat().st_size
+            for asked, more in ((int(0.7 * whole), {}), (int(0.4 * whole), {"layers": 3}), (whole, {})):
+                with self.subTest(to=kind, asked=asked, **more):
+                    report, _ = self.prune(to=kind, size=asked, **more)
+                    size = self.student.stat().st_size
+                    self.assertEqual(report["bytes"], size)
+                    self.assertLessEqual(size, asked)
+                    if report["feed_forward"] < 640:
+                        self.assertGreater(size + 32 * 3 * 64 * block * len(report["layers"]), asked)
+                    else:
+                        self.assertEqual(size, whole)
+        report, _ = self.prune(size=10 ** 9, weights=0.5)  # both hold
+        self.assertLessEqual(report["weights"], 0.5 * sum(x.size for x in arrays.values()))
+
     def test_healed(self):
         """Training goes on from what is left, and a second student of the same is the same."""
         case = CASES["llama", False]
@@ -229,6 +250,8 @@ class Prune(unittest.TestCase):
         for of, words, complaint in (
                 (case, ("--heads", 3), r'"heads" is 2'), (case, ("--width", 10 ** 4), r'"width" is 57'),
                 (case, ("--feed-forward", 102), r'"feed_forward" is 101'), (case, ("--weights", "1K"), "not to be had"),
+                (case, ("--size", "10k", "--to", "Q8_0"), r"10000 bytes as Q8_0 is not to be had: with 1 layer, and \d+ inner rows "
+                 r"of each, it has \d+;"),
                 (case, ("--weights", "some"), "--weights some"), (case, ("--weights", "1/0"), "--weights 1/0"),
                 (case, ("--cut-by", "luck"), '"cut_by" is gradient or activation'),
                 (case, ("--layers-by", "luck"), '"layers_by" is influence or evenly'),

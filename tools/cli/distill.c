@@ -17,6 +17,7 @@ struct distill {
         *schedule, *precision, *moments, *device, *activations, *scales, *vocabulary;
     struct option_list texts;
     uint64_t tokens;                                 // UINT64_MAX: not said
+    uint64_t size;                                   // 0: not said
     uint32_t heads, feed_forward, width;             // 0: not said
     uint32_t length, batch, held_out;                // 0: not said
     uint32_t states;                                 // 0: not said
@@ -96,7 +97,8 @@ static void put_adapter(const struct distill *d, json_t *recipe)
 // A drafter is small and fast, and is to choose what its model chooses.
 static void put_drafter(json_t *recipe)
 {
-    static const char *const shape[] = {"layers", "weights", "heads", "feed_forward", "width"};
+    static const char *const shape[] = {"layers", "weights",      "size",
+                                        "heads",  "feed_forward", "width"};
     bool shaped = false;
     for (size_t i = 0; i < sizeof(shape) / sizeof(shape[0]); i++)
         shaped |= json_object_get(recipe, shape[i]) != NULL;
@@ -117,6 +119,7 @@ static int put_options(const struct distill *d, json_t *recipe)
     } numbers[] = {{"heads", d->heads, d->heads > 0, true},
                    {"feed_forward", d->feed_forward, d->feed_forward > 0, true},
                    {"width", d->width, d->width > 0, true},
+                   {"size", (double)d->size, d->size > 0, true},
                    {"tokens", (double)d->tokens, d->tokens != UINT64_MAX, true},
                    {"length", d->length, d->length > 0, true},
                    {"batch", d->batch, d->batch > 0, true},
@@ -268,6 +271,8 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
          "which: influence (the usual), those that change most of what goes through, or evenly"},
         {"weights", 0, OPTION_STRING, &d.weights, "N|1/N",
          "at most so many (80M), or that part of the teacher's: layers and inner rows are cut"},
+        {"size", 0, OPTION_SIZE, &d.size, "SIZE",
+         "the file's, at most, as 72M, with its matrices as --to: likewise"},
         {"heads", 0, OPTION_UINT(1, 1024), &d.heads, "N",
          "key-value heads of each layer, each with the queries that share it"},
         {"feed-forward", 0, OPTION_UINT(1, 1 << 20), &d.feed_forward, "N",

@@ -233,8 +233,8 @@ static int try_shape(const struct search *s, struct shape *shape, uint64_t token
     char name[PIPELINE_FILE + 64];
     json_t *recipe = json_deep_copy(s->step->recipe), *story = NULL;
     char *path = pipeline_path(s->p, shape->name, ".gguf");
-    static const char *const cuts[] = {"layers",       "layers_by", "weights", "heads",
-                                       "feed_forward", "width",     "cut_by"};
+    static const char *const cuts[] = {"layers", "layers_by",    "weights", "size",
+                                       "heads",  "feed_forward", "width",   "cut_by"};
     for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++)
         json_object_del(recipe, cuts[i]);
     json_object_set_new(recipe, "tokens", json_integer((json_int_t)tokens));
