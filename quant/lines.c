@@ -22,8 +22,11 @@ struct taking {
     struct nb_error *error;
 };
 
+// Windows and where they end are counted in 32 bits.
 static int make_room(struct taking *t)
 {
+    if (t->tokens.n > UINT32_MAX / 2 || t->room > UINT32_MAX / 2)
+        return -ENOMEM;
     if (t->n < t->room)
         return 0;
     const uint32_t room = t->room ? 2 * t->room : 1024;
@@ -203,9 +206,11 @@ static int take_chat(void *user, const json_t *chat)
 // Takes over what was taken, or lets go of it.
 static int finish(struct taking *t, int rc, struct nb_windows *ret)
 {
-    const struct nb_windows all = {t->n, t->longest, t->tokens.id, t->end, t->answers};
+    const struct nb_windows all = {t->n, t->longest, t->tokens.id, t->end, t->answers, 0};
     if (rc == 0 && t->n > NB_WINDOWS_MAX && nb_windows_spread(&all, NB_WINDOWS_MAX, ret) < 0)
         rc = nb_fail(t->error, -ENOMEM, "no memory for the text");
+    if (rc == 0 && t->n > NB_WINDOWS_MAX)
+        ret->left = t->n - NB_WINDOWS_MAX;
     if (rc == 0 && t->n <= NB_WINDOWS_MAX) {
         *ret = all;
         return 0;

@@ -55,8 +55,10 @@ static void fill(const struct taking *t, const struct frame *f, struct nb_window
 static int cut(const struct taking *t, const struct frame *f, struct nb_windows *w)
 {
     const uint64_t body = w->length - f->tokens.n, whole = t->tokens.n / body;
-    if (!w->n)
+    if (!w->n) {
         w->n = whole < 1 ? 1 : whole < NB_WINDOWS_MAX ? (uint32_t)whole : NB_WINDOWS_MAX;
+        w->left = whole > w->n ? whole - w->n : 0;
+    }
     const uint64_t needed = (uint64_t)w->n * body;
     if (t->tokens.n < needed)
         return nb_fail(t->error, -EINVAL,

@@ -16,6 +16,7 @@ struct nb_windows {
     int32_t *tokens; // [n][length]; of lines one behind the other, none over `length`
     uint32_t *end;   // [n]: where each line ends in `tokens`; NULL: all windows are of `length`
     bool *answers;   // [tokens]: whether each is of an answer, as labels are; NULL: all are labels
+    uint64_t left;   // windows of the text that were more than NB_WINDOWS_MAX
 };
 // Window i, and how many tokens it has.
 const int32_t *nb_window(const struct nb_windows *w, uint32_t i, uint32_t *ret_n);

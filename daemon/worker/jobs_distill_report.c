@@ -95,6 +95,21 @@ static json_t *device_json(const struct distilling *k)
     return json_string(what);
 }
 
+static json_t *warnings_json(const struct distilling *k)
+{
+    json_t *list = json_array();
+    const unsigned long long taken = (unsigned long long)k->learnt.n + k->held.n;
+    if (k->learnt.left)
+        json_array_append_new(
+            list,
+            json_sprintf("the text has %llu windows, of which %llu are taken, evenly over it: "
+                         "with more tokens each they are fewer (--length)",
+                         taken + (unsigned long long)k->learnt.left, taken));
+    if (*k->stopped.text)
+        json_array_append_new(list, json_string(k->stopped.text));
+    return list;
+}
+
 int nb_jobs_distill_report(struct distilling *k)
 {
     const uint32_t done = nb_train_done(k->train);
@@ -108,8 +123,7 @@ int nb_jobs_distill_report(struct distilling *k)
                   curve_json(k));
     json_object_update_new(root, shape_json(k));
     json_object_set_new(root, "device", device_json(k));
-    if (*k->stopped.text)
-        json_object_set_new(root, "warnings", json_pack("[s]", k->stopped.text));
+    json_object_set_new(root, "warnings", warnings_json(k));
     if (k->learnt.answers)
         json_object_set_new(root, "answers", json_integer((json_int_t)answers_of(&k->learnt)));
     if (k->n_tokens)

@@ -339,6 +339,19 @@ class Distill(Trainings):
         (folder / "empty").mkdir()
         self.refused("no text is in it", self.model, "--text", folder / "empty")
 
+    def test_more_text_than_windows(self):
+        """What is left of a text out of which 65536 windows are taken is told."""
+        case, text = case_of("starcoder2"), self.path / "more.txt"
+        model = self.path / "any.gguf"
+        families.write(model, case, families.weights(case))
+        for chars, left in ((8 * 65536 + 7, None), (8 * 65540, 65540)):
+            text.write_text(counted(chars)[:chars])
+            report = self.distill(model, "--text", text, "--length", 8, "--held-out", 1, "--tokens", 0, "--hard", 1)
+            self.assertEqual(report["windows"], 65535)
+            told = [f"the text has {left} windows, of which 65536 are taken, evenly over it: with more tokens each they are fewer "
+                    "(--length)"] if left else []
+            self.assertEqual(report["warnings"], told)
+
     def test_killed(self):
         client = self.daemon.client()
         self.addCleanup(client.close)
