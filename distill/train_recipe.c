@@ -31,13 +31,13 @@ struct number {
 static const struct number numbers[] = {
     REAL(tokens, 0, 1e12, 1e6, ALL),
     WHOLE(length, NB_WINDOWS_LEAST, NB_WINDOWS_LENGTH, 256),
-    WHOLE(batch, NB_WINDOWS_LEAST, 1 << 20, 4096),
+    WHOLE(batch, NB_WINDOWS_LEAST, 1 << 20, 0),
     WHOLE(held_out, 1, 4096, 32),
-    REAL(rate, 0, 1, 5e-4, ALL),
+    REAL(rate, 0, 1, -1, ALL),
     REAL(warm, 0, 1, 0.05, ALL),
     REAL(decay, 0, 1, 0.01, ALL),
     REAL(clip, 0, 1e9, 1, ALL),
-    REAL(temperature, 0.01, 100, 2, NB_TRAIN_LOGITS),
+    REAL(temperature, 0.01, 100, 1, NB_TRAIN_LOGITS),
     REAL(mix, 0, 1, 0, NB_TRAIN_LOGITS),
     REAL(own, 0, 1, 0, NB_TRAIN_LOGITS),
     REAL(hard, 0, 1, 0.1, NB_TRAIN_LOGITS),
@@ -55,6 +55,12 @@ static const struct number numbers[] = {
      true, ALL},
     {"width", offsetof(struct nb_train_recipe, cut[NB_CUT_WIDTH]), 1, 1 << 16, 0, true, ALL},
 };
+
+// What is usual where the recipe does not say it; a table above has what is no number of it then.
+static const struct {
+    uint32_t batch;
+    double rate;
+} usual[NB_TRAIN_KINDS] = {[NB_TRAIN_LOGITS] = {1024, 1e-3}, [NB_TRAIN_VECTORS] = {4096, 5e-4}};
 
 // A key whose value is one of some words, kept as the word's number.
 static const struct word {
@@ -288,11 +294,13 @@ int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *
     return rc;
 }
 
-int nb_train_recipe_check(const struct nb_train_recipe *r, enum nb_train_kind kind,
-                          const char *family, struct nb_error *ret_error)
+int nb_train_recipe_settle(struct nb_train_recipe *r, enum nb_train_kind kind, const char *family,
+                           struct nb_error *ret_error)
 {
     const bool vectors = kind == NB_TRAIN_VECTORS;
     const char *other = r->only[vectors ? NB_TRAIN_LOGITS : NB_TRAIN_VECTORS];
+    r->batch = r->batch ? r->batch : usual[kind].batch;
+    r->rate = r->rate < 0 ? usual[kind].rate : r->rate;
     if (other)
         return nb_fail(ret_error, -EINVAL,
                        "the recipe's \"%s\" is of %s, and this %s model learns %s: leave it out",

@@ -1,6 +1,6 @@
 // What a distillation makes, from JSON, which is anyone's:
-//   {"layers": 6, "to": "F16", "tokens": 1000000, "length": 256, "batch": 4096, "rate": 5e-4,
-//    "temperature": 2, "hard": 0.1, "adapter": {"rank": 8, "alpha": 16, "matrices": ["attn_q"]}}
+//   {"layers": 6, "to": "F16", "tokens": 1000000, "length": 256, "batch": 1024, "rate": 1e-3,
+//    "temperature": 1, "hard": 0.1, "adapter": {"rank": 8, "alpha": 16, "matrices": ["attn_q"]}}
 // docs/rooms/distill.md says what each key means.
 #pragma once
 
@@ -45,9 +45,10 @@ struct nb_train_recipe {
     char to[32];                       // the type of the student's matrices
     double tokens;                     // to train on
     uint32_t length;                   // tokens of a window
-    uint32_t batch;                    // tokens of a step
+    uint32_t batch;                    // tokens of a step; 0 until it is settled
     uint32_t held_out;                 // windows on which it is judged
-    double rate, warm, decay, clip;    // warm: the share of steps that rise
+    // rate: below 0 until it is settled; warm: the share of steps that rise
+    double rate, warm, decay, clip;
     double temperature, mix, own, hard, hidden, attention;
     double cosine, relation; // of vectors
     enum nb_schedule schedule;
@@ -66,7 +67,8 @@ struct nb_train_recipe {
 // -EINVAL with what is wrong in one line, by the key's name.
 int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *ret,
                           struct nb_error *ret_error);
-// Whether it has nothing that students of this kind do not. `family`: the model's, for the line.
-// -EINVAL as above.
-int nb_train_recipe_check(const struct nb_train_recipe *r, enum nb_train_kind kind,
-                          const char *family, struct nb_error *ret_error);
+// Once it is known what is learnt: what the recipe does not say of batch and rate becomes what is
+// usual for it. `family`: the model's, for the line. -EINVAL as above: it has what students of this
+// kind have not.
+int nb_train_recipe_settle(struct nb_train_recipe *r, enum nb_train_kind kind, const char *family,
+                           struct nb_error *ret_error);

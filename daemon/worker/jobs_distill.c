@@ -79,7 +79,7 @@ static int find_kind(struct distilling *k)
     if (!arch)
         return 0; // which is refused when it is packed
     k->learns = nb_arch_for_vectors(arch, g) ? NB_TRAIN_VECTORS : NB_TRAIN_LOGITS;
-    return nb_train_recipe_check(&k->recipe, k->learns, arch->name, k->error);
+    return nb_train_recipe_settle(&k->recipe, k->learns, arch->name, k->error);
 }
 
 // One that says other tokens cannot say how probable the student's are.

@@ -30,10 +30,10 @@ class Lessons(Trainings):
         cls.lessons = cls.path / "all.lessons"
         load = cls.nibble(cls, "load", cls.model, "--name", "teacher", "--precision", "exact", "--kv-type", "f32")
         assert load.returncode == 0, load.stderr
-        cls.how = ("--layers", "1", "--to", "F32", "--batch", 32 * LENGTH, "--held-out", "2")
+        cls.how = ("--layers", "1", "--to", "F32", "--batch", 32 * LENGTH, "--held-out", "2", "--temperature", "2")
 
     def teach(self, out, *words):
-        done = self.nibble("teach", "teacher", "--text", self.long, "-o", out, "--length", LENGTH, "--force", *words)
+        done = self.nibble("teach", "teacher", "--text", self.long, "-o", out, "--length", LENGTH, "--temperature", "2", "--force", *words)
         self.assertEqual(done.returncode, 0, done.stderr)
         return out
 
@@ -85,7 +85,7 @@ class Lessons(Trainings):
             self.assertLess(np.abs(x - here[name]).max(), 1e-4)
 
     def test_killed_while_it_teaches(self):
-        how = ("--keep", "3", "--length", LENGTH)
+        how = ("--keep", "3", "--length", LENGTH, "--temperature", "2")
         alone, again, kills = self.teach(self.path / "alone.lessons", "--keep", "3").read_bytes(), self.path / "again.lessons", 0
         process = subprocess.Popen([NIBBLE, "teach", "teacher", "--text", self.long, "-o", again, *map(str, how), "--socket",
                                     self.daemon.runtime / "nibble.sock"], stdout=subprocess.DEVNULL)
@@ -101,7 +101,7 @@ class Lessons(Trainings):
 
     def test_interrupted(self):
         """The same command goes on where it was: to the same bytes, and of the same teacher alone."""
-        how = ("--keep", "3", "--length", LENGTH)
+        how = ("--keep", "3", "--length", LENGTH, "--temperature", "2")
         whole, again = self.teach(self.path / "whole.lessons", "--keep", "3").read_bytes(), self.path / "cut.lessons"
         part = again.with_name(again.name + ".part")
         process = subprocess.Popen([NIBBLE, "teach", "teacher", "--text", self.long, "-o", again, *map(str, how), "--socket",
@@ -124,10 +124,10 @@ class Lessons(Trainings):
                 self.assertEqual("windows already" in done.stderr, len(there) > 100)
                 self.assertFalse(part.exists())
         again.unlink()
-        for why, there, words in (("of other lessons", whole, ("--temperature", "3")), ("by another teacher", whole[:-1] + b"?", ())):
+        for why, there, t in (("of other lessons", whole, "3"), ("by another teacher", whole[:-1] + b"?", "2")):
             part.write_bytes(there)
             with self.subTest(why):
-                done = self.nibble("teach", "teacher", "--text", self.long, "-o", again, *how, *words)
+                done = self.nibble("teach", "teacher", "--text", self.long, "-o", again, *how[:-1], t)
                 self.assertEqual((done.returncode, again.exists()), (1, False))
                 self.assertIn(why, done.stderr)
 
@@ -147,8 +147,7 @@ class Lessons(Trainings):
         self.refused("another tokenizer", self.of_another_family(), "--text", lessons, *self.how)
         for words in (("--mix", "0.5"), ("--own", "0.5"), ("--hidden", "1"), ("--attention", "1")):
             self.refused("need the teacher itself", self.model, "--text", lessons, *self.how, *words)
-        self.refused("of a temperature of 2, and the training's is 1", self.model, "--text", lessons, *self.how,
-                     "--temperature", "1")
+        self.refused("of a temperature of 2, and the training's is 1", self.model, "--text", lessons, *self.how[:-1], "1")
         for words in (("--text", self.long), ("--teacher", self.model), ("--vocabulary", "1/1")):
             self.refused("they go with no other text", self.model, "--text", lessons, *self.how, *words)
         for words in (("--length", "9000"), ("--keep", "2000"), ("--length", "1024")):

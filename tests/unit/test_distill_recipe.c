@@ -116,7 +116,7 @@ static void kinds(void **state)
         assert_int_equal(nb_train_recipe_parse(cases[i].text, strlen(cases[i].text), &r, &error),
                          0);
         for (enum nb_train_kind kind = 0; kind < NB_TRAIN_KINDS; kind++) {
-            const int rc = nb_train_recipe_check(&r, kind, "bert", &error);
+            const int rc = nb_train_recipe_settle(&r, kind, "bert", &error);
             assert_int_equal(rc, why[kind] ? -EINVAL : 0);
             if (why[kind] && !strstr(error.text, why[kind]))
                 fail_msg("%s", error.text);

@@ -102,7 +102,7 @@ static void put_drafter(json_t *recipe)
     bool shaped = false;
     for (size_t i = 0; i < sizeof(shape) / sizeof(shape[0]); i++)
         shaped |= json_object_get(recipe, shape[i]) != NULL;
-    json_t *usual = json_pack("{s:f, s:f, s:s}", "temperature", 1.0, "hard", 0.0, "to", "Q8_0");
+    json_t *usual = json_pack("{s:f, s:s}", "hard", 0.0, "to", "Q8_0");
     if (!shaped)
         json_object_set_new(usual, "weights", json_real(1.0 / 3));
     json_object_update_missing(recipe, usual);
@@ -290,11 +290,13 @@ int verb_distill(const struct verb *verb, int argc, char **argv)
         {"tokens", 0, OPTION_U64, &d.tokens, "N",
          "to train on (1000000); 0: it is cut, and not trained"},
         {"length", 0, OPTION_UINT(8, 8192), &d.length, "L", "tokens of a window (256)"},
-        {"batch", 0, OPTION_UINT(8, 1 << 20), &d.batch, "N", "tokens of a step (4096)"},
-        {"rate", 0, OPTION_FLOAT(0, 1), &d.rate, "X", "the highest rate of AdamW (0.0005)"},
+        {"batch", 0, OPTION_UINT(8, 1 << 20), &d.batch, "N",
+         "tokens of a step (1024; of an encoder 4096)"},
+        {"rate", 0, OPTION_FLOAT(0, 1), &d.rate, "X",
+         "the highest rate of AdamW (0.001; of an encoder 0.0005)"},
         {"schedule", 0, OPTION_STRING, &d.schedule, "S", "cosine, linear or constant"},
         {"temperature", 0, OPTION_FLOAT(0.01, 100), &d.temperature, "T",
-         "of the teacher's probabilities and the student's (2)"},
+         "of the teacher's probabilities and the student's (1)"},
         {"mix", 0, OPTION_FLOAT(0, 1), &d.mix, "B",
          "which divergence from the teacher: 0 KL (the usual), 1 reverse KL, between: "
          "Jensen-Shannon"},

@@ -411,7 +411,7 @@ static int teach(struct teach *t)
 
 int verb_teach(const struct verb *verb, int argc, char **argv)
 {
-    struct teach t = {.length = 256, .keep = 64, .temperature = 2};
+    struct teach t = {.length = 256, .keep = 64, .temperature = 1};
     const struct option_spec specs[] = {
         {"text", 't', OPTION_LIST(OPTION_LIST_MAX), &t.texts, "F", "what it makes lessons of"},
         {"output", 'o', OPTION_STRING, &t.out, "F.lessons", "where they go"},
@@ -422,7 +422,7 @@ int verb_teach(const struct verb *verb, int argc, char **argv)
         {"keep", 0, OPTION_UINT(1, NB_LESSONS_KEPT), &t.keep, "K",
          "of each token's next ones so many, the likeliest (64)"},
         {"temperature", 0, OPTION_FLOAT(0.01, 100), &t.temperature, "T",
-         "that students will be trained at (2)"},
+         "that students will be trained at (1)"},
         {"force", 'f', OPTION_FLAG, &t.force, NULL, "replace a file that is there"},
         {0},
     };
