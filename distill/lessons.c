@@ -46,8 +46,11 @@ static int read_at(const struct nb_lessons *l, uint64_t at, void *ret, size_t by
 bool nb_lessons_are(const struct nb_source_file *files, uint32_t n)
 {
     char magic[8];
-    return n && pread(files[0].fd, magic, sizeof(magic), 0) == sizeof(magic) &&
-           !memcmp(magic, NB_LESSONS_MAGIC, sizeof(magic));
+    bool some = false;
+    for (uint32_t i = 0; i < n && !some; i++)
+        some = pread(files[i].fd, magic, sizeof(magic), 0) == sizeof(magic) &&
+               !memcmp(magic, NB_LESSONS_MAGIC, sizeof(magic));
+    return some;
 }
 
 // --- Opening

@@ -97,7 +97,7 @@ static int read_number(struct nb_train_recipe *r, const struct number *n, const 
 {
     const double x = json_number_value(value);
     if (!json_is_number(value) || !(x >= n->least && x <= n->most) || (n->whole && x != floor(x)))
-        return nb_fail(e, -EINVAL, "the recipe's \"%s\" is a %snumber from %g to %g", n->key,
+        return nb_fail(e, -EINVAL, "the recipe's \"%s\" is a %snumber from %.15g to %.15g", n->key,
                        n->whole ? "whole " : "", n->least, n->most);
     set(r, n, x);
     if (n->only < NB_TRAIN_KINDS)
@@ -239,6 +239,34 @@ static int check_device(const struct nb_train_recipe *r, struct nb_error *e)
     return 0;
 }
 
+// What there is nothing to do for.
+static int check_idle(const struct nb_train_recipe *r, const json_t *root, struct nb_error *e)
+{
+    const bool plain = !r->layers || r->n_from;
+    const bool shaped = !plain || r->weights > 0 || r->size > 0;
+    const struct {
+        const char *key;
+        bool idle;
+        const char *without;
+    } rows[] = {{"mix", r->hard >= 1, "a \"hard\" below 1"},
+                {"temperature", r->hard >= 1, "a \"hard\" below 1"},
+                {"scales", !r->qat, "\"qat\""},
+                {"layers_by", !shaped, "a number of \"layers\", \"weights\" or \"size\""}};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        if (rows[i].idle && json_object_get(root, rows[i].key))
+            return nb_fail(e, -EINVAL, "the recipe's \"%s\" does nothing without %s: leave it out",
+                           rows[i].key, rows[i].without);
+    return 0;
+}
+
+static int read_flag(bool *ret, const char *key, const json_t *value, struct nb_error *e)
+{
+    *ret = json_is_true(value);
+    return json_is_boolean(value)
+               ? 0
+               : nb_fail(e, -EINVAL, "the recipe's \"%s\" is true or false", key);
+}
+
 static int read_key(struct nb_train_recipe *r, const char *key, const json_t *value,
                     struct nb_error *e)
 {
@@ -250,15 +278,15 @@ static int read_key(struct nb_train_recipe *r, const char *key, const json_t *va
             return read_word(r, &words[i], value, e);
     if (!strcmp(key, "layers"))
         return read_layers(r, value, e);
-    if (!strcmp(key, "qat") && json_is_boolean(value)) {
-        r->qat = json_is_true(value);
-        return 0;
-    }
+    if (!strcmp(key, "qat"))
+        return read_flag(&r->qat, key, value, e);
     if (!strcmp(key, "adapter"))
         return read_adapter(r, value, e);
     if (!strcmp(key, "device"))
         return read_device(r, value, e);
-    if (!strcmp(key, "to") && json_is_string(value) && json_string_length(value) < sizeof(r->to)) {
+    if (!strcmp(key, "to")) {
+        if (!json_is_string(value) || json_string_length(value) >= sizeof(r->to))
+            return nb_fail(e, -EINVAL, "the recipe's \"to\" is a type's name, as F16");
         snprintf(r->to, sizeof(r->to), "%s", json_string_value(value));
         return 0;
     }
@@ -290,6 +318,8 @@ int nb_train_recipe_parse(const char *text, size_t len, struct nb_train_recipe *
         rc = check_adapter(ret, ret_error);
     if (rc == 0)
         rc = check_device(ret, ret_error);
+    if (rc == 0)
+        rc = check_idle(ret, root, ret_error);
     json_decref(root);
     return rc;
 }

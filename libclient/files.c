@@ -94,8 +94,7 @@ static int add(struct opening *o, const char *prefix, const char *name)
     o->files.items = grown;
     int fd = open_regular(o->folder, name, &odd);
     if (fd < 0 && odd)
-        return fail(o, fd, "%s%sit is %s, and a model is a regular file or a folder", prefix, colon,
-                    odd);
+        return fail(o, fd, "%s%sit is %s, and no regular file or folder", prefix, colon, odd);
     if (fd < 0)
         return fail(o, fd, "%s%s%s", prefix, colon, strerror(-fd));
     struct nb_model_file *file = &o->files.items[o->files.n++];

@@ -274,15 +274,17 @@ static int find_targets(struct walk *k)
     const bool head = k->layer + 1 == k->n_layers; // its embedding, perhaps, which is there
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t tensor = nb_source_find(k->how->source, w[i]->name);
-        if (tensor == k->how->source->n_tensors ||
-            !takes_feedback(w[i], k->how->source->tensors[tensor].type, &choices[tensor]) ||
-            (head && nb_compress_has(k->how->compress, tensor)))
+        if (tensor == k->how->source->n_tensors)
             continue;
-        if (!nb_choice_scheme(&choices[tensor])->exact)
+        const struct nb_scheme *scheme = nb_choice_scheme(&choices[tensor]);
+        if (scheme && !scheme->exact)
             return nb_fail(k->error, -ENOTSUP,
                            "tensor %.*s as %s: error feedback knows the types' own groups alone; "
                            "name a type, or search scales (--method search)",
-                           STR(w[i]->name), nb_choice_scheme(&choices[tensor])->name);
+                           STR(w[i]->name), scheme->name);
+        if (!takes_feedback(w[i], k->how->source->tensors[tensor].type, &choices[tensor]) ||
+            (head && nb_compress_has(k->how->compress, tensor)))
+            continue;
         int rc = open_target(k, &k->targets[k->n_targets++], w[i], tensor);
         if (rc < 0)
             return rc;

@@ -241,6 +241,13 @@ static int read_tune(struct nb_recipe *r, const json_t *object, struct nb_error 
     return 0;
 }
 
+// What is not said is.
+static bool is_within(const json_t *value, double least, double most)
+{
+    const double x = json_number_value(value);
+    return !value || (json_is_number(value) && x >= least && x <= most);
+}
+
 static int read_gptq(struct nb_recipe *r, const json_t *object, struct nb_error *ret_error)
 {
     const json_t *damping = json_object_get(object, "damping");
@@ -253,16 +260,15 @@ static int read_gptq(struct nb_recipe *r, const json_t *object, struct nb_error 
         return nb_fail(ret_error, -EINVAL,
                        "the recipe's \"gptq\" has \"damping\", \"mismatch\" and \"passes\", and "
                        "nothing else");
-    f->damping = damping ? (float)json_number_value(damping) : f->damping;
-    f->mismatch = mismatch ? (float)json_number_value(mismatch) : f->mismatch;
-    f->passes = passes ? (uint32_t)json_integer_value(passes) : f->passes;
-    if (!(f->damping >= 1e-6f && f->damping <= 1.0f) ||
-        (mismatch && !(f->mismatch >= 0 && f->mismatch <= 1)) || f->passes > 16 ||
-        (passes && json_integer_value(passes) < 0))
+    if (!is_within(damping, 1e-6, 1) || !is_within(mismatch, 0, 1) || !is_within(passes, 0, 16) ||
+        (passes && !json_is_integer(passes)))
         return nb_fail(
             ret_error, -EINVAL,
             "the recipe's \"gptq\": \"damping\" is from 0.000001 to 1, \"mismatch\" from "
-            "0 to 1, \"passes\" from 0 to 16");
+            "0 to 1, \"passes\" a whole number from 0 to 16");
+    f->damping = damping ? (float)json_number_value(damping) : f->damping;
+    f->mismatch = mismatch ? (float)json_number_value(mismatch) : f->mismatch;
+    f->passes = passes ? (uint32_t)json_integer_value(passes) : f->passes;
     return 0;
 }
 

@@ -62,9 +62,10 @@ static int cut(const struct taking *t, const struct frame *f, struct nb_windows 
     const uint64_t needed = (uint64_t)w->n * body;
     if (t->tokens.n < needed)
         return nb_fail(t->error, -EINVAL,
-                       "the calibration text has %zu tokens, and %u windows of %u need %" PRIu64
-                       ": give more text, or fewer or shorter windows (--samples, --length)",
-                       t->tokens.n, w->n, w->length, needed);
+                       "the text has %zu tokens, and %u window%s of %u need%s %" PRIu64
+                       ": give more text, or %sshorter windows (%s--length)",
+                       t->tokens.n, w->n, w->n > 1 ? "s" : "", w->length, w->n > 1 ? "" : "s",
+                       needed, w->n > 1 ? "fewer or " : "", w->n > 1 ? "--samples, " : "");
     w->tokens = calloc((size_t)w->n * w->length, sizeof(*w->tokens));
     if (!w->tokens)
         return nb_fail(t->error, -ENOMEM, "no memory for the calibration text");

@@ -103,7 +103,9 @@ static int add_tensor(struct conversion *c, uint32_t i)
     const struct nb_type_info *to = nb_type_info(c->types[i] = type_of(c, t));
     snprintf(name, sizeof(name), "%.*s", STR(t->name));
     if (nb_gguf_add_tensor(c->w, name, to->type, t->n_dims, t->dims) < 0)
-        return FAIL(c, -EINVAL, "tensor %s does not fit a GGUF file as %s", name, to->name);
+        return FAIL(c, -EINVAL,
+                    "tensor %s does not fit a GGUF file as %s: name another type (--to)", name,
+                    to->name);
     c->total += nb_source_rows(t) * nb_type_row_bytes(to->type, t->dims[0]);
     return 0;
 }

@@ -95,9 +95,25 @@ static json_t *device_json(const struct distilling *k)
     return json_string(what);
 }
 
+// Matrices whose rows are no whole blocks of the type.
+static uint32_t count_others(const struct distilling *k)
+{
+    const struct nb_choice *choices = nb_compress_choices(k->compress);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < k->student.source->n_tensors && !k->adapter; i++)
+        n += choices[i].type != choices[i].wanted;
+    return n;
+}
+
 static json_t *warnings_json(const struct distilling *k)
 {
     json_t *list = json_array();
+    const uint32_t others = count_others(k);
+    if (others)
+        json_array_append_new(list,
+                              json_sprintf("the rows of %u matrices are no whole blocks of %s: "
+                                           "they are F16",
+                                           others, k->recipe.to));
     const unsigned long long taken = (unsigned long long)k->learnt.n + k->held.n;
     if (k->learnt.left)
         json_array_append_new(

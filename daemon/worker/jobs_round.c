@@ -321,11 +321,12 @@ int nb_jobs_round(struct nb_work *work, struct nb_error *e)
     struct nb_source *source = NULL;
     struct nb_recipe *recipe = NULL;
     int rc = nb_recipe_parse(work->recipe, work->recipe_len, false, &recipe, e);
-    if (rc == 0 && (nb_recipe_target(recipe)->kind || nb_recipe_feedback(recipe).on))
+    if (rc == 0 && (nb_recipe_target(recipe)->kind || nb_recipe_feedback(recipe).on ||
+                    nb_recipe_folds(recipe)))
         rc = nb_fail(
             e, -EINVAL,
-            "a target, or the method gptq, tune or auto, is of a job of kind weighted, which "
-            "learns from text");
+            "a target, folds and the methods gptq, tune and auto learn from text: give some "
+            "(--calibration FILE); a job of kind \"weighted\" takes the model's own");
     const struct nb_sparsity *sparse = rc == 0 ? nb_recipe_sparsity(recipe) : NULL;
     if (sparse && sparse->by == NB_SPARSE_WANDA)
         rc = nb_fail(e, -EINVAL,

@@ -155,7 +155,7 @@ class Allocate(unittest.TestCase):
         self.refused("a file of 100000 bytes cannot be had: with these types it has [0-9]+ at least", "--target-size", "100000")
         self.refused("one of --to, --target-size", "--target-size", "700000", "--to", "Q4_0")
         (self.path / "short.txt").write_text(TEXT[:400])
-        self.refused("the calibration text has \\d+ tokens", "--target-size", "700000", text="short.txt")
+        self.refused("the text has \\d+ tokens", "--target-size", "700000", text="short.txt")
         recipe = self.path / "bad.json"
         for text, why in (({"target": {"size": 1, "bits": 2}}, "one of size, bits, max_kld and fit|one \"bits\""),
                           ({"target": {"bits": 99}}, "from 1 to 32"), ({"target": 7}, "one of size"),

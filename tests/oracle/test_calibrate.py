@@ -134,7 +134,7 @@ class Calibrate(unittest.TestCase):
         self.assertEqual(found, same)
 
     def test_refusals(self):
-        self.refused(r"the calibration text has \d+ tokens, and 128 windows of 256 need 32768: give more", "--calibration", self.text)
+        self.refused(r"the text has \d+ tokens, and 128 windows of 256 need 32768: give more", "--calibration", self.text)
         self.refused(r"512 windows of 256 need 131072", "--calibration", self.text, "--effort", "best")
         self.refused("longer than the model's context of", "--calibration", self.text, "--samples", "1", "--length", "8192")
         bad = self.path / "bad.jsonl"
@@ -198,6 +198,13 @@ class Calibrate(unittest.TestCase):
         self.assertLess(gptq, 0.8 * search)
         self.refused("method gptq learns from text", "--method", "gptq", "--imatrix", self.path / "kept.gguf")
         self.refused('"method" is "search"', "--method", "magic", "--calibration", self.text)
+        for scheme in ("int8-channel", "int8-channel-zero"):
+            done = self.nibble("compress", self.model, "-o", self.path / "never.gguf", "--to", scheme, "--method", "gptq", *how)
+            self.assertIn(f"as {scheme}: error feedback knows the types' own groups alone", done.stderr)
+        recipe = self.path / "wrong.json"
+        for wrong in ({"passes": "3"}, {"passes": 2.5}, {"passes": 2 ** 32 + 2}, {"mismatch": "0.5"}, {"damping": True}):
+            recipe.write_text(json.dumps({"gptq": wrong}))
+            self.refused('the recipe\'s "gptq": "damping" is from', "--recipe", recipe, *how)
 
     def test_written_by_the_model(self):
         """Without a text the model writes its own: the same from the same seed, another from another."""

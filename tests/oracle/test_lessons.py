@@ -150,6 +150,7 @@ class Lessons(Trainings):
         self.refused("of a temperature of 2, and the training's is 1", self.model, "--text", lessons, *self.how[:-1], "1")
         for words in (("--text", self.long), ("--teacher", self.model), ("--vocabulary", "1/1")):
             self.refused("they go with no other text", self.model, "--text", lessons, *self.how, *words)
+        self.refused("they go with no other text", self.model, "--text", self.long, "--text", lessons, *self.how)
         for words in (("--length", "9000"), ("--keep", "2000"), ("--length", "1024")):
             self.assertEqual(self.nibble("teach", "teacher", "--text", self.long, "-o", other, "--force", *words).returncode, 2)
         self.assertIn("no model", self.nibble("teach", "nobody", "--text", self.long, "-o", other, "--force").stderr)

@@ -230,6 +230,11 @@ class Prune(unittest.TestCase):
                         self.assertGreater(size + 32 * 3 * 64 * block * len(report["layers"]), asked)
                     else:
                         self.assertEqual(size, whole)
+        self.assertEqual(self.prune(to="Q8_0")[0]["warnings"], [])
+        report, found = self.prune(to="Q8_0", width=48)
+        others = sum(t.dtype == np.float16 for t in found.values())
+        self.assertGreater(others, 0)
+        self.assertEqual(report["warnings"], [f"the rows of {others} matrices are no whole blocks of Q8_0: they are F16"])
         report, _ = self.prune(size=10 ** 9, weights=0.5)  # both hold
         self.assertLessEqual(report["weights"], 0.5 * sum(x.size for x in arrays.values()))
 

@@ -231,7 +231,7 @@ class Account(ServiceTest):
                 done = subprocess.run([os.environ["NIBBLE_TEST_CLI"], *verb, path, "--socket",
                                        self.daemon.runtime / "nibble.sock"], capture_output=True, text=True, timeout=PATIENCE)
                 self.assertEqual((done.returncode, done.stdout), (1, ""))
-                self.assertIn(f"it is {what}, and a model is a regular file", done.stderr)
+                self.assertIn(f"it is {what}, and no regular file or folder", done.stderr)
         sock.close()
         fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         with self.daemon.admin() as a:
