@@ -146,7 +146,7 @@ def healing(maker):
 def qat(maker):
     """Codes that error feedback found, and what training makes of them, at the same bytes."""
     files = []
-    how = ("--qat", "--batch", 1024, "--temperature", 1, "--hard", 0)  # the teacher alone
+    how = ("--qat", "--hard", 0)  # the teacher alone
     for kind, rate in ("Q2_0", 3e-4), ("Q4_0", 3e-5):
         start = maker.quantized(f"gptq-{kind}", llama.f32_model(), "--to", kind)
         files += [start, maker.student(f"qat-{kind}", "--to", kind, "--rate", rate, *how, of=start)]
