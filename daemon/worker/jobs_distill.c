@@ -99,10 +99,6 @@ static int open_teacher(struct distilling *k)
 {
     const struct nb_jobs_given *g = &k->given;
     struct nb_error why;
-    if (!has_teacher(k))
-        return nb_fail(k->error, -EINVAL,
-                       "nothing is learnt from the teacher: leave it out, or learn from it "
-                       "(\"hard\" below 1)");
     int rc = nb_source_open(g->teacher, g->n_teacher, &k->own_teacher.source, &why);
     return rc < 0 ? nb_fail(k->error, rc, "the teacher: %s", why.text) : 0;
 }

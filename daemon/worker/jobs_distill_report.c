@@ -121,6 +121,9 @@ static json_t *warnings_json(const struct distilling *k)
             json_sprintf("the text has %llu windows, of which %llu are taken, evenly over it: "
                          "with more tokens each they are fewer (--length)",
                          taken + (unsigned long long)k->learnt.left, taken));
+    if (k->own_teacher.source && !k->own_teacher.plan)
+        json_array_append_new(list, json_string("nothing was learnt from the teacher: with a "
+                                                "\"hard\" of 1 labels alone are"));
     if (*k->stopped.text)
         json_array_append_new(list, json_string(k->stopped.text));
     return list;

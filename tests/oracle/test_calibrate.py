@@ -208,9 +208,9 @@ class Calibrate(unittest.TestCase):
 
     def test_written_by_the_model(self):
         """Without a text the model writes its own: the same from the same seed, another from another."""
-        def compress(seed, *words):
+        def compress(seed, *words, **keys):
             recipe = self.path / "seed.json"
-            recipe.write_text(json.dumps({"to": "IQ4_NL", "calibration": {"samples": 40, "length": 24, "seed": seed}}))
+            recipe.write_text(json.dumps({"to": "IQ4_NL", "calibration": {"samples": 40, "length": 24, "seed": seed}, **keys}))
             return self.compress(self.model, "--recipe", recipe, *words)
 
         first, kept = compress(1, "--method", "search")
@@ -219,7 +219,11 @@ class Calibrate(unittest.TestCase):
         self.assertEqual(first, again)
         self.assertNotEqual(first, other)
         self.assertEqual(kept["blk.0.attn_q.weight.counts"].ravel().tolist(), [40 * 24])
-        compress(1, "--method", "gptq")
+        # What a recipe asks for is what an option does.
+        for option, keys in ((("--method", "gptq"), {"method": "gptq"}), (("--fold", "awq"), {"fold": "awq"}),
+                             (("--to", "Q8_0", "--sparse", "0.5", "--sparse-by", "wanda"),
+                              {"to": "Q8_0", "sparse": {"share": 0.5, "by": "wanda"}})):
+            self.assertEqual(compress(1, *option)[0], compress(1, **keys)[0])
 
     def test_feedback_of_experts(self):
         case = families.Case("qwen3moe", "whole blocks", families.size(64, 96, 4, 2, 16, X=6, C=2, Y=32),

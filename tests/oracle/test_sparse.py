@@ -191,7 +191,6 @@ class Sparse(unittest.TestCase):
                 ({"tensors": [{"match": "q", "sparse": 0.5}]}, "goes with the recipe's own", ()),
                 ({"tensors": [{"match": "q"}]}, '"to" or a "sparse"', ()),
                 ({"sparse": half, "tensors": [{"match": "q", "sparse": -1}]}, "from 0 to 0.99", ()),
-                ({"sparse": {**half, "by": "wanda"}}, "--calibration.*--imatrix", ()),
                 ({"sparse": {**half, "by": "sparsegpt"}}, "with method gptq or tune", text),
                 ({"sparse": half, "method": "gptq"}, "by sparsegpt, or with method search", text),
                 ({"sparse": half, "method": "auto"}, "auto judges methods of rounding alone", text),

@@ -154,6 +154,32 @@ class Real(CliTest):
         self.assertEqual(done.returncode, 1, done.stderr)
         return done.stderr
 
+    def test_bytes_that_are_no_text(self):
+        """Each may be three tokens: what a byte is alone, and more ids than there are bytes."""
+        one = self.json("tokenize", "smol", "--file", self.daemon.file("one", b"\xff"))["tokens"]
+        many = self.json("tokenize", "smol", "--file", self.daemon.file("many", b"\xff " * 5000))["tokens"]
+        alone = self.json("tokenize", "smol", "--file", self.daemon.file("two", b"\xff \xff "))["tokens"]
+        self.assertEqual(many[:len(one)], one)
+        self.assertGreater(len(many), 5000 * len(one))
+        self.assertTrue(set(many) <= set(one) | set(alone), set(many) - set(one) - set(alone))
+
+    def test_outputs(self):
+        """What no file can be written over, or into, is told before there is a job."""
+        folder = pathlib.Path(self.daemon.dir.name)
+        text, link = self.daemon.file("text.txt", b"One, two, three. " * 400), folder / "link.gguf"
+        link.symlink_to(MODEL)
+        for out, why in (("/dev/null", "/dev/null is no regular file, which is not replaced"), (folder, "is a folder, which is not"),
+                         (link, "is a symbolic link, which is not"), (folder / "none" / "x.gguf", "none/: No such file")):
+            for words in (("compress", MODEL, "--to", "Q8_0"), ("distill", MODEL, "--text", text)):
+                with self.subTest(out=str(out), verb=words[0]):
+                    self.assertIn(why, self.fails(*words, "-o", out, "--force"))
+        (folder / "nf4").mkdir()
+        self.assertIn("a folder is never written over", self.fails("compress", MODEL, "--to", "NF4", "-o", folder / "nf4", "-f"))
+        same = ("-o", folder / "x", "--save-imatrix", folder / "x", "--calibration", text)
+        self.assertIn("name one file", self.fails("compress", MODEL, "--to", "Q4_0", *same, status=2))
+        self.assertIn("no size above 0", self.fails("compress", MODEL, "--target-size", "0", "-o", folder / "x", status=2))
+        self.assertEqual(self.json("jobs")["jobs"], [])
+
     def test_closed_streams(self):
         """With all three closed, nothing of ours has their numbers."""
         process = self.start("run", "smol", "Tell me a long story.", "--ignore-eos",

@@ -112,6 +112,11 @@ class DraftsOfAModel(Drafts):
         self.assertEqual(self.json("models")["models"], [])
 
     def test_refusals(self):
+        student = self.daemon.dir.name + "/student.gguf"
+        text = self.daemon.file("text.txt", b"One, two, three, four, five. " * 400)
+        make = ("distill", MODEL, "--text", text, "--tokens", "0", "--length", "64", "--held-out", "1")
+        self.assertIn("m has a drafter, d: unload that first", self.fails(*make, "-o", student, "--draft-for", "m"))
+        self.assertIn("d is the drafter of m", self.fails(*make, "-o", student, "--draft-for", "d"))
         for words, line in [(("load", MODEL, "--name", "x", "--draft-for", "m"), "the model has a drafter: unload that first"),
                             (("load", MODEL, "--name", "x", "--draft-for", "d"), '"d" is a drafter itself'),
                             (("load", MODEL, "--name", "x", "--draft-for", "m", "--device", "cpu"), 'served as its base "m" is'),
@@ -119,6 +124,7 @@ class DraftsOfAModel(Drafts):
                             (("run", "m", "hello", "--adapter", "d"), '"m" has no adapter "d"')]:
             self.assertIn(line, self.fails(*words))
         self.nibble("unload", "d")
+        self.assertIn('a model "m" is loaded', self.fails(*make, "-o", self.daemon.dir.name + "/m.gguf", "--draft-for", "m"))
         self.assertIn("drafts are of models that generate", self.fails("load", MINILM, "--name", "x", "--draft-for", "m"))
         other = self.daemon.file("r.gguf", b"")
         subprocess.run([os.environ["NIBBLE_TEST_MAKE_GGUF"], "random", other, "Q4_0", "3"], check=True)

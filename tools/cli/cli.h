@@ -129,6 +129,9 @@ double cli_median(double *values, size_t n); // sorts
 // Progress on stderr when it is a terminal: "what  42 %"; done == total ends the line.
 void cli_progress(const char *what, uint64_t done, uint64_t total);
 
+// Before work whose result a file will be: whether it can be written there. A folder, a device or a
+// symbolic link is never replaced; what else is there is with `force`. An exit status.
+int cli_output_check(const char *out, bool force);
 // A file that appears whole or not at all: it is written beside `out`, under a name of its own,
 // which is removed when a signal ends the process. One at a time. Without `force` none is replaced.
 // An exit status.

@@ -133,8 +133,17 @@ nibble_session *cli_session(nibble *connection, const char *model, const char *a
 int cli_tokenize(nibble *connection, nibble_session *session, const char *what, const char *text,
                  size_t len, unsigned flags, int32_t **ret_ids)
 {
-    int32_t *ids = cli_alloc(len + 16, sizeof(*ids));
-    int n = nibble_tokenize(session, text, len, flags, ids, len + 16);
+    // Bytes that are no UTF-8 have up to three tokens each.
+    size_t room = 0, wanted = len + 16;
+    int32_t *ids = NULL;
+    int n = 0;
+    while (n >= 0 && wanted > room) {
+        free(ids);
+        room = wanted;
+        ids = cli_alloc(room, sizeof(*ids));
+        n = nibble_tokenize(session, text, len, flags, ids, room);
+        wanted = n > 0 ? (size_t)n : 0;
+    }
     if (n < 0) {
         free(ids);
         cli_failed(connection, what, n);

@@ -22,6 +22,7 @@ struct compress {
     uint32_t samples, length; // 0: not said
     uint32_t layer;           // UINT32_MAX: not said
     const char *kind;         // of the job; NULL: by its other options
+    bool learns;              // from text, as its recipe has it
     bool detach, force;
 };
 
@@ -75,6 +76,11 @@ static void put_target(const struct compress *c, json_t *recipe)
     json_decref(types);
 }
 
+static bool is_folder(const struct compress *c)
+{
+    return c->kind && !strcmp(c->kind, "folder");
+}
+
 static bool is_graph(const struct compress *c)
 {
     return c->format && !strcmp(c->format, "onnx");
@@ -124,7 +130,7 @@ static void put_sparse(const struct compress *c, json_t *recipe)
 }
 
 // The recipe's text, malloc'ed: the file's, with what the command's options say.
-static int make_recipe(const struct compress *c, char **ret)
+static int make_recipe(struct compress *c, char **ret)
 {
     json_t *recipe = NULL;
     int status = jobs_read_recipe(c->recipe, &recipe);
@@ -144,6 +150,7 @@ static int make_recipe(const struct compress *c, char **ret)
     put_target(c, recipe);
     put_activations(c, recipe);
     put_sparse(c, recipe);
+    c->learns = !is_graph(c) && jobs_learns(recipe);
     *ret = json_dumps(recipe, JSON_COMPACT);
     json_decref(recipe);
     return *ret ? CLI_OK : cli_error("--to, --else, --method, --fold and --recipe are UTF-8");
@@ -160,14 +167,10 @@ static int targets(const struct compress *c)
     return (c->target_size > 0) + (c->fit > 0) + (c->target_bits > 0) + (c->max_kld > 0);
 }
 
-// On its user's text, or, for a method, a fold, a target, ranges or zeros by importance that were
-// asked for, on text of the model's own.
+// On its user's text, or, where the recipe asks for what learns, on text of the model's own.
 static bool calibrates(const struct compress *c)
 {
-    const bool ranges = fixes_ranges(c) && !is_graph(c); // which has those of its file
-    const bool weighs = c->sparse_by && strcmp(c->sparse_by, "magnitude") != 0;
-    return c->calibration.n ||
-           ((c->method || c->fold || targets(c) || ranges || weighs) && !c->imatrix);
+    return c->calibration.n || (c->learns && !c->imatrix);
 }
 
 // The kind of job that another format than GGUF is, and what goes with it.
@@ -187,13 +190,12 @@ static int check_format(struct compress *c)
         return cli_usage_error("a graph takes --to INT8 or F32, --layer and --activations alone");
     if (!graph && c->layer != UINT32_MAX)
         return cli_usage_error("--layer is of --format onnx");
-    c->kind = graph ? "onnx" : folder ? "folder" : calibrates(c) ? "weighted" : NULL;
+    c->kind = graph ? "onnx" : folder ? "folder" : NULL;
     return status;
 }
 
 static int check(const struct compress *c)
 {
-    struct stat st;
     if (!c->to && !c->recipe && !targets(c))
         return cli_usage_error("compress needs --to TYPE, a target (--target-size SIZE, "
                                "--target-bits B, --max-kld X, --fit SIZE) or --recipe FILE");
@@ -214,11 +216,12 @@ static int check(const struct compress *c)
         return cli_usage_error(
             "--save-imatrix keeps what --calibration FILE or --method M, and -o, "
             "measure");
-    if (c->save_imatrix && !c->force && lstat(c->save_imatrix, &st) == 0)
-        return cli_error("%s exists: --force replaces it", c->save_imatrix);
-    if (c->out && !c->force && lstat(c->out, &st) == 0)
-        return cli_error("%s exists: --force replaces it", c->out);
-    return CLI_OK;
+    if (c->save_imatrix && !strcmp(c->save_imatrix, c->out))
+        return cli_usage_error("-o and --save-imatrix name one file");
+    int status = c->save_imatrix ? cli_output_check(c->save_imatrix, c->force) : CLI_OK;
+    if (status != CLI_OK || !c->out)
+        return status;
+    return is_folder(c) ? folder_check(c->out) : cli_output_check(c->out, c->force);
 }
 
 static int fetch(const struct compress *c, nibble *connection, uint64_t job)
@@ -318,9 +321,11 @@ int verb_compress(const struct verb *verb, int argc, char **argv)
     c.path = args[0];
     int status = check_format(&c);
     if (status == CLI_OK)
-        status = check(&c);
-    if (status == CLI_OK)
         status = make_recipe(&c, &recipe);
+    if (status == CLI_OK)
+        status = check(&c);
+    if (status == CLI_OK && !c.kind && calibrates(&c))
+        c.kind = "weighted";
     nibble *connection = status == CLI_OK ? cli_connect(&c.common) : NULL;
     if (status == CLI_OK)
         status = connection ? compress(&c, connection, recipe) : CLI_FAILED;

@@ -180,32 +180,51 @@ static int make_recipe(const struct distill *d, char **ret)
 
 static int check(const struct distill *d)
 {
-    struct stat st;
     if (!d->texts.n)
         return cli_usage_error("distill needs --text FILE, what the student learns from");
     if (!jobs_has_place("distill", d->out, d->detach))
         return CLI_USAGE;
-    if (d->out && !d->force && lstat(d->out, &st) == 0)
-        return cli_error("%s exists: --force replaces it", d->out);
     if (d->draft_for && (d->detach || d->rank))
         return cli_usage_error("--draft-for loads a student when it is done: %s",
                                d->detach ? "--detach cannot, nibble load --draft-for does"
                                          : "an adapter is none");
-    return CLI_OK;
+    return d->out ? cli_output_check(d->out, d->force) : CLI_OK;
+}
+
+// `drafter`: the name that it will have.
+static int check_for_drafter(nibble *admin, const char *name, const char *drafter)
+{
+    const struct nibble_model model = cli_find_model(admin, name);
+    size_t n = 0;
+    if (!*model.name)
+        return cli_error("no model \"%s\" is loaded to draft for: nibble load it first", name);
+    if (*model.base)
+        return cli_error("%s is %s of %s, and drafts are for a model of its own", name,
+                         model.is_drafter ? "the drafter" : "an adapter", model.base);
+    if (*cli_find_model(admin, drafter).name)
+        return cli_error("a model \"%s\" is loaded: give the drafter's file another name", drafter);
+    struct nibble_model *all = cli_models(admin, &n);
+    int status = all ? CLI_OK : CLI_FAILED;
+    for (size_t i = 0; i < n && status == CLI_OK; i++)
+        if (all[i].is_drafter && !strcmp(all[i].base, name))
+            status = cli_error("%s has a drafter, %s: unload that first", name, all[i].name);
+    free(all);
+    return status;
 }
 
 // Before hours of training, whoever cannot load what comes of them hears it.
 static int check_drafted(const struct distill *d)
 {
-    char name[CLI_NAME_SIZE];
+    char name[CLI_NAME_SIZE], drafter[CLI_NAME_SIZE];
     int status = cli_name(d->draft_for, name);
+    if (status == CLI_OK)
+        status = cli_name_of_file(d->out, drafter);
     if (status != CLI_OK)
         return status;
     nibble *admin = cli_connect_admin(&d->common);
     if (!admin)
         return CLI_FAILED;
-    if (!*cli_find_model(admin, name).name)
-        status = cli_error("no model \"%s\" is loaded to draft for: nibble load it first", name);
+    status = check_for_drafter(admin, name, drafter);
     nibble_close(admin);
     return status;
 }

@@ -47,11 +47,19 @@ static const char *parent_of(const char *name, char ret[NAME_SIZE])
     return ret;
 }
 
-int folder_open(const char *out, struct folder **ret)
+int folder_check(const char *out)
 {
     struct stat st;
-    if (lstat(out, &st) == 0)
-        return cli_error("%s exists: a folder is never written over, name another", out);
+    return lstat(out, &st) == 0
+               ? cli_error("%s exists: a folder is never written over, name another", out)
+               : CLI_OK;
+}
+
+int folder_open(const char *out, struct folder **ret)
+{
+    int status = folder_check(out);
+    if (status != CLI_OK)
+        return status;
     struct folder *f = cli_alloc(1, sizeof(*f));
     f->dir = -1;
     if (snprintf(f->part, sizeof(f->part), "%s.%ld.part", out, (long)getpid()) >= PATH_MAX)

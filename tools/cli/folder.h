@@ -12,6 +12,7 @@ int folder_wanted(const char *format, const char *to, const char *out, bool *ret
 struct folder;
 
 // Says on stderr what is wrong. CLI_OK or CLI_FAILED, all of them.
+int folder_check(const char *out); // before work whose result it will be
 int folder_open(const char *out, struct folder **ret);
 // A new file, whose name may have a folder's before it; and its end, which closes it.
 int folder_create(struct folder *f, const char *name, int *ret_fd);

@@ -103,10 +103,11 @@ static int copy_bytes(int from, int to, uint64_t bytes)
         if (n < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
             return -errno;
         n = pread(from, some, left < sizeof(some) ? left : sizeof(some), at);
-        if (n > 0 && write(to, some, (size_t)n) != n)
-            return errno ? -errno : -ENOSPC;
         if (n <= 0)
             return n < 0 ? -errno : -EIO;
+        errno = 0; // of a write that ends short, which is where the space does
+        if (write(to, some, (size_t)n) != n)
+            return errno ? -errno : -ENOSPC;
         at += n;
     }
     return 0;
@@ -119,7 +120,6 @@ int jobs_copy(nibble *connection, uint64_t job, enum jobs_result which, const ch
     int rc = nibble_jobs_result(connection, job, which, &from, &info);
     if (rc < 0)
         return cli_failed(connection, "result", rc);
-    errno = 0;
     rc = copy_bytes(from, to, info.bytes);
     close(from);
     return rc < 0 ? cli_error("%s: %s", name, strerror(-rc)) : CLI_OK;
@@ -294,6 +294,17 @@ int jobs_read_recipe(const char *path, json_t **ret)
     }
     json_decref(recipe);
     return cli_error("%s: it is no JSON object%s%s", path, *e.text ? ": " : "", e.text);
+}
+
+bool jobs_learns(const json_t *recipe)
+{
+    const json_t *sparse = json_object_get(recipe, "sparse");
+    const json_t *activations = json_object_get(recipe, "activations");
+    const char *by = json_string_value(json_object_get(sparse, "by"));
+    const char *scheme = json_string_value(json_object_get(activations, "scheme"));
+    return json_object_get(recipe, "method") || json_object_get(recipe, "fold") ||
+           json_object_get(recipe, "target") || (by && strcmp(by, "magnitude") != 0) ||
+           (scheme && !strcmp(scheme, "static"));
 }
 
 bool jobs_has_place(const char *verb, const char *out, bool detach)

@@ -6,6 +6,9 @@
 // A recipe as JSON: a file's, or, of NULL, an empty one. An exit status.
 int jobs_read_recipe(const char *path, json_t **ret);
 // Whether a job's result has a file to go to, or is left where it is; says what is wrong.
+// Whether a compression's recipe asks for what is learnt from text: without one, from the model's
+// own.
+bool jobs_learns(const json_t *recipe);
 bool jobs_has_place(const char *verb, const char *out, bool detach);
 // Says that a job was started and left to itself. An exit status.
 int jobs_started(uint64_t job, bool json);

@@ -117,10 +117,10 @@ static int set_u64(const struct option_spec *o, const char *text)
 
 static int set_size(const struct option_spec *o, const char *text)
 {
-    if (cli_parse_size(text, o->target) < 0)
+    if (cli_parse_size(text, o->target) < 0 || !*(const uint64_t *)o->target)
         return cli_usage_error(
-            "--%s: '%s' is no size as 512Mi (k, M, G, Ki, Mi, Gi; 8e18 bytes at most)", o->name,
-            text);
+            "--%s: '%s' is no size above 0, as 512Mi (k, M, G, Ki, Mi, Gi; 8e18 bytes at most)",
+            o->name, text);
     return 0;
 }
 

@@ -30,12 +30,30 @@ static void catch_signals(void)
         sigaction(signals[i], &action, NULL);
 }
 
+int cli_output_check(const char *out, bool force)
+{
+    struct stat st;
+    char folder[PATH_MAX];
+    const char *slash = strrchr(out, '/');
+    const bool there = lstat(out, &st) == 0;
+    if (there && !force)
+        return cli_error("%s exists: --force replaces it", out);
+    if (there && !S_ISREG(st.st_mode))
+        return cli_error("%s is %s, which is not replaced: name another", out,
+                         S_ISDIR(st.st_mode)   ? "a folder"
+                         : S_ISLNK(st.st_mode) ? "a symbolic link"
+                                               : "no regular file");
+    const int len = slash ? (int)(slash - out) + 1 : 1;
+    snprintf(folder, sizeof(folder), "%.*s", len, slash ? out : ".");
+    return access(folder, W_OK | X_OK) < 0 ? cli_error("%s: %s", folder, strerror(errno)) : CLI_OK;
+}
+
 // `middle`: of the name of what is not whole yet.
 static int open_part(const char *out, const char *middle, bool force, int flags, int *ret_fd)
 {
-    struct stat st;
-    if (!force && lstat(out, &st) == 0)
-        return cli_error("%s exists: --force replaces it", out);
+    int status = cli_output_check(out, force);
+    if (status != CLI_OK)
+        return status;
     if (snprintf(part, sizeof(part), "%s%s.part", out, middle) >= (int)sizeof(part))
         return cli_error("%s: %s", out, strerror(ENAMETOOLONG));
     int fd = open(part, flags | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);

@@ -14,9 +14,10 @@
 struct asked {
     const char *recipe, *to;
     struct option_list texts, judge;
-    uint64_t size, tokens; // 0: not said
-    uint32_t windows;      // 0: not said
-    float token_ms, kld;   // NAN: not said
+    uint64_t size;       // 0: not said
+    uint64_t tokens;     // UINT64_MAX: not said
+    uint32_t windows;    // 0: not said
+    float token_ms, kld; // NAN: not said
 };
 
 // What is done without a recipe: types alone beside a student in one type, at the same size.
@@ -25,8 +26,8 @@ static json_t *usual_recipe(const struct asked *a)
     json_t *student =
         json_pack("{s:{s:i, s:s}, s:{s:[f, f, f], s:i}}", "distill", "tokens", 0, "weights", "fit",
                   "search", "layers", 0.99, 0.8, 0.6, "tokens", 16384);
-    json_t *healed =
-        json_pack("{s:{s:I}}", "distill", "tokens", (json_int_t)(a->tokens ? a->tokens : 1000000));
+    json_t *healed = json_pack("{s:{s:I}}", "distill", "tokens",
+                               (json_int_t)(a->tokens != UINT64_MAX ? a->tokens : 1000000));
     json_t *types = json_pack("{s:{s:s, s:s}}", "compress", "target", "fit", "method", "gptq");
     json_t *rounded =
         json_pack("{s:{s:s, s:s}}", "compress", "to", a->to ? a->to : "Q4_0", "method", "gptq");
@@ -72,7 +73,7 @@ static void put_options(const struct asked *a, json_t *recipe)
 static int make_recipe(const struct asked *a, json_t **ret)
 {
     int status = CLI_OK;
-    if (a->recipe && (a->to || a->tokens))
+    if (a->recipe && (a->to || a->tokens != UINT64_MAX))
         return cli_usage_error("--to and --tokens are of a pipeline without --recipe");
     if (!a->recipe && !a->size)
         return cli_usage_error("pipeline needs --recipe FILE, or --target-size SIZE and --text "
@@ -134,7 +135,7 @@ static int run(struct pipeline *p)
 int verb_pipeline(const struct verb *verb, int argc, char **argv)
 {
     struct pipeline p = {.judge = eval_usual()};
-    struct asked a = {.token_ms = NAN, .kld = NAN};
+    struct asked a = {.tokens = UINT64_MAX, .token_ms = NAN, .kld = NAN};
     const struct option_spec specs[] = {
         {"output", 'o', OPTION_STRING, &p.folder, "DIR",
          "a folder for what is made (required); with what an earlier run has made it goes on"},

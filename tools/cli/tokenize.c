@@ -23,9 +23,9 @@ static int print_ids(const int32_t *ids, size_t n, bool json)
 static int tokenize(nibble *connection, const char *model, const char *text, size_t len,
                     unsigned flags, bool json)
 {
-    // Room for the text, an id for each byte, and the channel's alignment.
+    // Room for the text, three ids for each byte, and the channel's alignment.
     nibble_session *session =
-        cli_session(connection, model, NULL, len + 4 * (len + 16) + 65536, NIBBLE_DRAFTS_OFF);
+        cli_session(connection, model, NULL, len + 12 * len + 65536, NIBBLE_DRAFTS_OFF);
     int32_t *ids = NULL;
     int n = session ? cli_tokenize(connection, session, model, text, len, flags, &ids) : -1;
     int status = n < 0 ? CLI_FAILED : print_ids(ids, (size_t)n, json);

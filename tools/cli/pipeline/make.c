@@ -115,7 +115,9 @@ static int start(const struct pipeline *p, const struct pipeline_job *job, uint6
     const struct nibble_compress_options options = {.size = sizeof(options),
                                                     .detached = true,
                                                     .recipe = recipe,
-                                                    .kind = job->trains ? "distill" : NULL,
+                                                    .kind = job->trains                ? "distill"
+                                                            : jobs_learns(job->recipe) ? "weighted"
+                                                                                       : NULL,
                                                     .calibration = job->texts->items,
                                                     .n_calibration = job->texts->n,
                                                     .teacher = taught ? p->model : NULL};

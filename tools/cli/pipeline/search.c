@@ -152,6 +152,8 @@ static void put_shape(const struct shape *shape, json_t *recipe)
     json_object_del(recipe, "weights");
     if (shape->weights > 0)
         json_object_set_new(recipe, "weights", json_real(shape->weights));
+    else if (!shape->layers)
+        json_object_del(recipe, "layers_by"); // nothing is to be chosen
 }
 
 // Lowers the weights until what is cut fits.
