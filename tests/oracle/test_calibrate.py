@@ -197,6 +197,8 @@ class Calibrate(unittest.TestCase):
         self.assertLess(search, nearest)
         self.assertLess(gptq, 0.8 * search)
         self.refused("method gptq learns from text", "--method", "gptq", "--imatrix", self.path / "kept.gguf")
+        self.refused("static activations have ranges that calibration text shows", "--activations", "static", "--imatrix",
+                     self.path / "kept.gguf")
         self.refused('"method" is "search"', "--method", "magic", "--calibration", self.text)
         for scheme in ("int8-channel", "int8-channel-zero"):
             done = self.nibble("compress", self.model, "-o", self.path / "never.gguf", "--to", scheme, "--method", "gptq", *how)

@@ -329,7 +329,6 @@ class Schemes(unittest.TestCase):
 
     def test_refusals(self):
         for complaint, *words in (
-                ("static activations have ranges that calibration text shows", "--recipe", {"to": "Q8_0", "activations": {"scheme": "static"}}),
                 ('its "scheme" is one of block, dynamic, static', "--recipe", {"to": "Q8_0", "activations": {"scheme": "int4"}}),
                 ('beside the "scheme" is of a static one', "--recipe", {"to": "Q8_0", "activations": {"scheme": "dynamic", "range": "mse"}}),
                 ('its "percentile" is a number from 50 to 100', "--recipe",
