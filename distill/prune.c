@@ -150,7 +150,8 @@ static int refuse(const struct choosing *c, const struct shape *least)
         return rc;
     return nb_fail(c->error, -EINVAL,
                    "a student of %" PRIu64 " %s%s is not to be had: with %u layer%s, and %u inner "
-                   "rows of each, it has %" PRIu64 "; ask for more, or cut its width or heads too",
+                   "rows of each, it has %" PRIu64
+                   "; ask for more, or cut its width, heads or vocabulary too",
                    bytes ? c->bytes : asked, bytes ? "bytes as " : "weights", bytes ? c->r->to : "",
                    least->layers, least->layers > 1 ? "s" : "", rows ? rows : c->hp->ffn, n);
 }
