@@ -4,6 +4,7 @@ while it teaches changes no byte; a command that is interrupted goes on; files t
 
 usage: test_lessons.py NIBBLE MAKE-GGUF    (NIBBLE_TEST_* name the service's programs, as in tests/service)
 """
+import json
 import os
 import signal
 import struct
@@ -18,7 +19,7 @@ import families
 import gguf
 import llama
 import numpy as np
-from measures import log_softmax
+from measures import counted, log_softmax
 
 LENGTH, HEADER = 64, 64
 
@@ -157,6 +158,21 @@ class Lessons(Trainings):
         (self.path / "chat.jsonl").write_text('{"messages": []}\n')
         done = self.nibble("teach", "teacher", "--text", self.path / "chat.jsonl", "-o", other, "--force")
         self.assertIn("conversations are learnt with the teacher itself", done.stderr)
+
+    def test_lines(self):
+        """JSON lines are such by their first line too: the text that is learnt is the same."""
+        lines = [counted(3000)[at:at + 300] for at in range(0, 3000, 300)]
+        for name in ("lines.txt", "lines.jsonl"):
+            (self.path / name).write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        (self.path / "plain.txt").write_text("".join(lines))
+        taught = []
+        for name in ("lines.txt", "lines.jsonl", "plain.txt"):
+            out = self.path / "lines.lessons"
+            done = self.nibble("teach", "teacher", "--text", self.path / name, "-o", out, "--length", LENGTH, "--force", "--keep", "2")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            taught.append(out.read_bytes())
+        self.assertEqual(taught[0], taught[1])
+        self.assertEqual(taught[0][-1000:], taught[2][-1000:])
 
     def of_another_family(self):
         path, case = self.path / "family.gguf", case_of("llama")

@@ -71,31 +71,50 @@ static int add(struct teach *t, const char *text, size_t len)
     return CLI_OK;
 }
 
-static bool are_lines(const char *name)
+static const char *end_of_line(const char *at, const char *end)
+{
+    const char *found = memchr(at, '\n', (size_t)(end - at));
+    return found ? found : end;
+}
+
+static json_t *parse_line(const char *at, const char *end)
+{
+    return json_loadb(at, (size_t)(end - at), JSON_REJECT_DUPLICATES, NULL);
+}
+
+// By the name, or by the first line, as `nibble distill` has it (quant/texts.h).
+static bool are_lines(const char *name, const char *text, size_t len)
 {
     const char *dot = strrchr(name, '.');
-    return dot && (!strcmp(dot, ".jsonl") || !strcmp(dot, ".ndjson"));
+    if (dot && (!strcmp(dot, ".jsonl") || !strcmp(dot, ".ndjson")))
+        return true;
+    json_t *first = *text == '{' ? parse_line(text, end_of_line(text, text + len)) : NULL;
+    const bool are = json_is_string(json_object_get(first, "text")) ||
+                     json_is_array(json_object_get(first, "messages"));
+    json_decref(first);
+    return are;
 }
 
 // The "text" of each.
-static int add_lines(struct teach *t, const char *name, char *text)
+static int add_lines(struct teach *t, const char *name, const char *text, size_t len)
 {
+    const char *end = text + len, *stop;
     size_t line = 0;
     int status = CLI_OK;
-    for (char *at = text, *next; status == CLI_OK && at; at = next) {
-        if ((next = strchr(at, '\n')))
-            *next++ = '\0';
+    for (const char *at = text; status == CLI_OK && at < end; at = stop + 1) {
+        stop = end_of_line(at, end);
         line++;
-        if (!at[strspn(at, " \t\r")])
+        if (at + strspn(at, " \t\r") >= stop)
             continue;
-        json_t *object = json_loads(at, 0, NULL);
-        const char *of = json_string_value(json_object_get(object, "text"));
-        status = of ? add(t, of, strlen(of))
-                    : cli_error("%s:%zu is no JSON object with a \"text\"%s", name, line,
-                                json_object_get(object, "messages")
-                                    ? ": conversations are learnt with the teacher itself "
-                                      "(nibble distill --teacher)"
-                                    : "");
+        json_t *object = parse_line(at, stop);
+        const json_t *of = json_object_get(object, "text");
+        status = json_is_string(of)
+                     ? add(t, json_string_value(of), json_string_length(of))
+                     : cli_error("%s:%zu is no JSON object with a \"text\"%s", name, line,
+                                 json_object_get(object, "messages")
+                                     ? ": conversations are learnt with the teacher itself "
+                                       "(nibble distill --teacher)"
+                                     : "");
         json_decref(object);
     }
     return status;
@@ -112,9 +131,11 @@ static int read_texts(struct teach *t)
 static int take_texts(struct teach *t)
 {
     int status = CLI_OK;
-    for (size_t i = 0; i < t->texts.n && status == CLI_OK; i++)
-        status = are_lines(t->texts.items[i]) ? add_lines(t, t->texts.items[i], t->text[i])
-                                              : add(t, t->text[i], t->text_bytes[i]);
+    for (size_t i = 0; i < t->texts.n && status == CLI_OK; i++) {
+        const char *name = t->texts.items[i], *text = t->text[i];
+        const size_t len = t->text_bytes[i];
+        status = are_lines(name, text, len) ? add_lines(t, name, text, len) : add(t, text, len);
+    }
     return status;
 }
 
